@@ -1,0 +1,20 @@
+"""rayinf: what every training row of a classifier is worth, to whom, and what to do about it."""
+
+from rayinf.api import influence
+from rayinf.core.objectives import Objective
+from rayinf.data.scores import Scores
+from rayinf.engine.job import Cluster
+from rayinf.errors import InputError, RayinfError, RunError
+from rayinf.task import Fit, Task
+
+__all__ = [
+    "Cluster",
+    "Fit",
+    "InputError",
+    "Objective",
+    "RayinfError",
+    "RunError",
+    "Scores",
+    "Task",
+    "influence",
+]

@@ -1,0 +1,120 @@
+"""One forward pass that remembers, for every valued layer, its input and where its output's gradient will pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from rayinf.core.blocks import Block
+from rayinf.errors import InputError
+
+# fp16 gradients under 6e-8 vanish: they are carried this much larger, and scaled back in float32.
+HALF_SCALE = 1024.0
+
+
+class Tape:
+    """The inputs of every valued layer, one entry a call, and the gradients of its outputs on demand."""
+
+    def __init__(self, half: bool) -> None:
+        self.inputs: dict[str, list[Tensor]] = {}
+        self.edges: dict[str, list[GradientEdge]] = {}
+        self.shapes: dict[str, list[torch.Size]] = {}
+        self._scale = HALF_SCALE if half else 1.0
+
+    def record(self, name: str, args: tuple[Any, ...], output: Tensor) -> None:
+        """Append one call of a layer. The edge is taken now, since an in-place ReLU may follow."""
+        if output.grad_fn is None:
+            raise InputError(
+                f"Layer {name!r} ran without gradients (torch.no_grad inside forward?).",
+                "leave it out of Task(parameters=[...]), or remove the no_grad.",
+            )
+        self.inputs.setdefault(name, []).append(args[0].detach())
+        self.edges.setdefault(name, []).append(get_gradient_edge(output))
+        self.shapes.setdefault(name, []).append(output.shape)
+
+    def gradients(self, logits: Tensor, cotangent_bc: Tensor, last: bool = False) -> dict[str, list[Tensor]]:
+        """Gradients of `(logits * cotangent).sum()` in the output of every call of every layer.
+
+        Weight gradients are not formed: two thirds of a training step's backward.
+
+        Args:
+            logits: what the taped forward pass returned, `[B, C]`.
+            cotangent_bc: the row's gradient in its logits, `[B, C]`.
+            last: release the graph, since no further cotangent follows.
+        """
+        flat = [edge for edges in self.edges.values() for edge in edges]
+        if not flat:
+            return {}
+        found = torch.autograd.grad(
+            logits, flat, cotangent_bc.to(logits.dtype) * self._scale, retain_graph=not last, allow_unused=True
+        )
+        values = iter(found)
+        out: dict[str, list[Tensor]] = {}
+        for name, shapes in self.shapes.items():
+            for shape, x in zip(shapes, self.inputs[name], strict=True):
+                g = next(values)
+                if g is None:
+                    g = torch.zeros(shape, dtype=logits.dtype, device=x.device)
+                out.setdefault(name, []).append(_widen(g) / self._scale if self._scale != 1.0 else _widen(g))
+        return out
+
+
+@contextmanager
+def capture(model: nn.Module, blocks: Sequence[Block], half: bool = False) -> Iterator[Tape]:
+    """Hook the layers of `blocks`; everything the model had before is put back on leaving.
+
+    Args:
+        model: in eval mode.
+        blocks: those with a rule; loose blocks are passed over.
+        half: the forward pass runs in fp16, so gradients are scaled on their way.
+    """
+    tape = Tape(half)
+    modules = dict(model.named_modules())
+    ruled = [b for b in blocks if b.kind != "loose"]
+    wanted = {name for b in ruled for name in b.parameters}
+    before = {name: value.requires_grad for name, value in model.named_parameters()}
+    handles = []
+    try:
+        for name, value in model.named_parameters():
+            value.requires_grad_(name in wanted)
+        for block in ruled:
+
+            def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor, name: str = block.name) -> None:
+                tape.record(name, args, output)
+
+            handles.append(modules[block.name].register_forward_hook(hook))
+        yield tape
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, value in model.named_parameters():
+            value.requires_grad_(before[name])
+
+
+def _widen(x: Tensor) -> Tensor:
+    """bf16 and fp16 as float32: sums and products are never taken in half precision."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def forward(model: nn.Module, x: Any, autocast: torch.dtype | None = None) -> Tensor:
+    """Logits `[B, C]` of a batch; a tuple or dict of inputs is passed as arguments.
+
+    Args:
+        model: in eval mode.
+        x: the model's input.
+        autocast: bfloat16 or float16 for mixed precision, or None.
+    """
+    device = next(model.parameters()).device.type
+    with torch.autocast(device, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+        if isinstance(x, dict):
+            logits = model(**x)
+        elif isinstance(x, tuple | list):
+            logits = model(*x)
+        else:
+            logits = model(x)
+    return _widen(logits)

@@ -1,0 +1,92 @@
+"""Exact Hessian and generalised Gauss-Newton for few parameters: the user's own oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rayinf.core.blocks import Block, from_matrix, to_matrix
+from rayinf.core.influence import Taped, dense_rows
+from rayinf.core.kfac import Sums, add, add_gram
+from rayinf.core.row_gradients import functional_logits
+from rayinf.task import RowLoss
+
+# Tangents pushed through the model at once: bounds the memory of a Hessian's columns.
+_TANGENTS = 32
+
+
+def add_ggn(sums: Sums, taped: Taped, columns_sbc: Tensor) -> None:
+    """Add `sum_rows J' (sum_s c_s c_s') J` under `H` (lower triangle) from the columns of the Fisher in the logits.
+
+    Cost a row: S backward passes and `S p^2 / 2` multiply-adds. For softmax cross-entropy and a linear head this
+    is the Hessian.
+    """
+    add(sums, "rows", torch.tensor(float(len(taped.logits))))
+    for s, column_bc in enumerate(columns_sbc):
+        add_gram(sums, "H", dense_rows(taped, column_bc, last=s == len(columns_sbc) - 1)[None])
+
+
+def add_head_hessian(sums: Sums, a_bi: Tensor, logits_bc: Tensor) -> None:
+    """Add the softmax Hessian of a linear head, `sum_rows (diag P - P P') (x) a a'`, under `H`.
+
+    Args:
+        sums: where to add, `[1, K i, K i]`, whole (both triangles).
+        a_bi: inputs of the head, with the column of ones.
+        logits_bc: its outputs.
+
+    Cost a row: `K (K + 1) / 2 i^2` multiply-adds in float64, K times less than from gradients.
+    """
+    add(sums, "rows", torch.tensor(float(len(a_bi))))
+    a, p = a_bi.double(), logits_bc.double().softmax(1)
+    k, i = p.shape[1], a.shape[1]
+    if "H" not in sums:
+        sums["H"] = torch.zeros(1, k * i, k * i, dtype=torch.float64, device=a.device)
+    h = sums["H"].view(k, i, k, i)
+    for c in range(k):
+        for e in range(c + 1):
+            # 1 - P_c as the sum of the others: exact for a sure row too.
+            weight = p[:, c] * ((p.sum(1) - p[:, c]) if c == e else -p[:, e])
+            part = (a * weight[:, None]).T @ a
+            h[c, :, e] += part
+            if c != e:
+                h[e, :, c] += part
+
+
+def add_hessian(
+    sums: Sums, model: nn.Module, blocks: Sequence[Block], x: Any, labels: Tensor, loss: RowLoss
+) -> None:
+    """Add the Hessian of the summed loss of a batch under `H`, forward over reverse, in the blocks' coordinates.
+
+    Cost: p Hessian-vector products a batch, 32 at a time.
+    """
+    add(sums, "rows", torch.tensor(float(len(labels))))
+    held = {k: v.detach() for k, v in [*model.named_parameters(), *model.named_buffers()]}
+    theta = torch.cat([to_matrix(b, [held[n] for n in b.parameters]).flatten() for b in blocks])
+
+    def total(flat: Tensor) -> Tensor:
+        params, start = dict(held), 0
+        for b in blocks:
+            params.update(from_matrix(b, flat[start : start + b.numel].view(b.shape), held))
+            start += b.numel
+        return loss(functional_logits(model, params, x), labels).sum()
+
+    def column(v: Tensor) -> Tensor:
+        return torch.func.jvp(torch.func.grad(total), (theta,), (v,))[1]
+
+    p = len(theta)
+    if "H" not in sums:
+        sums["H"] = torch.zeros(1, p, p, dtype=torch.float64, device=theta.device)
+    for start in range(0, p, _TANGENTS):
+        stop = min(start + _TANGENTS, p)
+        tangents = torch.zeros(stop - start, p, dtype=theta.dtype, device=theta.device)
+        tangents[:, start:stop] = torch.eye(stop - start, dtype=theta.dtype, device=theta.device)
+        sums["H"][0, start:stop] += torch.func.vmap(column)(tangents)
+
+
+def decompose_dense(hessian_pp: Tensor, rows: float) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors (columns) of the mean curvature. Cost: `9 p^3` flops, `3 p^2` float64 numbers."""
+    lower = hessian_pp.tril()
+    return torch.linalg.eigh((lower + lower.tril(-1).T) / rows)

@@ -1,0 +1,110 @@
+"""The Fisher in the logits of each row, as columns whose outer products add up to it.
+
+Every factor of the same matrix gives the same K-FAC sums and the same Lambda, so the fewest columns are taken:
+K - 1 for softmax cross-entropy, one for the empirical Fisher.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rayinf.errors import InputError
+from rayinf.task import RowLoss
+
+FisherKind = Literal["true", "empirical"]
+
+# Up to here the expectation over labels is taken whole; above, this many labels a row are drawn.
+MOST_CLASSES = 32
+DRAWS = 8
+
+
+def logit_gradient(rows: RowLoss, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Values `[B]` of a function of each row's logits, and their gradients `[B, C]` in the logits.
+
+    Raises:
+        InputError: the function does not return one value a row.
+    """
+    leaf = logits.detach().requires_grad_(True)
+    with torch.enable_grad():
+        values = rows(leaf, labels)
+        if not isinstance(values, Tensor) or values.shape != (len(leaf),):
+            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise InputError(
+                f"The loss returned {got} for a batch of {len(leaf)} rows: it must be one value a row.",
+                'return losses of shape [B]: with torch losses, pass reduction="none".',
+            )
+        (gradient,) = torch.autograd.grad(values.sum(), leaf)
+    return values.detach(), gradient.detach()
+
+
+def columns(logits: Tensor, labels: Tensor, loss: str | RowLoss, kind: FisherKind, draws: Tensor | None) -> Tensor:
+    """Columns `[S, B, C]` with `sum_s c_s c_s' = ` the Fisher of each row in its logits.
+
+    Args:
+        logits: `[B, C]`.
+        labels: `[B]`, used by the empirical Fisher alone.
+        loss: of the task.
+        kind: "true" takes the expectation over the model's own labels (for a callable loss: the Hessian of the loss
+            in the logits, negative eigenvalues clipped); "empirical" takes the given label.
+        draws: uniforms `[B, DRAWS]` for more than `MOST_CLASSES` classes, keyed by row so that they depend on
+            neither batch nor worker; else None.
+
+    Raises:
+        InputError: a callable loss with more classes than the true Fisher can be factored for.
+    """
+    logits = logits.detach()
+    if kind == "empirical":
+        return logit_gradient(_as_function(loss), logits, labels)[1][None]
+    many = logits.shape[1] > MOST_CLASSES
+    if loss == "cross_entropy":
+        return _drawn(logits, draws) if many and draws is not None else _softmax_factor(logits)
+    if many:
+        raise InputError(
+            f"The true Fisher of a callable loss over {logits.shape[1]} classes has no cheap factor.",
+            'pass fisher="empirical", or loss="cross_entropy".',
+        )
+    return _hessian_factor(logits, labels, _as_function(loss))
+
+
+def _as_function(loss: str | RowLoss) -> RowLoss:
+    if callable(loss):
+        return loss
+    return lambda z, y: torch.nn.functional.cross_entropy(z, y, reduction="none")
+
+
+def _softmax_factor(logits: Tensor) -> Tensor:
+    """K - 1 columns of `diag P - P P'`: a reference class r = argmax P drops out.
+
+    Column k (not r) is `sqrt(P_k) [(e_k - e_r) - (P - e_r) / (1 + sqrt P_r)]`; no difference of near-equal numbers.
+    """
+    n, k = logits.shape
+    p = logits.softmax(1)
+    r = p.argmax(1, keepdim=True)
+    others = torch.arange(k - 1, device=logits.device)[None]
+    others = others + (others >= r)
+    root = p.gather(1, others).sqrt()
+    e_r = torch.zeros_like(p).scatter_(1, r, 1.0)
+    # P - e_r with its r-th entry as minus the sum of the others, which 1 - P_r would lose for a sure row.
+    away = (p * (1 - e_r)) - e_r * (p * (1 - e_r)).sum(1, keepdim=True)
+    shared = away / (1 + p.gather(1, r).sqrt())
+    out = torch.zeros(n, k - 1, k, dtype=p.dtype, device=p.device).scatter_(2, others[..., None], 1.0)
+    return (root[..., None] * (out - e_r[:, None] - shared[:, None])).transpose(0, 1).contiguous()
+
+
+def _drawn(logits: Tensor, draws: Tensor) -> Tensor:
+    p = logits.softmax(1)
+    drawn = torch.searchsorted(p.double().cumsum(1), draws.to(p.device)).clamp_(max=p.shape[1] - 1)
+    one_hot = torch.nn.functional.one_hot(drawn, p.shape[1]).to(p.dtype)
+    return ((p[:, None] - one_hot) / draws.shape[1] ** 0.5).transpose(0, 1).contiguous()
+
+
+def _hessian_factor(logits: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
+    def one(z: Tensor, y: Tensor) -> Tensor:
+        return loss(z[None], y[None])[0]
+
+    hessian = torch.func.vmap(torch.func.hessian(one))(logits, labels)
+    values, vectors = torch.linalg.eigh(hessian.double())
+    return (vectors * values.clamp(min=0).sqrt()[:, None]).permute(2, 0, 1).to(logits.dtype).contiguous()

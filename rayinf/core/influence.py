@@ -1,0 +1,187 @@
+"""Row gradients against query vectors: sums over validation rows, products with training rows, self products."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rayinf.core.blocks import Block
+from rayinf.core.capture import Tape
+from rayinf.core.kfac import Sums
+from rayinf.core.positions import Positions, tiles
+from rayinf.core.row_gradients import loose_row_gradients, row_gradient_slices
+
+Queries = dict[str, Tensor]
+# Q_A and Q_G (None: as it is), and the inverse eigenvalues [r, o, i].
+Turn = tuple[Tensor | None, Tensor | None, Tensor]
+
+
+@dataclass(frozen=True)
+class Taped:
+    """A batch after its forward pass: everything that row gradients are made of.
+
+    Attributes:
+        model: in eval mode.
+        modules: its modules by name.
+        blocks: what is valued.
+        tape: of the forward pass.
+        logits: `[B, C]`.
+        x: the model's input.
+    """
+
+    model: nn.Module
+    modules: Mapping[str, nn.Module]
+    blocks: tuple[Block, ...]
+    tape: Tape
+    logits: Tensor
+    x: Any
+
+    def block_tiles(self, cotangent_bc: Tensor, last: bool = True) -> list[tuple[Block, Iterable[Positions]]]:
+        """Every block's row gradients of one cotangent, as tiles of positions.
+
+        A loose block's row gradient stands as its own input at a single position with output gradient 1.
+        """
+        gradients = self.tape.gradients(self.logits, cotangent_bc, last)
+        loose = [b for b in self.blocks if b.kind == "loose"]
+        whole = slice(0, len(self.logits))
+        out: list[tuple[Block, Iterable[Positions]]] = []
+        dense = loose_row_gradients(self.model, loose, self.x, cotangent_bc)
+        for block in self.blocks:
+            if block.kind == "loose":
+                a = dense[block.name]
+                out.append((block, [Positions(whole, a, a.new_ones(len(a), 1, 1, 1))]))
+            elif block.name in gradients:
+                module, inputs = self.modules[block.name], self.tape.inputs[block.name]
+                out.append((block, _Lazy(block, module, inputs, gradients[block.name])))
+            else:
+                out.append((block, ()))
+        return out
+
+
+@dataclass(frozen=True)
+class _Lazy:
+    """Tiles made anew at every iteration: unfolded inputs of all layers are never held at once."""
+
+    block: Block
+    module: nn.Module
+    inputs: Sequence[Tensor]
+    gradients: Sequence[Tensor]
+
+    def __iter__(self) -> Iterator[Positions]:
+        return tiles(self.block, self.module, self.inputs, self.gradients)
+
+
+def add_queries(sums: Sums, taped: Taped, cotangent_bc: Tensor, weights_bq: Tensor, prefix: str) -> None:
+    """Add a batch to the query vectors `V_q = sum_b w_bq (row gradient of b)`, under `<prefix>/<block>`, `[Q, r, o, i]`.
+
+    Rows of weight 0 are left out, so that K categories cost what one total does. Multiplied in the model's
+    precision, added in float64.
+
+    Args:
+        sums: where to add.
+        taped: the batch.
+        cotangent_bc: gradient of the row function in the logits.
+        weights_bq: `[B, Q]`.
+        prefix: of the keys.
+    """
+    count = weights_bq.shape[1]
+    for block, parts in taped.block_tiles(cotangent_bc):
+        key = f"{prefix}/{block.name}"
+        if key not in sums:
+            sums[key] = torch.zeros(count, *block.shape, dtype=torch.float64, device=cotangent_bc.device)
+        for tile in parts:
+            for q in range(count):
+                w = weights_bq[tile.rows, q]
+                rows = w.nonzero()[:, 0]
+                if not len(rows):
+                    continue
+                a = tile.a_brti[rows].transpose(0, 1).flatten(1, 2)
+                g = (tile.g_brto[rows] * w[rows][:, None, None, None]).transpose(0, 1).flatten(1, 2)
+                value = torch.bmm(g.transpose(1, 2), a).to(torch.float64)
+                if tile.columns is None:
+                    sums[key][q] += value
+                else:
+                    sums[key][q].index_add_(2, tile.columns, value)
+
+
+def row_products(taped: Taped, cotangent_bc: Tensor, queries: Queries) -> Tensor:
+    """Products of every row gradient with every query, `[B, Q]`: `sum_blocks <row gradient, U_q>`.
+
+    Cost a row: `Q o i` multiply-adds a layer, and `T o i` more where there are T > 1 positions.
+    """
+    first = next(iter(queries.values()))
+    out = torch.zeros(len(cotangent_bc), len(first), dtype=first.dtype, device=first.device)
+    for block, parts in taped.block_tiles(cotangent_bc):
+        u = queries[block.name]
+        for tile in parts:
+            u_tile = u if tile.columns is None else u[..., tile.columns]
+            out[tile.rows] += _products_one(tile, u_tile) if tile.one else _products_many(tile, u_tile)
+    return out
+
+
+def _products_one(tile: Positions, u_qroi: Tensor) -> Tensor:
+    """`g' U a` without a row gradient; the longer side is contracted first."""
+    q, r, o, i = u_qroi.shape
+    a_bri, g_bro = tile.a_brti[:, :, 0], tile.g_brto[:, :, 0]
+    total = a_bri.new_zeros(len(a_bri), q)
+    for group in range(r):
+        a, g, u = a_bri[:, group], g_bro[:, group], u_qroi[:, group]
+        if i >= o:
+            half = torch.nn.functional.linear(a, u.reshape(q * o, i)).view(-1, q, o)
+            total += torch.bmm(half, g[:, :, None])[..., 0]
+        else:
+            half = torch.matmul(g, u.permute(1, 0, 2).reshape(o, q * i)).view(-1, q, i)
+            total += torch.bmm(half, a[:, :, None])[..., 0]
+    return total
+
+
+def _products_many(tile: Positions, u_qroi: Tensor) -> Tensor:
+    """The row gradient once, in slices, and all products with it: Q is then nearly free."""
+    total = tile.a_brti.new_zeros(len(tile.a_brti), len(u_qroi))
+    for where, gradient in row_gradient_slices(tile.a_brti, tile.g_brto):
+        total.addmm_(gradient.flatten(1), u_qroi[:, :, where].flatten(1).T)
+    return total
+
+
+def dense_rows(taped: Taped, cotangent_bc: Tensor, last: bool = True) -> Tensor:
+    """Row gradients `[B, p]` over all blocks in order. For small p (`exact`, `ggn`): a batch is held whole."""
+    parts = []
+    for block, block_parts in taped.block_tiles(cotangent_bc, last):
+        rows = cotangent_bc.new_zeros(len(cotangent_bc), *block.shape)
+        for tile in block_parts:
+            value = torch.matmul(tile.g_brto.transpose(2, 3), tile.a_brti)
+            if tile.columns is None:
+                rows[tile.rows] = value
+            else:
+                rows[tile.rows].index_add_(3, tile.columns, value)
+        parts.append(rows.flatten(1))
+    return torch.cat(parts, dim=1)
+
+
+def self_products(taped: Taped, cotangent_bc: Tensor, turns: Mapping[str, Turn]) -> Tensor:
+    """`l' H^-1 l` of every row gradient l, `[B]`, in the eigenbasis.
+
+    Args:
+        taped: the batch.
+        cotangent_bc: gradient of the loss in the logits.
+        turns: per block.
+    """
+    out = cotangent_bc.new_zeros(len(cotangent_bc))
+    for block, parts in taped.block_tiles(cotangent_bc):
+        q_a, q_g, inverse = turns[block.name]
+        for tile in parts:
+            a = tile.a_brti if q_a is None else torch.matmul(tile.a_brti, q_a)
+            g = tile.g_brto if q_g is None else torch.matmul(tile.g_brto, q_g)
+            d = inverse if tile.columns is None else inverse[..., tile.columns]
+            if tile.one:
+                half = torch.matmul(g[:, :, 0].square().transpose(0, 1), d)
+                out[tile.rows] += (half * a[:, :, 0].square().transpose(0, 1)).sum((0, 2))
+            else:
+                for where, gradient in row_gradient_slices(a, g):
+                    out[tile.rows] += (gradient.square() * d[:, where]).sum((1, 2, 3))
+    return out
+

@@ -1,0 +1,106 @@
+"""Damping, and solves with the mean curvature: query vectors V -> U = (n (H + l2 + damping))^-1 V."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from rayinf.core.blocks import Block
+from rayinf.core.influence import Queries
+from rayinf.core.kfac import Basis
+from rayinf.errors import InputError
+
+# The default damping of a layer, as a share of its mean eigenvalue.
+RELATIVE_DAMPING = 0.1
+# The share of a query's norm that may lie where the curvature is singular before the answer is refused.
+LOST_SHARE = 1e-6
+
+
+def eigen_inverse(lambda_roi: Tensor, rows: float, l2: float, damping: float | None) -> Tensor:
+    """`1 / (n (Lambda + l2 + damping))`, with zeros where that is singular; `damping=None` takes 0.1 mean(Lambda).
+
+    A layer whose Lambda is all zero contributes nothing, whatever the damping.
+    """
+    mean = float(lambda_roi.mean())
+    if mean == 0.0:
+        return torch.zeros_like(lambda_roi)
+    level = lambda_roi + l2 + (RELATIVE_DAMPING * mean if damping is None else damping)
+    return _inverse(level * rows, lambda_roi.shape[1] * lambda_roi.shape[2])
+
+
+def solve_eigen(block: Block, v_qroi: Tensor, basis: Basis, inverse_roi: Tensor) -> Tensor:
+    """`Q_G [ (Q_G' V Q_A) D ] Q_A'` in float64.
+
+    Raises:
+        InputError: the query has weight where the curvature is singular.
+    """
+    turned = torch.matmul(basis.q_g_roo.transpose(1, 2), v_qroi)
+    if basis.q_a_rii is not None:
+        turned = torch.matmul(turned, basis.q_a_rii)
+    if float(inverse_roi.max()) > 0:
+        _check_lost(turned.flatten(1), inverse_roi.flatten()[None], block.name)
+    turned = torch.matmul(basis.q_g_roo, turned * inverse_roi)
+    return turned if basis.q_a_rii is None else torch.matmul(turned, basis.q_a_rii.transpose(1, 2))
+
+
+def solve_dense(v_qp: Tensor, vectors_pp: Tensor, inverse_p: Tensor) -> Tensor:
+    """`V Q D Q'` for a small dense curvature.
+
+    Raises:
+        InputError: a query has over 1e-6 of its norm in the null space of the curvature.
+    """
+    turned = v_qp @ vectors_pp
+    _check_lost(turned, inverse_p[None], "the valued parameters")
+    return (turned * inverse_p) @ vectors_pp.T
+
+
+def dense_inverse(values_p: Tensor, rows: float, shift: float, eps: float) -> Tensor:
+    """`1 / (n (eigenvalue + l2 + damping))` with eigenvalues under `p eps max` dropped.
+
+    Args:
+        values_p: eigenvalues of the mean Hessian or GGN.
+        rows: n.
+        shift: l2 + damping.
+        eps: machine epsilon of the precision that the curvature was computed in.
+
+    Raises:
+        InputError: an eigenvalue is negative beyond rounding: the fit is no minimum.
+    """
+    level = values_p + shift
+    floor = len(values_p) * eps * float(level.abs().max())
+    if float(level.min()) < -floor:
+        raise InputError(
+            f"The exact Hessian has {int((level < -floor).sum())} negative eigenvalues of {len(level)} "
+            f"(least {float(level.min()):.3g}, largest {float(level.max()):.3g}): the model is not at a minimum.",
+            'use curvature="ggn", which is never negative, or pass a larger damping, or train to convergence.',
+        )
+    return _inverse(level * rows, len(values_p), eps)
+
+
+def split_blocks(flat_qp: Tensor, blocks: Sequence[Block]) -> Queries:
+    """`[Q, p]` -> a matrix a block."""
+    parts = flat_qp.split([b.numel for b in blocks], dim=1)
+    return {b.name: part.reshape(-1, *b.shape) for b, part in zip(blocks, parts, strict=True)}
+
+
+def join_blocks(queries: Mapping[str, Tensor], blocks: Sequence[Block]) -> Tensor:
+    """The inverse of `split_blocks`."""
+    return torch.cat([queries[b.name].flatten(1) for b in blocks], dim=1)
+
+
+def _inverse(level: Tensor, size: int, eps: float = torch.finfo(torch.float64).eps) -> Tensor:
+    keep = level > size * eps * level.max()
+    return torch.where(keep, 1.0 / torch.where(keep, level, 1.0), 0.0)
+
+
+def _check_lost(turned_qp: Tensor, inverse: Tensor, name: str) -> None:
+    norms = turned_qp.norm(dim=1)
+    lost = (turned_qp * (inverse == 0)).norm(dim=1)
+    if bool((lost > LOST_SHARE * norms).any()):
+        share = float((lost / norms.clamp(min=1e-300)).max())
+        raise InputError(
+            f"The curvature of {name} is singular, and {share:.2%} of a query's norm lies in its null space.",
+            "pass damping > 0, or fit with l2 > 0 and say so in Task(l2=...).",
+        )

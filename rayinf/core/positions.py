@@ -1,0 +1,134 @@
+"""What a layer's rule is: its raw inputs and output gradients as rows x groups x positions.
+
+Whatever the layer, `a_brti` and `g_brto` are such that the gradient of row b is `sum_t g_t a_t'` in each group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rayinf.core.blocks import Block
+from rayinf.errors import InputError
+
+# Floats that one tile's unfolded inputs may take: 32 MB in float32, so that a batch of images is never unfolded whole.
+TILE_FLOATS = 8_000_000
+
+
+@dataclass(frozen=True)
+class Positions:
+    """A tile of rows of one layer.
+
+    Attributes:
+        rows: the rows of the batch that the tile holds.
+        a_brti: inputs, with a last column of ones where the layer has a bias.
+        g_brto: gradients in the outputs.
+        columns: for an embedding, which of the `i` columns the compacted last axis of `a` stands for.
+    """
+
+    rows: slice
+    a_brti: Tensor
+    g_brto: Tensor
+    columns: Tensor | None = None
+
+    @property
+    def one(self) -> bool:
+        """Whether there is one position, so that the row gradient has rank one."""
+        return self.a_brti.shape[2] == 1
+
+
+def tiles(
+    block: Block, module: nn.Module, inputs: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> Iterator[Positions]:
+    """The batch in tiles of rows whose unfolded inputs fit in `TILE_FLOATS`; further calls append positions."""
+    batch = gradients[0].shape[0]
+    for x, g in zip(inputs, gradients, strict=True):
+        if g.shape[0] != batch or x.shape[0] != batch:
+            raise InputError(
+                f"Layer {block.name!r} sees {x.shape[0]} rows in a batch of {batch}.",
+                "keep the batch as the first axis in forward, or leave the layer out of Task(parameters=[...]).",
+            )
+    step = max(1, min(batch, _rows_per_tile(block, gradients)))
+    for start in range(0, batch, step):
+        rows = slice(start, min(start + step, batch))
+        if block.kind == "embedding":
+            yield _embedding(block, rows, [x[rows] for x in inputs], [g[rows] for g in gradients], module)
+            continue
+        parts = [_INPUTS[block.kind](block, module, x[rows]) for x in inputs]
+        g_brto = output_positions(block, [g[rows] for g in gradients])
+        a = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        yield Positions(rows, a.to(g_brto.dtype), g_brto)
+
+
+def output_positions(block: Block, gradients: Sequence[Tensor]) -> Tensor:
+    """Output gradients of all calls as `[B, r, T, o]`."""
+    parts = [_outputs(block, g) for g in gradients]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def count_positions(block: Block, gradient: Tensor) -> int:
+    """Positions a row of one call, from the shape of its output `[B, ...]`."""
+    per_row = gradient[0].numel() if gradient.shape[0] else 0
+    return per_row // (block.shape[0] * block.shape[1])
+
+
+def _rows_per_tile(block: Block, gradients: Sequence[Tensor]) -> int:
+    positions = max(1, sum(count_positions(block, g) for g in gradients))
+    if block.kind == "embedding":  # one-hot over at most rows x positions different tokens
+        return int(TILE_FLOATS**0.5) // positions
+    return TILE_FLOATS // (positions * block.shape[0] * block.shape[2])
+
+
+def _linear_inputs(block: Block, module: nn.Module, x: Tensor) -> Tensor:
+    a = x.reshape(x.shape[0], 1, -1, x.shape[-1])
+    return functional.pad(a, (0, 1), value=1.0) if block.has_bias else a
+
+
+def _conv_inputs(block: Block, module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+    """Patches `[B, r, T, i]`, in the order of the weight's own axes (channel, then kernel)."""
+    r = block.shape[0]
+    flat = isinstance(module, nn.Conv1d)
+    if isinstance(module.padding, str) or module.padding_mode != "zeros":
+        pad = module._reversed_padding_repeated_twice
+        x = functional.pad(x, pad, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
+        padding: tuple[int, ...] = (0, 0)
+    else:
+        padding = (0, *module.padding) if flat else module.padding
+    kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
+    if flat:
+        x, kernel, stride, dilation = x[:, :, None], (1, *kernel), (1, *stride), (1, *dilation)
+    if kernel == (1, 1) and stride == (1, 1) and padding == (0, 0):
+        patches = x.flatten(2)
+    else:
+        patches = functional.unfold(x, kernel, dilation=dilation, padding=padding, stride=stride)
+    a = patches.reshape(patches.shape[0], r, -1, patches.shape[-1])
+    if block.has_bias:
+        a = torch.cat([a, a.new_ones(*a.shape[:2], 1, a.shape[3])], dim=2)
+    return a.transpose(2, 3)
+
+
+_INPUTS = {"linear": _linear_inputs, "conv": _conv_inputs}
+
+
+def _outputs(block: Block, g: Tensor) -> Tensor:
+    r, o, _ = block.shape
+    if block.kind == "conv":
+        return g.reshape(g.shape[0], r, o, -1).transpose(2, 3)
+    return g.reshape(g.shape[0], 1, -1, o)
+
+
+def _embedding(
+    block: Block, rows: slice, inputs: Sequence[Tensor], gradients: Sequence[Tensor], module: nn.Module
+) -> Positions:
+    """One-hot inputs over the tokens that occur in the tile: never over the whole vocabulary."""
+    ids = torch.cat([x.reshape(x.shape[0], -1) for x in inputs], dim=1)
+    g = output_positions(block, gradients)
+    columns, where = torch.unique(ids, return_inverse=True)
+    a = functional.one_hot(where, len(columns)).to(g.dtype)
+    if module.padding_idx is not None:  # type: ignore[union-attr]  # an nn.Embedding, by its kind
+        a = a * (ids != module.padding_idx)[..., None]  # type: ignore[union-attr]
+    return Positions(rows, a[:, None], g, columns)

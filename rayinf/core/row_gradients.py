@@ -1,0 +1,87 @@
+"""Row gradients of layers with many positions, formed in slices that stay in the processor's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rayinf.core.blocks import Block, to_matrix
+from rayinf.core.capture import forward
+
+# Floats of one slice of row gradients (2 MB in float32): written, used and dropped without leaving the cache.
+SLICE_FLOATS = 500_000
+
+
+def row_gradient_slices(a_brti: Tensor, g_brto: Tensor, whole: bool = False) -> Iterator[tuple[slice, Tensor]]:
+    """Slices over outputs of the row gradients `sum_t g_t a_t'`: `(outputs, [b, r, o', i])`.
+
+    Args:
+        a_brti: inputs of the layer.
+        g_brto: gradients in its outputs.
+        whole: give all outputs at once, for a caller that mixes them.
+    """
+    b, r, _, i = a_brti.shape
+    o = g_brto.shape[3]
+    step = o if whole or a_brti.is_cuda else max(1, min(o, SLICE_FLOATS // max(b * r * i, 1)))
+    left_brot = g_brto.transpose(2, 3)
+    for start in range(0, o, step):
+        where = slice(start, min(start + step, o))
+        yield where, torch.matmul(left_brot[:, :, where], a_brti)
+
+
+def loose_row_gradients(
+    model: nn.Module, blocks: Sequence[Block], x: Any, cotangent_bc: Tensor
+) -> dict[str, Tensor]:
+    """Row gradients `[b, 1, 1, p]` of parameters without a rule, by `vmap` over the rows.
+
+    Args:
+        model: in eval mode.
+        blocks: the loose ones.
+        x: the model's input.
+        cotangent_bc: the gradient of each row's function in its logits.
+    """
+    if not blocks:
+        return {}
+    held = {k: v.detach() for k, v in [*model.named_parameters(), *model.named_buffers()]}
+    names = [b.parameters[0] for b in blocks]
+
+    def value(params: Mapping[str, Tensor], row: Any, cotangent_c: Tensor) -> Tensor:
+        logits = functional_logits(model, {**held, **params}, map_tensors(row, lambda v: v[None]))
+        return (logits[0] * cotangent_c).sum()
+
+    rows = torch.func.vmap(torch.func.grad(value), in_dims=(None, 0, 0))
+    found = rows({n: held[n] for n in names}, x, cotangent_bc)
+    return {b.name: to_matrix_rows(b, [found[p] for p in b.parameters]) for b in blocks}
+
+
+def to_matrix_rows(block: Block, tensors: Sequence[Tensor]) -> Tensor:
+    """`to_matrix` for gradients with a leading axis of rows."""
+    return torch.func.vmap(lambda *t: to_matrix(block, t))(*tensors)
+
+
+def functional_logits(model: nn.Module, params: Mapping[str, Tensor], x: Any) -> Tensor:
+    """Logits of the model with other parameters."""
+
+    class _Call(nn.Module):
+        """Lets `forward` unpack tuples and dicts for a functional call too."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: Any) -> Tensor:
+            return forward(self.inner, x)
+
+    return torch.func.functional_call(_Call(), {f"inner.{k}": v for k, v in params.items()}, (x,))
+
+
+def map_tensors(x: Any, f: Callable[[Tensor], Tensor]) -> Any:
+    """Apply `f` to every tensor of a model's input."""
+    if isinstance(x, dict):
+        return {k: map_tensors(v, f) for k, v in x.items()}
+    if isinstance(x, tuple | list):
+        return tuple(map_tensors(v, f) for v in x)
+    return f(x)

@@ -1,0 +1,1 @@
+"""Tables in and out: Parquet shards, batches of NumPy, labels, score and factor files, run folders. No maths."""

@@ -1,0 +1,218 @@
+"""Record batches as NumPy: features of every storage form, raw labels, ids, and keys that depend on a row alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayinf.data.tables import Shard, Table
+from rayinf.errors import InputError
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table are read, and as what."""
+
+    features: tuple[str, ...]
+    single: bool
+    label: str
+    row_id: str | None
+    extra: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> list[str]:
+        """Every column once."""
+        named = [*self.features, self.label, *([self.row_id] if self.row_id else []), *self.extra]
+        return list(dict.fromkeys(named))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows, decoded: features `[B, ...]`, raw labels `[B]`, ids `[B]`, extra columns, and the first position."""
+
+    x: Array
+    labels: Array
+    ids: pa.Array
+    extra: dict[str, Array]
+    start: int
+
+    def __len__(self) -> int:
+        """Rows."""
+        return len(self.labels)
+
+
+def check_columns(table: Table, columns: Columns) -> None:
+    """Refuse a table that lacks a column.
+
+    Raises:
+        InputError: the missing column, and those that are there.
+    """
+    have = table.schema.names
+    for name in columns.all:
+        if name not in have:
+            shown = ", ".join(have[:12]) + (f" and {len(have) - 12} more" if len(have) > 12 else "")
+            raise InputError(
+                f"{table.name} has no column {name!r}; it has {shown}.",
+                "correct the column's name in the Task (features, label, group, row_id) or in the objective.",
+            )
+
+
+class BatchReader:
+    """Reads shards of a table as batches."""
+
+    def __init__(self, table: Table, columns: Columns) -> None:
+        self._table, self._columns = table, columns
+        self._reader = table.open(columns.all)
+
+    def read(self, shard: Shard, size: int) -> Iterator[Batch]:
+        """The rows of a shard in order, at most `size` at a time.
+
+        Raises:
+            InputError: a null, features of mixed lengths, or a type that holds no features.
+        """
+        start = shard.start
+        for record in self._reader.read(shard):
+            for offset in range(0, record.num_rows, size):
+                part = record.slice(offset, size)
+                yield self._batch(part, start + offset)
+            start += record.num_rows
+
+    def _batch(self, record: pa.RecordBatch, start: int) -> Batch:
+        c, name = self._columns, self._table.name
+        x = [features(record.column(f), f, name, start) for f in c.features]
+        ids = record.column(c.row_id) if c.row_id else pa.array(np.arange(start, start + record.num_rows))
+        return Batch(
+            x[0].reshape(len(x[0]), -1) if c.single and x[0].ndim == 1 and x[0].dtype != object else _join(x, c.single),
+            values(record.column(c.label), c.label, name, start),
+            ids,
+            {e: values(record.column(e), e, name, start) for e in c.extra},
+            start,
+        )
+
+
+def _join(x: Sequence[Array], single: bool) -> Array:
+    return x[0] if single else np.stack(x, axis=1)
+
+
+def features(column: pa.Array, name: str, table: str, start: int) -> Array:
+    """One column of features as NumPy: numbers `[B]`, lists `[B, d]`, tensors `[B, ...]`, bytes `[B, k]`, text `[B]`.
+
+    Raises:
+        InputError: nulls, lists of different lengths, or another type.
+    """
+    _no_nulls(column, name, table, start)
+    kind = column.type
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return column.to_numpy_ndarray()
+    if pa.types.is_fixed_size_binary(kind):
+        return np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, kind.byte_width)[
+            column.offset : column.offset + len(column)
+        ]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _lists(column, name, table, start)
+    if pa.types.is_dictionary(kind):
+        return features(column.dictionary_decode(), name, table, start)
+    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return column.to_numpy(zero_copy_only=False)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+        return np.asarray(column.to_pylist(), dtype=object)
+    raise InputError(
+        f"{table}: column {name!r} is of type {kind}, which holds no features.",
+        "store numbers, fixed-size lists, tensors, fixed-size binary or text.",
+    )
+
+
+def _lists(column: pa.Array, name: str, table: str, start: int) -> Array:
+    flat = column.flatten()
+    if pa.types.is_fixed_size_list(column.type):
+        width = column.type.list_size
+    else:
+        lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
+        width = int(lengths[0])
+        if (lengths != width).any():
+            row = int(np.flatnonzero(lengths != width)[0])
+            raise InputError(
+                f"{table}: column {name!r} has lists of different lengths: {width} in row {start}, "
+                f"{int(lengths[row])} in row {start + row}.",
+                "pad or cut the lists to one length.",
+            )
+    _no_nulls(flat, name, table, start, width)
+    return flat.to_numpy(zero_copy_only=False).reshape(len(column), width)
+
+
+def values(column: pa.Array, name: str, table: str, start: int) -> Array:
+    """A column of labels, groups or ids: integers as int64, text as str.
+
+    Raises:
+        InputError: nulls, or numbers that are no integers.
+    """
+    _no_nulls(column, name, table, start)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return np.asarray(column.to_pylist(), dtype=str)
+    if pa.types.is_boolean(column.type) or pa.types.is_integer(column.type):
+        return column.to_numpy(zero_copy_only=False).astype(np.int64)
+    if pa.types.is_floating(column.type):
+        floats = column.to_numpy(zero_copy_only=False)
+        wrong = ~(np.floor(floats) == floats) | np.isinf(floats)
+        if not wrong.any():
+            return floats.astype(np.int64)
+        row = int(np.flatnonzero(wrong)[0])
+        raise InputError(
+            f"{table}: column {name!r} holds {floats[row]} in row {start + row}: no integer, so no label.",
+            "store labels and groups as integers or text.",
+        )
+    raise InputError(
+        f"{table}: column {name!r} is of type {column.type}.", "store labels, groups and ids as integers or text."
+    )
+
+
+def row_keys(x: Array, labels: Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """A 64-bit key a row from its contents alone: the same in any order, batch, shard or process.
+
+    Drawn labels and halves are taken from it.
+    """
+    if x.dtype == object:
+        words = pd.util.hash_array(np.asarray([str(v) for v in x], dtype=object))[:, None]
+    else:
+        raw = np.ascontiguousarray(x).reshape(len(x), -1).view(np.uint8)
+        padded = np.zeros((len(x), -(-raw.shape[1] // 8) * 8), np.uint8)
+        padded[:, : raw.shape[1]] = raw
+        words = padded.view(np.uint64)
+    odd = _mix(np.arange(1, words.shape[1] + 1, dtype=np.uint64)) | np.uint64(1)
+    with np.errstate(over="ignore"):
+        key = (_mix(words) * odd).sum(axis=1, dtype=np.uint64)
+    return _mix(key ^ pd.util.hash_array(labels.astype(object) if labels.dtype.kind == "U" else labels))
+
+
+def uniforms(keys: np.ndarray[Any, np.dtype[np.uint64]], seed: int, draws: int) -> Array:
+    """Uniforms in [0, 1), `[B, draws]`, from keys and a seed."""
+    steps = _mix(np.arange(draws, dtype=np.uint64) + np.uint64(seed % 2**32) * np.uint64(2**32))
+    return (_mix(keys[:, None] ^ steps) >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+
+
+def _mix(z: Array) -> Array:
+    """The finaliser of splitmix64."""
+    with np.errstate(over="ignore"):
+        z = z + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def _no_nulls(column: pa.Array, name: str, table: str, start: int, width: int = 1) -> None:
+    if column.null_count:
+        row = start + int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0]) // width
+        raise InputError(
+            f"{table}: column {name!r} has {column.null_count} nulls, the first in row {row}.",
+            "fill or drop those rows.",
+        )

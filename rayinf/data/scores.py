@@ -1,0 +1,127 @@
+"""Scores: a value for every training row and objective, in memory or as Parquet shards that are read lazily."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from rayinf.errors import InputError
+
+HALVES = ("first_half:", "second_half:")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What every training row is worth. Positive: the row helps, removing it is predicted to raise the objective.
+
+    Attributes:
+        metadata: the config, the sign and unit, the label of every class, values of the objectives, and what the
+            curvature said of itself.
+        path: the run's folder, where the scores lie on disk.
+    """
+
+    source: pa.Table | pads.Dataset = field(repr=False)
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    path: Path | None = None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Scores:
+        """Open the scores of a finished run; they are read when asked for.
+
+        Raises:
+            InputError: no run there, or one that is not finished.
+        """
+        folder = Path(path)
+        file = folder / "run.json"
+        if not file.exists():
+            raise InputError(f"{folder} holds no run (no run.json).", "pass the folder that was given as out=...")
+        run = json.loads(file.read_text())
+        if run.get("status") != "finished":
+            raise InputError(f"The run in {folder} is not finished.", "run the same command again: it goes on.")
+        parts = sorted(str(p) for p in (folder / "scores").glob("part-*.parquet"))
+        if len(parts) != run["parts"]:
+            raise InputError(
+                f"{folder}/scores holds {len(parts)} of {run['parts']} shards.",
+                "run the same command again in a copy of the config with a new out folder, or restore the files.",
+            )
+        return cls(pads.dataset(parts, format="parquet"), run["metadata"], folder)
+
+    @classmethod
+    def from_numpy(
+        cls,
+        values: np.ndarray[Any, Any],
+        columns: Sequence[str],
+        row_ids: Sequence[Any] | np.ndarray[Any, Any] | None = None,
+    ) -> Scores:
+        """Scores of any origin, from `[n, columns]` (or `[n]` for one column).
+
+        Raises:
+            InputError: shapes that do not fit, a value that is not finite, an id that stands twice.
+        """
+        held = np.asarray(values, dtype=float)
+        held = held[:, None] if held.ndim == 1 else held
+        if held.ndim != 2 or held.shape[1] != len(columns) or len(set(columns)) != len(columns):
+            raise InputError(
+                f"values are {np.shape(values)}, with columns {list(columns)}.", "pass [n, columns], one name a column."
+            )
+        if not np.isfinite(held).all():
+            row, column = np.argwhere(~np.isfinite(held))[0]
+            raise InputError(f"values[{row}, {column}] is {held[row, column]}.", "pass finite scores.")
+        ids = pa.array(np.arange(len(held)) if row_ids is None else row_ids)
+        if len(ids) != len(held) or len(ids.unique()) != len(ids):
+            raise InputError(
+                f"{len(ids)} row ids ({len(ids.unique())} different) for {len(held)} rows.", "pass one id a row."
+            )
+        table = {"row_id": ids, **{c: held[:, k] for k, c in enumerate(columns)}}
+        return cls(pa.table(table), {"origin": "from_numpy"})
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns of values."""
+        return [n for n in self.source.schema.names if n != "row_id" and not n.startswith(HALVES)]
+
+    @property
+    def table(self) -> pa.Table:
+        """`row_id` and the columns, in row order. Reads all rows: `O(n)` memory."""
+        return self._read(self.columns)
+
+    @property
+    def halves(self) -> tuple[Scores, Scores] | None:
+        """Every column for each half of the validation rows; None unless asked for with `halves=True`."""
+        if not any(n.startswith(HALVES) for n in self.source.schema.names):
+            return None
+        first, second = (
+            Scores(
+                self._read([prefix + c for c in self.columns]).rename_columns(["row_id", *self.columns]), self.metadata
+            )
+            for prefix in HALVES
+        )
+        return first, second
+
+    def to_numpy(self) -> np.ndarray[Any, Any]:
+        """Values `[n, columns]`, in row order."""
+        table = self.table
+        return np.stack([table[c].to_numpy() for c in self.columns], axis=1)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A frame with `row_id` and the columns."""
+        frame: pd.DataFrame = self.table.to_pandas()
+        return frame
+
+    def __len__(self) -> int:
+        """Training rows."""
+        return self.source.num_rows if isinstance(self.source, pa.Table) else self.source.count_rows()
+
+    def _read(self, columns: list[str]) -> pa.Table:
+        wanted = ["row_id", *columns]
+        if isinstance(self.source, pa.Table):
+            return self.source.select(wanted)
+        return self.source.to_table(columns=wanted)

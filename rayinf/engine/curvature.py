@@ -1,0 +1,177 @@
+"""From sums to factors to preconditioned queries: pure functions over arrays, run in the store of factors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from rayinf.core import exact, inverse, kfac
+from rayinf.core.blocks import Block
+from rayinf.core.objectives import Target, query_vectors
+from rayinf.data.files import Arrays
+from rayinf.data.scores import HALVES
+from rayinf.engine.stages import read_bases
+from rayinf.errors import InputError
+
+# Curvatures that are sums over layers of Kronecker factors, and those that are one dense matrix.
+KRONECKER = ("ekfac", "kfac")
+DENSE = ("exact", "ggn")
+CURVATURES = (*KRONECKER, *DENSE, "identity")
+
+
+@dataclass(frozen=True)
+class Solver:
+    """What a solve needs beside the factors."""
+
+    curvature: str
+    blocks: tuple[Block, ...]
+    rows: int
+    l2: float
+    damping: float | None
+    eps: float
+    dtype: str
+
+
+def basis(covariance: Arrays, blocks: Sequence[Block]) -> Arrays:
+    """Eigenvectors and eigenvalues of all blocks, float64; blocks that no row reached get none."""
+    held = _tensors(covariance)
+    out: Arrays = {"rows": covariance["rows"]}
+    for block in blocks:
+        if f"A/{block.name}" not in held:
+            continue
+        found = kfac.decompose(held, block)
+        out[f"q_g/{block.name}"], out[f"l_g/{block.name}"] = found.q_g_roo.numpy(), found.l_g_ro.numpy()
+        out[f"l_a/{block.name}"], out[f"positions/{block.name}"] = found.l_a_ri.numpy(), np.array(found.positions)
+        if found.q_a_rii is not None:
+            out[f"q_a/{block.name}"] = found.q_a_rii.numpy()
+    return out
+
+
+def dense_basis(hessian: Arrays) -> Arrays:
+    """Eigenvalues and eigenvectors of the mean exact Hessian or GGN, float64."""
+    values, vectors = exact.decompose_dense(torch.from_numpy(hessian["H"][0]), float(hessian["rows"]))
+    return {"values": values.numpy(), "vectors": vectors.numpy(), "rows": hessian["rows"]}
+
+
+def solve(queries: Arrays, factors: Arrays, solver: Solver, targets: Sequence[Target], halves: bool) -> Arrays:
+    """Merged group sums and factors -> `U/<block>` of every column (`column_names`), and their `values`.
+
+    Raises:
+        InputError: a singular or negative curvature (see `rayinf.core.inverse`).
+    """
+    vectors, values = query_vectors(_tensors(queries), targets, solver.blocks, halves)
+    return {**precondition(vectors, factors, solver), "values": values.numpy()}
+
+
+def column_names(targets: Sequence[Target], halves: bool) -> list[str]:
+    """Names of the columns that `solve` gives, in order."""
+    names = [n for t in targets for n in t.columns]
+    return names + [prefix + n for prefix in HALVES for n in names] if halves else names
+
+
+def precondition(vectors: dict[str, Tensor], factors: Arrays, solver: Solver) -> Arrays:
+    """Query vectors V `[Q, r, o, i]` a block -> `U/<block>` in the model's precision."""
+    held = _tensors(factors)
+    if solver.curvature == "identity":
+        solved = {k: v / solver.rows for k, v in vectors.items()}
+    elif solver.curvature in DENSE:
+        inv = inverse.dense_inverse(held["values"], solver.rows, solver.l2 + (solver.damping or 0.0), solver.eps)
+        flat = inverse.solve_dense(inverse.join_blocks(vectors, solver.blocks), held["vectors"], inv)
+        solved = inverse.split_blocks(flat, solver.blocks)
+    else:
+        levels = eigenvalues(held, solver)
+        bases = read_bases(held)
+        solved = {}
+        for block in solver.blocks:
+            v, level = vectors[block.name], levels.get(block.name)
+            if level is None or not bool(level.any()):
+                solved[block.name] = torch.zeros_like(v)
+                continue
+            inv = inverse.eigen_inverse(level, solver.rows, solver.l2, solver.damping)
+            solved[block.name] = inverse.solve_eigen(block, v, bases[block.name], inv)
+    return {f"U/{k}": v.numpy().astype(solver.dtype) for k, v in solved.items()}
+
+
+def self_payload(factors: Arrays, solver: Solver) -> Arrays:
+    """What `SelfScore` needs: bases with inverse eigenvalues, or the dense ones."""
+    held = _tensors(factors)
+    if solver.curvature in DENSE:
+        inv = inverse.dense_inverse(held["values"], solver.rows, solver.l2 + (solver.damping or 0.0), solver.eps)
+        return {"vectors": factors["vectors"], "inverse": inv.numpy()}
+    if solver.curvature == "identity":
+        return {f"D/{b.name}": np.full(b.shape, 1.0 / solver.rows) for b in solver.blocks}
+    out: Arrays = {}
+    for name, level in eigenvalues(held, solver).items():
+        out[f"D/{name}"] = inverse.eigen_inverse(level, solver.rows, solver.l2, solver.damping).numpy()
+        for side in ("q_a", "q_g"):
+            if f"{side}/{name}" in factors:
+                out[f"{side}/{name}"] = factors[f"{side}/{name}"]
+    return out
+
+
+def eigenvalues(held: dict[str, Tensor], solver: Solver) -> dict[str, Tensor]:
+    """Lambda `[r, o, i]` of the mean curvature, a block."""
+    rows = float(held["rows"])
+    if solver.curvature == "kfac":
+        return {n: kfac.kfac_lambda(b, rows) for n, b in read_bases(held).items()}
+    return {k.removeprefix("L/"): v / rows for k, v in held.items() if k.startswith("L/")}
+
+
+def join_lambda(bases: Arrays, lambdas: Arrays | None = None) -> Arrays:
+    """Basis and Lambda as one artefact: neither is valid with another's."""
+    return {**bases, **{k: v for k, v in (lambdas or {}).items() if k.startswith("L")}}
+
+
+def describe(factors: Arrays, solver: Solver) -> dict[str, Any]:
+    """What the curvature says of itself: damping and condition a layer, layers that contribute nothing, agreement."""
+    held = _tensors(factors)
+    if solver.curvature == "identity":
+        return {}
+    if solver.curvature in DENSE:
+        return {"least_eigenvalue": float(held["values"].min()), "largest_eigenvalue": float(held["values"].max())}
+    levels = eigenvalues(held, solver)
+    share = inverse.RELATIVE_DAMPING
+    layers = {
+        name: {
+            "mean_eigenvalue": float(level.mean()),
+            "largest_eigenvalue": float(level.max()),
+            "damping": share * float(level.mean()) if solver.damping is None else solver.damping,
+        }
+        for name, level in levels.items()
+    }
+    silent = [b.name for b in solver.blocks if b.name not in levels or not bool(levels[b.name].any())]
+    out: dict[str, Any] = {"layers": layers, "contributes_nothing": silent}
+    evens = {k.removeprefix("L_even/"): v for k, v in held.items() if k.startswith("L_even/")}
+    if evens:
+        # Even draws against odd ones: how far the drawn labels determine the eigenvalues.
+        out["drawn_labels_agreement"] = {
+            n: float(spearmanr(v.flatten().numpy(), (held[f"L/{n}"] - v).flatten().numpy()).statistic)
+            for n, v in evens.items()
+        }
+    return out
+
+
+def check_memory(curvature: str, parameters: int, available: int) -> None:
+    """Refuse a dense curvature that does not fit.
+
+    Raises:
+        InputError: the memory it would take, and what there is.
+    """
+    need = 4 * 8 * parameters**2
+    if curvature in DENSE and need > 0.8 * available:
+        raise InputError(
+            f"curvature={curvature!r} over {parameters:,} parameters takes {need / 2**30:,.1f} GiB "
+            f"(four float64 matrices of {parameters:,} squared); {available / 2**30:,.1f} GiB are free.",
+            'use curvature="ekfac", or fewer parameters with Task(parameters="last").',
+        )
+
+
+def _tensors(arrays: Arrays) -> dict[str, Tensor]:
+    # Copied by torch: its alignment is always the same, and so then is every bit of a product.
+    return {k: torch.tensor(v) for k, v in arrays.items()}

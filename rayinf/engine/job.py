@@ -1,0 +1,99 @@
+"""What every worker of a run is told, once."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rayinf.core.fisher import FisherKind
+from rayinf.core.objectives import Target
+from rayinf.data.batches import Columns
+from rayinf.data.labels import Classes
+from rayinf.data.tables import Shard, Table
+from rayinf.errors import InputError
+from rayinf.task import Task
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where a run's workers live on Ray. Never a part of a run's identity: results do not depend on it.
+
+    Args:
+        address: None starts Ray on this machine; "auto" or a head's address joins a cluster. A Ray that this
+            process has started already is used as it is.
+        workers: actors that each hold the model.
+        cpus_per_worker: CPUs that Ray keeps for a worker, and its threads.
+        gpus_per_worker: GPUs (or a share of one) a worker; over 0, its model runs there.
+        patience: seconds without one finished shard after which the run is given up; what is finished is kept.
+        runtime_env: Ray's own, for the code that a cluster's machines lack.
+    """
+
+    address: str | None = None
+    workers: int = 2
+    cpus_per_worker: float = 1
+    gpus_per_worker: float = 0
+    patience: float = 900.0
+    runtime_env: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a cluster that could do no work.
+
+        Raises:
+            InputError: fewer than one worker, or negative resources.
+        """
+        if self.workers < 1 or self.cpus_per_worker <= 0 or self.gpus_per_worker < 0 or self.patience <= 0:
+            raise InputError(
+                f"Cluster(workers={self.workers}, cpus_per_worker={self.cpus_per_worker}, "
+                f"gpus_per_worker={self.gpus_per_worker}, patience={self.patience}) cannot work.",
+                "pass at least one worker, cpus_per_worker and patience over 0, gpus_per_worker of 0 or more.",
+            )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The numbers of a run that workers need."""
+
+    curvature: str = "ekfac"
+    fisher: FisherKind = "true"
+    halves: bool = False
+    seed: int = 0
+    batch_size: int | None = None
+    precision: str | None = None
+    targets: tuple[Target, ...] = ()
+    top: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run's description, picklable: every worker gets it once."""
+
+    task: Task
+    tables: dict[str, Table]
+    columns: dict[str, Columns]
+    classes: Classes
+    settings: Settings
+    parts: Path | None = None
+    levels: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive shards that one worker sums up in order."""
+
+    shards: tuple[Shard, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows in all."""
+        return sum(s.rows for s in self.shards)
+
+
+def chunks(shards: Sequence[Shard], most: int) -> dict[int, Chunk]:
+    """Shards in at most `most` chunks of consecutive ones: fixed by the table, never by the workers."""
+    count = min(len(shards), most)
+    cuts = [len(shards) * k // count for k in range(count + 1)]
+    return {k: Chunk(tuple(shards[cuts[k] : cuts[k + 1]])) for k in range(count)}

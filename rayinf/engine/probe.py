@@ -1,0 +1,138 @@
+"""The model on a few rows, before any work: its outputs, its loss, and whether the captured gradients are true."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from rayinf.core.blocks import Block, require_rules, to_matrix
+from rayinf.core.capture import capture, forward
+from rayinf.core.fisher import logit_gradient
+from rayinf.core.influence import Taped, dense_rows
+from rayinf.data.batches import Batch, BatchReader
+from rayinf.engine.curvature import KRONECKER
+from rayinf.engine.job import Job
+from rayinf.engine.worker import Worker
+from rayinf.errors import InputError
+
+_ROWS = 4
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a few rows told."""
+
+    logits: int
+    blocks: tuple[Block, ...]
+    parameters: int
+    eps: float
+    dtype: str
+    fingerprint: str
+
+
+def probe(job: Job) -> Probe:
+    """Try the model on the first rows of the training table.
+
+    Raises:
+        InputError: parameters that are not finite, a layer without a rule, an output that is not [B, C], a loss
+            that is not one value a row, features without a transform, or captured gradients that differ from
+            autograd's.
+    """
+    worker = Worker(job)
+    model, blocks = worker.model, worker.blocks
+    _check_parameters(model)
+    if job.settings.curvature in KRONECKER:
+        require_rules(model, blocks, job.settings.curvature)
+    batch = next(BatchReader(job.tables["train"], job.columns["train"]).read(job.tables["train"].shards[0], _ROWS))
+    _check_features(batch, job)
+    x = worker.input(batch.x)
+    with torch.no_grad():
+        logits = forward(model, x)
+    if logits.ndim != 2 or len(logits) != len(batch):
+        raise InputError(
+            f"The model's output is {tuple(logits.shape)} for a batch of {len(batch)} rows: logits must be [B, C].",
+            "wrap the model so that it returns one row of logits for each input row.",
+        )
+    if logits.shape[1] < 2:
+        raise InputError(
+            "The model's output is [B, 1]: one logit names no two classes.",
+            "give a two-class model two logits: append a column of zeros before the one logit.",
+        )
+    labels = torch.arange(len(batch), device=logits.device) % logits.shape[1]
+    _check_gradients(worker, x, labels)
+    return Probe(
+        logits.shape[1],
+        blocks,
+        sum(b.numel for b in blocks),
+        torch.finfo(worker.dtype).eps,
+        str(worker.dtype).removeprefix("torch."),
+        _fingerprint(model),
+    )
+
+
+def _check_parameters(model: nn.Module) -> None:
+    for name, value in model.named_parameters():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            count = int((~torch.isfinite(value)).sum())
+            raise InputError(
+                f"The model's parameter {name!r} has {count} of {value.numel()} values that are NaN or infinite.",
+                "load a checkpoint from before training diverged.",
+            )
+
+
+def _check_features(batch: Batch, job: Job) -> None:
+    if job.task.transform is None and (batch.x.dtype == object or (batch.x.dtype.kind == "u" and batch.x.itemsize == 1)):
+        held = "text or bytes" if batch.x.dtype == object else "bytes"
+        if batch.x.dtype == object or _is_binary(job):
+            raise InputError(
+                f"Column {job.task.features!r} holds {held}, and the Task has no transform.",
+                "pass Task(transform=f): f turns the features of a batch (NumPy) into the model's input.",
+            )
+
+
+def _is_binary(job: Job) -> bool:
+    kind = str(job.tables["train"].schema.field(job.task.feature_columns[0]).type)
+    return "binary" in kind
+
+
+def _check_gradients(worker: Worker, x: object, labels: torch.Tensor) -> None:
+    """The captured row gradients, summed, against autograd's: catches tied weights and layers used unusually."""
+    model, blocks, task = worker.model, worker.blocks, worker.job.task
+    ruled = tuple(b for b in blocks if b.kind != "loose")
+    if not ruled:
+        return
+    with capture(model, ruled) as tape:
+        logits = forward(model, x)
+        _, cotangent = logit_gradient(task.row_loss, logits, labels)
+        names = [n for b in ruled for n in b.parameters]
+        params = dict(model.named_parameters())
+        truth = torch.autograd.grad(
+            logits, [params[n] for n in names], cotangent, retain_graph=True, allow_unused=True
+        )
+        taped = Taped(model, worker.modules, ruled, tape, logits, x)
+        captured = dense_rows(taped, cotangent).sum(0).split([b.numel for b in ruled])
+    found = {n: torch.zeros_like(params[n]) if g is None else g for n, g in zip(names, truth, strict=True)}
+    for block, flat in zip(ruled, captured, strict=True):
+        true = to_matrix(block, [found[n] for n in block.parameters]).flatten()
+        error = float((flat.to(true.dtype) - true).norm())
+        if error > _TOLERANCE * float(true.norm()) + 1e-6:
+            raise InputError(
+                f"Layer {block.name!r} is used in a way that its rule does not see (its weights are read outside its "
+                f"own forward?): captured and true gradient differ by {error / max(float(true.norm()), 1e-12):.1%}.",
+                "leave it out of Task(parameters=[...]).",
+            )
+
+
+def _fingerprint(model: nn.Module) -> str:
+    digest = hashlib.sha256(repr(model).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+        held = value.detach().cpu().contiguous()
+        digest.update(held.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+

@@ -1,0 +1,67 @@
+"""One bar in the driver, fed by finished shards: rate and time left; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+# Stages shorter than this print nothing, and plain lines come this often.
+_QUIET_SECONDS = 5.0
+
+
+@contextmanager
+def bar(stage: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """A context whose value is called with the rows of each finished shard.
+
+    Args:
+        stage: its name.
+        total: rows in all.
+        done: rows that an earlier run has finished.
+    """
+    if sys.stderr.isatty():
+        console = Console(stderr=True)
+        text = TextColumn("{task.fields[rate]}")
+        columns = (TextColumn("{task.description:<10}"), BarColumn(), TaskProgressColumn(), text, TimeElapsedColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+            task = progress.add_task(stage, total=total, completed=done, rate="")
+            begin, count = time.monotonic(), 0
+
+            def advance(rows: int) -> None:
+                nonlocal count
+                count += rows
+                rate = count / max(time.monotonic() - begin, 1e-9)
+                progress.update(task, advance=rows, rate=f"{rate:,.0f} rows/s")
+
+            yield advance
+    else:
+        with _lines(stage, total, done) as advance:
+            yield advance
+
+
+@contextmanager
+def _lines(stage: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+    begin, count = time.monotonic(), 0
+    said = begin
+
+    def advance(rows: int) -> None:
+        nonlocal count, said
+        count += rows
+        now = time.monotonic()
+        if now - said < _QUIET_SECONDS:
+            return
+        said = now
+        rate = count / (now - begin)
+        left = (total - done - count) / rate if rate else float("inf")
+        share = (done + count) / max(total, 1)
+        print(
+            f"rayinf {stage}: {done + count:,} of {total:,} rows ({share:.0%}), {rate:,.0f} rows/s, {left:,.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    yield advance

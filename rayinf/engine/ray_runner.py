@@ -1,0 +1,228 @@
+"""The runner on Ray: actors that hold the model, one central store of factors, bounded work in flight."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+
+from rayinf.engine.factors import DECOMPOSE_THREADS, FactorStore
+from rayinf.engine.job import Chunk, Cluster, Job
+from rayinf.engine.stages import Stage
+from rayinf.engine.worker import Worker
+from rayinf.errors import RayinfError, RunError
+
+# Calls that wait in an actor while another runs: hides the way back to the driver, and loses little with the actor.
+_IN_FLIGHT = 2
+_POLL_SECONDS = 1.0
+# Without end: a finite count is used up in seconds when a node is lost. The driver's clock ends a hopeless run.
+_FAULTS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1}
+
+
+class _Actor:
+    """A worker in its own process; its stage is rebuilt where a restart has lost it."""
+
+    def __init__(self, threads: int, device: str) -> None:
+        torch.set_num_threads(threads)
+        pa.set_cpu_count(threads)
+        self._device = device
+        self._worker: Worker | None = None
+        self._stage: tuple[str, Stage] | None = None
+
+    def ready(self) -> int:
+        """Answers once the process is up: its id."""
+        return os.getpid()
+
+    def run(self, call: tuple[str, type[Stage], dict[str, Any]], job: Job, arrays: Any, item: Any) -> Any:
+        """The stage's result for an item."""
+        name, stage, options = call
+        if self._worker is None or self._worker.job.key != job.key:
+            self._worker, self._stage = Worker(job, self._device), None
+        if self._stage is None or self._stage[0] != name:
+            self._stage = (name, stage(self._worker, arrays, **options))
+        return self._stage[1](item)
+
+    def run_into(self, call: Any, job: Job, arrays: Any, item: Any, store: Any, into: tuple[str, int, int]) -> None:
+        """Send a chunk's sums to the store; a retry after a crash counts once, by its key."""
+        ray.get(store.add.remote(*into, self.run(call, job, arrays, item)))
+
+
+class RayRunner:
+    """Actors on a cluster. Who does which item is left to chance; what comes out is not."""
+
+    def __init__(self, job: Job, cluster: Cluster, factors: Path | None) -> None:
+        self._token = _local_token() if cluster.address is None and not ray.is_initialized() else []
+        self._started = _connect(cluster)
+        self._cluster = cluster
+        self._count = itertools.count()
+        self._run = uuid.uuid4().hex
+        threads = max(1, int(cluster.cpus_per_worker))
+        device = "cuda" if cluster.gpus_per_worker else "cpu"
+        self.job = job
+        actor = ray.remote(
+            num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, **_FAULTS
+        )(_Actor)
+        self._actors = [actor.remote(threads, device) for _ in range(cluster.workers)]
+        folder = factors or Path(tempfile.gettempdir()) / f"rayinf-{self._run}"
+        self._temporary = None if factors else folder
+        store = ray.remote(num_cpus=0, runtime_env=_threads_env(DECOMPOSE_THREADS), **_FAULTS)(FactorStore)
+        self._store = store.remote(folder)
+        self._wait_ready()
+
+    @property
+    def job(self) -> Job:
+        """What the workers are told; setting it tells them something else."""
+        return self._job
+
+    @job.setter
+    def job(self, job: Job) -> None:
+        self._job, self._job_ref = job, ray.put(job)
+
+    def map(
+        self, stage: type[Stage], arrays: Any, items: Mapping[int, Any], **options: Any
+    ) -> Iterator[tuple[int, Any]]:
+        """Results by key, as they finish."""
+        call = (f"{self._run}-{next(self._count)}", stage, options)
+        held = arrays if isinstance(arrays, ray.ObjectRef) else ray.put(arrays)
+        for key, ref in self._spread(items, lambda actor, key: actor.run.remote(call, self._job_ref, held, items[key])):
+            yield key, _get(ref)
+
+    def fold(self, stage: type[Stage], arrays: Any, items: Mapping[int, Chunk], name: str) -> Iterator[int]:
+        """Add the sums of each chunk to the store, until none is missing: a store that lost its disk asks again."""
+        call = (f"{self._run}-{next(self._count)}", stage, {})
+        held = arrays if isinstance(arrays, ray.ObjectRef) else ray.put(arrays)
+        count = len(items)
+        while left := self.store("pending", name, count):
+            todo = {k: items[k] for k in left}
+            for key, ref in self._spread(
+                todo,
+                lambda actor, key: actor.run_into.remote(
+                    call, self._job_ref, held, items[key], self._store, (name, count, key)
+                ),
+            ):
+                _get(ref)
+                yield key
+
+    def store(self, method: str, *args: Any) -> Any:
+        """Call the store of factors."""
+        return _get(self.publish(method, *args))
+
+    def publish(self, method: str, *args: Any) -> Any:
+        """Call the store of factors; a reference to its arrays."""
+        ref = getattr(self._store, method).remote(*args)
+        ray.wait([ref], fetch_local=False)
+        return ref
+
+    def close(self) -> None:
+        """Let the actors go, and Ray too if this run started it."""
+        for actor in [*self._actors, self._store]:
+            ray.kill(actor)
+        if self._temporary is not None:
+            for file in sorted(self._temporary.rglob("*"), reverse=True):
+                file.rmdir() if file.is_dir() else file.unlink(missing_ok=True)
+            if self._temporary.is_dir():
+                self._temporary.rmdir()
+        if self._started:
+            ray.shutdown()
+            for name in self._token:
+                os.environ.pop(name, None)
+
+    def _spread(self, items: Mapping[int, Any], send: Any) -> Iterator[tuple[int, Any]]:
+        """Keep every actor busy with at most `_IN_FLIGHT` calls; keys with their finished references."""
+        todo = iter(items)
+        flying: dict[Any, tuple[int, Any]] = {}
+        for actor in self._actors * _IN_FLIGHT:
+            _launch(flying, todo, actor, send)
+        last = time.monotonic()
+        while flying:
+            done, _ = ray.wait(list(flying), timeout=_POLL_SECONDS, fetch_local=False)
+            if not done and time.monotonic() - last > self._cluster.patience:
+                raise RunError(
+                    f"No shard was finished in {self._cluster.patience:.0f} s; {len(flying)} are in flight.",
+                    "look at the cluster's nodes and logs, then run the same command again: it goes on. "
+                    "For slow shards pass Cluster(patience=...).",
+                )
+            for ref in done:
+                last = time.monotonic()
+                key, actor = flying.pop(ref)
+                _launch(flying, todo, actor, send)
+                yield key, ref
+
+    def _wait_ready(self) -> None:
+        refs = [actor.ready.remote() for actor in self._actors]
+        _, late = ray.wait(refs, num_returns=len(refs), timeout=min(self._cluster.patience, 120.0))
+        if late:
+            raise RunError(
+                f"{len(late)} of {len(refs)} workers did not start: the cluster has {ray.cluster_resources()}, and a "
+                f"worker asks for {self._cluster.cpus_per_worker} CPUs and {self._cluster.gpus_per_worker} GPUs.",
+                "pass fewer workers or smaller ones in Cluster(...), or add nodes.",
+            )
+        for ref in refs:
+            _get(ref)
+
+
+def _launch(flying: dict[Any, tuple[int, Any]], todo: Iterator[int], actor: Any, send: Any) -> None:
+    key = next(todo, None)
+    if key is not None:
+        flying[send(actor, key)] = (key, actor)
+
+
+def _get(ref: Any) -> Any:
+    """A result, or the error that the worker met, as it was raised there."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, RayinfError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayActorError as error:
+        raise RunError(
+            f"A worker could not be kept alive: {str(error).splitlines()[0]}",
+            "look at the worker's log for the cause, then run the same command again: it goes on.",
+        ) from error
+
+
+def _threads_env(count: int) -> dict[str, Any]:
+    return {"env_vars": {"OMP_NUM_THREADS": str(count)}}
+
+
+def _local_token() -> list[str]:
+    """Guard a local Ray, whose sockets listen on all interfaces, with a token that lives in this process alone.
+
+    Without this Ray 2.60 writes a token file into the home folder. The names of the variables that were set.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        return []
+    os.environ["RAY_AUTH_MODE"] = "token"
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+        return ["RAY_AUTH_MODE"]
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    return ["RAY_AUTH_MODE", "RAY_AUTH_TOKEN"]
+
+
+def _connect(cluster: Cluster) -> bool:
+    """Start or join Ray; whether this call did so."""
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    common: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+        "runtime_env": cluster.runtime_env or {},
+    }
+    if cluster.address is None:
+        cpus = max(1, -(-int(cluster.workers * cluster.cpus_per_worker * 1000) // 1000))
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
+    else:
+        ray.init(address=cluster.address, **common)
+    return True

@@ -1,0 +1,364 @@
+"""Opening a run: every check before any work, the scan of the tables, the run's identity and its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from rayinf.core.objectives import LABEL, Objective, Target
+from rayinf.data.batches import Columns, check_columns
+from rayinf.data.files import write_json
+from rayinf.data.labels import Classes, check_known, make_classes
+from rayinf.data.run_folder import RunFolder
+from rayinf.data.scan import TableScan, check_unique_ids, merge_scans
+from rayinf.data.tables import Table, as_table
+from rayinf.engine import progress, stages
+from rayinf.engine.curvature import CURVATURES, KRONECKER, Solver, check_memory
+from rayinf.engine.job import Cluster, Job, Settings, chunks
+from rayinf.engine.probe import Probe, probe
+from rayinf.engine.runner import Runner, make_runner
+from rayinf.errors import InputError, RunError
+from rayinf.task import Task
+
+# What the partial sums of one stage may take on disk fixes how many there are.
+_PARTIAL_BYTES = 4 << 30
+_FEWEST_CHUNKS, _MOST_CHUNKS = 8, 64
+_PACKAGES = ("rayinf", "torch", "numpy", "pyarrow", "ray")
+SIGN = "positive: the row helps; removing it is predicted to raise the objective by that much"
+UNIT = "change of the sum of validation losses, in the loss's own unit"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a verb was asked for, before anything is looked at."""
+
+    verb: str
+    task: Task
+    train: Any
+    valid: Any
+    objectives: tuple[Objective, ...]
+    settings: Settings
+    damping: float | None
+    factors: str | Path | None
+    cluster: Cluster | None
+    out: str | Path | None
+
+
+@dataclass
+class Run:
+    """An open run: everything is checked, nothing is computed. A context manager that lets the workers go."""
+
+    request: Request
+    job: Job
+    probe: Probe
+    scans: dict[str, TableScan]
+    folder: RunFolder | None
+    identity: dict[str, Any]
+    finished: bool
+    runner: Runner
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __enter__(self) -> Run:
+        """Log the start."""
+        self.log("start", verb=self.request.verb)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Let the workers go; log what stopped the run, if something did."""
+        if error is not None:
+            with suppress(OSError):
+                self.log("stopped", error=f"{kind.__name__ if kind else ''}: {error}")
+        self.runner.close()
+
+    def log(self, event: str, **fields: Any) -> None:
+        """A line in the folder's log, if there is a folder."""
+        if self.folder is not None:
+            self.folder.log(event, **fields)
+
+    def fold(self, stage: type[stages.Stage], arrays: Any, table: str, name: str) -> None:
+        """Sum a stage over a table into the store, under `name`."""
+        items = chunks(self.job.tables[table].shards, self.chunk_count)
+        with self.timed(name, self.scans[table].rows) as advance:
+            for key in self.runner.fold(stage, arrays, items, name):
+                advance(items[key].rows)
+
+    def timed(self, name: str, rows: int, done: int = 0) -> _Timed:
+        """A context that shows progress and notes the seconds of a stage."""
+        return _Timed(self, name, rows, done)
+
+    @cached_property
+    def chunk_count(self) -> int:
+        """Partial sums of a stage: fixed by the table and the model, so that workers never move a bit."""
+        return partial_sums(self.probe, self.request.settings.curvature)
+
+    @cached_property
+    def solver(self) -> Solver:
+        """What solves need beside the factors."""
+        r = self.request
+        return Solver(
+            r.settings.curvature,
+            self.probe.blocks,
+            self.scans["train"].rows,
+            float(r.task.l2),
+            r.damping,
+            self.probe.eps,
+            self.probe.dtype,
+        )
+
+    def record(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """What `run.json` says."""
+        return {
+            "verb": self.request.verb,
+            "identity": self.identity,
+            "versions": {**{p: _version(p) for p in _PACKAGES}, "python": platform.python_version()},
+            "parts": len(self.job.tables["train"].shards),
+            "metadata": dict(metadata),
+        }
+
+    def check_unchanged(self) -> None:
+        """Refuse to finish over a table that was rewritten meanwhile.
+
+        Raises:
+            RunError: a Parquet file changed since the run began.
+        """
+        for name, table in self.job.tables.items():
+            given = getattr(self.request, name)
+            if table.stat and as_table(given, [], name).stat != table.stat:
+                raise RunError(
+                    f"{table.name} ({given}) changed while the run was going.",
+                    "leave the table as it is during a run, and run again into a new folder.",
+                )
+
+
+class _Timed:
+    """A stage's progress bar and clock."""
+
+    def __init__(self, run: Run, name: str, rows: int, done: int) -> None:
+        self._run, self._name, self._rows = run, name, rows
+        self._bar = progress.bar(name, rows, done)
+
+    def __enter__(self) -> Callable[[int], None]:
+        self._begin = time.perf_counter()
+        return self._bar.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.__exit__(*error)
+        if error[0] is None:
+            seconds = time.perf_counter() - self._begin
+            self._run.seconds[self._name] = seconds
+            self._run.log("stage", name=self._name, rows=self._rows, seconds=round(seconds, 4))
+
+
+def open_run(request: Request) -> Run:
+    """Check everything, scan the tables, and claim the folder. Nothing is written before all checks have passed.
+
+    Raises:
+        InputError: anything wrong with the task, a table, an argument or the folder.
+    """
+    _check_arguments(request)
+    tables, columns = _tables(request)
+    job = Job(request.task, tables, columns, Classes(()), request.settings)
+    probed = probe(job)
+    check_memory(request.settings.curvature, probed.parameters, psutil.virtual_memory().available)
+    folder = RunFolder(Path(request.out).expanduser()) if request.out is not None else None
+    runner = make_runner(job, request.cluster, folder.factors if folder else None)
+    try:
+        scans = {name: _scan(runner, name, table, folder) for name, table in tables.items()}
+        job = _settle(job, request, probed, scans)
+        identity = _identity(request, job, probed, scans)
+        finished = False
+        if folder is not None:
+            job = dataclasses.replace(job, parts=folder.scores)
+            partial = Run(request, job, probed, scans, folder, identity, False, runner)
+            finished = folder.begin(partial.record({}))
+            _keep_scans(folder, tables, scans)
+        runner.job = job
+        return Run(request, job, probed, scans, folder, identity, finished, runner)
+    except BaseException:
+        runner.close()
+        raise
+
+
+def partial_sums(probed: Probe, curvature: str) -> int:
+    """How many chunks a table is summed in."""
+    if curvature in KRONECKER:
+        size = sum(8 * b.shape[0] * (b.shape[1] ** 2 + b.shape[2] ** 2 + b.shape[1] * b.shape[2]) for b in probed.blocks)
+    else:
+        size = 8 * probed.parameters**2
+    return min(max(_PARTIAL_BYTES // max(size, 1), _FEWEST_CHUNKS), _MOST_CHUNKS)
+
+
+def _check_arguments(request: Request) -> None:
+    s = request.settings
+    checks: Sequence[tuple[bool, str, str]] = (
+        (s.curvature in CURVATURES, f"curvature={s.curvature!r} is unknown", f"use one of {', '.join(CURVATURES)}."),
+        (s.fisher in ("true", "empirical"), f"fisher={s.fisher!r} is unknown", 'use "true" or "empirical".'),
+        (
+            request.damping is None or 0 <= request.damping < float("inf"),
+            f"damping={request.damping!r} is negative or infinite",
+            "pass None or a finite number >= 0.",
+        ),
+        (s.batch_size is None or s.batch_size >= 1, f"batch_size={s.batch_size!r}", "pass None or a positive integer."),
+        (s.precision in (None, "bf16", "fp16"), f"precision={s.precision!r} is unknown", 'use None, "bf16" or "fp16".'),
+        (
+            request.factors is None or s.curvature != "identity",
+            'curvature="identity" has no factors',
+            "leave factors out.",
+        ),
+    )
+    for fine, what, fix in checks:
+        if not fine:
+            raise InputError(f"{what}.", fix)
+
+
+def _tables(request: Request) -> tuple[dict[str, Table], dict[str, Columns]]:
+    task = request.task
+    named = [task.feature_columns[0], task.label, *([task.group] if task.group else [])]
+    given = {"train": request.train, **({} if request.valid is None else {"valid": request.valid})}
+    tables = {name: as_table(value, named, name) for name, value in given.items()}
+    splits = tuple(dict.fromkeys(o.split for o in request.objectives if o.split not in (None, LABEL)))
+    columns = {}
+    for name, table in tables.items():
+        # A column called row_id is taken at its word, since that is what scores call it too.
+        row_id = task.row_id or ("row_id" if "row_id" in table.schema.names else None)
+        columns[name] = Columns(
+            tuple(task.feature_columns),
+            isinstance(task.features, str),
+            task.label,
+            row_id if name == "train" or task.row_id is None else _if_there(row_id, table),
+            tuple(s for s in splits if s is not None) if name == "valid" else (),
+        )
+        check_columns(table, columns[name])
+    return tables, columns
+
+
+def _if_there(name: str | None, table: Table) -> str | None:
+    """Only the training table must have the id column; a validation table without one is counted."""
+    return name if name in table.schema.names else None
+
+
+def _scan(runner: Runner, name: str, table: Table, folder: RunFolder | None) -> TableScan:
+    held = _kept_scan(folder, name, table)
+    if held is not None:
+        return held
+    shards = {s.index: s for s in table.shards}
+    with progress.bar(f"scan {name}", table.num_rows) as advance:
+        parts = []
+        for key, part in runner.map(stages.Scan, {}, shards, table=name):
+            parts.append(part)
+            advance(shards[key].rows)
+    scan = merge_scans(parts, table)
+    check_unique_ids(table, runner.job.columns[name].row_id, scan)
+    return scan
+
+
+def _kept_scan(folder: RunFolder | None, name: str, table: Table) -> TableScan | None:
+    """The scan of an earlier run in the folder, if the table's files are as they were then."""
+    file = folder.path / "scans.json" if folder else None
+    if file is None or not file.exists() or not table.stat:
+        return None
+    with suppress(ValueError, KeyError, TypeError):
+        held = json.loads(file.read_text()).get(name, {})
+        if held.get("stat") == table.stat:
+            return TableScan.from_json(held["scan"])
+    return None
+
+
+def _keep_scans(folder: RunFolder, tables: Mapping[str, Table], scans: Mapping[str, TableScan]) -> None:
+    held = {name: {"stat": tables[name].stat, "scan": scan.to_json()} for name, scan in scans.items()}
+    write_json(folder.path / "scans.json", held)
+
+
+def _settle(job: Job, request: Request, probed: Probe, scans: Mapping[str, TableScan]) -> Job:
+    """Classes, groups and targets, now that the tables are known.
+
+    Raises:
+        InputError: labels without a logit, features of different shapes, a class or group without rows.
+    """
+    task = request.task
+    classes = make_classes(scans["train"].counts[task.label], probed.logits, task.classes)
+    for name, scan in scans.items():
+        check_known(classes, scan.counts[task.label], job.tables[name].name)
+    shapes = {name: (scan.shape, scan.dtype) for name, scan in scans.items()}
+    if len({s for s, _ in shapes.values()}) > 1:
+        raise InputError(
+            f"train and valid have features of different shapes: {shapes}.", "prepare both tables in the same way."
+        )
+    levels: dict[str, tuple[Any, ...]] = {}
+    for objective in request.objectives:
+        if objective.split == LABEL:
+            _check_full(classes, scans["valid"].counts[task.label], objective)
+            levels[LABEL] = classes.labels
+        elif objective.split is not None:
+            levels[objective.split] = tuple(scans["valid"].counts[objective.split])
+    targets = tuple(
+        Target(o, tuple(str(v) for v in levels[o.split]) if o.split is not None else ()) for o in request.objectives
+    )
+    names = [c for t in targets for c in t.columns]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise InputError(f"Two objectives give a column {twice[0]!r}.", "give one of them another name.")
+    settings = dataclasses.replace(request.settings, targets=targets)
+    return dataclasses.replace(job, classes=classes, settings=settings, levels=levels, key=job.key + "*")
+
+
+def _check_full(classes: Classes, counts: Mapping[Any, int], objective: Objective) -> None:
+    empty = [v for v in classes.labels if not counts.get(v)]
+    if empty:
+        raise InputError(
+            f"objective={objective.name!r}: the validation set has no row of class {', '.join(map(repr, empty))}.",
+            'add validation rows of every class, or use objective="total".',
+        )
+
+
+def _identity(request: Request, job: Job, probed: Probe, scans: Mapping[str, TableScan]) -> dict[str, Any]:
+    """What makes two runs the same. The cluster and the folder have no part in it."""
+    task, s = request.task, job.settings
+    return {
+        "verb": request.verb,
+        "model": probed.fingerprint,
+        "loss": task.loss if isinstance(task.loss, str) else _name(task.loss),
+        "features": task.features if isinstance(task.features, str) else list(task.features),
+        "label": task.label,
+        "row_id": job.columns["train"].row_id,
+        "transform": None if task.transform is None else _name(task.transform),
+        "parameters": task.parameters if isinstance(task.parameters, str) else list(task.parameters),
+        "l2": float(task.l2),
+        "classes": [str(v) for v in job.classes.labels],
+        **{name: scan.fingerprint for name, scan in scans.items()},
+        "objective": [[*t.columns, _name(t.objective.rows)] for t in s.targets],
+        "curvature": s.curvature,
+        "fisher": s.fisher if s.curvature in KRONECKER or s.curvature == "ggn" else None,
+        "damping": request.damping,
+        "factors": None if request.factors is None else str(request.factors),
+        "halves": s.halves,
+        "seed": s.seed,
+        "batch_size": s.batch_size,
+        "precision": s.precision,
+        "top": s.top,
+    }
+
+
+def _name(function: Any) -> str | None:
+    if function is None:
+        return None
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+

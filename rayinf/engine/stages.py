@@ -1,0 +1,323 @@
+"""One class a stage: built once a worker from what the stage needs, called once a shard or chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from rayinf.core import exact, fisher, kfac, objectives
+from rayinf.core.influence import Taped, add_queries, dense_rows, row_products, self_products
+from rayinf.core.inverse import split_blocks
+from rayinf.core.kfac import Basis, Sums
+from rayinf.core.objectives import LABEL
+from rayinf.core.positions import output_positions, tiles
+from rayinf.data.batches import Batch, BatchReader
+from rayinf.data.files import Arrays, write_part
+from rayinf.data.scan import ShardScan, scan_shard
+from rayinf.data.tables import Shard
+from rayinf.engine.job import Chunk
+from rayinf.engine.worker import Ready, Worker
+from rayinf.errors import InputError
+from rayinf.select.top_rows import TopRows, merge_all
+
+_SCAN_ROWS = 8192
+
+
+class Stage(Protocol):
+    """What a runner maps: `stage(worker, arrays, **options)` once a worker, then called with each item."""
+
+    def __init__(self, worker: Worker, arrays: Arrays, **options: Any) -> None: ...
+
+    def __call__(self, item: Any) -> Any: ...
+
+
+class Scan:
+    """Shard -> what it holds. Option: `table`, its name."""
+
+    def __init__(self, worker: Worker, arrays: Arrays, table: str) -> None:
+        self._columns = worker.job.columns[table]
+        self._reader = BatchReader(worker.job.tables[table], self._columns)
+
+    def __call__(self, item: Shard) -> ShardScan:
+        """Look at one shard."""
+        return scan_shard(self._reader, item, self._columns, _SCAN_ROWS)
+
+
+class _Summing:
+    """A stage that adds up its batches over a chunk of shards, in order."""
+
+    table = "train"
+
+    def __init__(self, worker: Worker, arrays: Arrays) -> None:
+        self.worker = worker
+        self.prepare(arrays)
+
+    def prepare(self, arrays: Arrays) -> None:
+        """Bring what the stage needs to the device."""
+
+    def columns(self) -> int:
+        """Fisher columns that a batch holds at a time."""
+        return 1
+
+    def batch(self, sums: Sums, ready: Ready) -> None:
+        """Add one batch."""
+        raise NotImplementedError
+
+    def __call__(self, item: Chunk) -> Arrays:
+        """Sums of a chunk, float64."""
+        sums: Sums = {}
+        size = self.worker.rows_a_batch(self.columns())
+        for shard in item.shards:
+            for ready in self.worker.read(self.table, shard, size):
+                self.batch(sums, ready)
+        out = {k: v.cpu().numpy() for k, v in sums.items()}
+        for key, value in out.items():
+            if not np.isfinite(value).all():
+                raise InputError(
+                    f"The model gives gradients that are not finite ({key}) on rows {item.shards[0].start} to "
+                    f"{item.shards[0].start + item.rows} of {self.worker.job.tables[self.table].name}.",
+                    "check the model's outputs on those rows and Task(transform=...), or use a higher precision.",
+                )
+        return out
+
+
+class Covariance(_Summing):
+    """Chunk -> sums A, G, N of every block, and rows."""
+
+    def batch(self, sums: Sums, ready: Ready) -> None:
+        """Add one batch."""
+        w = self.worker
+        with w.tape(ready.x) as taped:
+            columns = w.fisher_columns(ready, taped.logits)
+            kfac.add_covariance(sums, w.blocks, w.modules, taped.tape, taped.logits, columns, ready.mask)
+
+
+class Lambda(_Summing):
+    """Chunk -> sums L of squared rotated row gradients (EKFAC). Arrays: the basis."""
+
+    def prepare(self, arrays: Arrays) -> None:
+        """Bring the basis to the device, in the model's precision."""
+        self.bases = read_bases(self.worker.tensors(arrays, self.worker.dtype))
+
+    def columns(self) -> int:
+        """All Fisher columns are held at once, since inputs are rotated once for all of them."""
+        return self.worker.fisher_width
+
+    def batch(self, sums: Sums, ready: Ready) -> None:
+        """Add one batch."""
+        w = self.worker
+        with w.tape(ready.x) as taped:
+            columns = w.fisher_columns(ready, taped.logits)
+            last = len(columns) - 1
+            found = [taped.tape.gradients(taped.logits, c, last=s == last) for s, c in enumerate(columns)]
+            for block in w.blocks:
+                if block.name not in found[0]:
+                    continue
+                g_sbrto = torch.stack([output_positions(block, g[block.name]) for g in found])
+                inputs = taped.tape.inputs[block.name]
+                for tile in tiles(block, w.modules[block.name], inputs, found[0][block.name]):
+                    part = g_sbrto[:, tile.rows]
+                    kfac.add_lambda(sums, block, self.bases[block.name], tile, part, w.draws_labels)
+        kfac.add(sums, "rows", torch.tensor(float(len(ready.y))))
+
+
+class Curvature(_Summing):
+    """Chunk -> sums of the exact Hessian or the GGN, for few parameters."""
+
+    def columns(self) -> int:
+        """One column at a time."""
+        return 1
+
+    def batch(self, sums: Sums, ready: Ready) -> None:
+        """Add one batch."""
+        w, task = self.worker, self.worker.job.task
+        with w.tape(ready.x) as taped:
+            if is_head(taped) and task.is_cross_entropy:
+                a = head_inputs(taped)
+                exact.add_head_hessian(sums, a, taped.logits.detach())
+            elif w.job.settings.curvature == "ggn":
+                exact.add_ggn(sums, taped, w.fisher_columns(ready, taped.logits))
+            else:
+                exact.add_hessian(sums, w.model, w.blocks, ready.x, ready.y, task.row_loss)
+
+
+class Queries(_Summing):
+    """Chunk of validation rows -> group sums of every objective, their counts, and their gradients."""
+
+    table = "valid"
+
+    def batch(self, sums: Sums, ready: Ready) -> None:
+        """Add one batch; objectives that share a function of rows share its backward pass."""
+        w, job = self.worker, self.worker.job
+        codes = {s: codes_of(job.levels[s], ready, s) for s in job.levels}
+        half = w.halves(ready)
+        functions = objectives.row_functions(job.settings.targets)
+        with w.tape(ready.x) as taped:
+            for j, function in enumerate(functions):
+                shared = [t for t in job.settings.targets if t.objective.rows == function]
+                rows = function or job.task.row_loss
+                values, cotangent = fisher.logit_gradient(rows, taped.logits, ready.y)
+                weights = objectives.weights(shared, codes, half, len(ready.y)).to(w.device, w.dtype)
+                kfac.add(sums, f"S{j}", weights.double().T @ values.double())
+                kfac.add(sums, f"C{j}", weights.double().sum(0))
+                add_queries(sums, taped, cotangent, weights, f"V{j}")
+
+
+class _Scoring:
+    """A stage that gives every training row its values, one shard at a time."""
+
+    def __init__(self, worker: Worker, arrays: Arrays, names: list[str]) -> None:
+        self.worker, self.names = worker, names
+        self.prepare(arrays)
+
+    def prepare(self, arrays: Arrays) -> None:
+        """Bring what the stage needs to the device."""
+        raise NotImplementedError
+
+    def values(self, taped: Taped, cotangent_bc: Tensor) -> Tensor:
+        """Values `[B, columns]` of a batch."""
+        raise NotImplementedError
+
+    def __call__(self, item: Shard) -> pa.Table | None:
+        """Values of a shard: written to its own file, or returned where the run has no folder."""
+        table = self.table(item)
+        if self.worker.job.parts is None:
+            return table
+        write_part(self.worker.job.parts / f"part-{item.index:05d}.parquet", table)
+        return None
+
+    def table(self, shard: Shard) -> pa.Table:
+        """`row_id` and the values of a shard, in row order."""
+        ids, parts = [], []
+        for ready, values in self.rows(shard):
+            array = values.cpu().numpy()
+            _check_finite(array, ready.raw, self.worker.job.tables["train"].name)
+            parts.append(array)
+            ids.append(ready.raw.ids)
+        held = np.concatenate(parts)
+        columns = {name: pa.array(np.ascontiguousarray(held[:, k])) for k, name in enumerate(self.names)}
+        return pa.table({"row_id": pa.chunked_array(ids).combine_chunks(), **columns})
+
+    def rows(self, shard: Shard) -> Iterator[tuple[Ready, Tensor]]:
+        """Batches of a shard with their values."""
+        w = self.worker
+        for ready in w.read("train", shard, w.rows_a_batch(1)):
+            with w.tape(ready.x) as taped:
+                _, cotangent = fisher.logit_gradient(w.job.task.row_loss, taped.logits, ready.y)
+                yield ready, self.values(taped, cotangent)
+
+
+class Score(_Scoring):
+    """Shard -> products of its row gradients with preconditioned queries. Arrays: `U/<block>`; option: `names`."""
+
+    def prepare(self, arrays: Arrays) -> None:
+        """Bring the queries to the device, in the model's precision."""
+        held = {k.removeprefix("U/"): v for k, v in arrays.items() if k.startswith("U/")}
+        self.queries = self.worker.tensors(held, self.worker.dtype)
+
+    def values(self, taped: Taped, cotangent_bc: Tensor) -> Tensor:
+        """Values `[B, Q]` of a batch."""
+        return row_products(taped, cotangent_bc, self.queries)
+
+
+class SelfScore(_Scoring):
+    """Shard -> each row gradient's product with itself. Arrays: basis and `D/<block>`, or a dense inverse."""
+
+    def prepare(self, arrays: Arrays) -> None:
+        """Bring the inverse to the device, in the model's precision."""
+        held = self.worker.tensors(arrays, self.worker.dtype)
+        self.dense = (held["vectors"], held["inverse"]) if "vectors" in held else None
+        names = [k.removeprefix("D/") for k in held if k.startswith("D/")]
+        self.turns = {n: (held.get(f"q_a/{n}"), held.get(f"q_g/{n}"), held[f"D/{n}"]) for n in names}
+
+    def values(self, taped: Taped, cotangent_bc: Tensor) -> Tensor:
+        """Values `[B, 1]` of a batch."""
+        if self.dense is not None:
+            turned = dense_rows(taped, cotangent_bc) @ self.dense[0]
+            return (turned.square() @ self.dense[1])[:, None]
+        return self_products(taped, cotangent_bc, self.turns)[:, None]
+
+
+class Pairs(Score):
+    """Shard -> for each query of a tile, the `top` rows of largest and of smallest value, with their ids."""
+
+    def __call__(self, item: Shard) -> TopRows:  # type: ignore[override]  # candidates instead of a table
+        """Candidates of a shard."""
+        top = self.worker.job.settings.top
+        parts = []
+        for ready, values in self.rows(item):
+            array = values.cpu().numpy()
+            _check_finite(array, ready.raw, self.worker.job.tables["train"].name)
+            ids = ready.raw.ids.to_numpy(zero_copy_only=False)
+            parts.append(TopRows.of(array.T, ids, ready.raw.start, top))
+        return merge_all(parts)
+
+
+class RowQueries:
+    """Chunk of validation rows -> each row's own gradient, `V/<block>` `[rows, r, o, i]`: queries of `pairs`."""
+
+    def __init__(self, worker: Worker, arrays: Arrays) -> None:
+        self.worker = worker
+
+    def __call__(self, item: Chunk) -> Arrays:
+        """Gradients of a tile of rows; as many rows are held as the tile has."""
+        w = self.worker
+        parts: list[Tensor] = []
+        for shard in item.shards:
+            for ready in w.read("valid", shard, w.rows_a_batch(1)):
+                with w.tape(ready.x) as taped:
+                    _, cotangent = fisher.logit_gradient(w.job.task.row_loss, taped.logits, ready.y)
+                    parts.append(dense_rows(taped, cotangent).double())
+        queries = split_blocks(torch.cat(parts), w.blocks)
+        return {f"V/{k}": v.cpu().numpy() for k, v in queries.items()}
+
+
+def is_head(taped: Taped) -> bool:
+    """Whether what is valued is one linear layer whose output is the logits."""
+    edges = [e for found in taped.tape.edges.values() for e in found]
+    one = len(taped.blocks) == 1 and taped.blocks[0].kind == "linear" and len(edges) == 1
+    return one and edges[0].node is taped.logits.grad_fn
+
+
+def head_inputs(taped: Taped) -> Tensor:
+    """Inputs `[B, i]` of a linear head, with the column of ones."""
+    block = taped.blocks[0]
+    shape = taped.tape.shapes[block.name]
+    zeros = [torch.zeros(s, dtype=taped.logits.dtype, device=taped.logits.device) for s in shape]
+    parts = tiles(block, taped.modules[block.name], taped.tape.inputs[block.name], zeros)
+    return torch.cat([p.a_brti[:, 0, 0] for p in parts])
+
+
+def codes_of(levels: tuple[Any, ...], ready: Ready, split: str) -> Tensor:
+    """The group of each row, `[B]`: its place among the sorted levels."""
+    if split == LABEL:
+        return ready.y
+    found = np.searchsorted(np.asarray(levels), ready.raw.extra[split])
+    return torch.from_numpy(found).to(ready.y.device)
+
+
+def read_bases(held: dict[str, Tensor]) -> dict[str, Basis]:
+    """Bases by block from a payload or file of arrays."""
+    names = [k.removeprefix("q_g/") for k in held if k.startswith("q_g/")]
+    return {
+        n: Basis(
+            held.get(f"q_a/{n}"), held[f"q_g/{n}"], held[f"l_a/{n}"], held[f"l_g/{n}"], float(held[f"positions/{n}"])
+        )
+        for n in names
+    }
+
+
+def _check_finite(values: np.ndarray[Any, Any], raw: Batch, table: str) -> None:
+    wrong = ~np.isfinite(values).all(axis=1)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise InputError(
+            f"The value of row {raw.start + row} of {table} (id {raw.ids[row].as_py()!r}) is not finite: "
+            "the model's output or gradient overflows there.",
+            "check that row and Task(transform=...), or use a higher precision.",
+        )

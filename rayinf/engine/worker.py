@@ -1,0 +1,177 @@
+"""One worker's standing equipment: the model, its blocks, and batches of tensors from any shard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rayinf.core import fisher
+from rayinf.core.blocks import Block, find_blocks
+from rayinf.core.capture import capture, forward
+from rayinf.core.influence import Taped
+from rayinf.data.batches import Batch, BatchReader, row_keys, uniforms
+from rayinf.data.files import Arrays
+from rayinf.data.tables import Shard
+from rayinf.engine.job import Job
+from rayinf.errors import InputError
+
+# Floats of activations that one batch may hold (512 MB in float32): fixes the batch size where none is given.
+BATCH_FLOATS = 128_000_000
+MOST_ROWS = 1024
+_AUTOCAST = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A batch on the worker's device."""
+
+    raw: Batch
+    x: Any
+    y: Tensor
+    mask: Tensor | None
+
+
+class Worker:
+    """Built once in every process that works; stages come and go, the model stays."""
+
+    def __init__(self, job: Job, device: str | None = None) -> None:
+        self.job = job
+        self._device = device
+        self._readers: dict[str, BatchReader] = {}
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The model on the worker's device, in eval mode."""
+        model = self.job.task.build()
+        return model.to(self._device) if self._device else model
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """What is valued."""
+        return find_blocks(self.model, self.job.task.parameters)
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """The model's modules by name."""
+        return dict(self.model.named_modules())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The precision of sums, products and scores: the model's own, at least float32."""
+        own = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        return torch.float32 if own in (torch.bfloat16, torch.float16) else own
+
+    @cached_property
+    def _tokens(self) -> bool:
+        return any(isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in self.model.modules())
+
+    def rows_a_batch(self, columns: int) -> int:
+        """Rows that fit in `BATCH_FLOATS` with this many Fisher columns: fixed by the model and the data alone."""
+        if self.job.settings.batch_size is not None:
+            return self.job.settings.batch_size
+        if columns not in self._sizes:
+            self._sizes[columns] = self._measure(columns)
+        return self._sizes[columns]
+
+    @cached_property
+    def _sizes(self) -> dict[int, int]:
+        return {}
+
+    def _measure(self, columns: int) -> int:
+        shard = self.job.tables["train"].shards[0]
+        ready = next(self.read("train", shard, 1))
+        with self.tape(ready.x) as taped:
+            ruled = [b for b in taped.blocks if b.name in taped.tape.shapes]
+            outputs = sum(s.numel() for b in ruled for s in taped.tape.shapes[b.name])
+            inputs = sum(x.numel() for b in ruled for x in taped.tape.inputs[b.name])
+            loose = sum(b.numel for b in taped.blocks if b.kind == "loose")
+        # Saved activations of the other layers (norms, non-linearities) are taken as twice the outputs.
+        floats = inputs + (columns + 3) * outputs + loose + len(self.job.classes.labels) * 8
+        return int(min(max(BATCH_FLOATS // floats, 1), MOST_ROWS))
+
+    def read(self, table: str, shard: Shard, size: int) -> Iterator[Ready]:
+        """The rows of a shard as batches of tensors.
+
+        Raises:
+            InputError: as reading and the user's transform do.
+        """
+        if table not in self._readers:
+            self._readers[table] = BatchReader(self.job.tables[table], self.job.columns[table])
+        for raw in self._readers[table].read(shard, size):
+            x = self.input(raw.x)
+            y = torch.from_numpy(self.job.classes.encode(raw.labels)).to(self.device)
+            yield Ready(raw, x, y, self.job.task.mask(x) if self.job.task.mask else None)
+
+    @contextmanager
+    def tape(self, x: Any) -> Iterator[Taped]:
+        """A forward pass whose row gradients can be asked for."""
+        autocast = _AUTOCAST[self.job.settings.precision]
+        with capture(self.model, self.blocks, half=autocast is torch.float16) as tape:
+            logits = forward(self.model, x, autocast)
+            yield Taped(self.model, self.modules, self.blocks, tape, logits, x)
+
+    def fisher_columns(self, ready: Ready, logits: Tensor) -> Tensor:
+        """Columns `[S, B, C]` of the Fisher in the logits, drawn by row where there are many classes."""
+        settings, draws = self.job.settings, None
+        if self.draws_labels:
+            keys = row_keys(ready.raw.x, ready.raw.labels)
+            draws = torch.from_numpy(uniforms(keys, settings.seed, fisher.DRAWS))
+        return fisher.columns(logits, ready.y, self.job.task.loss, settings.fisher, draws)
+
+    @property
+    def draws_labels(self) -> bool:
+        """Whether labels are drawn, because there are too many classes for the whole expectation."""
+        many = len(self.job.classes.labels) > fisher.MOST_CLASSES
+        return many and self.job.settings.fisher == "true" and self.job.task.is_cross_entropy
+
+    @property
+    def fisher_width(self) -> int:
+        """S, the number of Fisher columns."""
+        if self.job.settings.fisher == "empirical":
+            return 1
+        return fisher.DRAWS if self.draws_labels else len(self.job.classes.labels)
+
+    def halves(self, ready: Ready) -> Tensor | None:
+        """0 or 1 for each row: which half of the validation rows it is in, from its contents and the seed."""
+        if not self.job.settings.halves:
+            return None
+        side = uniforms(row_keys(ready.raw.x, ready.raw.labels), self.job.settings.seed + 1, 1)[:, 0] >= 0.5
+        return torch.from_numpy(side.astype(np.int64)).to(self.device)
+
+    def tensors(self, arrays: Arrays, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Arrays of a payload on the device, copied: shared memory is read-only and aligned as it likes."""
+        return {k: torch.tensor(v).to(self.device, dtype) for k, v in arrays.items()}
+
+    def input(self, x: Any) -> Any:
+        """The model's input, on the device, from the features of a batch."""
+        transform = self.job.task.transform
+        if transform is None:
+            floating = x.dtype.kind == "f" or not self._tokens
+            return torch.tensor(x).to(self.device, self.dtype if floating else torch.int64)
+        return self._convert(transform(x))
+
+    def _convert(self, x: Any) -> Any:
+        if isinstance(x, dict):
+            return {k: self._convert(v) for k, v in x.items()}
+        if isinstance(x, tuple | list):
+            return tuple(self._convert(v) for v in x)
+        if not isinstance(x, Tensor):
+            array = np.asarray(x)
+            if array.dtype.kind not in "fiub":
+                raise InputError(f"Task(transform=...) returned {array.dtype}.", "return arrays or tensors of numbers.")
+            x = torch.tensor(array)
+        tensor: Tensor = x
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+

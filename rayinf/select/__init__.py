@@ -1,0 +1,1 @@
+"""Pure choices: scores in, rows out."""

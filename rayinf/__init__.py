@@ -1,7 +1,8 @@
 """rayinf: what every training row of a classifier is worth, to whom, and what to do about it."""
 
-from rayinf.api import influence
+from rayinf.api import influence, logistic_regression, pairs, self_influence
 from rayinf.core.objectives import Objective
+from rayinf.data.pairs import Pairs
 from rayinf.data.scores import Scores
 from rayinf.engine.job import Cluster
 from rayinf.errors import InputError, RayinfError, RunError
@@ -12,9 +13,13 @@ __all__ = [
     "Fit",
     "InputError",
     "Objective",
+    "Pairs",
     "RayinfError",
     "RunError",
     "Scores",
     "Task",
     "influence",
+    "logistic_regression",
+    "pairs",
+    "self_influence",
 ]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rayinf.core.fisher import FisherKind
-from rayinf.core.objectives import Objective, parse
+from rayinf.core.objectives import parse
+from rayinf.data.pairs import Pairs
 from rayinf.data.scores import Scores
 from rayinf.engine import curvature as curv
 from rayinf.engine import pipeline, stages
+from rayinf.engine.fit import fit_logistic
 from rayinf.engine.job import Cluster, Settings
 from rayinf.engine.run import Request, open_run
+from rayinf.errors import InputError
 from rayinf.task import Task
 
 
@@ -78,4 +82,129 @@ def influence(
         return pipeline.finish(run, tables, pipeline.describe(run))
 
 
-__all__ = ["Cluster", "Objective", "Scores", "Task", "influence"]
+def self_influence(
+    task: Task,
+    train: Any,
+    curvature: str = "ekfac",
+    fisher: FisherKind = "true",
+    damping: float | None = None,
+    factors: str | Path | None = None,
+    cluster: Cluster | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    *,
+    batch_size: int | None = None,
+    precision: str | None = None,
+) -> Scores:
+    """Influence of every training row on its own loss, `grad l_i' (n Hbar)^-1 grad l_i`: large for rows that are odd.
+
+    Args:
+        task: the trained model and its columns.
+        train: the rows to value.
+        curvature: as in `influence`.
+        fisher: as in `influence`.
+        damping: as in `influence`.
+        factors: as in `influence`.
+        cluster: as in `influence`.
+        out: as in `influence`.
+        seed: as in `influence`.
+        batch_size: as in `influence`.
+        precision: as in `influence`.
+
+    Returns:
+        Scores with the column `self_influence`.
+
+    Raises:
+        RayinfError: as in `influence`.
+
+    Cost: one pass over `train` beside fitting; per row and layer `o^2 + i^2 + o i` multiply-adds for one position.
+    """
+    settings = Settings(curvature, fisher, False, seed, batch_size, precision)
+    request = Request("self_influence", task, train, None, (), settings, damping, factors, cluster, out)
+    with open_run(request) as run:
+        if run.finished:
+            return Scores.load(str(out))
+        pipeline.fit_factors(run)
+        tables = pipeline.score(run, stages.SelfScore, pipeline.self_arrays(run), ["self_influence"])
+        return pipeline.finish(run, tables, {})
+
+
+def pairs(
+    task: Task,
+    train: Any,
+    valid: Any,
+    top: int = 100,
+    curvature: str = "ekfac",
+    fisher: FisherKind = "true",
+    damping: float | None = None,
+    factors: str | Path | None = None,
+    cluster: Cluster | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    *,
+    batch_size: int | None = None,
+    precision: str | None = None,
+) -> Pairs:
+    """For each validation row, the `top` training rows that help it and that harm it most.
+
+    Args:
+        task: the trained model and its columns.
+        train: the rows to value.
+        valid: the rows whose losses are explained, one by one.
+        top: rows kept on each side.
+        curvature: as in `influence`.
+        fisher: as in `influence`.
+        damping: as in `influence`.
+        factors: as in `influence`.
+        cluster: as in `influence`.
+        out: as in `influence`; pairs are then Parquet, a file a tile of validation rows.
+        seed: as in `influence`.
+        batch_size: as in `influence`.
+        precision: as in `influence`.
+
+    Returns:
+        Pairs, `2 top` rows for each validation row.
+
+    Raises:
+        InputError: as in `influence`, and `top` under 1.
+
+    Cost: a pass over `train` for each tile of validation rows whose gradients fit in 512 MB; only the best pairs
+    are ever kept.
+    """
+    if top < 1:
+        raise InputError(f"top={top} keeps no pairs.", "pass at least 1.")
+    settings = Settings(curvature, fisher, False, seed, batch_size, precision, top=top)
+    with open_run(Request("pairs", task, train, valid, (), settings, damping, factors, cluster, out)) as run:
+        if run.finished and run.folder is not None:
+            return Pairs.read(run.folder.path, pipeline.metadata(run))
+        pipeline.fit_factors(run)
+        return pipeline.finish_pairs(run, pipeline.pair_tiles(run))
+
+
+def logistic_regression(
+    train: Any,
+    l2: float = 1e-3,
+    features: str | Sequence[str] = "features",
+    label: str = "label",
+    group: str | None = None,
+    row_id: str | None = None,
+) -> Task:
+    """A `Task` around a softmax regression with bias, fitted to `train` until its gradient's norm is under 1e-8.
+
+    Minimises the mean cross-entropy + l2/2 ||theta||^2 over weights and bias, in float64.
+
+    Args:
+        train: a table of any form; Parquet is streamed.
+        l2: the ridge.
+        features: a column, or a list of numeric columns.
+        label: integers or strings; the classes are the sorted labels.
+        group: kept in the task.
+        row_id: kept in the task.
+
+    Raises:
+        RayinfError: a table that cannot be fitted, or no convergence.
+
+    Cost: about ten passes of Newton's method up to 3,000 parameters; conjugate-gradient Newton steps above.
+    """
+    columns = {"features": features, "label": label, "group": group, "row_id": row_id}
+    return fit_logistic(train, columns, l2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ class Tape:
         self.inputs: dict[str, list[Tensor]] = {}
         self.edges: dict[str, list[GradientEdge]] = {}
         self.shapes: dict[str, list[torch.Size]] = {}
-        self._scale = HALF_SCALE if half else 1.0
+        self._half, self._scale = half, HALF_SCALE if half else 1.0
 
     def record(self, name: str, args: tuple[Any, ...], output: Tensor) -> None:
         """Append one call of a layer. The edge is taken now, since an in-place ReLU may follow."""
@@ -50,7 +50,7 @@ class Tape:
         flat = [edge for edges in self.edges.values() for edge in edges]
         if not flat:
             return {}
-        found = torch.autograd.grad(
+        found: Sequence[Tensor | None] = torch.autograd.grad(
             logits, flat, cotangent_bc.to(logits.dtype) * self._scale, retain_graph=not last, allow_unused=True
         )
         values = iter(found)
@@ -60,12 +60,12 @@ class Tape:
                 g = next(values)
                 if g is None:
                     g = torch.zeros(shape, dtype=logits.dtype, device=x.device)
-                out.setdefault(name, []).append(_widen(g) / self._scale if self._scale != 1.0 else _widen(g))
+                out.setdefault(name, []).append(_widen(g) / self._scale if self._half else _widen(g))
         return out
 
 
 @contextmanager
-def capture(model: nn.Module, blocks: Sequence[Block], half: bool = False) -> Iterator[Tape]:
+def capture(model: nn.Module, blocks: Sequence[Block], half: bool = False) -> Generator[Tape]:
     """Hook the layers of `blocks`; everything the model had before is put back on leaving.
 
     Args:

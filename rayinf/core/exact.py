@@ -55,9 +55,7 @@ def add_head_hessian(sums: Sums, a_bi: Tensor, logits_bc: Tensor) -> None:
                 h[e, :, c] += part
 
 
-def add_hessian(
-    sums: Sums, model: nn.Module, blocks: Sequence[Block], x: Any, labels: Tensor, loss: RowLoss
-) -> None:
+def add_hessian(sums: Sums, model: nn.Module, blocks: Sequence[Block], x: Any, labels: Tensor, loss: RowLoss) -> None:
     """Add the Hessian of the summed loss of a batch under `H`, forward over reverse, in the blocks' coordinates.
 
     Cost: p Hessian-vector products a batch, 32 at a time.

@@ -76,7 +76,7 @@ class _Lazy:
 
 
 def add_queries(sums: Sums, taped: Taped, cotangent_bc: Tensor, weights_bq: Tensor, prefix: str) -> None:
-    """Add a batch to the query vectors `V_q = sum_b w_bq (row gradient of b)`, under `<prefix>/<block>`, `[Q, r, o, i]`.
+    """Add a batch to the queries `V_q = sum_b w_bq (row gradient of b)`, `[Q, r, o, i]` under `<prefix>/<block>`.
 
     Rows of weight 0 are left out, so that K categories cost what one total does. Multiplied in the model's
     precision, added in float64.
@@ -184,4 +184,3 @@ def self_products(taped: Taped, cotangent_bc: Tensor, turns: Mapping[str, Turn])
                 for where, gradient in row_gradient_slices(a, g):
                     out[tile.rows] += (gradient.square() * d[:, where]).sum((1, 2, 3))
     return out
-

@@ -24,7 +24,7 @@ def eigen_inverse(lambda_roi: Tensor, rows: float, l2: float, damping: float | N
     A layer whose Lambda is all zero contributes nothing, whatever the damping.
     """
     mean = float(lambda_roi.mean())
-    if mean == 0.0:
+    if mean <= 0.0:
         return torch.zeros_like(lambda_roi)
     level = lambda_roi + l2 + (RELATIVE_DAMPING * mean if damping is None else damping)
     return _inverse(level * rows, lambda_roi.shape[1] * lambda_roi.shape[2])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,7 @@ def _linear_inputs(block: Block, module: nn.Module, x: Tensor) -> Tensor:
     return functional.pad(a, (0, 1), value=1.0) if block.has_bias else a
 
 
-def _conv_inputs(block: Block, module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+def _conv_inputs(block: Block, module: Any, x: Tensor) -> Tensor:
     """Patches `[B, r, T, i]`, in the order of the weight's own axes (channel, then kernel)."""
     r = block.shape[0]
     flat = isinstance(module, nn.Conv1d)
@@ -122,13 +123,13 @@ def _outputs(block: Block, g: Tensor) -> Tensor:
 
 
 def _embedding(
-    block: Block, rows: slice, inputs: Sequence[Tensor], gradients: Sequence[Tensor], module: nn.Module
+    block: Block, rows: slice, inputs: Sequence[Tensor], gradients: Sequence[Tensor], module: Any
 ) -> Positions:
     """One-hot inputs over the tokens that occur in the tile: never over the whole vocabulary."""
     ids = torch.cat([x.reshape(x.shape[0], -1) for x in inputs], dim=1)
     g = output_positions(block, gradients)
     columns, where = torch.unique(ids, return_inverse=True)
     a = functional.one_hot(where, len(columns)).to(g.dtype)
-    if module.padding_idx is not None:  # type: ignore[union-attr]  # an nn.Embedding, by its kind
-        a = a * (ids != module.padding_idx)[..., None]  # type: ignore[union-attr]
+    if module.padding_idx is not None:
+        a = a * (ids != module.padding_idx)[..., None]
     return Positions(rows, a[:, None], g, columns)

@@ -32,9 +32,7 @@ def row_gradient_slices(a_brti: Tensor, g_brto: Tensor, whole: bool = False) -> 
         yield where, torch.matmul(left_brot[:, :, where], a_brti)
 
 
-def loose_row_gradients(
-    model: nn.Module, blocks: Sequence[Block], x: Any, cotangent_bc: Tensor
-) -> dict[str, Tensor]:
+def loose_row_gradients(model: nn.Module, blocks: Sequence[Block], x: Any, cotangent_bc: Tensor) -> dict[str, Tensor]:
     """Row gradients `[b, 1, 1, p]` of parameters without a rule, by `vmap` over the rows.
 
     Args:

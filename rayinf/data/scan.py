@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class TableScan:
     @classmethod
     def from_json(cls, held: dict[str, Any]) -> TableScan:
         """Back from `to_json`."""
-        counts = {k: {a: n for a, n in v} for k, v in held["counts"].items()}
+        counts = {k: dict(v) for k, v in held["counts"].items()}
         return cls(**{**held, "counts": counts, "shape": tuple(held["shape"])})
 
 
@@ -66,7 +67,8 @@ def scan_shard(reader: BatchReader, shard: Shard, columns: Columns, size: int) -
     digest = hashlib.sha256()
     counts: dict[str, Counter[Any]] = {c: Counter() for c in [columns.label, *columns.extra]}
     shapes: set[tuple[int, ...]] = set()
-    problem, increasing, ends, dtype = None, True, [], ""
+    problem, increasing, dtype = None, True, ""
+    ends: list[Any] = []
     for batch in reader.read(shard, size):
         problem = problem or _not_finite(batch.x, columns.features, batch.start)
         shapes.add(batch.x.shape[1:])
@@ -115,9 +117,8 @@ def merge_scans(parts: Sequence[ShardScan], table: Table) -> TableScan:
         for name, found in part.counts.items():
             counts.setdefault(name, Counter()).update(found)
     whole = hashlib.sha256("".join(p.digest for p in parts).encode()).hexdigest()
-    pairs = zip(parts[:-1], parts[1:], strict=True)
     increasing = all(p.increasing for p in parts) and all(
-        a.last_id is None or a.last_id < b.first_id for a, b in pairs
+        a.last_id is None or a.last_id < b.first_id for a, b in pairwise(parts)
     )
     sorted_counts = {k: dict(sorted(v.items())) for k, v in counts.items()}
     return TableScan(sum(p.rows for p in parts), whole, sorted_counts, parts[0].shape, parts[0].dtype, increasing)

@@ -42,9 +42,20 @@ class Shard:
 class Table(Protocol):
     """What the engine asks of a table; picklable, and cheap to pickle where it lies on disk."""
 
-    name: str
-    shards: tuple[Shard, ...]
-    schema: pa.Schema
+    @property
+    def name(self) -> str:
+        """How errors call the table."""
+        ...
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """Its rows in order, in pieces that are worked on one at a time."""
+        ...
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and types of the columns."""
+        ...
 
     @property
     def num_rows(self) -> int:
@@ -250,8 +261,9 @@ def _parquet(path: str, name: str) -> ParquetTable:
             raise InputError(
                 f"{file} has other columns or types than {files[0]}.", "rewrite the files with one schema."
             )
-    rows, size = sum(m.num_rows for m, _, _ in footers), sum(
-        m.row_group(g).total_byte_size for m, _, _ in footers for g in range(m.num_row_groups)
+    rows, size = (
+        sum(m.num_rows for m, _, _ in footers),
+        sum(m.row_group(g).total_byte_size for m, _, _ in footers for g in range(m.num_row_groups)),
     )
     read_rows = _power_of_two(READ_BYTES * max(rows, 1) // max(size, 1))
     shards: list[Shard] = []

@@ -98,6 +98,12 @@ def precondition(vectors: dict[str, Tensor], factors: Arrays, solver: Solver) ->
     return {f"U/{k}": v.numpy().astype(solver.dtype) for k, v in solved.items()}
 
 
+def precondition_rows(queries: Arrays, factors: Arrays, solver: Solver) -> Arrays:
+    """Gradients of single rows, `V/<block>`, -> `U/<block>`."""
+    held = _tensors(queries)
+    return precondition({b.name: held[f"V/{b.name}"] for b in solver.blocks}, factors, solver)
+
+
 def self_payload(factors: Arrays, solver: Solver) -> Arrays:
     """What `SelfScore` needs: bases with inverse eigenvalues, or the dense ones."""
     held = _tensors(factors)

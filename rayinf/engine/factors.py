@@ -5,7 +5,7 @@ On Ray it is one actor; in one process it is a plain object. It knows nothing of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ def merge(left: Arrays, right: Arrays) -> Arrays:
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Generator[None]:
     """Run with a fixed number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from rayinf.data.files import read_arrays, sound_part
+from rayinf.data.batches import BatchReader
+from rayinf.data.files import read_arrays, sound_part, write_part
+from rayinf.data.pairs import Pairs, pair_table
 from rayinf.data.run_folder import differences
 from rayinf.data.scores import Scores
 from rayinf.engine import curvature as curv
 from rayinf.engine import stages
+from rayinf.engine.job import Chunk
 from rayinf.engine.run import SIGN, UNIT, Run
 from rayinf.errors import InputError
+from rayinf.select.top_rows import merge_all
+
+# Gradients of validation rows that are held at once by `pairs`.
+_TILE_BYTES = 512 << 20
+_PAIR_COLUMNS = ["valid_row_id", "effect", "rank", "row_id", "value"]
 
 # Two runs may share factors if they agree in these.
 _SAME = ("model", "parameters", "loss", "transform", "curvature", "fisher", "features")
@@ -58,9 +67,70 @@ def solve_queries(run: Run) -> Any:
     if not run.runner.store("has", "solved"):
         run.fold(stages.Queries, {}, "valid", "queries")
     settings = run.job.settings
-    return _derive(
-        run, "solved", curv.solve, ["queries", "factors"], run.solver, settings.targets, settings.halves
-    )
+    return _derive(run, "solved", curv.solve, ["queries", "factors"], run.solver, settings.targets, settings.halves)
+
+
+def self_arrays(run: Run) -> Any:
+    """The inverse curvature that `SelfScore` multiplies with."""
+    return _derive(run, "solved", curv.self_payload, ["factors"], run.solver)
+
+
+def pair_tiles(run: Run) -> list[pa.Table]:
+    """Top pairs of every validation row, a tile of validation rows and a pass over the training rows at a time.
+
+    Returns:
+        The tiles' tables, or nothing where they were written to the folder.
+    """
+    shards = {s.index: s for s in run.job.tables["train"].shards}
+    found = []
+    tiles = _tiles(run)
+    rows = run.scans["train"].rows
+    with run.timed("pairs", rows * len(tiles)) as advance:
+        for k, tile in enumerate(tiles):
+            file = run.folder.path / "pairs" / f"part-{k:05d}.parquet" if run.folder else None
+            if file is not None and sound_part(file, 2 * min(run.job.settings.top, rows) * tile.rows, _PAIR_COLUMNS):
+                advance(rows)
+                continue
+            parts = []
+            for key, part in run.runner.map(stages.Pairs, _tile_queries(run, k, tile), shards, names=[]):
+                parts.append(part)
+                advance(shards[key].rows)
+            best = merge_all(parts)
+            table = pair_table(_tile_ids(run, tile), best.helps, best.harms)
+            if file is None:
+                found.append(table)
+            else:
+                write_part(file, table)
+    return found
+
+
+def _tiles(run: Run) -> list[Chunk]:
+    """Validation rows in tiles whose gradients fit in `_TILE_BYTES`."""
+    step = int(min(max(_TILE_BYTES // (16 * run.probe.parameters), 1), 1024))
+    return [
+        Chunk((replace(s, start=s.start + at, offset=s.offset + at, rows=min(step, s.rows - at)),))
+        for s in run.job.tables["valid"].shards
+        for at in range(0, s.rows, step)
+    ]
+
+
+def _tile_queries(run: Run, k: int, tile: Chunk) -> Any:
+    """Preconditioned gradients of a tile's rows; the last tile's are let go."""
+    store = run.runner.store
+    if k:
+        store("drop", f"tile-{k - 1}")
+    name = f"rows-{k}"
+    for _ in run.runner.fold(stages.RowQueries, {}, {0: tile}, name):
+        pass
+    out = run.runner.publish("derive", f"tile-{k}", curv.precondition_rows, [name, "factors"], run.solver)
+    store("has", f"tile-{k}")
+    store("drop", name)
+    return out
+
+
+def _tile_ids(run: Run, tile: Chunk) -> pa.Array:
+    reader = BatchReader(run.job.tables["valid"], run.job.columns["valid"])
+    return pa.concat_arrays([b.ids for s in tile.shards for b in reader.read(s, s.rows)])
 
 
 def score(run: Run, stage: type[stages.Stage], arrays: Any, names: list[str]) -> list[pa.Table]:
@@ -90,9 +160,23 @@ def finish(run: Run, tables: list[pa.Table], extra: dict[str, Any]) -> Scores:
     meta = {**metadata(run), **extra}
     if run.folder is None:
         return Scores(pa.concat_tables(tables), {**meta, "seconds": dict(run.seconds)})
+    _close_folder(run, meta)
+    return Scores.load(run.folder.path)
+
+
+def finish_pairs(run: Run, tables: list[pa.Table]) -> Pairs:
+    """Mark the run as finished, and open its pairs."""
+    run.check_unchanged()
+    if run.folder is None:
+        return Pairs(pa.concat_tables(tables), metadata(run))
+    _close_folder(run, metadata(run))
+    return Pairs.read(run.folder.path, metadata(run))
+
+
+def _close_folder(run: Run, meta: dict[str, Any]) -> None:
+    assert run.folder is not None
     run.folder.finish(run.record(meta))
     run.log("finish", seconds={k: round(v, 4) for k, v in run.seconds.items()})
-    return Scores.load(run.folder.path)
 
 
 def describe(run: Run) -> dict[str, Any]:

@@ -85,7 +85,9 @@ def _check_parameters(model: nn.Module) -> None:
 
 
 def _check_features(batch: Batch, job: Job) -> None:
-    if job.task.transform is None and (batch.x.dtype == object or (batch.x.dtype.kind == "u" and batch.x.itemsize == 1)):
+    if job.task.transform is None and (
+        batch.x.dtype == object or (batch.x.dtype.kind == "u" and batch.x.itemsize == 1)
+    ):
         held = "text or bytes" if batch.x.dtype == object else "bytes"
         if batch.x.dtype == object or _is_binary(job):
             raise InputError(
@@ -110,9 +112,7 @@ def _check_gradients(worker: Worker, x: object, labels: torch.Tensor) -> None:
         _, cotangent = logit_gradient(task.row_loss, logits, labels)
         names = [n for b in ruled for n in b.parameters]
         params = dict(model.named_parameters())
-        truth = torch.autograd.grad(
-            logits, [params[n] for n in names], cotangent, retain_graph=True, allow_unused=True
-        )
+        truth = torch.autograd.grad(logits, [params[n] for n in names], cotangent, retain_graph=True, allow_unused=True)
         taped = Taped(model, worker.modules, ruled, tape, logits, x)
         captured = dense_rows(taped, cotangent).sum(0).split([b.numel for b in ruled])
     found = {n: torch.zeros_like(params[n]) if g is None else g for n, g in zip(names, truth, strict=True)}
@@ -134,5 +134,3 @@ def _fingerprint(model: nn.Module) -> str:
         held = value.detach().cpu().contiguous()
         digest.update(held.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -15,7 +15,7 @@ _QUIET_SECONDS = 5.0
 
 
 @contextmanager
-def bar(stage: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+def bar(stage: str, total: int, done: int = 0) -> Generator[Callable[[int], None]]:
     """A context whose value is called with the rows of each finished shard.
 
     Args:
@@ -39,12 +39,10 @@ def bar(stage: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]
 
             yield advance
     else:
-        with _lines(stage, total, done) as advance:
-            yield advance
+        yield _lines(stage, total, done)
 
 
-@contextmanager
-def _lines(stage: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+def _lines(stage: str, total: int, done: int) -> Callable[[int], None]:
     begin, count = time.monotonic(), 0
     said = begin
 
@@ -64,4 +62,4 @@ def _lines(stage: str, total: int, done: int) -> Iterator[Callable[[int], None]]
             flush=True,
         )
 
-    yield advance
+    return advance

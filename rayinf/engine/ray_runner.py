@@ -69,13 +69,11 @@ class RayRunner:
         threads = max(1, int(cluster.cpus_per_worker))
         device = "cuda" if cluster.gpus_per_worker else "cpu"
         self.job = job
-        actor = ray.remote(
-            num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, **_FAULTS
-        )(_Actor)
+        actor: Any = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, **_FAULTS)(_Actor)
         self._actors = [actor.remote(threads, device) for _ in range(cluster.workers)]
         folder = factors or Path(tempfile.gettempdir()) / f"rayinf-{self._run}"
         self._temporary = None if factors else folder
-        store = ray.remote(num_cpus=0, runtime_env=_threads_env(DECOMPOSE_THREADS), **_FAULTS)(FactorStore)
+        store: Any = ray.remote(num_cpus=0, runtime_env=_threads_env(DECOMPOSE_THREADS), **_FAULTS)(FactorStore)
         self._store = store.remote(folder)
         self._wait_ready()
 
@@ -99,7 +97,7 @@ class RayRunner:
 
     def fold(self, stage: type[Stage], arrays: Any, items: Mapping[int, Chunk], name: str) -> Iterator[int]:
         """Add the sums of each chunk to the store, until none is missing: a store that lost its disk asks again."""
-        call = (f"{self._run}-{next(self._count)}", stage, {})
+        call: tuple[str, type[Stage], dict[str, Any]] = (f"{self._run}-{next(self._count)}", stage, {})
         held = arrays if isinstance(arrays, ray.ObjectRef) else ray.put(arrays)
         count = len(items)
         while left := self.store("pending", name, count):

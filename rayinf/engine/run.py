@@ -75,7 +75,9 @@ class Run:
         self.log("start", verb=self.request.verb)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Let the workers go; log what stopped the run, if something did."""
         if error is not None:
             with suppress(OSError):
@@ -194,7 +196,9 @@ def open_run(request: Request) -> Run:
 def partial_sums(probed: Probe, curvature: str) -> int:
     """How many chunks a table is summed in."""
     if curvature in KRONECKER:
-        size = sum(8 * b.shape[0] * (b.shape[1] ** 2 + b.shape[2] ** 2 + b.shape[1] * b.shape[2]) for b in probed.blocks)
+        size = sum(
+            8 * b.shape[0] * (b.shape[1] ** 2 + b.shape[2] ** 2 + b.shape[1] * b.shape[2]) for b in probed.blocks
+        )
     else:
         size = 8 * probed.parameters**2
     return min(max(_PARTIAL_BYTES // max(size, 1), _FEWEST_CHUNKS), _MOST_CHUNKS)
@@ -361,4 +365,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-

@@ -33,7 +33,9 @@ class Stage(Protocol):
 
     def __init__(self, worker: Worker, arrays: Arrays, **options: Any) -> None: ...
 
-    def __call__(self, item: Any) -> Any: ...
+    def __call__(self, item: Any) -> Any:
+        """The result for an item."""
+        ...
 
 
 class Scan:
@@ -183,8 +185,8 @@ class _Scoring:
         """Values `[B, columns]` of a batch."""
         raise NotImplementedError
 
-    def __call__(self, item: Shard) -> pa.Table | None:
-        """Values of a shard: written to its own file, or returned where the run has no folder."""
+    def __call__(self, item: Shard) -> Any:
+        """Values of a shard, as a table: written to its own file, or returned where the run has no folder."""
         table = self.table(item)
         if self.worker.job.parts is None:
             return table
@@ -246,7 +248,7 @@ class SelfScore(_Scoring):
 class Pairs(Score):
     """Shard -> for each query of a tile, the `top` rows of largest and of smallest value, with their ids."""
 
-    def __call__(self, item: Shard) -> TopRows:  # type: ignore[override]  # candidates instead of a table
+    def __call__(self, item: Shard) -> TopRows:
         """Candidates of a shard."""
         top = self.worker.job.settings.top
         parts = []

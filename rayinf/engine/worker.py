@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,7 +115,7 @@ class Worker:
             yield Ready(raw, x, y, self.job.task.mask(x) if self.job.task.mask else None)
 
     @contextmanager
-    def tape(self, x: Any) -> Iterator[Taped]:
+    def tape(self, x: Any) -> Generator[Taped]:
         """A forward pass whose row gradients can be asked for."""
         autocast = _AUTOCAST[self.job.settings.precision]
         with capture(self.model, self.blocks, half=autocast is torch.float16) as tape:
@@ -174,4 +174,3 @@ class Worker:
             x = torch.tensor(array)
         tensor: Tensor = x
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
-

@@ -1,6 +1,6 @@
 """rayinf: what every training row of a classifier is worth, to whom, and what to do about it."""
 
-from rayinf.api import influence, logistic_regression, pairs, self_influence
+from rayinf.api import influence, logistic_regression, pairs, plan, self_influence
 from rayinf.core.objectives import Objective
 from rayinf.data.pairs import Pairs
 from rayinf.data.scores import Scores
@@ -21,5 +21,6 @@ __all__ = [
     "influence",
     "logistic_regression",
     "pairs",
+    "plan",
     "self_influence",
 ]

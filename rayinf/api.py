@@ -14,6 +14,7 @@ from rayinf.engine import curvature as curv
 from rayinf.engine import pipeline, stages
 from rayinf.engine.fit import fit_logistic
 from rayinf.engine.job import Cluster, Settings
+from rayinf.engine.plan import Cost, make_plan
 from rayinf.engine.run import Request, open_run
 from rayinf.errors import InputError
 from rayinf.task import Task
@@ -179,6 +180,53 @@ def pairs(
             return Pairs.read(run.folder.path, pipeline.metadata(run))
         pipeline.fit_factors(run)
         return pipeline.finish_pairs(run, pipeline.pair_tiles(run))
+
+
+def plan(
+    task: Task,
+    train: Any,
+    valid: Any,
+    objective: Any = "total",
+    curvature: str = "ekfac",
+    fisher: FisherKind = "true",
+    damping: float | None = None,
+    halves: bool = False,
+    cluster: Cluster | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    *,
+    batch_size: int | None = None,
+    precision: str | None = None,
+) -> Cost:
+    """Seconds and bytes of every stage of `influence` with these arguments, before it is run.
+
+    Every stage is tried on the first rows of the tables for about a second, and scaled to all rows and workers;
+    decompositions by the cube of their size. Memory and disk are counted from the shapes, and held against what is
+    free on this machine.
+
+    Args:
+        task: as in `influence`.
+        train: as in `influence`; only its first rows are read.
+        valid: as in `influence`; only its first rows are read.
+        objective: as in `influence`; the groups of a slice are those of the first rows.
+        curvature: as in `influence`.
+        fisher: as in `influence`.
+        damping: as in `influence`.
+        halves: as in `influence`.
+        cluster: as in `influence`; nothing is started.
+        out: as in `influence`; nothing is written.
+        seed: as in `influence`.
+        batch_size: as in `influence`.
+        precision: as in `influence`.
+
+    Returns:
+        A `Cost`; `to_text()` is the table that `rayinf plan` prints.
+
+    Raises:
+        RayinfError: wrong input, as far as the first rows show it.
+    """
+    settings = Settings(curvature, fisher, halves, seed, batch_size, precision)
+    return make_plan(Request("plan", task, train, valid, parse(objective), settings, damping, None, cluster, out))
 
 
 def logistic_regression(

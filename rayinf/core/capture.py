@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,16 +25,19 @@ class Tape:
         self.edges: dict[str, list[GradientEdge]] = {}
         self.shapes: dict[str, list[torch.Size]] = {}
         self._half, self._scale = half, HALF_SCALE if half else 1.0
+        self._closed = False
 
-    def record(self, name: str, args: tuple[Any, ...], output: Tensor) -> None:
+    def record(self, name: str, x: Tensor, output: Tensor) -> None:
         """Append one call of a layer. The edge is taken now, since an in-place ReLU may follow."""
+        if self._closed:  # activation checkpointing runs layers again while gradients pass
+            return
         if output.grad_fn is None:
             raise InputError(
                 f"Layer {name!r} ran without gradients (torch.no_grad inside forward?).",
                 "leave it out of Task(parameters=[...]), or remove the no_grad.",
             )
-        self.inputs.setdefault(name, []).append(args[0].detach())
-        self.edges.setdefault(name, []).append(get_gradient_edge(output))
+        self.inputs.setdefault(name, []).append(x.detach())
+        self.edges.setdefault(name, []).append(get_gradient_edge(_whole(output)))
         self.shapes.setdefault(name, []).append(output.shape)
 
     def gradients(self, logits: Tensor, cotangent_bc: Tensor, last: bool = False) -> dict[str, list[Tensor]]:
@@ -46,7 +49,12 @@ class Tape:
             logits: what the taped forward pass returned, `[B, C]`.
             cotangent_bc: the row's gradient in its logits, `[B, C]`.
             last: release the graph, since no further cotangent follows.
+
+        Raises:
+            InputError: a layer whose first axis is not the batch.
         """
+        self._closed = True
+        self._check_rows(len(logits))
         flat = [edge for edges in self.edges.values() for edge in edges]
         if not flat:
             return {}
@@ -60,8 +68,19 @@ class Tape:
                 g = next(values)
                 if g is None:
                     g = torch.zeros(shape, dtype=logits.dtype, device=x.device)
-                out.setdefault(name, []).append(_widen(g) / self._scale if self._half else _widen(g))
+                g = _widen(g.reshape(shape))
+                out.setdefault(name, []).append(g / self._scale if self._half else g)
         return out
+
+    def _check_rows(self, batch: int) -> None:
+        for name, shapes in self.shapes.items():
+            for shape, x in zip(shapes, self.inputs[name], strict=True):
+                if shape[:1] != (batch,) or x.shape[:1] != (batch,):
+                    raise InputError(
+                        f"Layer {name!r} takes {list(x.shape)} and gives {list(shape)} in a batch of {batch} rows: "
+                        "its first axis is not the batch.",
+                        "keep the batch first in forward, or leave the layer out of Task(parameters=[...]).",
+                    )
 
 
 @contextmanager
@@ -83,17 +102,32 @@ def capture(model: nn.Module, blocks: Sequence[Block], half: bool = False) -> Ge
         for name, value in model.named_parameters():
             value.requires_grad_(name in wanted)
         for block in ruled:
-
-            def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor, name: str = block.name) -> None:
-                tape.record(name, args, output)
-
-            handles.append(modules[block.name].register_forward_hook(hook))
+            module = modules[block.name]
+            recorder = _recorder(tape, block.name, module.weight)
+            handles.append(module.register_forward_hook(recorder, with_kwargs=True))
         yield tape
     finally:
         for handle in handles:
             handle.remove()
         for name, value in model.named_parameters():
             value.requires_grad_(before[name])
+
+
+def _recorder(tape: Tape, name: str, weight: Tensor) -> Callable[..., None]:
+    """A hook that records calls with the layer's own weight: functional calls with another are none of the tape's."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        if module.weight is weight:
+            tape.record(name, args[0] if args else kwargs["input"], output)
+
+    return hook
+
+
+def _whole(output: Tensor) -> Tensor:
+    """What an output is a view of (a linear layer over tokens gives one): an in-place ReLU cuts views off the graph."""
+    base = output._base
+    same = base is not None and base.numel() == output.numel() and base.is_contiguous() and output.is_contiguous()
+    return base if base is not None and same and base.grad_fn is not None else output
 
 
 def _widen(x: Tensor) -> Tensor:

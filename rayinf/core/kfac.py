@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from rayinf.core.blocks import Block
 from rayinf.core.capture import Tape
-from rayinf.core.positions import Positions, output_positions, tiles
+from rayinf.core.positions import Positions, output_positions, tiles, words
 from rayinf.core.row_gradients import row_gradient_slices
 
 Sums = dict[str, Tensor]
 
 # Width of the stripes in which a Gram matrix's lower triangle is added: half of the full product's flops.
 _STRIPE = 256
+# Tiles of Gram matrices: many positions at a time, since each tile reads and writes all of A.
+_GRAM_TILES = 8
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,13 @@ def add_covariance(
         for block in blocks:
             if block.name not in gradients:
                 continue
+            module, inputs = modules[block.name], tape.inputs[block.name]
             g_brto = output_positions(block, gradients[block.name])
-            add_gram(sums, f"G/{block.name}", _flatten(g_brto, _kept(mask_bt, g_brto)))
+            keep = _kept(mask_bt, words(module, inputs), g_brto.shape[2])
+            add_gram(sums, f"G/{block.name}", _flatten(g_brto, keep))
             if s > 0:
                 continue
-            for tile in tiles(block, modules[block.name], tape.inputs[block.name], gradients[block.name]):
-                keep = _kept(mask_bt, tile.a_brti)
+            for tile in tiles(block, module, inputs, gradients[block.name]):
                 _add_inputs(sums, block, tile, None if keep is None else keep[tile.rows])
 
 
@@ -160,9 +163,12 @@ def kfac_lambda(basis: Basis, rows: float) -> Tensor:
     return basis.l_g_ro[:, :, None] * basis.l_a_ri[:, None, :] / (rows * max(basis.positions, 1.0))
 
 
-def _kept(mask_bt: Tensor | None, x_brtd: Tensor) -> Tensor | None:
-    """The mask, for a layer that has the positions that it speaks of."""
-    return mask_bt if mask_bt is not None and mask_bt.shape[1] == x_brtd.shape[2] else None
+def _kept(mask_bt: Tensor | None, words_bt: Tensor | None, positions: int) -> Tensor | None:
+    """Positions that enter the factors: those of the mask, where a layer has the positions that it speaks of."""
+    mask = mask_bt if mask_bt is not None and mask_bt.shape[1] == positions else None
+    if words_bt is None or mask is None:
+        return words_bt if mask is None else mask
+    return mask & words_bt
 
 
 def _flatten(x_brtd: Tensor, keep_bt: Tensor | None) -> Tensor:

@@ -134,6 +134,9 @@ def query_vectors(
 
     Returns:
         `{block: [Q, r, o, i]}` in float64, columns in the order of the targets, and the value of each column.
+
+    Raises:
+        InputError: `combine` returns no differentiable number, or one that is not finite.
     """
     functions = row_functions(targets)
     # Full set, then the halves; each view is a way to read the W group sums of a row function.
@@ -165,5 +168,17 @@ def _mixture(target: Target, totals: Tensor, counts: Tensor) -> tuple[Tensor, Te
     leaf = totals.detach().clone().requires_grad_(True)
     with torch.enable_grad():
         value = combine(leaf, counts)
-        (mix,) = torch.autograd.grad(value, leaf)
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+            raise InputError(
+                f"Objective {target.objective.name!r}: combine returned {value!r}.",
+                "return one number as a tensor, made of the sums by differentiable operations.",
+            )
+        (mix,) = torch.autograd.grad(value.reshape(()), leaf)
+    if not bool(torch.isfinite(mix).all() and torch.isfinite(value).all()):
+        shown = ", ".join(f"{int(n)} of {level}" for level, n in zip(target.levels or ("all",), counts, strict=True))
+        raise InputError(
+            f"Objective {target.objective.name!r}: combine gives {value.item():.3g}, or a gradient that is not finite, "
+            f"over rows: {shown}.",
+            "give every group validation rows (in both halves, with halves=True), and combine a finite slope there.",
+        )
     return mix[None], value.detach().reshape(1)

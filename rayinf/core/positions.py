@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rayinf.core.blocks import Block
-from rayinf.errors import InputError
 
-# Floats that one tile's unfolded inputs may take: 32 MB in float32, so that a batch of images is never unfolded whole.
-TILE_FLOATS = 8_000_000
+# Floats that one tile's unfolded inputs may take (4 MB in float32): a batch of images is never unfolded whole, and
+# row gradients are formed from inputs that are still in the processor's cache.
+TILE_FLOATS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,11 @@ class Positions:
 
 
 def tiles(
-    block: Block, module: nn.Module, inputs: Sequence[Tensor], gradients: Sequence[Tensor]
+    block: Block, module: nn.Module, inputs: Sequence[Tensor], gradients: Sequence[Tensor], times: int = 1
 ) -> Iterator[Positions]:
-    """The batch in tiles of rows whose unfolded inputs fit in `TILE_FLOATS`; further calls append positions."""
+    """The batch in tiles of rows whose unfolded inputs fit in `times TILE_FLOATS`; further calls append positions."""
     batch = gradients[0].shape[0]
-    for x, g in zip(inputs, gradients, strict=True):
-        if g.shape[0] != batch or x.shape[0] != batch:
-            raise InputError(
-                f"Layer {block.name!r} sees {x.shape[0]} rows in a batch of {batch}.",
-                "keep the batch as the first axis in forward, or leave the layer out of Task(parameters=[...]).",
-            )
-    step = max(1, min(batch, _rows_per_tile(block, gradients)))
+    step = max(1, min(batch, _rows_per_tile(block, gradients, times * TILE_FLOATS)))
     for start in range(0, batch, step):
         rows = slice(start, min(start + step, batch))
         if block.kind == "embedding":
@@ -71,17 +65,24 @@ def output_positions(block: Block, gradients: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
+def words(module: nn.Module, inputs: Sequence[Tensor]) -> Tensor | None:
+    """Where the tokens of an embedding are no padding, `[B, T]`; None where it knows no padding, or is none."""
+    if not isinstance(module, nn.Embedding) or module.padding_idx is None:
+        return None
+    return torch.cat([x.reshape(x.shape[0], -1) for x in inputs], dim=1) != module.padding_idx
+
+
 def count_positions(block: Block, gradient: Tensor) -> int:
     """Positions a row of one call, from the shape of its output `[B, ...]`."""
     per_row = gradient[0].numel() if gradient.shape[0] else 0
     return per_row // (block.shape[0] * block.shape[1])
 
 
-def _rows_per_tile(block: Block, gradients: Sequence[Tensor]) -> int:
+def _rows_per_tile(block: Block, gradients: Sequence[Tensor], floats: int) -> int:
     positions = max(1, sum(count_positions(block, g) for g in gradients))
     if block.kind == "embedding":  # one-hot over at most rows x positions different tokens
-        return int(TILE_FLOATS**0.5) // positions
-    return TILE_FLOATS // (positions * block.shape[0] * block.shape[2])
+        return int(floats**0.5) // positions
+    return floats // (positions * block.shape[0] * block.shape[2])
 
 
 def _linear_inputs(block: Block, module: nn.Module, x: Tensor) -> Tensor:
@@ -130,6 +131,7 @@ def _embedding(
     g = output_positions(block, gradients)
     columns, where = torch.unique(ids, return_inverse=True)
     a = functional.one_hot(where, len(columns)).to(g.dtype)
-    if module.padding_idx is not None:
-        a = a * (ids != module.padding_idx)[..., None]
+    kept = words(module, inputs)
+    if kept is not None:
+        a = a * kept[..., None]
     return Positions(rows, a[:, None], g, columns)

@@ -53,10 +53,14 @@ def check_columns(table: Table, columns: Columns) -> None:
     """Refuse a table that lacks a column.
 
     Raises:
-        InputError: the missing column, and those that are there.
+        InputError: the missing column and those that are there, or a name that two columns have.
     """
     have = table.schema.names
     for name in columns.all:
+        if have.count(name) > 1:
+            raise InputError(
+                f"{table.name} has {have.count(name)} columns called {name!r}.", "rename or drop all but one."
+            )
         if name not in have:
             shown = ", ".join(have[:12]) + (f" and {len(have) - 12} more" if len(have) > 12 else "")
             raise InputError(
@@ -89,8 +93,10 @@ class BatchReader:
         c, name = self._columns, self._table.name
         x = [features(record.column(f), f, name, start) for f in c.features]
         ids = record.column(c.row_id) if c.row_id else pa.array(np.arange(start, start + record.num_rows))
+        if c.row_id:
+            _no_nulls(ids, c.row_id, name, start)
         return Batch(
-            x[0].reshape(len(x[0]), -1) if c.single and x[0].ndim == 1 and x[0].dtype != object else _join(x, c.single),
+            _join(x, c, name),
             values(record.column(c.label), c.label, name, start),
             ids,
             {e: values(record.column(e), e, name, start) for e in c.extra},
@@ -98,12 +104,23 @@ class BatchReader:
         )
 
 
-def _join(x: Sequence[Array], single: bool) -> Array:
-    return x[0] if single else np.stack(x, axis=1)
+def _join(x: Sequence[Array], columns: Columns, table: str) -> Array:
+    if columns.single:
+        return x[0][:, None] if x[0].ndim == 1 and x[0].dtype != object else x[0]
+    for name, held in zip(columns.features, x, strict=True):
+        if held.ndim != 1 or held.dtype == object:
+            what = "text or bytes" if held.dtype == object else f"{list(held.shape[1:])} values a row"
+            raise InputError(
+                f"{table}: features={list(columns.features)!r} are numeric columns, but {name!r} holds {what}.",
+                'pass a list of numeric columns, or one column as features="...".',
+            )
+    return np.stack(x, axis=1)
 
 
 def features(column: pa.Array, name: str, table: str, start: int) -> Array:
     """One column of features as NumPy: numbers `[B]`, lists `[B, d]`, tensors `[B, ...]`, bytes `[B, k]`, text `[B]`.
+
+    Lists of lists give an axis each.
 
     Raises:
         InputError: nulls, lists of different lengths, or another type.
@@ -111,11 +128,12 @@ def features(column: pa.Array, name: str, table: str, start: int) -> Array:
     _no_nulls(column, name, table, start)
     kind = column.type
     if isinstance(kind, pa.FixedShapeTensorType):
+        _no_nulls(column.storage.flatten(), name, table, start, kind.storage_type.list_size)
         return column.to_numpy_ndarray()
     if pa.types.is_fixed_size_binary(kind):
-        return np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, kind.byte_width)[
-            column.offset : column.offset + len(column)
-        ]
+        width = kind.byte_width
+        held = np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width)
+        return held.reshape(len(column), width)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return _lists(column, name, table, start)
     if pa.types.is_dictionary(kind):
@@ -130,22 +148,28 @@ def features(column: pa.Array, name: str, table: str, start: int) -> Array:
     )
 
 
-def _lists(column: pa.Array, name: str, table: str, start: int) -> Array:
+def _lists(column: pa.Array, name: str, table: str, start: int, above: int = 1) -> Array:
+    """Lists `[B, d]`, or with more axes for lists of lists; `above` is how many of these lists make a row."""
     flat = column.flatten()
     if pa.types.is_fixed_size_list(column.type):
         width = column.type.list_size
     else:
         lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
-        width = int(lengths[0])
+        width = int(lengths[0]) if len(lengths) else 0
         if (lengths != width).any():
-            row = int(np.flatnonzero(lengths != width)[0])
+            at = int(np.flatnonzero(lengths != width)[0])
             raise InputError(
                 f"{table}: column {name!r} has lists of different lengths: {width} in row {start}, "
-                f"{int(lengths[row])} in row {start + row}.",
+                f"{int(lengths[at])} in row {start + at // above}.",
                 "pad or cut the lists to one length.",
             )
-    _no_nulls(flat, name, table, start, width)
-    return flat.to_numpy(zero_copy_only=False).reshape(len(column), width)
+    inner = flat.type
+    _no_nulls(flat, name, table, start, above * width)
+    if pa.types.is_list(inner) or pa.types.is_large_list(inner) or pa.types.is_fixed_size_list(inner):
+        held = _lists(flat, name, table, start, above * width)
+    else:
+        held = features(flat, name, table, start)
+    return held.reshape(len(column), width, *held.shape[1:])
 
 
 def values(column: pa.Array, name: str, table: str, start: int) -> Array:
@@ -182,7 +206,8 @@ def row_keys(x: Array, labels: Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
     Drawn labels and halves are taken from it.
     """
     if x.dtype == object:
-        words = pd.util.hash_array(np.asarray([str(v) for v in x], dtype=object))[:, None]
+        texts = np.asarray([str(v) for v in x.reshape(-1)], dtype=object)
+        words = pd.util.hash_array(texts).reshape(len(x), -1)
     else:
         raw = np.ascontiguousarray(x).reshape(len(x), -1).view(np.uint8)
         padded = np.zeros((len(x), -(-raw.shape[1] // 8) * 8), np.uint8)
@@ -210,9 +235,12 @@ def _mix(z: Array) -> Array:
 
 
 def _no_nulls(column: pa.Array, name: str, table: str, start: int, width: int = 1) -> None:
+    """Refuse nulls; `width` values of `column` make a row."""
     if column.null_count:
-        row = start + int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0]) // width
+        at = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+        inside = f"[{at % width}]" if width > 1 else ""
         raise InputError(
-            f"{table}: column {name!r} has {column.null_count} nulls, the first in row {row}.",
-            "fill or drop those rows.",
+            f"{table}: column {name!r}{inside} is null in row {start + at // width} (it has no value; pandas' "
+            "NaN comes as a null too).",
+            "fill or drop such rows.",
         )

@@ -6,6 +6,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(held)
         os.replace(held, path)
-    except OSError as error:
-        held.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        with suppress(OSError):
+            held.unlink(missing_ok=True)
         raise RunError(
             f"{path} cannot be written: {error}.",
             "free space or mend the permissions, then run the same command again: finished shards are kept.",
@@ -45,8 +47,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove temporaries that a killed process left behind."""
-    for left in folder.rglob(f"*{_TEMPORARY}*"):
-        left.unlink(missing_ok=True)
+    for pattern in (f"*{_TEMPORARY}*", ".tmp*"):  # the second: safetensors' own
+        for left in folder.rglob(pattern):
+            left.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -57,8 +60,16 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
     """Write named arrays as safetensors, whole; keys are sorted, so that equal arrays give equal bytes."""
-    held = {k: np.ascontiguousarray(arrays[k]) for k in sorted(arrays)}
-    write_whole(path, lambda p: save_file(held, p))
+    # Not ascontiguousarray, which gives a number an axis.
+    held = {k: np.asarray(arrays[k], order="C") for k in sorted(arrays)}
+
+    def save(file: Path) -> None:
+        file.touch()
+        mode = file.stat().st_mode
+        save_file(held, file)
+        file.chmod(mode)  # safetensors makes it the owner's alone
+
+    write_whole(path, save)
 
 
 def read_arrays(path: Path) -> Arrays | None:

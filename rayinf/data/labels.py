@@ -50,7 +50,7 @@ def make_classes(counts: Mapping[Any, int], logits: int, given: Sequence[Any] | 
                 f"Task(classes=...) names {len(given)} labels, and the model has {logits} logits.",
                 "name one different label for every logit.",
             )
-        return Classes(tuple(given))
+        return Classes(tuple(v.item() if isinstance(v, np.generic) else v for v in given))
     labels = sorted(counts)
     integers = all(isinstance(v, int) for v in labels)
     inside = [v for v in labels if integers and 0 <= v < logits]
@@ -59,6 +59,12 @@ def make_classes(counts: Mapping[Any, int], logits: int, given: Sequence[Any] | 
     run = integers and labels[-1] - labels[0] == len(labels) - 1
     if len(labels) == logits and (not integers or run or 2 * len(inside) <= len(labels)):
         return Classes(tuple(labels))
+    if not integers:
+        raise InputError(
+            f"The model has {logits} logits, and the training table has {len(labels)} labels "
+            f"({', '.join(map(repr, labels[:12]))}): which logit is whose cannot be told.",
+            "name the label of every logit in Task(classes=[...]), or use a model with a logit for each.",
+        )
     outside = [v for v in labels if v not in inside]
     shown = ", ".join(f"{v!r} ({counts[v]} rows)" for v in outside[:5])
     raise InputError(

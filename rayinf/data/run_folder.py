@@ -44,8 +44,11 @@ class RunFolder:
             return None
         try:
             held: dict[str, Any] = json.loads(file.read_text())
-        except ValueError as error:
-            raise InputError(f"{file} is damaged: {error}.", "give the run another folder with out=...") from error
+            _ = held["identity"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{file} is damaged, or no run's: {error!r}.", "give the run another folder with out=..."
+            ) from error
         return held
 
     def begin(self, record: Mapping[str, Any]) -> bool:
@@ -55,11 +58,14 @@ class RunFolder:
             record: what `run.json` shall say; its `identity` decides whether a run is the same.
 
         Returns:
-            Whether the run had already finished.
+            Whether the run had already finished, and all its shards of scores are still there.
 
         Raises:
             InputError: the folder belongs to another config, or holds other things.
         """
+        there = next((p for p in (self.path, *self.path.parents) if p.exists()), None)
+        if there is not None and not there.is_dir():
+            raise InputError(f"{there} is a file, so {self.path} cannot be a folder.", "pass another folder as out.")
         held = self.read()
         if held is None:
             if self.path.is_dir() and any(f.name != "log.jsonl" for f in self.path.iterdir()):
@@ -73,7 +79,11 @@ class RunFolder:
                 "pass another folder as out, or the same arguments and tables as before.",
             )
         sweep(self.path)
-        return held.get("status") == "finished"
+        return held.get("status") == "finished" and not self._lacks(held.get("parts"))
+
+    def _lacks(self, parts: int | None) -> bool:
+        """Whether shards of scores were taken away."""
+        return self.scores.is_dir() and len(list(self.scores.glob("part-*.parquet"))) != parts
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Mark the run as finished."""

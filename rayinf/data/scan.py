@@ -22,6 +22,8 @@ from rayinf.errors import InputError
 MOST_LEVELS = 1000
 # Ids of one pass of the search for duplicates: bounds its memory whatever the number of rows.
 _IDS_PER_PASS = 4_000_000
+# What is digested beside the columns of labels and groups.
+_FEATURES, _IDS = "<features>", "<ids>"
 
 
 @dataclass(frozen=True)
@@ -64,36 +66,31 @@ class TableScan:
 
 def scan_shard(reader: BatchReader, shard: Shard, columns: Columns, size: int) -> ShardScan:
     """Read a shard once: check its numbers, count its labels and groups, and digest all of it."""
-    digest = hashlib.sha256()
     counts: dict[str, Counter[Any]] = {c: Counter() for c in [columns.label, *columns.extra]}
-    shapes: set[tuple[int, ...]] = set()
+    # A digest a part, so that how the rows are cut into batches has no share in it.
+    digests = {c: hashlib.sha256() for c in [_FEATURES, _IDS, *counts]}
+    shape: tuple[int, ...] | None = None
     problem, increasing, dtype = None, True, ""
     ends: list[Any] = []
     for batch in reader.read(shard, size):
         problem = problem or _not_finite(batch.x, columns.features, batch.start)
-        shapes.add(batch.x.shape[1:])
+        shape = shape or batch.x.shape[1:]
+        problem = problem or _other_shape(shape, batch.x.shape[1:], batch.start)
         dtype = str(batch.x.dtype)
-        for name, held in [(columns.label, batch.labels), *batch.extra.items()]:
+        for name, held in {columns.label: batch.labels, **batch.extra}.items():
             found, times = np.unique(held, return_counts=True)
             counts[name].update(dict(zip(found.tolist(), times.tolist(), strict=True)))
-            digest.update(_bytes(held))
-        digest.update(_bytes(batch.x))
+            digests[name].update(_bytes(held))
+        digests[_FEATURES].update(_bytes(batch.x))
         if columns.row_id:
-            ids = _ids(batch.ids)
-            digest.update(_bytes(ids))
+            ids = _ids(batch.ids, columns.row_id)
+            digests[_IDS].update(_bytes(ids))
             increasing = increasing and bool((ids[1:] > ids[:-1]).all()) and (not ends or ids[0] > ends[-1])
             ends += [ids[0].item(), ids[-1].item()]
-    for name, counter in counts.items():
-        if len(counter) > MOST_LEVELS and name != columns.label:
-            problem = problem or f"column {name!r} has over {MOST_LEVELS} different values: too many for groups"
-    if len(shapes) > 1:
-        problem = problem or f"features of mixed shapes: {' and '.join(map(str, sorted(shapes)))}"
-    shape = next(iter(shapes))
     first, last = (ends[0], ends[-1]) if ends else (None, None)
     held_counts = {k: dict(v) for k, v in counts.items()}
-    return ShardScan(
-        shard.index, shard.rows, digest.hexdigest(), held_counts, shape, dtype, increasing, first, last, problem
-    )
+    digest = "".join(d.hexdigest() for d in digests.values())
+    return ShardScan(shard.index, shard.rows, digest, held_counts, shape or (), dtype, increasing, first, last, problem)
 
 
 def merge_scans(parts: Sequence[ShardScan], table: Table) -> TableScan:
@@ -103,25 +100,29 @@ def merge_scans(parts: Sequence[ShardScan], table: Table) -> TableScan:
         InputError: NaN or infinite features (the column and the first row), mixed shapes, too many groups.
     """
     parts = sorted(parts, key=lambda p: p.index)
+    rows = 0
     for part in parts:
-        if part.problem:
-            raise InputError(f"{table.name}: {part.problem}.", "correct or drop those rows, then run again.")
-    shapes = {p.shape for p in parts}
-    if len(shapes) > 1:
-        raise InputError(
-            f"{table.name}: features of mixed shapes: {' and '.join(map(str, sorted(shapes)))}.",
-            "give every row features of one shape.",
-        )
+        if problem := part.problem or _other_shape(parts[0].shape, part.shape, rows):
+            raise InputError(f"{table.name}: {problem}.", "correct or drop such rows, then run again.")
+        rows += part.rows
     counts: dict[str, Counter[Any]] = {}
     for part in parts:
         for name, found in part.counts.items():
             counts.setdefault(name, Counter()).update(found)
-    whole = hashlib.sha256("".join(p.digest for p in parts).encode()).hexdigest()
+    _, *groups = counts  # the label comes first, and may have as many classes as it likes
+    for name in groups:
+        if len(counts[name]) > MOST_LEVELS:
+            raise InputError(
+                f"{table.name}: column {name!r} has {len(counts[name]):,} different values: too many for groups.",
+                f"use a column of at most {MOST_LEVELS} values.",
+            )
+    held = [f"{parts[0].dtype}{parts[0].shape}", *(p.digest for p in parts)]
+    whole = hashlib.sha256("".join(held).encode()).hexdigest()
     increasing = all(p.increasing for p in parts) and all(
         a.last_id is None or a.last_id < b.first_id for a, b in pairwise(parts)
     )
     sorted_counts = {k: dict(sorted(v.items())) for k, v in counts.items()}
-    return TableScan(sum(p.rows for p in parts), whole, sorted_counts, parts[0].shape, parts[0].dtype, increasing)
+    return TableScan(rows, whole, sorted_counts, parts[0].shape, parts[0].dtype, increasing)
 
 
 def check_unique_ids(table: Table, column: str | None, scan: TableScan) -> None:
@@ -138,38 +139,48 @@ def check_unique_ids(table: Table, column: str | None, scan: TableScan) -> None:
         kept: list[Array] = []
         for shard in table.shards:
             for record in reader.read(shard):
-                ids = _ids(record.column(column))
+                ids = _ids(record.column(column), column)
                 kept.append(ids[_hash(ids) % np.uint64(passes) == k] if passes > 1 else ids)
         series = pd.Series(np.concatenate(kept))
-        twice = series[series.duplicated()]
-        if len(twice):
+        twice = series[series.duplicated()].tolist()
+        if twice:
             raise InputError(
-                f"{table.name}: column {column!r} has the id {twice.iloc[0]!r} in more than one row "
+                f"{table.name}: column {column!r} has the id {twice[0]!r} in more than one row "
                 f"({len(twice)} rows repeat an id).",
                 "make the ids unique, or leave Task(row_id=...) out to use row positions.",
             )
+
+
+def _other_shape(first: tuple[int, ...], shape: tuple[int, ...], row: int) -> str | None:
+    return None if shape == first else f"features of mixed shapes: {list(first)}, and {list(shape)} in row {row}"
 
 
 def _hash(ids: Array) -> Array:
     return pd.util.hash_array(ids.astype(object) if ids.dtype.kind == "U" else ids)
 
 
-def _ids(column: pa.Array) -> Array:
+def _ids(column: pa.Array, name: str) -> Array:
     if pa.types.is_integer(column.type):
         return column.to_numpy(zero_copy_only=False)
-    return np.asarray(pc.cast(column, pa.string()).to_pylist(), dtype=str)
+    try:
+        return np.asarray(pc.cast(column, pa.string()).to_pylist(), dtype=str)
+    except (pa.ArrowException, ValueError) as error:
+        raise InputError(
+            f"Column {name!r} of type {column.type} holds no ids.", "store ids as integers or text."
+        ) from error
 
 
 def _bytes(array: Array) -> bytes | memoryview:
     if array.dtype == object or array.dtype.kind == "U":
-        return "\0".join(map(str, array)).encode()
+        return "".join(f"{v}\0" for v in array.reshape(-1)).encode()
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _not_finite(x: Array, names: Sequence[str], start: int) -> str | None:
     """Where the first NaN or infinite feature stands. A finite sum in float64 clears the whole batch."""
-    if x.dtype.kind != "f" or np.isfinite(x.sum(dtype=np.float64)):
-        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        if x.dtype.kind != "f" or np.isfinite(x.sum(dtype=np.float64)):
+            return None
     wrong = ~np.isfinite(x)
     if not wrong.any():
         return None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ import pyarrow.dataset as pads
 
 from rayinf.errors import InputError
 
+# Scores are written with a checksum a page, and read with it.
+_CHECKED = pads.ParquetFileFormat(
+    default_fragment_scan_options=pads.ParquetFragmentScanOptions(page_checksum_verification=True)
+)
 HALVES = ("first_half:", "second_half:")
 
 
@@ -39,20 +44,25 @@ class Scores:
         Raises:
             InputError: no run there, or one that is not finished.
         """
-        folder = Path(path)
+        folder = Path(path).expanduser()
         file = folder / "run.json"
         if not file.exists():
             raise InputError(f"{folder} holds no run (no run.json).", "pass the folder that was given as out=...")
-        run = json.loads(file.read_text())
-        if run.get("status") != "finished":
+        try:
+            run = json.loads(file.read_text())
+            finished = run.get("status") == "finished"
+        except (ValueError, AttributeError) as error:
+            raise InputError(f"{file} is damaged, or no run's: {error!r}.", "restore the file.") from error
+        if not finished:
             raise InputError(f"The run in {folder} is not finished.", "run the same command again: it goes on.")
         parts = sorted(str(p) for p in (folder / "scores").glob("part-*.parquet"))
         if len(parts) != run["parts"]:
             raise InputError(
                 f"{folder}/scores holds {len(parts)} of {run['parts']} shards.",
-                "run the same command again in a copy of the config with a new out folder, or restore the files.",
+                "run the same command again: it computes those that are gone.",
             )
-        return cls(pads.dataset(parts, format="parquet"), run["metadata"], folder)
+        with _readable(folder):
+            return cls(pads.dataset(parts, format=_CHECKED), run["metadata"], folder)
 
     @classmethod
     def from_numpy(
@@ -66,6 +76,8 @@ class Scores:
         Raises:
             InputError: shapes that do not fit, a value that is not finite, an id that stands twice.
         """
+        if "row_id" in columns:
+            raise InputError("columns name 'row_id', which is the ids' own.", "pass the ids as row_ids.")
         held = np.asarray(values, dtype=float)
         held = held[:, None] if held.ndim == 1 else held
         if held.ndim != 2 or held.shape[1] != len(columns) or len(set(columns)) != len(columns):
@@ -124,4 +136,17 @@ class Scores:
         wanted = ["row_id", *columns]
         if isinstance(self.source, pa.Table):
             return self.source.select(wanted)
-        return self.source.to_table(columns=wanted)
+        with _readable(self.path):
+            return self.source.to_table(columns=wanted)
+
+
+@contextmanager
+def _readable(folder: Path | None) -> Generator[None]:
+    """Turn what pyarrow says of a damaged shard into an error that a user can act on."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"A shard in {folder}/scores is damaged or gone: {str(error).rstrip('.')}.",
+            "delete it and run the same command again, which computes it anew.",
+        ) from error

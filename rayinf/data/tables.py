@@ -25,6 +25,8 @@ READS_PER_SHARD = 8
 # A table in memory is cut into about this many shards, so that a small one can be spread over workers too.
 MEMORY_SHARDS = 32
 _FEW_ROWS = 256
+# What pyarrow raises over damaged files (a ValueError where a column's name is no text any more).
+_UNREADABLE = (pa.ArrowException, OSError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class _ParquetReader:
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch]:
         try:
             yield from self._read(shard)
-        except (pa.ArrowInvalid, OSError) as error:
+        except _UNREADABLE as error:
             raise corrupt(shard.file, f"row group {shard.group}", error) from error
 
     def _read(self, shard: Shard) -> Iterator[pa.RecordBatch]:
@@ -189,7 +191,9 @@ class _ParquetReader:
         )
         self._rest, skip = None, shard.offset
         while skip:
-            batch = next(self._batches)
+            batch = next(self._batches, None)
+            if batch is None:
+                raise corrupt(shard.file, f"row group {shard.group}", f"{skip} rows are missing")
             take = min(batch.num_rows, skip)
             self._rest = batch.slice(take) if take < batch.num_rows else None
             skip -= take
@@ -215,7 +219,7 @@ def as_table(given: Any, columns: Sequence[str], name: str) -> Table:
     elif isinstance(given, tuple):
         table = MemoryTable(_from_arrays(given, columns, name), name)
     elif hasattr(given, "columns") and hasattr(given, "iloc"):
-        table = MemoryTable(pa.Table.from_pandas(given, preserve_index=False), name)
+        table = MemoryTable(_from_pandas(given, name), name)
     else:
         raise InputError(
             f"{name} is a {type(given).__name__}, which is no table.",
@@ -228,18 +232,44 @@ def as_table(given: Any, columns: Sequence[str], name: str) -> Table:
 
 def corrupt(file: str, where: str, error: object) -> InputError:
     """The one error for a Parquet file that cannot be read."""
-    return InputError(f"{file} ({where}) cannot be read as Parquet: {error}.", "restore or rewrite the file.")
+    return InputError(
+        f"{file} ({where}) cannot be read as Parquet: {str(error).rstrip('.')}.", "restore or rewrite the file."
+    )
 
 
 def _from_arrays(arrays: tuple[Any, ...], columns: Sequence[str], name: str) -> pa.Table:
-    held = [np.asarray(a.detach().cpu() if hasattr(a, "detach") else a) for a in arrays]
+    held = [_array(a, name) for a in arrays]
     if len(held) not in (2, 3) or len(held) > len(columns):
         raise InputError(
             f"{name} is a tuple of {len(held)} arrays.", "pass (X, y), or (X, y, group) with Task(group=...)."
         )
+    if not all(a.ndim for a in held):
+        raise InputError(f"{name} holds a single number where an array is expected.", "pass arrays of rows: (X, y).")
     if len({len(a) for a in held}) != 1:
         raise InputError(f"{name} has arrays of {[len(a) for a in held]} rows.", "pass arrays of one length.")
     return pa.table({c: _column(a) for c, a in zip(columns, held, strict=False)})
+
+
+def _array(given: Any, name: str) -> np.ndarray[Any, Any]:
+    if hasattr(given, "detach"):  # a tensor, on any device
+        given = given.detach().cpu()
+        given = given.float() if str(given.dtype) == "torch.bfloat16" else given  # NumPy has no bfloat16
+    try:
+        return np.asarray(given)
+    except ValueError as error:
+        raise InputError(
+            f"{name} holds lists that make no array: {error}.", "give every row features of one length."
+        ) from error
+
+
+def _from_pandas(frame: Any, name: str) -> pa.Table:
+    try:
+        return pa.Table.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowException, ValueError) as error:
+        told = ": ".join(map(str, error.args))
+        raise InputError(
+            f"{name} is a DataFrame that makes no table: {told}.", "give every column one type and a name of its own."
+        ) from error
 
 
 def _column(array: np.ndarray[Any, Any]) -> pa.Array:
@@ -259,7 +289,8 @@ def _parquet(path: str, name: str) -> ParquetTable:
     for file, (_, other, _) in zip(files, footers, strict=True):
         if not other.equals(schema):
             raise InputError(
-                f"{file} has other columns or types than {files[0]}.", "rewrite the files with one schema."
+                f"{file} has other columns or types than {files[0]}: {_difference(schema, other)}.",
+                "rewrite the files with one schema.",
             )
     rows, size = (
         sum(m.num_rows for m, _, _ in footers),
@@ -279,6 +310,15 @@ def _parquet(path: str, name: str) -> ParquetTable:
     return ParquetTable(name, filesystem, tuple(files), tuple(shards), schema, stat, read_rows)
 
 
+def _difference(schema: pa.Schema, other: pa.Schema) -> str:
+    types, others = dict(zip(schema.names, schema.types, strict=True)), dict(zip(other.names, other.types, strict=True))
+    for name in [*types, *others]:
+        old, new = types.get(name), others.get(name)
+        if old != new:
+            return f"column {name!r} is {new or 'missing'} instead of {old or 'missing'}"
+    return f"columns {other.names} instead of {schema.names}" if other.names != schema.names else "nullable columns"
+
+
 def _power_of_two(rows: int) -> int:
     """The power of two at or under `rows`, between 64 and `READ_ROWS`, so that shards hold whole reads."""
     return int(min(max(1 << max(rows, 1).bit_length() - 1, 64), READ_ROWS))
@@ -286,10 +326,13 @@ def _power_of_two(rows: int) -> int:
 
 def _find(path: str, name: str) -> tuple[pafs.FileSystem, list[str]]:
     if "://" in path:
-        filesystem, root = pafs.FileSystem.from_uri(path)
+        try:
+            filesystem, root = pafs.FileSystem.from_uri(path)
+        except _UNREADABLE as error:
+            raise InputError(f"{name}: {path} cannot be opened: {error}.", "check the URI and its scheme.") from error
     else:
         filesystem, root = pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
-    if any(c in root for c in "*?[") and isinstance(filesystem, pafs.LocalFileSystem):
+    if isinstance(filesystem, pafs.LocalFileSystem) and any(c in root for c in "*?[") and not Path(root).exists():
         files = [f for f in sorted(glob.glob(root, recursive=True)) if Path(f).is_file()]
     else:
         info = filesystem.get_file_info(root)
@@ -309,5 +352,5 @@ def _footer(filesystem: pafs.FileSystem, file: str) -> tuple[pq.FileMetaData, pa
         with filesystem.open_input_file(file) as source:
             opened = pq.ParquetFile(source)
             return opened.metadata, opened.schema_arrow.remove_metadata(), (info.size, info.mtime_ns)
-    except (pa.ArrowInvalid, OSError) as error:
+    except _UNREADABLE as error:
         raise corrupt(file, "footer", error) from error

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from rayinf.core.blocks import Block, require_rules, to_matrix
 from rayinf.core.capture import capture, forward
-from rayinf.core.fisher import logit_gradient
+from rayinf.core.fisher import columns, logit_gradient
 from rayinf.core.influence import Taped, dense_rows
 from rayinf.data.batches import Batch, BatchReader
 from rayinf.engine.curvature import KRONECKER
 from rayinf.engine.job import Job
 from rayinf.engine.worker import Worker
-from rayinf.errors import InputError
+from rayinf.errors import InputError, RayinfError
 
 _ROWS = 4
 _TOLERANCE = 1e-3
@@ -49,9 +51,7 @@ def probe(job: Job) -> Probe:
         require_rules(model, blocks, job.settings.curvature)
     batch = next(BatchReader(job.tables["train"], job.columns["train"]).read(job.tables["train"].shards[0], _ROWS))
     _check_features(batch, job)
-    x = worker.input(batch.x)
-    with torch.no_grad():
-        logits = forward(model, x)
+    x, logits = _try_model(worker, batch)
     if logits.ndim != 2 or len(logits) != len(batch):
         raise InputError(
             f"The model's output is {tuple(logits.shape)} for a batch of {len(batch)} rows: logits must be [B, C].",
@@ -62,7 +62,13 @@ def probe(job: Job) -> Probe:
             "The model's output is [B, 1]: one logit names no two classes.",
             "give a two-class model two logits: append a column of zeros before the one logit.",
         )
+    if not bool(torch.isfinite(logits).all()) and (batch.x.dtype.kind != "f" or np.isfinite(batch.x).all()):
+        raise InputError(
+            "The model's logits on the first training rows are NaN or infinite, and those rows are not.",
+            "check the model's buffers (running means, say), Task(transform=...) and the scale of the features.",
+        )
     labels = torch.arange(len(batch), device=logits.device) % logits.shape[1]
+    _check_loss(job, logits, labels)
     _check_gradients(worker, x, labels)
     return Probe(
         logits.shape[1],
@@ -82,6 +88,38 @@ def _check_parameters(model: nn.Module) -> None:
                 f"The model's parameter {name!r} has {count} of {value.numel()} values that are NaN or infinite.",
                 "load a checkpoint from before training diverged.",
             )
+
+
+def _try_model(worker: Worker, batch: Batch) -> tuple[Any, torch.Tensor]:
+    """The model's input and its logits on a few rows; whatever the user's own code raises is said to be so."""
+    rows = f"the first {len(batch)} training rows (features {list(batch.x.shape)}, {batch.x.dtype})"
+    try:
+        x = worker.input(batch.x)
+    except RayinfError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"Task(transform=...) fails on {rows}: {type(error).__name__}: {error}.", "mend the transform."
+        ) from error
+    try:
+        with torch.no_grad():
+            logits = forward(worker.model, x)
+    except RayinfError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"The model fails on {rows}: {type(error).__name__}: {error}.",
+            "give it what it takes, with Task(transform=...) for instance, and let it return logits [B, C].",
+        ) from error
+    return x, logits
+
+
+def _check_loss(job: Job, logits: torch.Tensor, labels: torch.Tensor) -> None:
+    """One value a row, and a Fisher that can be formed."""
+    task, settings = job.task, job.settings
+    logit_gradient(task.row_loss, logits, labels)
+    if not task.is_cross_entropy and settings.curvature in (*KRONECKER, "ggn"):
+        columns(logits, labels, task.loss, settings.fisher, None)
 
 
 def _check_features(batch: Batch, job: Job) -> None:

@@ -169,8 +169,7 @@ def open_run(request: Request) -> Run:
     Raises:
         InputError: anything wrong with the task, a table, an argument or the folder.
     """
-    _check_arguments(request)
-    tables, columns = _tables(request)
+    tables, columns = open_tables(request)
     job = Job(request.task, tables, columns, Classes(()), request.settings)
     probed = probe(job)
     check_memory(request.settings.curvature, probed.parameters, psutil.virtual_memory().available)
@@ -227,7 +226,13 @@ def _check_arguments(request: Request) -> None:
             raise InputError(f"{what}.", fix)
 
 
-def _tables(request: Request) -> tuple[dict[str, Table], dict[str, Columns]]:
+def open_tables(request: Request) -> tuple[dict[str, Table], dict[str, Columns]]:
+    """The tables of a request and the columns that are read of each; nothing but footers is read.
+
+    Raises:
+        InputError: wrong arguments, no table, a missing column.
+    """
+    _check_arguments(request)
     task = request.task
     named = [task.feature_columns[0], task.label, *([task.group] if task.group else [])]
     given = {"train": request.train, **({} if request.valid is None else {"valid": request.valid})}

@@ -50,7 +50,7 @@ class Scan:
         return scan_shard(self._reader, item, self._columns, _SCAN_ROWS)
 
 
-class _Summing:
+class Summing:
     """A stage that adds up its batches over a chunk of shards, in order."""
 
     table = "train"
@@ -88,7 +88,7 @@ class _Summing:
         return out
 
 
-class Covariance(_Summing):
+class Covariance(Summing):
     """Chunk -> sums A, G, N of every block, and rows."""
 
     def batch(self, sums: Sums, ready: Ready) -> None:
@@ -99,7 +99,7 @@ class Covariance(_Summing):
             kfac.add_covariance(sums, w.blocks, w.modules, taped.tape, taped.logits, columns, ready.mask)
 
 
-class Lambda(_Summing):
+class Lambda(Summing):
     """Chunk -> sums L of squared rotated row gradients (EKFAC). Arrays: the basis."""
 
     def prepare(self, arrays: Arrays) -> None:
@@ -128,7 +128,7 @@ class Lambda(_Summing):
         kfac.add(sums, "rows", torch.tensor(float(len(ready.y))))
 
 
-class Curvature(_Summing):
+class Curvature(Summing):
     """Chunk -> sums of the exact Hessian or the GGN, for few parameters."""
 
     def columns(self) -> int:
@@ -148,7 +148,7 @@ class Curvature(_Summing):
                 exact.add_hessian(sums, w.model, w.blocks, ready.x, ready.y, task.row_loss)
 
 
-class Queries(_Summing):
+class Queries(Summing):
     """Chunk of validation rows -> group sums of every objective, their counts, and their gradients."""
 
     table = "valid"

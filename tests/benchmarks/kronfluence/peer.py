@@ -7,7 +7,7 @@ the wall-clock seconds kronfluence takes
 * to score every training row against every class: column ``c`` is the preconditioned inner product of
   the row's loss gradient with the summed loss gradient of the validation rows of class ``c``.
 
-The columns are computed in both ways kronfluence allows, and both are timed:
+The columns are computed in two ways, and both are timed:
 
 * ``per_class``: one run per class over that class's rows, with ``aggregate_query_gradients=True``;
 * ``grouped``: one run for all classes, a query being all the rows of one class laid out as a sequence.
@@ -57,7 +57,8 @@ PADDING = -100  # the label cross entropy ignores: fills up classes with fewer r
 # Fitting lambdas on 1,024 rows, by batch size (the covariances take 0.4 s at each of them):
 #     16: 13.8   32: 13.6   64: 12.4   128: 12.8   256: 13.9   512: 16.4   (1,000, one round: 26.1)
 # Large batches lose to the memory traffic of per-row gradients. With use_iterative_lambda_aggregation,
-# 128, 256 and 512 rows take 12.2, 12.4 and 13.0: no gain over 64 rows without it, kronfluence's default.
+# 128, 256 and 512 rows take 12.2, 12.4 and 13.0: within the noise of 64 rows without it, kronfluence's
+# default, which is kept.
 FIT_BATCH_SIZE = 64
 #
 # Scoring 2,048 rows against 10 classes of 1,000 validation rows, by batch size of the training rows:
@@ -65,8 +66,8 @@ FIT_BATCH_SIZE = 64
 #     per_class   7.6    7.2    6.9    7.4    7.1
 #     grouped     1.3    1.1    1.3    1.1    1.1
 # A query batch holds all queries of its run. The third way, a run with one query per validation row whose
-# scores are summed per class afterwards, gives the same scores (to 3e-7 of the largest) in 61 s; it is
-# not in this file.
+# scores are summed per class afterwards, gives the same scores (to 3e-7 of the largest) in 61 s (one round);
+# it is not in this file.
 SCORE_BATCH_SIZE = 1000
 
 

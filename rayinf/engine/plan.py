@@ -1,0 +1,265 @@
+"""What a run will take, before it is run: seconds and bytes of every stage, from a short probe of the real thing."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from rayinf.core.objectives import LABEL, Target
+from rayinf.data.batches import BatchReader
+from rayinf.data.files import Arrays
+from rayinf.data.labels import Classes
+from rayinf.data.tables import Shard
+from rayinf.engine import stages
+from rayinf.engine.curvature import DENSE, KRONECKER, column_names
+from rayinf.engine.job import Chunk, Job
+from rayinf.engine.probe import probe
+from rayinf.engine.run import Request, open_tables, partial_sums
+from rayinf.engine.worker import BATCH_FLOATS, Worker
+
+# Each stage is tried for about this long.
+_PROBE_SECONDS = 1.0
+_MOST_PROBED = 4096
+# Processes that import torch and Ray, before any data.
+_PROCESS_BYTES = 700 << 20
+_RAY_START_SECONDS = 8.0
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One stage: seconds on all workers together, bytes of memory a worker (or the store), bytes written."""
+
+    name: str
+    seconds: float
+    memory: int
+    disk: int = 0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A plan.
+
+    Attributes:
+        stages: in the order of the run.
+        workers: processes that share the rows.
+        free_memory: of this machine, now.
+        free_disk: where `out` would lie, or None without one.
+    """
+
+    stages: tuple[StageCost, ...]
+    workers: int
+    free_memory: int
+    free_disk: int | None
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        return sum(s.seconds for s in self.stages)
+
+    @property
+    def memory(self) -> int:
+        """Peak bytes of all processes together."""
+        return self.workers * (max(s.memory for s in self.stages) + _PROCESS_BYTES)
+
+    @property
+    def disk(self) -> int:
+        """Bytes written, partial sums included."""
+        return sum(s.disk for s in self.stages)
+
+    @property
+    def fits(self) -> bool:
+        """Whether this machine has the memory and the disk."""
+        return self.memory <= self.free_memory and (self.free_disk is None or self.disk <= self.free_disk)
+
+    def to_text(self) -> str:
+        """A table for people, with what is free beside what is needed."""
+        lines = [f"{'stage':<12}{'time':>12}{'memory/worker':>16}{'disk':>12}"]
+        for s in self.stages:
+            disk = _bytes(s.disk) if s.disk else "-"
+            lines.append(f"{s.name:<12}{_time(s.seconds):>12}{_bytes(s.memory):>16}{disk:>12}")
+        lines.append(f"{'total':<12}{_time(self.seconds):>12}{_bytes(self.memory):>16}{_bytes(self.disk):>12}")
+        lines.append(
+            f"memory: {_bytes(self.memory)} for {self.workers} process(es), {_bytes(self.free_memory)} free here"
+        )
+        if self.free_disk is not None:
+            lines.append(f"disk: {_bytes(self.disk)}, {_bytes(self.free_disk)} free")
+        if not self.fits:
+            lines.append(
+                "DOES NOT FIT. Fix: value fewer parameters (Task(parameters=...)), ask for fewer columns, take fewer "
+                "workers on a machine, or a larger machine or disk."
+            )
+        return "\n".join(lines)
+
+
+def make_plan(request: Request) -> Cost:
+    """Try every stage on a few rows, and scale up.
+
+    Raises:
+        InputError: what opening a run would refuse without reading the whole tables.
+    """
+    trial = _Trial(request)
+    curvature = request.settings.curvature
+    found = [StageCost("start", _RAY_START_SECONDS, 0)] if request.cluster else []
+    found.append(trial.cost("scan", _Scan, "train", 0, 0))
+    if curvature in KRONECKER:
+        found += trial.kronecker(ekfac=curvature == "ekfac")
+    elif curvature in DENSE:
+        found += trial.dense()
+    query = 8 * trial.parameters * trial.columns
+    found.append(trial.cost("queries", lambda w: stages.Queries(w, {}), "valid", query, 3 * query))
+    width = 8 + trial.item * trial.columns
+    found.append(trial.cost("scores", trial.score, "train", query // 2, trial.rows["train"] * width))
+    free = shutil.disk_usage(_existing(Path(request.out))).free if request.out is not None else None
+    return Cost(tuple(found), trial.workers, psutil.virtual_memory().available, free)
+
+
+class _Trial:
+    """The job on its first rows, and the sizes that follow from the model."""
+
+    def __init__(self, request: Request) -> None:
+        tables, columns = open_tables(request)
+        job = Job(request.task, tables, columns, Classes(()), request.settings)
+        probed = probe(job)
+        self.rows = {name: table.num_rows for name, table in tables.items()}
+        self.blocks, self.parameters = probed.blocks, probed.parameters
+        self.item = torch.finfo(getattr(torch, probed.dtype)).bits // 8
+        self.job = _first_rows(job, request, probed.logits)
+        self.columns = len(column_names(self.job.settings.targets, request.settings.halves))
+        self.worker = Worker(self.job, "cuda" if request.cluster and request.cluster.gpus_per_worker else None)
+        self.workers = request.cluster.workers if request.cluster else 1
+        self.chunks = min(partial_sums(probed, request.settings.curvature), len(tables["train"].shards))
+        self._kept = request.out is not None
+        self._model = 2 * self.item * sum(p.numel() for p in self.worker.model.parameters())
+
+    def cost(self, name: str, make: Callable[[Worker], Any], table: str, memory: int, disk: int) -> StageCost:
+        """A stage over a table, from its rate on the first rows."""
+        seconds = self.rows[table] / self._rate(make(self.worker), table) / self.workers
+        return self._stage(name, seconds, memory + 4 * BATCH_FLOATS, disk)
+
+    def kronecker(self, ekfac: bool) -> list[StageCost]:
+        """Covariance, basis and Lambda."""
+        grams = sum(
+            8 * r * (o * o + (i if b.kind == "embedding" else i * i)) for b in self.blocks for r, o, i in [b.shape]
+        )
+        written = 2 * self.chunks * grams
+        found = [self.cost("covariance", lambda w: stages.Covariance(w, {}), "train", grams, written)]
+        sides = [x for b in self.blocks for x in b.shape[1:] if not (b.kind == "embedding" and x == b.shape[2])]
+        found.append(self._stage("basis", sum(map(_eigh_seconds, sides)), 3 * grams, grams))
+        if ekfac:
+            part, basis = 8 * self.parameters, self._basis()
+            disk = (2 * self.chunks + 1) * part
+            found.append(self.cost("lambda", lambda w: stages.Lambda(w, basis), "train", grams + part, disk))
+        return found
+
+    def dense(self) -> list[StageCost]:
+        """Exact Hessian or GGN, and its eigenvectors."""
+        size = 8 * self.parameters**2
+        found = [self.cost("hessian", lambda w: stages.Curvature(w, {}), "train", size, 2 * self.chunks * size)]
+        return [*found, self._stage("factors", _eigh_seconds(self.parameters), 4 * size, size)]
+
+    def score(self, worker: Worker) -> stages.Score:
+        """The scoring stage, with queries of ones."""
+        ones = {f"U/{b.name}": np.ones((self.columns, *b.shape), np.float32) for b in self.blocks}
+        return stages.Score(worker, ones, names=[str(k) for k in range(self.columns)])
+
+    def _basis(self) -> Arrays:
+        out: Arrays = {}
+        for b in self.blocks:
+            r, o, i = b.shape
+            out[f"q_g/{b.name}"], out[f"l_g/{b.name}"] = np.tile(np.eye(o), (r, 1, 1)), np.ones((r, o))
+            out[f"l_a/{b.name}"], out[f"positions/{b.name}"] = np.ones((r, i)), np.array(1.0)
+            if b.kind != "embedding":
+                out[f"q_a/{b.name}"] = np.tile(np.eye(i), (r, 1, 1))
+        return out
+
+    def _stage(self, name: str, seconds: float, memory: int, disk: int) -> StageCost:
+        return StageCost(name, seconds, self._model + memory, disk if self._kept else 0)
+
+    def _rate(self, stage: Any, table: str) -> float:
+        """Rows a second beyond the fixed cost of a call: from two sizes, the larger about a second long."""
+        shard = self.job.tables[table].shards[0]
+        rows, points = min(8, shard.rows), list[tuple[int, float]]()
+        while True:
+            item: Any = Shard(0, shard.start, rows, shard.file, shard.group, shard.offset)
+            begin = time.perf_counter()
+            stage(Chunk((item,)) if isinstance(stage, stages.Summing) else item)
+            points.append((rows, time.perf_counter() - begin))
+            if rows in (shard.rows, _MOST_PROBED) or (len(points) > 2 and points[-1][1] > _PROBE_SECONDS):
+                break
+            rows = min(rows * 4, shard.rows, _MOST_PROBED)
+        (few, short), (many, long) = points[-2:] if len(points) > 1 else (points[0], points[0])
+        return (many - few) / (long - short) if long > short and many > few else many / max(long, 1e-9)
+
+
+class _Scan:
+    """The scan of the training table as a trial runs it."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._stage = stages.Scan(worker, {}, table="train")
+
+    def __call__(self, item: Shard) -> Any:
+        return self._stage(item)
+
+
+def _first_rows(job: Job, request: Request, logits: int) -> Job:
+    """The job with classes and groups as the first rows show them: only a scan would know them all."""
+    task = request.task
+    batches = {
+        name: next(BatchReader(table, job.columns[name]).read(table.shards[0], _MOST_PROBED))
+        for name, table in job.tables.items()
+    }
+    seen = sorted({v for b in batches.values() for v in b.labels.tolist()})
+    if task.classes is not None:
+        labels = tuple(task.classes)
+    elif all(isinstance(v, int) and 0 <= v < logits for v in seen):
+        labels = tuple(range(logits))
+    else:
+        rest = [f"~{k}" if isinstance(seen[0], str) else seen[-1] + k for k in range(1, logits + 1)]
+        labels = tuple([*seen, *rest][:logits])
+    levels: dict[str, tuple[Any, ...]] = {}
+    for objective in request.objectives:
+        if objective.split is not None:
+            column = labels if objective.split == LABEL else np.unique(batches["valid"].extra[objective.split]).tolist()
+            levels[objective.split] = tuple(column)
+    targets = tuple(Target(o, tuple(str(v) for v in levels[o.split]) if o.split else ()) for o in request.objectives)
+    settings = dataclasses.replace(request.settings, targets=targets)
+    return dataclasses.replace(job, classes=Classes(labels), settings=settings, levels=levels, key="plan")
+
+
+def _eigh_seconds(size: int) -> float:
+    """Seconds of a symmetric eigendecomposition, from one that is small enough to try."""
+    tried = min(size, 512)
+    matrix = torch.randn(tried, tried, dtype=torch.float64)
+    begin = time.perf_counter()
+    torch.linalg.eigh(matrix + matrix.T)
+    return float((time.perf_counter() - begin) * (size / tried) ** 3)
+
+
+def _existing(path: Path) -> Path:
+    path = path.expanduser().absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024 or unit == "TiB":
+            return f"{size:,.0f} {unit}" if unit in ("B", "KiB") else f"{size:,.1f} {unit}"
+        size /= 1024
+    raise AssertionError
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

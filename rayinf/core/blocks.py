@@ -138,7 +138,8 @@ def _ruled(model: nn.Module) -> list[Block]:
 
 def _rule(module: nn.Module) -> tuple[tuple[int, int, int], Kind | None]:
     """Shape and rule of a module; `None` where there is no rule."""
-    if isinstance(module, nn.Linear):
+    # The output layer of nn.MultiheadAttention never runs: its parent reads the weight.
+    if isinstance(module, nn.Linear) and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return (1, module.out_features, module.in_features + (module.bias is not None)), "linear"
     if isinstance(module, nn.Conv1d | nn.Conv2d):
         r = module.groups

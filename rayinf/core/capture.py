@@ -105,7 +105,8 @@ def capture(model: nn.Module, blocks: Sequence[Block], half: bool = False) -> Ge
             module = modules[block.name]
             recorder = _recorder(tape, block.name, module.weight)
             handles.append(module.register_forward_hook(recorder, with_kwargs=True))
-        yield tape
+        with torch.enable_grad():  # whatever the caller's own mode is
+            yield tape
     finally:
         for handle in handles:
             handle.remove()

@@ -12,6 +12,7 @@ from rayinf.core.blocks import Block, from_matrix, to_matrix
 from rayinf.core.influence import Taped, dense_rows
 from rayinf.core.kfac import Sums, add, add_gram
 from rayinf.core.row_gradients import functional_logits
+from rayinf.errors import InputError
 from rayinf.task import RowLoss
 
 # Tangents pushed through the model at once: bounds the memory of a Hessian's columns.
@@ -59,6 +60,9 @@ def add_hessian(sums: Sums, model: nn.Module, blocks: Sequence[Block], x: Any, l
     """Add the Hessian of the summed loss of a batch under `H`, forward over reverse, in the blocks' coordinates.
 
     Cost: p Hessian-vector products a batch, 32 at a time.
+
+    Raises:
+        InputError: `torch.func` cannot pass the model (an LSTM, say).
     """
     add(sums, "rows", torch.tensor(float(len(labels))))
     held = {k: v.detach() for k, v in [*model.named_parameters(), *model.named_buffers()]}
@@ -81,7 +85,13 @@ def add_hessian(sums: Sums, model: nn.Module, blocks: Sequence[Block], x: Any, l
         stop = min(start + _TANGENTS, p)
         tangents = torch.zeros(stop - start, p, dtype=theta.dtype, device=theta.device)
         tangents[:, start:stop] = torch.eye(stop - start, dtype=theta.dtype, device=theta.device)
-        sums["H"][0, start:stop] += torch.func.vmap(column)(tangents)
+        try:
+            sums["H"][0, start:stop] += torch.func.vmap(column)(tangents)
+        except RuntimeError as error:
+            raise InputError(
+                f"torch.func cannot take second derivatives of the model: {error}.",
+                'use curvature="ggn" or "ekfac", which take first derivatives alone.',
+            ) from error
 
 
 def decompose_dense(hessian_pp: Tensor, rows: float) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rayinf.core.blocks import Block, to_matrix
 from rayinf.core.capture import forward
+from rayinf.errors import InputError
 
 # Floats of one slice of row gradients (2.4 MB in float32): written, used and dropped without leaving the cache.
 SLICE_FLOATS = 600_000
@@ -42,6 +44,9 @@ def loose_row_gradients(model: nn.Module, blocks: Sequence[Block], x: Any, cotan
         blocks: the loose ones.
         x: the model's input.
         cotangent_bc: the gradient of each row's function in its logits.
+
+    Raises:
+        InputError: `torch.func` cannot pass the model (an LSTM, say).
     """
     if not blocks:
         return {}
@@ -53,7 +58,14 @@ def loose_row_gradients(model: nn.Module, blocks: Sequence[Block], x: Any, cotan
         return (logits[0] * cotangent_c).sum()
 
     rows = torch.func.vmap(torch.func.grad(value), in_dims=(None, 0, 0))
-    found = rows({n: held[n] for n in names}, x, cotangent_bc)
+    try:
+        found = rows({n: held[n] for n in names}, x, cotangent_bc)
+    except RuntimeError as error:
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise InputError(
+            f"torch.func cannot pass the model row by row, as parameters without a rule need ({shown}): {error}.",
+            'value the layers that have a rule: Task(parameters="supported"), or a list of module names.',
+        ) from error
     return {b.name: to_matrix_rows(b, [found[p] for p in b.parameters]) for b in blocks}
 
 
@@ -63,7 +75,7 @@ def to_matrix_rows(block: Block, tensors: Sequence[Tensor]) -> Tensor:
 
 
 def functional_logits(model: nn.Module, params: Mapping[str, Tensor], x: Any) -> Tensor:
-    """Logits of the model with other parameters."""
+    """Logits of the model with other parameters, in a form that `vmap` and second derivatives pass."""
 
     class _Call(nn.Module):
         """Lets `forward` unpack tuples and dicts for a functional call too."""
@@ -75,7 +87,8 @@ def functional_logits(model: nn.Module, params: Mapping[str, Tensor], x: Any) ->
         def forward(self, x: Any) -> Tensor:
             return forward(self.inner, x)
 
-    return torch.func.functional_call(_Call(), {f"inner.{k}": v for k, v in params.items()}, (x,))
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention has neither
+        return torch.func.functional_call(_Call(), {f"inner.{k}": v for k, v in params.items()}, (x,))
 
 
 def map_tensors(x: Any, f: Callable[[Tensor], Tensor]) -> Any:

@@ -101,6 +101,6 @@ def sound_part(path: Path, rows: int, columns: list[str]) -> bool:
     """Whether a shard of scores is there, whole and unharmed (checksums of all pages)."""
     try:
         held = pq.read_table(path, page_checksum_verification=True)
-    except (pa.ArrowInvalid, OSError):
+    except (pa.ArrowException, OSError, ValueError):
         return False
     return held.num_rows == rows and held.schema.names == columns

@@ -186,6 +186,6 @@ def _not_finite(x: Array, names: Sequence[str], start: int) -> str | None:
         return None
     where = np.argwhere(wrong)[0]
     column = names[int(where[1])] if len(names) > 1 else names[0]
-    inside = f"[{', '.join(map(str, where[1:]))}]" if len(names) == 1 and len(where) > 1 and x.shape[1] > 1 else ""
+    inside = f"[{', '.join(map(str, where[1:]))}]" if len(names) == 1 and x[0].size > 1 else ""
     value = x[tuple(where)]
     return f"column {column!r}{inside} holds {value} in row {start + int(where[0])}"

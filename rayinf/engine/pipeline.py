@@ -212,11 +212,8 @@ def _borrow(run: Run) -> Any:
     Raises:
         InputError: no finished factors there, or a run of another model or curvature.
     """
-    folder = Path(str(run.request.factors))
-    file = folder / "run.json"
-    if not file.exists():
-        raise InputError(f"factors={str(folder)!r} is no run folder.", "pass the out=... of a finished run.")
-    other = json.loads(file.read_text())["identity"]
+    folder = Path(str(run.request.factors)).expanduser()
+    other = json.loads((folder / "run.json").read_text())["identity"]
     changed = differences({k: other.get(k) for k in _SAME}, {k: run.identity[k] for k in _SAME})
     if changed:
         raise InputError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import secrets
 import tempfile
 import time
 import uuid
@@ -61,7 +60,6 @@ class RayRunner:
     """Actors on a cluster. Who does which item is left to chance; what comes out is not."""
 
     def __init__(self, job: Job, cluster: Cluster, factors: Path | None) -> None:
-        self._token = _local_token() if cluster.address is None and not ray.is_initialized() else []
         self._started = _connect(cluster)
         self._cluster = cluster
         self._count = itertools.count()
@@ -132,8 +130,6 @@ class RayRunner:
                 self._temporary.rmdir()
         if self._started:
             ray.shutdown()
-            for name in self._token:
-                os.environ.pop(name, None)
 
     def _spread(self, items: Mapping[int, Any], send: Any) -> Iterator[tuple[int, Any]]:
         """Keep every actor busy with at most `_IN_FLIGHT` calls; keys with their finished references."""
@@ -192,20 +188,6 @@ def _get(ref: Any) -> Any:
 
 def _threads_env(count: int) -> dict[str, Any]:
     return {"env_vars": {"OMP_NUM_THREADS": str(count)}}
-
-
-def _local_token() -> list[str]:
-    """Guard a local Ray, whose sockets listen on all interfaces, with a token that lives in this process alone.
-
-    Without this Ray 2.60 writes a token file into the home folder. The names of the variables that were set.
-    """
-    if "RAY_AUTH_MODE" in os.environ:
-        return []
-    os.environ["RAY_AUTH_MODE"] = "token"
-    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
-        return ["RAY_AUTH_MODE"]
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    return ["RAY_AUTH_MODE", "RAY_AUTH_TOKEN"]
 
 
 def _connect(cluster: Cluster) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import platform
 import time
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import Any
 
 import psutil
@@ -72,7 +73,8 @@ class Run:
 
     def __enter__(self) -> Run:
         """Log the start."""
-        self.log("start", verb=self.request.verb)
+        if not self.finished:
+            self.log("start", verb=self.request.verb)
         return self
 
     def __exit__(
@@ -174,17 +176,19 @@ def open_run(request: Request) -> Run:
     probed = probe(job)
     check_memory(request.settings.curvature, probed.parameters, psutil.virtual_memory().available)
     folder = RunFolder(Path(request.out).expanduser()) if request.out is not None else None
+    other = _other_run(request)
     runner = make_runner(job, request.cluster, folder.factors if folder else None)
     try:
         scans = {name: _scan(runner, name, table, folder) for name, table in tables.items()}
         job = _settle(job, request, probed, scans)
-        identity = _identity(request, job, probed, scans)
+        identity = _identity(request, job, probed, scans, other)
         finished = False
         if folder is not None:
             job = dataclasses.replace(job, parts=folder.scores)
             partial = Run(request, job, probed, scans, folder, identity, False, runner)
             finished = folder.begin(partial.record({}))
-            _keep_scans(folder, tables, scans)
+            if not finished:
+                _keep_scans(folder, tables, scans)
         runner.job = job
         return Run(request, job, probed, scans, folder, identity, finished, runner)
     except BaseException:
@@ -210,11 +214,16 @@ def _check_arguments(request: Request) -> None:
         (s.fisher in ("true", "empirical"), f"fisher={s.fisher!r} is unknown", 'use "true" or "empirical".'),
         (
             request.damping is None or 0 <= request.damping < float("inf"),
-            f"damping={request.damping!r} is negative or infinite",
-            "pass None or a finite number >= 0.",
+            f"damping={request.damping!r} is no finite number >= 0",
+            "leave it out for the default, or pass a finite number >= 0.",
         ),
         (s.batch_size is None or s.batch_size >= 1, f"batch_size={s.batch_size!r}", "pass None or a positive integer."),
         (s.precision in (None, "bf16", "fp16"), f"precision={s.precision!r} is unknown", 'use None, "bf16" or "fp16".'),
+        (
+            request.out is None or "://" not in str(request.out),
+            f"out={str(request.out)!r} is a URI",
+            "pass a local or mounted folder, and copy the finished run from there.",
+        ),
         (
             request.factors is None or s.curvature != "identity",
             'curvature="identity" has no factors',
@@ -331,7 +340,23 @@ def _check_full(classes: Classes, counts: Mapping[Any, int], objective: Objectiv
         )
 
 
-def _identity(request: Request, job: Job, probed: Probe, scans: Mapping[str, TableScan]) -> dict[str, Any]:
+def _other_run(request: Request) -> str | None:
+    """A fingerprint of the run whose factors are used again.
+
+    Raises:
+        InputError: there is no run.
+    """
+    if request.factors is None:
+        return None
+    file = Path(request.factors).expanduser() / "run.json"
+    if not file.exists():
+        raise InputError(f"factors={str(request.factors)!r} is no run folder.", "pass the out=... of a finished run.")
+    return hashlib.sha256(json.dumps(json.loads(file.read_text())["identity"]).encode()).hexdigest()
+
+
+def _identity(
+    request: Request, job: Job, probed: Probe, scans: Mapping[str, TableScan], other: str | None
+) -> dict[str, Any]:
     """What makes two runs the same. The cluster and the folder have no part in it."""
     task, s = request.task, job.settings
     return {
@@ -350,7 +375,7 @@ def _identity(request: Request, job: Job, probed: Probe, scans: Mapping[str, Tab
         "curvature": s.curvature,
         "fisher": s.fisher if s.curvature in KRONECKER or s.curvature == "ggn" else None,
         "damping": request.damping,
-        "factors": None if request.factors is None else str(request.factors),
+        "factors": other,
         "halves": s.halves,
         "seed": s.seed,
         "batch_size": s.batch_size,
@@ -360,9 +385,17 @@ def _identity(request: Request, job: Job, probed: Probe, scans: Mapping[str, Tab
 
 
 def _name(function: Any) -> str | None:
+    """A function's name and a digest of its code, so that an edited one is another one."""
     if function is None:
         return None
-    return getattr(function, "__qualname__", type(function).__qualname__)
+    code = getattr(function, "__code__", None)
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return name if code is None else f"{name}:{hashlib.sha256(_code(code)).hexdigest()[:12]}"
+
+
+def _code(code: CodeType) -> bytes:
+    inner = [_code(c) if isinstance(c, CodeType) else repr(c).encode() for c in code.co_consts]
+    return b"".join([code.co_code, *inner, *(n.encode() for n in code.co_names)])
 
 
 def _version(package: str) -> str | None:

@@ -1,0 +1,150 @@
+"""Whatever is killed, wherever: the scores are the same to the last byte."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from engine import small_job as job
+
+import rayinf
+from rayinf.engine import ray_runner, stages
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables")
+    train = job.write(folder / "train.parquet", job.ROWS, 1, 100)
+    return train, job.write(folder / "valid.parquet", job.VALID, 2, 40)
+
+
+@pytest.fixture(scope="module")
+def calm(tables, ray_session, tmp_path_factory):
+    """The digest of a run in peace, on one worker."""
+    out = tmp_path_factory.mktemp("calm") / "run"
+    job.run(*tables, out, rayinf.Cluster(workers=1))
+    return job.digest(out)
+
+
+def pid_of_store() -> int:
+    """Run inside the store."""
+    return os.getpid()
+
+
+def test_a_worker_killed_in_every_stage(tables, calm, tmp_path):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    job.run(*tables, tmp_path / "run", rayinf.Cluster(workers=2), transform=job.Killer(marks))
+    assert sorted(m.name for m in marks.iterdir()) == sorted(job.STAGES)  # each stage did lose a worker
+    assert job.digest(tmp_path / "run") == calm
+
+
+def test_a_worker_killed_in_the_scan(tables, calm, tmp_path, monkeypatch):
+    killed = []
+    plain = ray_runner.RayRunner.map
+
+    def deadly(self, stage, arrays, items, **options):
+        for key, result in plain(self, stage, arrays, items, **options):
+            if stage is stages.Scan and not killed:
+                import ray
+
+                killed.append(ray.get(self._actors[0].ready.remote()))
+                os.kill(killed[0], signal.SIGKILL)
+            yield key, result
+
+    monkeypatch.setattr(ray_runner.RayRunner, "map", deadly)
+    job.run(*tables, tmp_path / "run", rayinf.Cluster(workers=2))
+    assert killed
+    assert job.digest(tmp_path / "run") == calm
+
+
+@pytest.mark.parametrize("stage", ["covariance", "lambda", "queries"])
+def test_the_store_killed_between_partial_sums(tables, calm, tmp_path, monkeypatch, stage):
+    killed = []
+    plain = ray_runner.RayRunner.fold
+
+    def deadly(self, work, arrays, items, name):
+        for key in plain(self, work, arrays, items, name):
+            if name == stage and not killed:
+                killed.append(self.store("tell", pid_of_store, []))
+                os.kill(killed[0], signal.SIGKILL)
+            yield key
+
+    monkeypatch.setattr(ray_runner.RayRunner, "fold", deadly)
+    job.run(*tables, tmp_path / "run", rayinf.Cluster(workers=2))
+    assert killed
+    assert job.digest(tmp_path / "run") == calm
+
+
+def test_the_driver_killed_between_any_two_steps(tables, tmp_path):
+    """In one process: after each partial sum and each shard in turn, then run again."""
+    command = [sys.executable, str(HERE / "driver_kills.py"), str(tables[0]), str(tables[1]), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["kills"] >= 15
+    assert set(told["digests"]) == {told["calm"]}
+
+
+def test_the_driver_of_a_cluster_killed(tables, calm, tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from engine import small_job as job\n"
+        "import rayinf\n"
+        "if __name__ == '__main__':\n"
+        "    job.run(*sys.argv[2:5], rayinf.Cluster(workers=1), transform=job.slow)\n"
+    )
+    out = tmp_path / "run"
+    arguments = [str(HERE.parent), *map(str, tables), str(out)]
+    env = {**os.environ, "PYTHONPATH": str(HERE.parent)}  # for the workers of the Ray that it starts
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL, env=env)
+    wait_for(lambda: len(list(out.glob("scores/part-*.parquet"))) >= 2, process)
+    process.kill()
+    process.wait()
+    assert json.loads((out / "run.json").read_text())["status"] == "running"
+    before = {f: f.stat().st_mtime_ns for f in out.glob("scores/part-*.parquet")}
+    job.run(*tables, out, rayinf.Cluster(workers=2), transform=job.slow)
+    assert job.digest(out) == calm
+    assert {f: f.stat().st_mtime_ns for f in before} == before  # finished shards were kept, not made again
+
+
+def test_ctrl_c_leaves_a_run_that_continues(tables, tmp_path):
+    out = tmp_path / "run"
+    config = tmp_path / "job.yaml"
+    held = {
+        "task": f"{HERE / 'small_job.py'}:slow_task",
+        "train": str(tables[0]),
+        "valid": str(tables[1]),
+        "out": str(out),
+    }
+    config.write_text(json.dumps({**held, "objective": ["total", "category", "slice:group"], "batch_size": 20}))
+    command = [sys.executable, "-m", "rayinf", "influence", str(config)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    wait_for(lambda: len(list(out.glob("scores/part-*.parquet"))) >= 2, process)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in told
+    assert "same command again" in told
+    assert not list(out.rglob("*.tmp.*"))
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert again.returncode == 0, again.stderr
+    calm = tmp_path / "calm"
+    options = {"transform": job.slow, "batch_size": 20}
+    assert job.run(*tables, calm, **options).columns == rayinf.Scores.load(out).columns
+    assert job.digest(out) == job.digest(calm)
+
+
+def wait_for(condition, process, seconds=120.0):
+    """Until a condition holds while a process runs."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.01)

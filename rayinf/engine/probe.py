@@ -140,7 +140,7 @@ def _is_binary(job: Job) -> bool:
 
 
 def _check_gradients(worker: Worker, x: object, labels: torch.Tensor) -> None:
-    """The captured row gradients, summed, against autograd's: catches tied weights and layers used unusually."""
+    """The captured row gradients against autograd's: catches tied weights, layers used unusually, rows that mix."""
     model, blocks, task = worker.model, worker.blocks, worker.job.task
     ruled = tuple(b for b in blocks if b.kind != "loose")
     if not ruled:
@@ -152,7 +152,16 @@ def _check_gradients(worker: Worker, x: object, labels: torch.Tensor) -> None:
         params = dict(model.named_parameters())
         truth = torch.autograd.grad(logits, [params[n] for n in names], cotangent, retain_graph=True, allow_unused=True)
         taped = Taped(model, worker.modules, ruled, tape, logits, x)
-        captured = dense_rows(taped, cotangent).sum(0).split([b.numel for b in ruled])
+        captured = dense_rows(taped, cotangent, last=False).sum(0).split([b.numel for b in ruled])
+        alone = torch.zeros_like(cotangent)
+        alone[0] = cotangent[0]
+        first, others = dense_rows(taped, alone).split([1, len(alone) - 1])
+    if float(others.norm()) > _TOLERANCE * float(first.norm()) + 1e-6:
+        raise InputError(
+            "The loss of one row depends on other rows of its batch, or a layer has another axis first: "
+            "such a model has no gradients of rows.",
+            "keep the batch as the first axis in forward, and let no layer mix rows (BatchNorm is fine: it runs in eval mode).",
+        )
     found = {n: torch.zeros_like(params[n]) if g is None else g for n, g in zip(names, truth, strict=True)}
     for block, flat in zip(ruled, captured, strict=True):
         true = to_matrix(block, [found[n] for n in block.parameters]).flatten()

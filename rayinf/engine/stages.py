@@ -139,7 +139,8 @@ class Curvature(Summing):
         """Add one batch."""
         w, task = self.worker, self.worker.job.task
         with w.tape(ready.x) as taped:
-            if is_head(taped) and task.is_cross_entropy:
+            hessian_is_fisher = w.job.settings.curvature == "exact" or w.job.settings.fisher == "true"
+            if is_head(taped) and task.is_cross_entropy and hessian_is_fisher:
                 a = head_inputs(taped)
                 exact.add_head_hessian(sums, a, taped.logits.detach())
             elif w.job.settings.curvature == "ggn":

@@ -171,9 +171,7 @@ def fit(analyzer: Analyzer, train: Rows, fisher: str, batch_size: int) -> dict[s
     return {**seconds, "fit": sum(seconds.values())}
 
 
-def pairwise(
-    analyzer: Analyzer, name: str, queries: Rows, train: Rows, batch_size: int, aggregate: bool
-) -> Tensor:
+def pairwise(analyzer: Analyzer, name: str, queries: Rows, train: Rows, batch_size: int, aggregate: bool) -> Tensor:
     """One kronfluence run, all queries in one batch: scores [queries, rows], [1, rows] if aggregated."""
     analyzer.compute_pairwise_scores(
         name,
@@ -187,9 +185,7 @@ def pairwise(
     return analyzer.load_pairwise_scores(name)["all_modules"]
 
 
-def score_per_class(
-    analyzer: Analyzer, train: Rows, valid: Rows, classes: int, batch_size: int
-) -> np.ndarray:
+def score_per_class(analyzer: Analyzer, train: Rows, valid: Rows, classes: int, batch_size: int) -> np.ndarray:
     """Scores [rows, classes], one run per class."""
     columns = torch.zeros(classes, len(train))
     for label in range(classes):

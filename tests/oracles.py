@@ -45,9 +45,7 @@ def chosen_parameters(model: nn.Module, names: Sequence[str] | None = None) -> d
     return {name: value for name, value in parameters.items() if names is None or name in names}
 
 
-def row_gradients(
-    model: nn.Module, loss: Loss, x: Tensor, y: Tensor, names: Sequence[str] | None = None
-) -> Tensor:
+def row_gradients(model: nn.Module, loss: Loss, x: Tensor, y: Tensor, names: Sequence[str] | None = None) -> Tensor:
     """The gradient of each row's loss, one autograd call a row: `[n, p]`."""
     check_model(model)
     parameters = list(chosen_parameters(model, names).values())
@@ -264,9 +262,7 @@ def fisher_losses(model: nn.Module, loss: Loss, x: Tensor, fisher: Fisher) -> li
     raise ValueError(f"fisher must be 'true' or 'empirical', not {fisher!r}")
 
 
-def factors(
-    model: nn.Module, loss: Loss, x: Tensor, y: Tensor, module_name: str, fisher: Fisher = "true"
-) -> Factors:
+def factors(model: nn.Module, loss: Loss, x: Tensor, y: Tensor, module_name: str, fisher: Fisher = "true") -> Factors:
     """`A`: sum over rows and positions of `a a'`, once a row. `G`: of `g g'`, summed over the labels too."""
     a = layer_positions(model, x, module_name)
     A = torch.einsum("nrti,nrtj->rij", a, a)

@@ -229,9 +229,7 @@ def test_textbook_influence_adds_layers_and_skips_a_dead_one() -> None:
     torch.manual_seed(0)
     model, x = layer_case("linear")
     y = torch.randint(3, (len(x),))
-    queries = {
-        name: oracles.layer_row_gradients(model, cross_entropy, x, y, name) for name in ("layer", "head")
-    }
+    queries = {name: oracles.layer_row_gradients(model, cross_entropy, x, y, name) for name in ("layer", "head")}
 
     def influence(*names: str) -> Tensor:
         return oracles.textbook_influence(model, cross_entropy, (x, y), queries, names, l2=0.1)

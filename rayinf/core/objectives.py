@@ -156,15 +156,16 @@ def query_vectors(
             if k == 0:
                 values.append(value)
             for b in blocks:
-                parts[b.name].append(torch.tensordot(mix, view(sums[f"V{j}/{b.name}"])[where], dims=1))
+                v = view(sums[f"V{j}/{b.name}"])[where]
+                parts[b.name].append(v if mix is None else torch.tensordot(mix, v, dims=1))
     return {name: torch.cat(p) for name, p in parts.items()}, torch.cat(values)
 
 
-def _mixture(target: Target, totals: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """How a target's columns mix its group sums, `[columns, W]` (the gradient of `combine`), and their values."""
+def _mixture(target: Target, totals: Tensor, counts: Tensor) -> tuple[Tensor | None, Tensor]:
+    """How a target mixes its group sums, `[1, W]` (the gradient of `combine`; None: not at all), and its values."""
     combine = target.objective.combine
     if combine is None:
-        return torch.eye(target.width, dtype=totals.dtype), totals
+        return None, totals
     leaf = totals.detach().clone().requires_grad_(True)
     with torch.enable_grad():
         value = combine(leaf, counts)

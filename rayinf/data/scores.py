@@ -137,6 +137,10 @@ class Scores:
         if isinstance(self.source, pa.Table):
             return self.source.select(wanted)
         with _readable(self.path):
+            for shard in self.source.get_fragments():
+                # Else a column that is missing from one shard would be read as nulls.
+                if not shard.physical_schema.equals(self.source.schema):
+                    raise pa.ArrowInvalid(f"{shard.path} has other columns than the first shard")
             return self.source.to_table(columns=wanted)
 
 

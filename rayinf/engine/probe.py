@@ -160,7 +160,7 @@ def _check_gradients(worker: Worker, x: object, labels: torch.Tensor) -> None:
         raise InputError(
             "The loss of one row depends on other rows of its batch, or a layer has another axis first: "
             "such a model has no gradients of rows.",
-            "keep the batch as the first axis in forward, and let no layer mix rows (BatchNorm is fine: it runs in eval mode).",
+            "keep the batch as the first axis in forward, and let no layer mix rows (BatchNorm in eval mode is fine).",
         )
     found = {n: torch.zeros_like(params[n]) if g is None else g for n, g in zip(names, truth, strict=True)}
     for block, flat in zip(ruled, captured, strict=True):

@@ -21,7 +21,7 @@ MOST_CLASSES = 32
 DRAWS = 8
 
 
-def logit_gradient(rows: RowLoss, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def logit_gradient(rows: RowLoss, logits: Tensor, labels: Tensor, name: str = "The loss") -> tuple[Tensor, Tensor]:
     """Values `[B]` of a function of each row's logits, and their gradients `[B, C]` in the logits.
 
     Raises:
@@ -33,7 +33,7 @@ def logit_gradient(rows: RowLoss, logits: Tensor, labels: Tensor) -> tuple[Tenso
         if not isinstance(values, Tensor) or values.shape != (len(leaf),):
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise InputError(
-                f"The loss returned {got} for a batch of {len(leaf)} rows: it must be one value a row.",
+                f"{name} returned {got} for a batch of {len(leaf)} rows: it must be one value a row.",
                 'return losses of shape [B]: with torch losses, pass reduction="none".',
             )
         (gradient,) = torch.autograd.grad(values.sum(), leaf)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import pyarrow as pa
 from rayinf.data.batches import BatchReader
 from rayinf.data.files import read_arrays, sound_part, write_part
 from rayinf.data.pairs import Pairs, pair_table
-from rayinf.data.run_folder import differences
 from rayinf.data.scores import Scores
 from rayinf.engine import curvature as curv
 from rayinf.engine import stages
@@ -24,9 +22,6 @@ from rayinf.select.top_rows import merge_all
 # Gradients of validation rows that are held at once by `pairs`.
 _TILE_BYTES = 512 << 20
 _PAIR_COLUMNS = ["valid_row_id", "effect", "rank", "row_id", "value"]
-
-# Two runs may share factors if they agree in these.
-_SAME = ("model", "parameters", "loss", "transform", "curvature", "fisher", "features")
 
 
 def fit_factors(run: Run) -> Any:
@@ -207,19 +202,12 @@ def metadata(run: Run) -> dict[str, Any]:
 
 
 def _borrow(run: Run) -> Any:
-    """The factors of another run.
+    """The factors of another run, which opening this one has compared with its own.
 
     Raises:
-        InputError: no finished factors there, or a run of another model or curvature.
+        InputError: no sound factors there.
     """
     folder = Path(str(run.request.factors)).expanduser()
-    other = json.loads((folder / "run.json").read_text())["identity"]
-    changed = differences({k: other.get(k) for k in _SAME}, {k: run.identity[k] for k in _SAME})
-    if changed:
-        raise InputError(
-            f"The factors in {folder} belong to another fit: {'; '.join(changed)}.",
-            "use the same model, parameters and curvature, or leave factors out.",
-        )
     arrays = read_arrays(folder / "factors" / "factors.safetensors")
     if arrays is None:
         raise InputError(f"{folder}/factors has no sound factors.", "finish that run first, or leave factors out.")

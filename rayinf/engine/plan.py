@@ -128,7 +128,7 @@ class _Trial:
     def __init__(self, request: Request) -> None:
         tables, columns = open_tables(request)
         job = Job(request.task, tables, columns, Classes(()), request.settings)
-        probed = probe(job)
+        probed = probe(job, request.objectives)
         self.rows = {name: table.num_rows for name, table in tables.items()}
         self.blocks, self.parameters = probed.blocks, probed.parameters
         self.item = torch.finfo(getattr(torch, probed.dtype)).bits // 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from rayinf.core.blocks import Block, require_rules, to_matrix
 from rayinf.core.capture import capture, forward
 from rayinf.core.fisher import columns, logit_gradient
 from rayinf.core.influence import Taped, dense_rows
+from rayinf.core.objectives import Objective
 from rayinf.data.batches import Batch, BatchReader
 from rayinf.engine.curvature import KRONECKER
 from rayinf.engine.job import Job
@@ -36,7 +38,7 @@ class Probe:
     fingerprint: str
 
 
-def probe(job: Job) -> Probe:
+def probe(job: Job, asked: Sequence[Objective] = ()) -> Probe:
     """Try the model on the first rows of the training table.
 
     Raises:
@@ -69,6 +71,9 @@ def probe(job: Job) -> Probe:
         )
     labels = torch.arange(len(batch), device=logits.device) % logits.shape[1]
     _check_loss(job, logits, labels)
+    for objective in asked:
+        if objective.rows is not None:
+            logit_gradient(objective.rows, logits, labels, f"Objective {objective.name!r}")
     _check_gradients(worker, x, labels)
     return Probe(
         logits.shape[1],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import platform
 import time
@@ -12,8 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
+from numbers import Integral, Real
 from pathlib import Path
-from types import CodeType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import psutil
@@ -27,6 +27,7 @@ from rayinf.data.scan import TableScan, check_unique_ids, merge_scans
 from rayinf.data.tables import Table, as_table
 from rayinf.engine import progress, stages
 from rayinf.engine.curvature import CURVATURES, KRONECKER, Solver, check_memory
+from rayinf.engine.identity import check_factors, factors_run, fingerprint, identity
 from rayinf.engine.job import Cluster, Job, Settings, chunks
 from rayinf.engine.probe import Probe, probe
 from rayinf.engine.runner import Runner, make_runner
@@ -173,24 +174,27 @@ def open_run(request: Request) -> Run:
     """
     tables, columns = open_tables(request)
     job = Job(request.task, tables, columns, Classes(()), request.settings)
-    probed = probe(job)
+    probed = probe(job, request.objectives)
     check_memory(request.settings.curvature, probed.parameters, psutil.virtual_memory().available)
     folder = RunFolder(Path(request.out).expanduser()) if request.out is not None else None
-    other = _other_run(request)
+    other = factors_run(request.factors)
     runner = make_runner(job, request.cluster, folder.factors if folder else None)
     try:
         scans = {name: _scan(runner, name, table, folder) for name, table in tables.items()}
         job = _settle(job, request, probed, scans)
-        identity = _identity(request, job, probed, scans, other)
+        asked = {"verb": request.verb, "damping": request.damping, "factors": fingerprint(other)}
+        own = identity(job, probed.fingerprint, scans, asked)
+        if other is not None:
+            check_factors(other, own, request.factors)
         finished = False
         if folder is not None:
             job = dataclasses.replace(job, parts=folder.scores)
-            partial = Run(request, job, probed, scans, folder, identity, False, runner)
+            partial = Run(request, job, probed, scans, folder, own, False, runner)
             finished = folder.begin(partial.record({}))
             if not finished:
-                _keep_scans(folder, tables, scans)
+                _keep_scans(folder, job, scans)
         runner.job = job
-        return Run(request, job, probed, scans, folder, identity, finished, runner)
+        return Run(request, job, probed, scans, folder, own, finished, runner)
     except BaseException:
         runner.close()
         raise
@@ -213,11 +217,17 @@ def _check_arguments(request: Request) -> None:
         (s.curvature in CURVATURES, f"curvature={s.curvature!r} is unknown", f"use one of {', '.join(CURVATURES)}."),
         (s.fisher in ("true", "empirical"), f"fisher={s.fisher!r} is unknown", 'use "true" or "empirical".'),
         (
-            request.damping is None or 0 <= request.damping < float("inf"),
+            request.damping is None or (_number(request.damping) and 0 <= request.damping < float("inf")),
             f"damping={request.damping!r} is no finite number >= 0",
             "leave it out for the default, or pass a finite number >= 0.",
         ),
-        (s.batch_size is None or s.batch_size >= 1, f"batch_size={s.batch_size!r}", "pass None or a positive integer."),
+        (
+            s.batch_size is None or (_whole(s.batch_size) and s.batch_size >= 1),
+            f"batch_size={s.batch_size!r} is no number of rows",
+            "leave it out, or pass a positive integer.",
+        ),
+        (_whole(s.seed) and s.seed >= 0, f"seed={s.seed!r} is no seed", "pass an integer >= 0."),
+        (isinstance(s.halves, bool), f"halves={s.halves!r} is no bool", "pass True or False."),
         (s.precision in (None, "bf16", "fp16"), f"precision={s.precision!r} is unknown", 'use None, "bf16" or "fp16".'),
         (
             request.out is None or "://" not in str(request.out),
@@ -233,6 +243,14 @@ def _check_arguments(request: Request) -> None:
     for fine, what, fix in checks:
         if not fine:
             raise InputError(f"{what}.", fix)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def open_tables(request: Request) -> tuple[dict[str, Table], dict[str, Columns]]:
@@ -268,7 +286,7 @@ def _if_there(name: str | None, table: Table) -> str | None:
 
 
 def _scan(runner: Runner, name: str, table: Table, folder: RunFolder | None) -> TableScan:
-    held = _kept_scan(folder, name, table)
+    held = _kept_scan(folder, name, table, runner.job.columns[name])
     if held is not None:
         return held
     shards = {s.index: s for s in table.shards}
@@ -282,20 +300,23 @@ def _scan(runner: Runner, name: str, table: Table, folder: RunFolder | None) -> 
     return scan
 
 
-def _kept_scan(folder: RunFolder | None, name: str, table: Table) -> TableScan | None:
-    """The scan of an earlier run in the folder, if the table's files are as they were then."""
+def _kept_scan(folder: RunFolder | None, name: str, table: Table, columns: Columns) -> TableScan | None:
+    """The scan of an earlier run in the folder, if the table's files and the columns are as they were then."""
     file = folder.path / "scans.json" if folder else None
     if file is None or not file.exists() or not table.stat:
         return None
     with suppress(ValueError, KeyError, TypeError):
         held = json.loads(file.read_text()).get(name, {})
-        if held.get("stat") == table.stat:
+        if held.get("stat") == table.stat and held.get("columns") == repr(columns):
             return TableScan.from_json(held["scan"])
     return None
 
 
-def _keep_scans(folder: RunFolder, tables: Mapping[str, Table], scans: Mapping[str, TableScan]) -> None:
-    held = {name: {"stat": tables[name].stat, "scan": scan.to_json()} for name, scan in scans.items()}
+def _keep_scans(folder: RunFolder, job: Job, scans: Mapping[str, TableScan]) -> None:
+    held = {
+        name: {"stat": job.tables[name].stat, "columns": repr(job.columns[name]), "scan": scan.to_json()}
+        for name, scan in scans.items()
+    }
     write_json(folder.path / "scans.json", held)
 
 
@@ -338,64 +359,6 @@ def _check_full(classes: Classes, counts: Mapping[Any, int], objective: Objectiv
             f"objective={objective.name!r}: the validation set has no row of class {', '.join(map(repr, empty))}.",
             'add validation rows of every class, or use objective="total".',
         )
-
-
-def _other_run(request: Request) -> str | None:
-    """A fingerprint of the run whose factors are used again.
-
-    Raises:
-        InputError: there is no run.
-    """
-    if request.factors is None:
-        return None
-    file = Path(request.factors).expanduser() / "run.json"
-    if not file.exists():
-        raise InputError(f"factors={str(request.factors)!r} is no run folder.", "pass the out=... of a finished run.")
-    return hashlib.sha256(json.dumps(json.loads(file.read_text())["identity"]).encode()).hexdigest()
-
-
-def _identity(
-    request: Request, job: Job, probed: Probe, scans: Mapping[str, TableScan], other: str | None
-) -> dict[str, Any]:
-    """What makes two runs the same. The cluster and the folder have no part in it."""
-    task, s = request.task, job.settings
-    return {
-        "verb": request.verb,
-        "model": probed.fingerprint,
-        "loss": task.loss if isinstance(task.loss, str) else _name(task.loss),
-        "features": task.features if isinstance(task.features, str) else list(task.features),
-        "label": task.label,
-        "row_id": job.columns["train"].row_id,
-        "transform": None if task.transform is None else _name(task.transform),
-        "parameters": task.parameters if isinstance(task.parameters, str) else list(task.parameters),
-        "l2": float(task.l2),
-        "classes": [str(v) for v in job.classes.labels],
-        **{name: scan.fingerprint for name, scan in scans.items()},
-        "objective": [[*t.columns, _name(t.objective.rows)] for t in s.targets],
-        "curvature": s.curvature,
-        "fisher": s.fisher if s.curvature in KRONECKER or s.curvature == "ggn" else None,
-        "damping": request.damping,
-        "factors": other,
-        "halves": s.halves,
-        "seed": s.seed,
-        "batch_size": s.batch_size,
-        "precision": s.precision,
-        "top": s.top,
-    }
-
-
-def _name(function: Any) -> str | None:
-    """A function's name and a digest of its code, so that an edited one is another one."""
-    if function is None:
-        return None
-    code = getattr(function, "__code__", None)
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    return name if code is None else f"{name}:{hashlib.sha256(_code(code)).hexdigest()[:12]}"
-
-
-def _code(code: CodeType) -> bytes:
-    inner = [_code(c) if isinstance(c, CodeType) else repr(c).encode() for c in code.co_consts]
-    return b"".join([code.co_code, *inner, *(n.encode() for n in code.co_names)])
 
 
 def _version(package: str) -> str | None:

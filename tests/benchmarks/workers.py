@@ -1,0 +1,87 @@
+"""Rows a second of Ray workers: 1 and 2 with one thread each, beside one process with two threads.
+
+    python tests/benchmarks/workers.py [--rows 40000] [--pairs 5]
+
+A compute-bound job: ten columns of a 784-512-256-10 network, factors apart (`identity`), so that every second is the
+scoring pass. Start-up is left aside: rates are counted from the shard at which every worker has finished two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import rayinf
+
+RESULTS = Path(__file__).parent / "results"
+GROUP = 500
+
+
+def write(path: Path, rows: int) -> Path:
+    """Random pixels and labels, in row groups."""
+    rng = np.random.default_rng(0)
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(rng.standard_normal(rows * 784, dtype=np.float32)), 784)
+    pq.write_table(pa.table({"features": flat, "label": rng.integers(0, 10, rows)}), path, row_group_size=GROUP)
+    return path
+
+
+def rate(folder: str, train: Path, valid: Path, cluster: rayinf.Cluster | None) -> float:
+    """Rows a second of the scoring pass."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 10))
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        run = f"{out}/run"
+        rayinf.influence(rayinf.Task(model), train, valid, "category", curvature="identity", cluster=cluster, out=run)
+        lines = [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
+    times = [line["time"] for line in lines if line["event"] == "shard"]
+    skip = 2 * (cluster.workers if cluster else 1)
+    return GROUP * (len(times) - 1 - skip) / (times[-1] - times[skip])
+
+
+def main() -> None:
+    """Alternate the three ways, and print medians."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=40_000)
+    parser.add_argument("--pairs", type=int, default=5)
+    options = parser.parse_args()
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    torch.set_num_threads(2)
+    ways = {
+        "1 Ray worker, 1 thread": rayinf.Cluster(workers=1),
+        "2 Ray workers, 1 thread each": rayinf.Cluster(workers=2),
+        "1 process, 2 threads": None,
+    }
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    with tempfile.TemporaryDirectory() as folder:
+        train, valid = write(Path(folder) / "train.parquet", options.rows), write(Path(folder) / "valid.parquet", 1000)
+        for _ in range(options.pairs):
+            for name, cluster in ways.items():
+                found[name].append(rate(folder, train, valid, cluster))
+    base = next(iter(found.values()))
+    table = Table("", "rows/s (median)", "ratio to 1 worker (median of pairs)", "least", "most")
+    for name, rates in found.items():
+        ratios = [a / b for a, b in zip(rates, base, strict=True)]
+        table.add_row(
+            name, f"{np.median(rates):,.0f}", f"{np.median(ratios):.2f}", f"{min(ratios):.2f}", f"{max(ratios):.2f}"
+        )
+    Console().print(table)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "workers.json").write_text(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -30,19 +30,29 @@ def eigen_inverse(lambda_roi: Tensor, rows: float, l2: float, damping: float | N
     return _inverse(level * rows, lambda_roi.shape[1] * lambda_roi.shape[2])
 
 
-def solve_eigen(block: Block, v_qroi: Tensor, basis: Basis, inverse_roi: Tensor) -> Tensor:
-    """`Q_G [ (Q_G' V Q_A) D ] Q_A'` in float64.
+def solve_eigen(
+    block: Block, v_qroi: Tensor, basis: Basis, inverse_roi: Tensor, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """`Q_G [ (Q_G' V Q_A) D ] Q_A'`, a query at a time, `[Q, r, o, i]`.
+
+    Into the eigenbasis and through the inverse in float64, since small eigenvalues magnify rounding there; back out
+    of it in `dtype`, the precision that the scores are computed in.
 
     Raises:
         InputError: the query has weight where the curvature is singular.
     """
-    turned = torch.matmul(basis.q_g_roo.transpose(1, 2), v_qroi)
-    if basis.q_a_rii is not None:
-        turned = torch.matmul(turned, basis.q_a_rii)
-    if float(inverse_roi.max()) > 0:
-        _check_lost(turned.flatten(1), inverse_roi.flatten()[None], block.name)
-    turned = torch.matmul(basis.q_g_roo, turned * inverse_roi)
-    return turned if basis.q_a_rii is None else torch.matmul(turned, basis.q_a_rii.transpose(1, 2))
+    q_a = basis.q_a_rii
+    back_g, back_a = basis.q_g_roo.to(dtype), None if q_a is None else q_a.transpose(1, 2).to(dtype)
+    singular = not bool(inverse_roi.all()) and bool(inverse_roi.any())
+    out = torch.empty(v_qroi.shape, dtype=dtype)
+    for k, v_roi in enumerate(v_qroi):
+        turned = torch.matmul(basis.q_g_roo.transpose(1, 2), v_roi)
+        turned = turned if q_a is None else torch.matmul(turned, q_a)
+        if singular:
+            _check_lost(turned.flatten()[None], inverse_roi.flatten()[None], block.name)
+        solved = torch.matmul(back_g, turned.mul_(inverse_roi).to(dtype))
+        out[k] = solved if back_a is None else torch.matmul(solved, back_a)
+    return out
 
 
 def solve_dense(v_qp: Tensor, vectors_pp: Tensor, inverse_p: Tensor) -> Tensor:

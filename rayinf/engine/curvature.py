@@ -16,6 +16,7 @@ from rayinf.core.blocks import Block
 from rayinf.core.objectives import Target, query_vectors
 from rayinf.data.files import Arrays
 from rayinf.data.scores import HALVES
+from rayinf.engine.factors import DECOMPOSE_THREADS, threads
 from rayinf.engine.stages import read_bases
 from rayinf.errors import InputError
 
@@ -23,6 +24,8 @@ from rayinf.errors import InputError
 KRONECKER = ("ekfac", "kfac")
 DENSE = ("exact", "ggn")
 CURVATURES = (*KRONECKER, *DENSE, "identity")
+# Sides from which on a decomposition is worth more than one thread.
+_LARGE = 1500
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,10 @@ def basis(covariance: Arrays, blocks: Sequence[Block]) -> Arrays:
     for block in blocks:
         if f"A/{block.name}" not in held:
             continue
-        found = kfac.decompose(held, block)
+        # Two threads that must share a processor with others wait for each other far longer than a small
+        # decomposition takes, so only large ones get more than one.
+        with threads(DECOMPOSE_THREADS if max(block.shape[1:]) > _LARGE else 1):
+            found = kfac.decompose(held, block)
         out[f"q_g/{block.name}"], out[f"l_g/{block.name}"] = found.q_g_roo.numpy(), found.l_g_ro.numpy()
         out[f"l_a/{block.name}"], out[f"positions/{block.name}"] = found.l_a_ri.numpy(), np.array(found.positions)
         if found.q_a_rii is not None:
@@ -85,17 +91,16 @@ def precondition(vectors: dict[str, Tensor], factors: Arrays, solver: Solver) ->
         flat = inverse.solve_dense(inverse.join_blocks(vectors, solver.blocks), held["vectors"], inv)
         solved = inverse.split_blocks(flat, solver.blocks)
     else:
-        levels = eigenvalues(held, solver)
-        bases = read_bases(held)
-        solved = {}
+        levels, bases, solved = eigenvalues(held, solver), read_bases(held), {}
+        dtype = getattr(torch, solver.dtype)
         for block in solver.blocks:
             v, level = vectors[block.name], levels.get(block.name)
             if level is None or not bool(level.any()):
                 solved[block.name] = torch.zeros_like(v)
                 continue
             inv = inverse.eigen_inverse(level, solver.rows, solver.l2, solver.damping)
-            solved[block.name] = inverse.solve_eigen(block, v, bases[block.name], inv)
-    return {f"U/{k}": v.numpy().astype(solver.dtype) for k, v in solved.items()}
+            solved[block.name] = inverse.solve_eigen(block, v, bases[block.name], inv, dtype)
+    return {f"U/{k}": v.numpy().astype(solver.dtype, copy=False) for k, v in solved.items()}
 
 
 def precondition_rows(queries: Arrays, factors: Arrays, solver: Solver) -> Arrays:

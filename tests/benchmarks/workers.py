@@ -1,6 +1,6 @@
 """Rows a second of Ray workers: 1 and 2 with one thread each, beside one process with two threads.
 
-    python tests/benchmarks/workers.py [--rows 40000] [--pairs 5]
+    python tests/benchmarks/workers.py [--rows 60000] [--pairs 5]
 
 A compute-bound job: ten columns of a 784-512-256-10 network, factors apart (`identity`), so that every second is the
 scoring pass. Start-up is left aside: rates are counted from the shard at which every worker has finished two.
@@ -25,7 +25,7 @@ from torch import nn
 import rayinf
 
 RESULTS = Path(__file__).parent / "results"
-GROUP = 500
+GROUP = 1000
 
 
 def write(path: Path, rows: int) -> Path:
@@ -52,7 +52,7 @@ def rate(folder: str, train: Path, valid: Path, cluster: rayinf.Cluster | None) 
 def main() -> None:
     """Alternate the three ways, and print medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=40_000)
+    parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--pairs", type=int, default=5)
     options = parser.parse_args()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")

@@ -40,7 +40,7 @@ def through_basis(change: Callable[[Basis], Basis]) -> Callable[[Patch], None]:
 
 def transposed_solve(patch: Patch) -> None:
     right = inverse.solve_eigen
-    patch.setattr(inverse, "solve_eigen", lambda block, v, basis, inv: right(block, v, transpose(basis), inv))
+    patch.setattr(inverse, "solve_eigen", lambda block, v, basis, *rest: right(block, v, transpose(basis), *rest))
 
 
 def transposed_lambda(patch: Patch) -> None:

@@ -13,7 +13,7 @@ FLOORS = (
     ("core",),
     ("data", "select"),
     ("engine",),
-    ("api",),
+    ("api", "references"),
     ("config",),
     ("cli",),
     ("__main__",),

@@ -152,7 +152,7 @@ def show_classes(frame: pd.DataFrame, losses: dict[str, float], console: Console
 def draw(frame: pd.DataFrame, pixels: dict[int, np.ndarray], file: Path) -> None:
     """The most harmful and the most helpful digits as a picture."""
     figure = plt.figure(figsize=(11, 11.5), layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, hspace=0.08)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.13, hspace=0.06)
     figure.suptitle("What each training digit does to the recognition of others", fontsize=19, fontweight="bold")
     sides = (
         ("Most harmful: without it, the validation loss would fall", "harms", HARM, frame.nsmallest(SHOWN, "total")),

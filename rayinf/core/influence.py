@@ -15,6 +15,9 @@ from rayinf.core.kfac import Sums
 from rayinf.core.positions import Positions, tiles
 from rayinf.core.row_gradients import loose_row_gradients, row_gradient_slices
 
+# Columns of a product of rows with queries that is made, multiplied and summed before the next: a few queries at a
+# time are a third faster than all ten at once.
+_HALF_WIDTH = 512
 Queries = dict[str, Tensor]
 # Q_A and Q_G (None: as it is), and the inverse eigenvalues [r, o, i].
 Turn = tuple[Tensor | None, Tensor | None, Tensor]
@@ -124,18 +127,21 @@ def row_products(taped: Taped, cotangent_bc: Tensor, queries: Queries) -> Tensor
 
 
 def _products_one(tile: Positions, u_qroi: Tensor) -> Tensor:
-    """`g' U a` without a row gradient; the longer side is contracted first."""
+    """`g' U a` without a row gradient; the longer side is contracted first, into a product that fits the cache."""
     q, r, o, i = u_qroi.shape
     a_bri, g_bro = tile.a_brti[:, :, 0], tile.g_brto[:, :, 0]
     total = a_bri.new_zeros(len(a_bri), q)
+    step = max(1, _HALF_WIDTH // min(o, i))
     for group in range(r):
-        a, g, u = a_bri[:, group], g_bro[:, group], u_qroi[:, group]
-        if i >= o:
-            half = torch.nn.functional.linear(a, u.reshape(q * o, i)).view(-1, q, o)
-            total += torch.bmm(half, g[:, :, None])[..., 0]
-        else:
-            half = torch.matmul(g, u.permute(1, 0, 2).reshape(o, q * i)).view(-1, q, i)
-            total += torch.bmm(half, a[:, :, None])[..., 0]
+        a, g = a_bri[:, group], g_bro[:, group]
+        for start in range(0, q, step):
+            u = u_qroi[start : start + step, group]
+            if i >= o:
+                half = torch.nn.functional.linear(a, u.reshape(-1, i)).view(-1, len(u), o)
+                total[:, start : start + step] += half.mul_(g[:, None]).sum(2)
+            else:
+                half = torch.matmul(g, u.permute(1, 0, 2).reshape(o, -1)).view(-1, len(u), i)
+                total[:, start : start + step] += half.mul_(a[:, None]).sum(2)
     return total
 
 

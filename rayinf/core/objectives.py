@@ -99,19 +99,19 @@ def row_functions(targets: Sequence[Target]) -> list[RowLoss | None]:
     return out
 
 
-def weights(targets: Sequence[Target], codes: Mapping[str, Tensor], half: Tensor | None, size: int) -> Tensor:
+def weights(targets: Sequence[Target], codes: Mapping[str, Tensor], half: Tensor | None, labels: Tensor) -> Tensor:
     """Which rows enter which group sum, `[B, W]`; with halves, `[B, 2 W]`: first half, then second.
 
     Args:
         targets: those that share a row function.
         codes: per split column, the group of each row.
         half: 0 or 1 for each row, or None.
-        size: B.
+        labels: `[B]`, for the size and the device.
     """
     parts = []
     for target in targets:
         if target.objective.split is None:
-            parts.append(torch.ones(size, 1))
+            parts.append(torch.ones(len(labels), 1, device=labels.device))
         else:
             parts.append(torch.nn.functional.one_hot(codes[target.objective.split], target.width).float())
     w = torch.cat(parts, dim=1)

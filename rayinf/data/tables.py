@@ -24,7 +24,7 @@ READ_ROWS = 8192
 READS_PER_SHARD = 8
 # A table in memory is cut into about this many shards, so that a small one can be spread over workers too.
 MEMORY_SHARDS = 32
-_FEW_ROWS = 512
+_FEW_ROWS = 1024
 # What pyarrow raises over damaged files (a ValueError where a column's name is no text any more).
 _UNREADABLE = (pa.ArrowException, OSError, ValueError)
 

@@ -75,6 +75,12 @@ def solve(queries: Arrays, factors: Arrays, solver: Solver, targets: Sequence[Ta
     return {**precondition(vectors, factors, solver), "values": values.numpy()}
 
 
+def objective_values(solved: Arrays) -> list[float]:
+    """The value of every column's objective at the fit."""
+    out: list[float] = solved["values"].tolist()
+    return out
+
+
 def column_names(targets: Sequence[Target], halves: bool) -> list[str]:
     """Names of the columns that `solve` gives, in order."""
     names = [n for t in targets for n in t.columns]

@@ -178,7 +178,7 @@ def describe(run: Run) -> dict[str, Any]:
     """What the curvature and the objectives say of themselves."""
     store, solver = run.runner.store, run.solver
     names = curv.column_names(run.job.settings.targets, halves=False)
-    values = store("get", "solved")["values"].tolist()
+    values = store("tell", curv.objective_values, ["solved"])
     told = store("tell", curv.describe, ["factors"], solver)
     return {**told, "objective_values": dict(zip(names, values, strict=True))}
 

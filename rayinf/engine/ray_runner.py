@@ -17,7 +17,7 @@ import torch
 
 from rayinf.engine.factors import DECOMPOSE_THREADS, FactorStore
 from rayinf.engine.job import Chunk, Cluster, Job
-from rayinf.engine.stages import Stage
+from rayinf.engine.stages import Stage, perform
 from rayinf.engine.worker import Worker
 from rayinf.errors import RayinfError, RunError
 
@@ -49,7 +49,7 @@ class _Actor:
             self._worker, self._stage = Worker(job, self._device), None
         if self._stage is None or self._stage[0] != name:
             self._stage = (name, stage(self._worker, arrays, **options))
-        return self._stage[1](item)
+        return perform(self._stage[1], item)
 
     def run_into(self, call: Any, job: Job, arrays: Any, item: Any, store: Any, into: tuple[str, int, int]) -> None:
         """Send a chunk's sums to the store; a retry after a crash counts once, by its key."""
@@ -73,7 +73,11 @@ class RayRunner:
         self._temporary = None if factors else folder
         store: Any = ray.remote(num_cpus=0, runtime_env=_threads_env(DECOMPOSE_THREADS), **_FAULTS)(FactorStore)
         self._store = store.remote(folder)
-        self._wait_ready()
+        try:
+            self._wait_ready()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def job(self) -> Job:

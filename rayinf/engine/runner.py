@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from rayinf.data.files import Arrays
 from rayinf.engine.factors import FactorStore
 from rayinf.engine.job import Chunk, Cluster, Job
-from rayinf.engine.stages import Stage
+from rayinf.engine.stages import Stage, perform
 from rayinf.engine.worker import Worker
 
 
@@ -69,7 +69,7 @@ class LocalRunner:
         """Results by key, in order."""
         work = stage(self._worker, arrays, **options)
         for key, item in items.items():
-            yield key, work(item)
+            yield key, perform(work, item)
 
     def fold(self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Chunk], name: str) -> Iterator[int]:
         """Add the sums of each chunk to the store."""

@@ -22,7 +22,7 @@ from rayinf.data.scan import ShardScan, scan_shard
 from rayinf.data.tables import Shard
 from rayinf.engine.job import Chunk
 from rayinf.engine.worker import Ready, Worker
-from rayinf.errors import InputError
+from rayinf.errors import InputError, RunError
 from rayinf.select.top_rows import TopRows, merge_all
 
 _SCAN_ROWS = 8192
@@ -36,6 +36,21 @@ class Stage(Protocol):
     def __call__(self, item: Any) -> Any:
         """The result for an item."""
         ...
+
+
+def perform(stage: Stage, item: Any) -> Any:
+    """The stage's result for an item.
+
+    Raises:
+        RunError: the accelerator's memory does not hold a batch.
+    """
+    try:
+        return stage(item)
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"{type(stage).__name__} ran out of the accelerator's memory: {str(error).splitlines()[0]}",
+            "pass a smaller batch_size (with a new out folder), or fewer columns at a time.",
+        ) from error
 
 
 class Scan:
@@ -165,7 +180,7 @@ class Queries(Summing):
                 shared = [t for t in job.settings.targets if t.objective.rows == function]
                 rows = function or job.task.row_loss
                 values, cotangent = fisher.logit_gradient(rows, taped.logits, ready.y)
-                weights = objectives.weights(shared, codes, half, len(ready.y)).to(w.device, w.dtype)
+                weights = objectives.weights(shared, codes, half, ready.y).to(w.dtype)
                 kfac.add(sums, f"S{j}", weights.double().T @ values.double())
                 kfac.add(sums, f"C{j}", weights.double().sum(0))
                 add_queries(sums, taped, cotangent, weights, f"V{j}")

@@ -196,9 +196,9 @@ def test_objectives_of_one_function_share_its_backward_pass() -> None:
     ]
     assert row_functions(targets) == [None, brier]
     codes = {LABEL: torch.tensor([0, 1, 1]), "region": torch.tensor([1, 0, 1])}
-    found = group_weights([targets[0], targets[3]], codes, None, 3)
+    found = group_weights([targets[0], targets[3]], codes, None, torch.zeros(3))
     assert found.tolist() == [[1, 1, 0], [1, 0, 1], [1, 0, 1]]
-    halves = group_weights([targets[1], targets[2]], codes, torch.tensor([0, 1, 1]), 3)
+    halves = group_weights([targets[1], targets[2]], codes, torch.tensor([0, 1, 1]), torch.zeros(3))
     assert halves.tolist() == [[1, 0, 1, 0, 0, 0], [0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 0, 1]]
 
 

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from rayinf import api, config
+from rayinf import api, config, references
 from rayinf.data.scores import Scores
 from rayinf.errors import InputError, RayinfError
 from rayinf.select.top_rows import TopRows
@@ -28,7 +28,7 @@ _LONGEST_MESSAGE = 500
 
 
 def _keys_help() -> str:
-    lines = [f"[bold]Keys of CONFIG[/bold] (the arguments of rayinf.influence). {escape(config.PATHS)}"]
+    lines = [f"[bold]Keys of CONFIG[/bold] (the arguments of rayinf.influence). {escape(references.PATHS)}"]
     for name, default, meaning in config.describe_keys():
         note = f" Default: {default}." if default else " Required."
         lines.append(f"[bold cyan]{name}[/bold cyan]: {escape(meaning + '.' + note)}")

@@ -6,7 +6,7 @@ digits, and `category_k` what it does to those of class k. Shows the most harmfu
 A value predicts, to first order, what happens if that one row is removed; values of many rows do not simply add up.
 
     python examples/digits/run.py
-    python examples/digits/run.py --flip 0.05 --out /tmp/flipped    # with wrong labels among the training rows
+    python examples/digits/run.py --flip 0.05 --out flipped    # with wrong labels among the training rows
 
 The same command again finds its model and its run in the folder, and shows them.
 """
@@ -117,7 +117,14 @@ def show_rows(frame: pd.DataFrame, console: Console) -> None:
     worst = frame.nsmallest(SHOWN, "total")
     was_flipped = (frame.label != frame.true_label).any()
     table = Table(title=f"The {SHOWN} most harmful of {len(frame):,} training rows", title_justify="left")
-    for heading in ("row_id", "label", *(["true label"] if was_flipped else []), "total", "harms most", "of it"):
+    for heading in (
+        "row_id",
+        "label",
+        *(["true label"] if was_flipped else []),
+        "total",
+        "harms most",
+        "on that class",
+    ):
         table.add_column(heading, justify="right")
     for row in worst.itertuples():
         values = np.array([getattr(row, name) for name in CATEGORIES])

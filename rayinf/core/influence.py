@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rayinf.core.blocks import Block
 from rayinf.core.capture import Tape
 from rayinf.core.kfac import Sums
-from rayinf.core.positions import Positions, tiles
+from rayinf.core.positions import SUM_TILES, Positions, tiles
 from rayinf.core.row_gradients import loose_row_gradients, row_gradient_slices
 
 # Columns of a product of rows with queries that is made, multiplied and summed before the next: a few queries at a
@@ -43,10 +43,17 @@ class Taped:
     logits: Tensor
     x: Any
 
-    def block_tiles(self, cotangent_bc: Tensor, last: bool = True) -> list[tuple[Block, Iterable[Positions]]]:
+    def block_tiles(
+        self, cotangent_bc: Tensor, last: bool = True, times: int = 1
+    ) -> list[tuple[Block, Iterable[Positions]]]:
         """Every block's row gradients of one cotangent, as tiles of positions.
 
         A loose block's row gradient stands as its own input at a single position with output gradient 1.
+
+        Args:
+            cotangent_bc: gradient of the row function in the logits.
+            last: release the graph.
+            times: how much larger than `TILE_FLOATS` a tile may be.
         """
         gradients = self.tape.gradients(self.logits, cotangent_bc, last)
         loose = [b for b in self.blocks if b.kind == "loose"]
@@ -59,7 +66,7 @@ class Taped:
                 out.append((block, [Positions(whole, a, a.new_ones(len(a), 1, 1, 1))]))
             elif block.name in gradients:
                 module, inputs = self.modules[block.name], self.tape.inputs[block.name]
-                out.append((block, _Lazy(block, module, inputs, gradients[block.name])))
+                out.append((block, _Lazy(block, module, inputs, gradients[block.name], times)))
             else:
                 out.append((block, ()))
         return out
@@ -73,9 +80,10 @@ class _Lazy:
     module: nn.Module
     inputs: Sequence[Tensor]
     gradients: Sequence[Tensor]
+    times: int
 
     def __iter__(self) -> Iterator[Positions]:
-        return tiles(self.block, self.module, self.inputs, self.gradients)
+        return tiles(self.block, self.module, self.inputs, self.gradients, self.times)
 
 
 def add_queries(sums: Sums, taped: Taped, cotangent_bc: Tensor, weights_bq: Tensor, prefix: str) -> None:
@@ -92,7 +100,7 @@ def add_queries(sums: Sums, taped: Taped, cotangent_bc: Tensor, weights_bq: Tens
         prefix: of the keys.
     """
     count = weights_bq.shape[1]
-    for block, parts in taped.block_tiles(cotangent_bc, last=False):
+    for block, parts in taped.block_tiles(cotangent_bc, last=False, times=SUM_TILES):
         key = f"{prefix}/{block.name}"
         if key not in sums:
             sums[key] = torch.zeros(count, *block.shape, dtype=torch.float64, device=cotangent_bc.device)

@@ -14,15 +14,13 @@ from torch import Tensor, nn
 
 from rayinf.core.blocks import Block
 from rayinf.core.capture import Tape
-from rayinf.core.positions import Positions, output_positions, tiles, words
+from rayinf.core.positions import SUM_TILES, Positions, output_positions, tiles, words
 from rayinf.core.row_gradients import row_gradient_slices
 
 Sums = dict[str, Tensor]
 
 # Width of the stripes in which a Gram matrix's lower triangle is added: half of the full product's flops.
 _STRIPE = 256
-# Tiles of Gram matrices: many positions at a time, since each tile reads and writes all of A.
-_GRAM_TILES = 8
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def add_covariance(
             add_gram(sums, f"G/{block.name}", _flatten(g_brto, keep))
             if s > 0:
                 continue
-            for tile in tiles(block, module, inputs, gradients[block.name]):
+            for tile in tiles(block, module, inputs, gradients[block.name], SUM_TILES):
                 _add_inputs(sums, block, tile, None if keep is None else keep[tile.rows])
 
 

@@ -15,9 +15,12 @@ from torch.nn import functional
 
 from rayinf.core.blocks import Block
 
-# Floats that one tile's unfolded inputs may take (4 MB in float32): a batch of images is never unfolded whole, and
-# row gradients are formed from inputs that are still in the processor's cache.
-TILE_FLOATS = 1_000_000
+# Floats that one tile's unfolded inputs may take (16 MB in float32): a batch of images is never unfolded whole, and
+# row gradients are formed from inputs that are still in the processor's last cache. A quarter of it is as fast on one
+# thread, and half as fast on two.
+TILE_FLOATS = 4_000_000
+# Sums over rows (Gram matrices, queries) take tiles this much larger: each reads and writes the whole sum.
+SUM_TILES = 2
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from rayinf.core.blocks import Block, to_matrix
 from rayinf.core.capture import forward
 from rayinf.errors import InputError
 
-# Floats of one slice of row gradients (2.4 MB in float32): written, used and dropped without leaving the cache.
-SLICE_FLOATS = 600_000
+# Floats of one slice of row gradients (19 MB in float32): written, used and dropped without leaving the last cache.
+SLICE_FLOATS = 4_800_000
 # Fewer outputs than this make thin products, which run at a third of the speed.
 _FEWEST_OUTPUTS = 8
 

@@ -199,12 +199,13 @@ class _ParquetReader:
             skip -= take
 
 
-def as_table(given: Any, columns: Sequence[str], name: str) -> Table:
+def as_table(given: Any, features: Sequence[str], others: Sequence[str], name: str) -> Table:
     """A table from any form of the contract.
 
     Args:
         given: a path, folder, glob or URI of Parquet; a `pyarrow.Table`; a `pandas.DataFrame`; or a tuple of arrays.
-        columns: names for the arrays of a tuple: features, label and, where there is one, group.
+        features: names for the first array of a tuple: of it as a whole, or of each of its columns.
+        others: names for its further arrays: the label and, where there is one, the group.
         name: how errors call the table ("train", "valid").
 
     Raises:
@@ -217,7 +218,7 @@ def as_table(given: Any, columns: Sequence[str], name: str) -> Table:
     elif isinstance(given, pa.Table):
         table = MemoryTable(given, name)
     elif isinstance(given, tuple):
-        table = MemoryTable(_from_arrays(given, columns, name), name)
+        table = MemoryTable(_from_arrays(given, features, others, name), name)
     elif hasattr(given, "columns") and hasattr(given, "iloc"):
         table = MemoryTable(_from_pandas(given, name), name)
     else:
@@ -237,9 +238,9 @@ def corrupt(file: str, where: str, error: object) -> InputError:
     )
 
 
-def _from_arrays(arrays: tuple[Any, ...], columns: Sequence[str], name: str) -> pa.Table:
+def _from_arrays(arrays: tuple[Any, ...], features: Sequence[str], others: Sequence[str], name: str) -> pa.Table:
     held = [_array(a, name) for a in arrays]
-    if len(held) not in (2, 3) or len(held) > len(columns):
+    if len(held) not in (2, 3) or len(held) > 1 + len(others):
         raise InputError(
             f"{name} is a tuple of {len(held)} arrays.", "pass (X, y), or (X, y, group) with Task(group=...)."
         )
@@ -247,7 +248,17 @@ def _from_arrays(arrays: tuple[Any, ...], columns: Sequence[str], name: str) -> 
         raise InputError(f"{name} holds a single number where an array is expected.", "pass arrays of rows: (X, y).")
     if len({len(a) for a in held}) != 1:
         raise InputError(f"{name} has arrays of {[len(a) for a in held]} rows.", "pass arrays of one length.")
-    return pa.table({c: _column(a) for c, a in zip(columns, held, strict=False)})
+    x = held[0]
+    if len(features) == 1:
+        columns = {features[0]: _column(x)}
+    elif x.ndim == 2 and x.shape[1] == len(features):
+        columns = {feature: pa.array(x[:, k]) for k, feature in enumerate(features)}
+    else:
+        raise InputError(
+            f"{name} has features of shape {x.shape}, and the Task names {len(features)} columns.",
+            "pass one column of X for each name, or one name for all of X.",
+        )
+    return pa.table({**columns, **{c: _column(a) for c, a in zip(others, held[1:], strict=False)}})
 
 
 def _array(given: Any, name: str) -> np.ndarray[Any, Any]:

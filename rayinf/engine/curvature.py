@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,6 @@ from rayinf.core.blocks import Block
 from rayinf.core.objectives import Target, query_vectors
 from rayinf.data.files import Arrays
 from rayinf.data.scores import HALVES
-from rayinf.engine.factors import DECOMPOSE_THREADS, threads
 from rayinf.engine.stages import read_bases
 from rayinf.errors import InputError
 
@@ -24,8 +24,10 @@ from rayinf.errors import InputError
 KRONECKER = ("ekfac", "kfac")
 DENSE = ("exact", "ggn")
 CURVATURES = (*KRONECKER, *DENSE, "identity")
-# Sides from which on a decomposition is worth more than one thread.
-_LARGE = 1500
+# Eigenvectors and products differ in their last bits between thread counts, so their number is fixed by the size alone.
+# Two threads that share a processor with other work wait for each other far longer than small work takes.
+MOST_THREADS = 2
+_LARGE_SIDE, _LARGE_QUERIES = 1500, 2_000_000
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,7 @@ def basis(covariance: Arrays, blocks: Sequence[Block]) -> Arrays:
     for block in blocks:
         if f"A/{block.name}" not in held:
             continue
-        # Two threads that must share a processor with others wait for each other far longer than a small
-        # decomposition takes, so only large ones get more than one.
-        with threads(DECOMPOSE_THREADS if max(block.shape[1:]) > _LARGE else 1):
+        with _threads(max(block.shape[1:]) > _LARGE_SIDE):
             found = kfac.decompose(held, block)
         out[f"q_g/{block.name}"], out[f"l_g/{block.name}"] = found.q_g_roo.numpy(), found.l_g_ro.numpy()
         out[f"l_a/{block.name}"], out[f"positions/{block.name}"] = found.l_a_ri.numpy(), np.array(found.positions)
@@ -61,7 +61,8 @@ def basis(covariance: Arrays, blocks: Sequence[Block]) -> Arrays:
 
 def dense_basis(hessian: Arrays) -> Arrays:
     """Eigenvalues and eigenvectors of the mean exact Hessian or GGN, float64."""
-    values, vectors = exact.decompose_dense(torch.from_numpy(hessian["H"][0]), float(hessian["rows"]))
+    with _threads(len(hessian["H"][0]) > _LARGE_SIDE):
+        values, vectors = exact.decompose_dense(torch.from_numpy(hessian["H"][0]), float(hessian["rows"]))
     return {"values": values.numpy(), "vectors": vectors.numpy(), "rows": hessian["rows"]}
 
 
@@ -89,7 +90,12 @@ def column_names(targets: Sequence[Target], halves: bool) -> list[str]:
 
 def precondition(vectors: dict[str, Tensor], factors: Arrays, solver: Solver) -> Arrays:
     """Query vectors V `[Q, r, o, i]` a block -> `U/<block>` in the model's precision."""
-    held = _tensors(factors)
+    with _threads(sum(v.numel() for v in vectors.values()) > _LARGE_QUERIES):
+        solved = _solved(vectors, _tensors(factors), solver)
+    return {f"U/{k}": v.numpy().astype(solver.dtype, copy=False) for k, v in solved.items()}
+
+
+def _solved(vectors: dict[str, Tensor], held: dict[str, Tensor], solver: Solver) -> dict[str, Tensor]:
     if solver.curvature == "identity":
         solved = {k: v / solver.rows for k, v in vectors.items()}
     elif solver.curvature in DENSE:
@@ -106,7 +112,7 @@ def precondition(vectors: dict[str, Tensor], factors: Arrays, solver: Solver) ->
                 continue
             inv = inverse.eigen_inverse(level, solver.rows, solver.l2, solver.damping)
             solved[block.name] = inverse.solve_eigen(block, v, bases[block.name], inv, dtype)
-    return {f"U/{k}": v.numpy().astype(solver.dtype, copy=False) for k, v in solved.items()}
+    return solved
 
 
 def precondition_rows(queries: Arrays, factors: Arrays, solver: Solver) -> Arrays:
@@ -187,6 +193,16 @@ def check_memory(curvature: str, parameters: int, available: int) -> None:
             f"(four float64 matrices of {parameters:,} squared); {available / 2**30:,.1f} GiB are free.",
             'use curvature="ekfac", or fewer parameters with Task(parameters="last").',
         )
+
+
+@contextmanager
+def _threads(large: bool) -> Generator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(MOST_THREADS if large else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _tensors(arrays: Arrays) -> dict[str, Tensor]:

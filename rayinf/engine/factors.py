@@ -5,19 +5,14 @@ On Ray it is one actor; in one process it is a plain object. It knows nothing of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from rayinf.data.files import Arrays, read_arrays, sweep, write_arrays
 from rayinf.errors import RunError
-
-# Threads of decompositions: eigenvectors differ in their last bits between thread counts, so it is one for all runs.
-DECOMPOSE_THREADS = 2
 
 
 class FactorStore:
@@ -68,8 +63,7 @@ class FactorStore:
     def derive(self, name: str, function: Callable[..., Arrays], inputs: list[str], *args: Any) -> Arrays:
         """Artefact `name`: read if it is there, else computed once from other artefacts, saved and returned."""
         if not self._has(name):
-            with threads(DECOMPOSE_THREADS):
-                self._put(name, function(*[self._need(i) for i in inputs], *args))
+            self._put(name, function(*[self._need(i) for i in inputs], *args))
         return self._need(name)
 
     def tell(self, function: Callable[..., Any], inputs: list[str], *args: Any) -> Any:
@@ -130,17 +124,6 @@ def merge(left: Arrays, right: Arrays) -> Arrays:
         k: left[k] + right[k] if k in left and k in right else (left[k] if k in left else right[k])
         for k in sorted({*left, *right})
     }
-
-
-@contextmanager
-def threads(count: int) -> Generator[None]:
-    """Run with a fixed number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _node(stage: str, at: tuple[int, int]) -> str:

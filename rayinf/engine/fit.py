@@ -36,7 +36,7 @@ def fit_logistic(train: Any, task_columns: dict[str, Any], l2: float) -> Task:
     features, label = task_columns["features"], task_columns["label"]
     names = [features] if isinstance(features, str) else list(features)
     group = [task_columns["group"]] if task_columns["group"] else []
-    table = as_table(train, [names[0], label, *group], "train")
+    table = as_table(train, names, [label, *group], "train")
     columns = Columns(tuple(names), isinstance(features, str), label, None)
     check_columns(table, columns)
     reader = BatchReader(table, columns)

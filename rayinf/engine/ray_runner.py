@@ -15,7 +15,8 @@ import pyarrow as pa
 import ray
 import torch
 
-from rayinf.engine.factors import DECOMPOSE_THREADS, FactorStore
+from rayinf.engine.curvature import MOST_THREADS
+from rayinf.engine.factors import FactorStore
 from rayinf.engine.job import Chunk, Cluster, Job
 from rayinf.engine.stages import Stage, perform
 from rayinf.engine.worker import Worker
@@ -71,7 +72,7 @@ class RayRunner:
         self._actors = [actor.remote(threads, device) for _ in range(cluster.workers)]
         folder = factors or Path(tempfile.gettempdir()) / f"rayinf-{self._run}"
         self._temporary = None if factors else folder
-        store: Any = ray.remote(num_cpus=0, runtime_env=_threads_env(DECOMPOSE_THREADS), **_FAULTS)(FactorStore)
+        store: Any = ray.remote(num_cpus=0, runtime_env=_threads_env(MOST_THREADS), **_FAULTS)(FactorStore)
         self._store = store.remote(folder)
         try:
             self._wait_ready()

@@ -140,7 +140,7 @@ class Run:
         """
         for name, table in self.job.tables.items():
             given = getattr(self.request, name)
-            if table.stat and as_table(given, [], name).stat != table.stat:
+            if table.stat and as_table(given, [], [], name).stat != table.stat:
                 raise RunError(
                     f"{table.name} ({given}) changed while the run was going.",
                     "leave the table as it is during a run, and run again into a new folder.",
@@ -261,9 +261,9 @@ def open_tables(request: Request) -> tuple[dict[str, Table], dict[str, Columns]]
     """
     _check_arguments(request)
     task = request.task
-    named = [task.feature_columns[0], task.label, *([task.group] if task.group else [])]
+    others = [task.label, *([task.group] if task.group else [])]
     given = {"train": request.train, **({} if request.valid is None else {"valid": request.valid})}
-    tables = {name: as_table(value, named, name) for name, value in given.items()}
+    tables = {name: as_table(value, task.feature_columns, others, name) for name, value in given.items()}
     splits = tuple(dict.fromkeys(o.split for o in request.objectives if o.split not in (None, LABEL)))
     columns = {}
     for name, table in tables.items():

@@ -26,7 +26,7 @@ IDS = np.random.default_rng(9).permutation(len(X))
 
 def scan(given: Any, row_id: str | None = "id", extra: Sequence[str] = ("g",), size: int = 8192) -> TableScan:
     """One scan of a table of features, labels, ids and groups."""
-    found: Table = as_table(given, [], "train")
+    found: Table = as_table(given, [], [], "train")
     columns = Columns(("features",), True, "label", row_id, tuple(extra))
     reader = BatchReader(found, columns)
     return merge_scans([scan_shard(reader, s, columns, size) for s in found.shards], found)

@@ -81,7 +81,7 @@ def test_random_row_groups_batches_and_orders(tmp_path: Path) -> None:
         cut = int(rng.integers(0, len(groups)))
         write(t, where / "0.parquet", groups[:cut])
         write(t.slice(sum(groups[:cut])), where / "1.parquet", groups[cut:])
-        found = as_table(where, [], "train")
+        found = as_table(where, [], [], "train")
         assert found.num_rows == t.num_rows
         assert [s.index for s in found.shards] == list(range(len(found.shards)))
         assert [s.start for s in found.shards] == np.cumsum([0, *(s.rows for s in found.shards)])[:-1].tolist()
@@ -106,7 +106,7 @@ def test_a_table_in_memory_is_cut_alike_whatever_its_chunks() -> None:
 def test_a_row_group_cut_into_shards_is_decoded_once_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     t = long_table(1000)
     write(t, tmp_path / "t.parquet", [700, 300])
-    found = as_table(tmp_path, [], "train")
+    found = as_table(tmp_path, [], [], "train")
     assert isinstance(found, ParquetTable)
     assert [s.rows for s in found.shards] == [128] * 5 + [60, 128, 128, 44]
     sought: list[Shard] = []
@@ -126,7 +126,7 @@ def test_reads_that_do_not_fit_the_shards(tmp_path: Path) -> None:
     write(t, tmp_path / "t.parquet", [700, 300])
     rng = np.random.default_rng(1)
     for size in (1, 37, 64, 200, 10_000):
-        found = as_table(tmp_path, [], "train")
+        found = as_table(tmp_path, [], [], "train")
         assert isinstance(found, ParquetTable)
         found = dataclasses.replace(found, read_rows=size)
         for way in (range(9), range(9)[::-1], *(rng.permutation(9) for _ in range(3))):
@@ -137,7 +137,7 @@ def test_reads_that_do_not_fit_the_shards(tmp_path: Path) -> None:
 def test_a_row_group_that_is_shorter_than_the_footer_said(offset: int, missing: int, tmp_path: Path) -> None:
     """A file that was rewritten since it was opened."""
     write(long_table(1000), tmp_path / "t.parquet", [1000])
-    found = as_table(tmp_path, [], "train")
+    found = as_table(tmp_path, [], [], "train")
     shard = dataclasses.replace(found.shards[0], offset=offset)
     with pytest.raises(InputError, match=rf"t.parquet \(row group 0\).*{missing} rows are missing"):
         list(BatchReader(found, COLUMNS).read(shard, 50))
@@ -146,7 +146,7 @@ def test_a_row_group_that_is_shorter_than_the_footer_said(offset: int, missing: 
 def test_a_reader_left_in_the_middle_of_a_shard_starts_the_next_one_at_its_own_place(tmp_path: Path) -> None:
     t = long_table(1000)
     write(t, tmp_path / "t.parquet", [1000])
-    found = as_table(tmp_path, [], "train")
+    found = as_table(tmp_path, [], [], "train")
     for size in (1, 64, 1000):
         for then in (0, 1, 5):
             reader = BatchReader(found, COLUMNS)
@@ -165,7 +165,7 @@ def test_reads_hold_so_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(tables, "READ_ROWS", 1024)
     for held, expected in ((10, 64), (200, 128), (300, 256), (5000, 1024)):
         monkeypatch.setattr(tables, "READ_BYTES", int(held * a_row) + 1)
-        found = as_table(tmp_path, [], "train")
+        found = as_table(tmp_path, [], [], "train")
         assert isinstance(found, ParquetTable)
         assert found.read_rows == expected
         assert max(s.rows for s in found.shards) == min(2 * expected, 2000)
@@ -173,11 +173,11 @@ def test_reads_hold_so_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_shards_are_the_same_whenever_the_table_is_opened(tmp_path: Path) -> None:
     write(long_table(1000), tmp_path / "t.parquet", [700, 300])
-    first, second = (as_table(tmp_path / "t.parquet", [], "train") for _ in range(2))
+    first, second = (as_table(tmp_path / "t.parquet", [], [], "train") for _ in range(2))
     assert first.shards == second.shards
     assert first.stat == second.stat != ""
     write(long_table(1000, 1), tmp_path / "t.parquet", [700, 300])
-    assert as_table(tmp_path / "t.parquet", [], "train").stat != first.stat
+    assert as_table(tmp_path / "t.parquet", [], [], "train").stat != first.stat
 
 
 def test_scores_of_a_large_row_group(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_tables_survive_pickling(tmp_path: Path) -> None:
 
     t = long_table(300)
     write(t, tmp_path / "t.parquet", [300])
-    for found in (as_table(tmp_path, [], "train"), MemoryTable(t)):
+    for found in (as_table(tmp_path, [], [], "train"), MemoryTable(t)):
         again = pickle.loads(pickle.dumps(found))
         assert again.shards == found.shards
         check(again, t, range(len(found.shards)), 100)

@@ -27,6 +27,7 @@ from data.samples import (
     task,
     values,
 )
+from torch import nn
 
 import rayinf
 from rayinf.data.batches import features
@@ -180,3 +181,13 @@ def test_groups_as_a_third_array() -> None:
     assert scores.columns == ["slice_g_a", "slice_g_b"]
     first = naive(X, Y, (VALID[0][:10], VALID[1][:10]), model())
     assert close(scores.to_numpy()[:, 0], first)
+
+
+def test_columns_of_an_array_may_have_names_of_their_own() -> None:
+    x, y = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 2
+    model = nn.Linear(3, 2).double()
+    whole = rayinf.influence(rayinf.Task(model), (x, y), (x, y)).to_numpy()
+    named = rayinf.influence(rayinf.Task(model, features=["a", "b", "c"]), (x, y), (x, y)).to_numpy()
+    np.testing.assert_allclose(named, whole, rtol=1e-12)
+    with pytest.raises(rayinf.InputError, match="names 2 columns"):
+        rayinf.influence(rayinf.Task(model, features=["a", "b"]), (x, y), (x, y))

@@ -17,7 +17,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from rayinf import api, cli, config
+from rayinf import api, cli, config, references
 from rayinf.data.scores import Scores
 from rayinf.errors import RunError
 
@@ -247,7 +247,7 @@ def test_help_says_what_every_key_means() -> None:
         said = " ".join(call(command, "--help").stdout.split())
         for name, _, meaning in config.describe_keys():
             assert f" {name}: {' '.join(meaning.split())}." in said
-        assert config.PATHS in said
+        assert references.PATHS in said
         for option in ("--set", "--address", "--workers"):
             assert option in said
 

@@ -104,7 +104,8 @@ def floors(model: nn.Module, columns: int, queries: int) -> dict[str, tuple[floa
     )
     products = 2.0 * sum((t * o * i if t > 1 else 0) + queries * o * i for t, o, i in shapes)
     return {
-        "covariance": (gram, torch.float64),
+        # The passes in float32, the Gram matrices in float64: held against the faster of the two.
+        "covariance": ((1 + columns) * pass_ + gram, torch.float32),
         "lambda": ((1 + columns) * pass_ + turn, torch.float32),
         "scores": (2 * pass_ + products, torch.float32),
     }

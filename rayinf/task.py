@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from rayinf.errors import InputError
 
 RowLoss = Callable[[Tensor, Tensor], Tensor]
+# (task, train, weights [n] or None, seed) -> a trained model.
+Trainer = Callable[["Task", Any, Any, int], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Fit:
         batch_size: rows a step.
         momentum: of "sgd".
         weight_decay: decoupled for "adamw", added to the gradient otherwise.
+        fresh: start from newly initialised parameters (`reset_parameters()` of every module that has it, under a
+            seed). False: go on from the task's weights.
     """
 
     optimizer: str = "adam"
@@ -36,6 +40,7 @@ class Fit:
     batch_size: int = 128
     momentum: float = 0.9
     weight_decay: float = 0.0
+    fresh: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what no optimiser could run with.
@@ -71,7 +76,11 @@ class Task:
         parameters: what is valued: "all"; "supported" (all that K-FAC has a rule for); "last" (the last linear
             layer); or a list of module names.
         l2: the ridge of the fit, mean loss + l2/2 * ||theta||^2, over all parameters that are valued.
-        fit: how to train, for the steps that retrain.
+        fit: how to train, for the steps that retrain: a `Fit`, or a callable `(task, train, weights, seed) -> model`
+            that does it all. `train` is the table as it was given to the verb; `weights` is None, or a weight `[n]`
+            for each of its rows, 0 on rows that are left out (drop these); `task.l2` is the ridge to use. It must be
+            picklable where a cluster is used. None: a linear softmax head, as `logistic_regression` makes, is fitted
+            to convergence, and other models cannot be retrained.
         classes: the labels in the order of the logits. None: integer labels in [0, C) name their logit, and other
             labels are taken in sorted order.
         mask: for tokens; the model's input -> a boolean `[B, T]` that is False on padding. Masked positions
@@ -87,7 +96,7 @@ class Task:
     transform: Callable[[Any], Any] | None = None
     parameters: str | Sequence[str] = "all"
     l2: float = 0.0
-    fit: Fit | None = None
+    fit: Fit | Trainer | None = None
     classes: Sequence[Any] | None = None
     mask: Callable[[Any], Tensor] | None = None
 
@@ -111,6 +120,12 @@ class Task:
             raise InputError(f"Task(l2={self.l2!r}) is not a ridge.", "pass a finite number >= 0.")
         if not isinstance(self.features, str) and not list(self.features):
             raise InputError("Task(features=[]) names no column.", "name at least one column.")
+        fits = self.fit is None or isinstance(self.fit, Fit) or callable(self.fit)
+        if not fits or isinstance(self.fit, type):  # the class Fit itself is callable too
+            raise InputError(
+                f"Task(fit={self.fit!r}) says nothing of how to train.",
+                "pass rayinf.Fit(optimizer=..., lr=...), or a function (task, train, weights, seed) -> nn.Module.",
+            )
 
     @property
     def feature_columns(self) -> list[str]:

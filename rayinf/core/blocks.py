@@ -96,7 +96,7 @@ def find_blocks(model: nn.Module, parameters: str | Sequence[str]) -> tuple[Bloc
     return tuple(chosen)
 
 
-def require_rules(model: nn.Module, blocks: Iterable[Block], curvature: str) -> None:
+def require_rules(model: nn.Module, blocks: Iterable[Block], who: str) -> None:
     """Refuse loose blocks, naming them with their share of the parameters.
 
     Raises:
@@ -113,7 +113,7 @@ def require_rules(model: nn.Module, blocks: Iterable[Block], curvature: str) -> 
     )
     more = f" and {len(loose) - 8} more" if len(loose) > 8 else ""
     raise InputError(
-        f"curvature={curvature!r} has no rule for {len(loose)} of the valued parameters "
+        f"{who} has no rule for {len(loose)} of the valued parameters "
         f"({sum(b.numel for b in loose) / total:.2%} of {total:,}): {shown}{more}.",
         'value the rest with Task(parameters="supported") or a list of module names, or use '
         'curvature="identity" (or "exact", "ggn" for few parameters), which take every parameter.',

@@ -20,11 +20,12 @@ HALF_SCALE = 1024.0
 class Tape:
     """The inputs of every valued layer, one entry a call, and the gradients of its outputs on demand."""
 
-    def __init__(self, half: bool) -> None:
+    def __init__(self, half: bool = False, attached: bool = False) -> None:
         self.inputs: dict[str, list[Tensor]] = {}
         self.edges: dict[str, list[GradientEdge]] = {}
         self.shapes: dict[str, list[torch.Size]] = {}
         self._half, self._scale = half, HALF_SCALE if half else 1.0
+        self._attached = attached
         self._closed = False
 
     def record(self, name: str, x: Tensor, output: Tensor) -> None:
@@ -36,19 +37,22 @@ class Tape:
                 f"Layer {name!r} ran without gradients (torch.no_grad inside forward?).",
                 "leave it out of Task(parameters=[...]), or remove the no_grad.",
             )
-        self.inputs.setdefault(name, []).append(x.detach())
+        self.inputs.setdefault(name, []).append(x if self._attached else x.detach())
         self.edges.setdefault(name, []).append(get_gradient_edge(_whole(output)))
         self.shapes.setdefault(name, []).append(output.shape)
 
-    def gradients(self, logits: Tensor, cotangent_bc: Tensor, last: bool = False) -> dict[str, list[Tensor]]:
+    def gradients(
+        self, logits: Tensor, cotangent_bc: Tensor, last: bool = False, attached: bool = False
+    ) -> dict[str, list[Tensor]]:
         """Gradients of `(logits * cotangent).sum()` in the output of every call of every layer.
 
         Weight gradients are not formed: two thirds of a training step's backward.
 
         Args:
-            logits: what the taped forward pass returned, `[B, C]`.
+            logits: what the taped forward pass returned, `[B, C]`, or what was made of it, `[B, ...]`.
             cotangent_bc: the row's gradient in its logits, `[B, C]`.
             last: release the graph, since no further cotangent follows.
+            attached: let the gradients be differentiated again.
 
         Raises:
             InputError: a layer whose first axis is not the batch.
@@ -59,7 +63,12 @@ class Tape:
         if not flat:
             return {}
         found: Sequence[Tensor | None] = torch.autograd.grad(
-            logits, flat, cotangent_bc.to(logits.dtype) * self._scale, retain_graph=not last, allow_unused=True
+            logits,
+            flat,
+            cotangent_bc.to(logits.dtype) * self._scale,
+            retain_graph=not last,
+            create_graph=attached,
+            allow_unused=True,
         )
         values = iter(found)
         out: dict[str, list[Tensor]] = {}
@@ -84,15 +93,18 @@ class Tape:
 
 
 @contextmanager
-def capture(model: nn.Module, blocks: Sequence[Block], half: bool = False) -> Generator[Tape]:
+def capture(
+    model: nn.Module, blocks: Sequence[Block], half: bool = False, attached: bool = False
+) -> Generator[Tape]:
     """Hook the layers of `blocks`; everything the model had before is put back on leaving.
 
     Args:
         model: in eval mode.
         blocks: those with a rule; loose blocks are passed over.
         half: the forward pass runs in fp16, so gradients are scaled on their way.
+        attached: keep inputs on the graph, so that they can be differentiated in what they were made of.
     """
-    tape = Tape(half)
+    tape = Tape(half, attached)
     modules = dict(model.named_modules())
     ruled = [b for b in blocks if b.kind != "loose"]
     wanted = {name for b in ruled for name in b.parameters}

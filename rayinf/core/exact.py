@@ -94,7 +94,7 @@ def add_hessian(sums: Sums, model: nn.Module, blocks: Sequence[Block], x: Any, l
             ) from error
 
 
-def decompose_dense(hessian_pp: Tensor, rows: float) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors (columns) of the mean curvature. Cost: `9 p^3` flops, `3 p^2` float64 numbers."""
+def mean_curvature(hessian_pp: Tensor, rows: float) -> Tensor:
+    """The mean curvature `[p, p]`, symmetric, from the lower triangle of its sum."""
     lower = hessian_pp.tril()
-    return torch.linalg.eigh((lower + lower.tril(-1).T) / rows)
+    return (lower + lower.tril(-1).T) / rows

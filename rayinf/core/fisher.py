@@ -69,6 +69,18 @@ def columns(logits: Tensor, labels: Tensor, loss: str | RowLoss, kind: FisherKin
     return _hessian_factor(logits, labels, _as_function(loss))
 
 
+def logit_derivatives(loss: str | RowLoss, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """First and second derivatives of each row's loss in its logits, `[B, C]` and `[B, C, C]`."""
+    if callable(loss):
+        return logit_gradient(loss, logits, labels)[1], _logit_hessian(logits, labels, loss)
+    p, eye = logits.softmax(1), torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)
+    one_hot = eye[labels]
+    # P_y - 1 as minus the sum of the others, which a sure row would lose.
+    others = p * (1 - one_hot)
+    factor_sbc = _softmax_factor(logits)
+    return others - one_hot * others.sum(1, keepdim=True), torch.einsum("sbc,sbe->bce", factor_sbc, factor_sbc)
+
+
 def _as_function(loss: str | RowLoss) -> RowLoss:
     if callable(loss):
         return loss
@@ -102,9 +114,12 @@ def _drawn(logits: Tensor, draws: Tensor) -> Tensor:
 
 
 def _hessian_factor(logits: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
+    values, vectors = torch.linalg.eigh(_logit_hessian(logits, labels, loss).double())
+    return (vectors * values.clamp(min=0).sqrt()[:, None]).permute(2, 0, 1).to(logits.dtype).contiguous()
+
+
+def _logit_hessian(logits: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
     def one(z: Tensor, y: Tensor) -> Tensor:
         return loss(z[None], y[None])[0]
 
-    hessian = torch.func.vmap(torch.func.hessian(one))(logits, labels)
-    values, vectors = torch.linalg.eigh(hessian.double())
-    return (vectors * values.clamp(min=0).sqrt()[:, None]).permute(2, 0, 1).to(logits.dtype).contiguous()
+    return torch.func.vmap(torch.func.hessian(one))(logits, labels)

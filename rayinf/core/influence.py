@@ -162,19 +162,37 @@ def _products_many(tile: Positions, u_qroi: Tensor) -> Tensor:
     return total
 
 
-def dense_rows(taped: Taped, cotangent_bc: Tensor, last: bool = True) -> Tensor:
-    """Row gradients `[B, p]` over all blocks in order. For small p (`exact`, `ggn`): a batch is held whole."""
+def dense_rows(
+    taped: Taped, cotangent_bc: Tensor, last: bool = True, turns: Mapping[str, Turn] | None = None
+) -> Tensor:
+    """Row gradients `[B, p]` over all blocks in order. For small p or few rows: a batch is held whole.
+
+    Args:
+        taped: the batch.
+        cotangent_bc: gradient of the row function in the logits.
+        last: release the graph.
+        turns: give them in the eigenbasis; blocks without factors are then zero.
+    """
     parts = []
     for block, block_parts in taped.block_tiles(cotangent_bc, last):
         rows = cotangent_bc.new_zeros(len(cotangent_bc), *block.shape)
-        for tile in block_parts:
-            value = torch.matmul(tile.g_brto.transpose(2, 3), tile.a_brti)
+        turn = None if turns is None else turns.get(block.name)
+        for tile in () if turns is not None and turn is None else block_parts:
+            a, g = turn_positions(tile, turn)
+            value = torch.matmul(g.transpose(2, 3), a)
             if tile.columns is None:
                 rows[tile.rows] = value
             else:
                 rows[tile.rows].index_add_(3, tile.columns, value)
         parts.append(rows.flatten(1))
     return torch.cat(parts, dim=1)
+
+
+def turn_positions(tile: Positions, turn: Turn | None) -> tuple[Tensor, Tensor]:
+    """A tile's inputs and output gradients in a block's eigenbasis."""
+    q_a, q_g, _ = turn or (None, None, None)
+    a = tile.a_brti if q_a is None else torch.matmul(tile.a_brti, q_a)
+    return a, tile.g_brto if q_g is None else torch.matmul(tile.g_brto, q_g)
 
 
 def self_products(taped: Taped, cotangent_bc: Tensor, turns: Mapping[str, Turn]) -> Tensor:
@@ -189,10 +207,9 @@ def self_products(taped: Taped, cotangent_bc: Tensor, turns: Mapping[str, Turn])
     for block, parts in taped.block_tiles(cotangent_bc):
         if block.name not in turns:  # never called, so without factors
             continue
-        q_a, q_g, inverse = turns[block.name]
+        inverse = turns[block.name][2]
         for tile in parts:
-            a = tile.a_brti if q_a is None else torch.matmul(tile.a_brti, q_a)
-            g = tile.g_brto if q_g is None else torch.matmul(tile.g_brto, q_g)
+            a, g = turn_positions(tile, turns[block.name])
             d = inverse if tile.columns is None else inverse[..., tile.columns]
             if tile.one:
                 half = torch.matmul(g[:, :, 0].square().transpose(0, 1), d)

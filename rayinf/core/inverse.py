@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from scipy.linalg import eigvalsh, lapack
 from torch import Tensor
 
 from rayinf.core.blocks import Block
@@ -16,6 +18,8 @@ from rayinf.errors import InputError
 RELATIVE_DAMPING = 0.1
 # The share of a query's norm that may lie where the curvature is singular before the answer is refused.
 LOST_SHARE = 1e-6
+# A reciprocal condition this many times over `p eps` is taken as none of an eigenvalue being lost in rounding.
+_SAFE = 10.0
 
 
 def eigen_inverse(lambda_roi: Tensor, rows: float, l2: float, damping: float | None) -> Tensor:
@@ -56,7 +60,7 @@ def solve_eigen(
 
 
 def solve_dense(v_qp: Tensor, vectors_pp: Tensor, inverse_p: Tensor) -> Tensor:
-    """`V Q D Q'` for a small dense curvature.
+    """`V W D W'` for a small dense curvature.
 
     Raises:
         InputError: a query has over 1e-6 of its norm in the null space of the curvature.
@@ -64,6 +68,35 @@ def solve_dense(v_qp: Tensor, vectors_pp: Tensor, inverse_p: Tensor) -> Tensor:
     turned = v_qp @ vectors_pp
     _check_lost(turned, inverse_p[None], "the valued parameters")
     return (turned * inverse_p) @ vectors_pp.T
+
+
+def dense_root(mean_pp: Tensor, rows: float, shift: float, eps: float) -> tuple[Tensor, Tensor]:
+    """W and d with `W diag(d) W' = (n (H + l2 + damping))^-1`.
+
+    By Cholesky's factor where the matrix is well conditioned; else by its eigenvectors, without those that are
+    singular, at thirty times the cost.
+
+    Args:
+        mean_pp: the mean Hessian or GGN.
+        rows: n.
+        shift: l2 + damping.
+        eps: machine epsilon of the precision that the curvature was computed in.
+
+    Raises:
+        InputError: an eigenvalue is negative beyond rounding: the fit is no minimum.
+    """
+    p = len(mean_pp)
+    eye = torch.eye(p, dtype=mean_pp.dtype)
+    level = mean_pp + shift * eye
+    factor, failed = torch.linalg.cholesky_ex(level)
+    if not int(failed):
+        size = float(level.abs().sum(0).max())
+        condition, _ = lapack.dpocon(np.asfortranarray(factor.numpy()), size, uplo="L")
+        if condition > _SAFE * p * eps:
+            root = torch.linalg.solve_triangular(factor, eye, upper=False).T.contiguous()
+            return root, torch.full((p,), 1 / rows, dtype=mean_pp.dtype)
+    values, vectors = torch.linalg.eigh(mean_pp)
+    return vectors, dense_inverse(values, rows, shift, eps)
 
 
 def dense_inverse(values_p: Tensor, rows: float, shift: float, eps: float) -> Tensor:
@@ -87,6 +120,14 @@ def dense_inverse(values_p: Tensor, rows: float, shift: float, eps: float) -> Te
             'use curvature="ggn", which is never negative, or pass a larger damping, or train to convergence.',
         )
     return _inverse(level * rows, len(values_p), eps)
+
+
+def extremes(mean_pp: Tensor) -> tuple[float, float]:
+    """The least and the largest eigenvalue of a dense curvature."""
+    p = len(mean_pp)
+    ends = (eigvalsh(mean_pp.numpy(), subset_by_index=[k, k])[0] for k in (0, p - 1))
+    least, largest = (float(v) for v in ends)
+    return least, largest
 
 
 def split_blocks(flat_qp: Tensor, blocks: Sequence[Block]) -> Queries:

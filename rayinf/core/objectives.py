@@ -90,6 +90,11 @@ def _parse_one(item: object) -> Objective:
     raise InputError(f"objective={item!r} is unknown.", f"use {KNOWN}.")
 
 
+def mean_loss(sums: Tensor, counts: Tensor) -> Tensor:
+    """The mean over all rows, from group sums and counts."""
+    return sums.sum() / counts.sum()
+
+
 def row_functions(targets: Sequence[Target]) -> list[RowLoss | None]:
     """The distinct functions of rows: one backward pass each serves all objectives that share it."""
     out: list[RowLoss | None] = []

@@ -14,7 +14,8 @@ from rayinf.core.exact import add_head_hessian
 from rayinf.core.kfac import Sums
 from rayinf.errors import RunError
 
-Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+# X [B, d], y [B], and a weight >= 0 for each row [B], or None where every row counts once.
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor, Tensor | None]]]
 
 # Up to here Newton's method with the whole Hessian; above, Newton steps by conjugate gradients.
 MOST_NEWTON = 3000
@@ -23,12 +24,12 @@ _MOST_STEPS = 200
 
 
 def fit_softmax(batches: Batches, classes: int, rows: int, width: int, l2: float) -> Tensor:
-    """Weights and bias `[K, d + 1]` that minimise mean cross-entropy + l2/2 ||theta||^2, in float64.
+    """Weights and bias `[K, d + 1]` that minimise `sum_i w_i l_i / n + l2/2 ||theta||^2` (cross-entropy l), in float64.
 
     Args:
-        batches: gives `(X [B, d] float64, y [B])` over all rows, as often as it is called.
+        batches: gives `(X [B, d] float64, y [B], w [B] or None)` over all rows, as often as it is called.
         classes: K.
-        rows: n.
+        rows: n, what the sum is divided by: the rows of the batches, or of the fit that a refit is compared with.
         width: d.
         l2: over weights and bias.
 
@@ -75,9 +76,9 @@ class _Softmax:
     def hessian(self, theta: np.ndarray) -> np.ndarray:
         """Its Hessian `[p, p]`."""
         w, sums = torch.from_numpy(theta).reshape(self._shape), Sums()
-        for x, _ in self._batches():
+        for x, _, weights in self._batches():
             a = _ones(x)
-            add_head_hessian(sums, a, a @ w.T)
+            add_head_hessian(sums, a if weights is None else a * weights.sqrt()[:, None], a @ w.T)
         h: np.ndarray = sums["H"][0].numpy() / self._rows
         return h + self._l2 * np.eye(len(h))
 
@@ -85,10 +86,11 @@ class _Softmax:
         """The Hessian times a vector."""
         w, u = (torch.from_numpy(t).reshape(self._shape) for t in (theta, v))
         total = torch.zeros(self._shape, dtype=torch.float64)
-        for x, _ in self._batches():
+        for x, _, weights in self._batches():
             a = _ones(x)
             p, t = (a @ w.T).softmax(1), a @ u.T
-            total += (p * (t - (p * t).sum(1, keepdim=True))).T @ a
+            turned = p * (t - (p * t).sum(1, keepdim=True))
+            total += (turned if weights is None else turned * weights[:, None]).T @ a
         out: np.ndarray = total.numpy().reshape(-1) / self._rows + self._l2 * v
         return out
 
@@ -97,12 +99,15 @@ class _Softmax:
             return self._last[1], self._last[2]
         w = torch.from_numpy(theta).reshape(self._shape)
         loss, gradient = 0.0, torch.zeros(self._shape, dtype=torch.float64)
-        for x, y in self._batches():
+        for x, y, weights in self._batches():
             a = _ones(x)
             logits = a @ w.T
-            loss += float(torch.nn.functional.cross_entropy(logits, y, reduction="sum"))
+            losses = torch.nn.functional.cross_entropy(logits, y, reduction="none")
             error = logits.softmax(1)
             error[torch.arange(len(y)), y] -= 1.0
+            if weights is not None:
+                losses, error = losses * weights, error * weights[:, None]
+            loss += float(losses.sum())
             gradient += error.T @ a
         value = loss / self._rows + self._l2 / 2 * float(theta @ theta)
         slope: np.ndarray = gradient.numpy().reshape(-1) / self._rows + self._l2 * theta

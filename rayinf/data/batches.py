@@ -19,24 +19,24 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are read, and as what."""
+    """Which columns of a table are read, and as what; a pool has no label."""
 
     features: tuple[str, ...]
     single: bool
-    label: str
+    label: str | None
     row_id: str | None
     extra: tuple[str, ...] = ()
 
     @property
     def all(self) -> list[str]:
         """Every column once."""
-        named = [*self.features, self.label, *([self.row_id] if self.row_id else []), *self.extra]
-        return list(dict.fromkeys(named))
+        named = [*self.features, self.label, self.row_id, *self.extra]
+        return list(dict.fromkeys(n for n in named if n is not None))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows, decoded: features `[B, ...]`, raw labels `[B]`, ids `[B]`, extra columns, and the first position."""
+    """Some rows, decoded: features `[B, ...]`, raw labels `[B]` (zeros where there are none), ids `[B]`, extra columns, and the first position."""
 
     x: Array
     labels: Array
@@ -47,6 +47,11 @@ class Batch:
     def __len__(self) -> int:
         """Rows."""
         return len(self.labels)
+
+    def take(self, rows: Array) -> Batch:
+        """Some of the rows, by position; `start` stays that of the first row read."""
+        extra = {k: v[rows] for k, v in self.extra.items()}
+        return Batch(self.x[rows], self.labels[rows], self.ids.take(pa.array(rows)), extra, self.start)
 
 
 def check_columns(table: Table, columns: Columns) -> None:
@@ -97,7 +102,7 @@ class BatchReader:
             _no_nulls(ids, c.row_id, name, start)
         return Batch(
             _join(x, c, name),
-            values(record.column(c.label), c.label, name, start),
+            np.zeros(len(ids), np.int64) if c.label is None else values(record.column(c.label), c.label, name, start),
             ids,
             {e: values(record.column(e), e, name, start) for e in c.extra},
             start,

@@ -66,7 +66,7 @@ class TableScan:
 
 def scan_shard(reader: BatchReader, shard: Shard, columns: Columns, size: int) -> ShardScan:
     """Read a shard once: check its numbers, count its labels and groups, and digest all of it."""
-    counts: dict[str, Counter[Any]] = {c: Counter() for c in [columns.label, *columns.extra]}
+    counts: dict[str, Counter[Any]] = {c: Counter() for c in _counted(columns)}
     # A digest a part, so that how the rows are cut into batches has no share in it.
     digests = {c: hashlib.sha256() for c in [_FEATURES, _IDS, *counts]}
     shape: tuple[int, ...] | None = None
@@ -77,7 +77,7 @@ def scan_shard(reader: BatchReader, shard: Shard, columns: Columns, size: int) -
         shape = shape or batch.x.shape[1:]
         problem = problem or _other_shape(shape, batch.x.shape[1:], batch.start)
         dtype = str(batch.x.dtype)
-        for name, held in {columns.label: batch.labels, **batch.extra}.items():
+        for name, held in {**({columns.label: batch.labels} if columns.label else {}), **batch.extra}.items():
             found, times = np.unique(held, return_counts=True)
             counts[name].update(dict(zip(found.tolist(), times.tolist(), strict=True)))
             digests[name].update(_bytes(held))
@@ -109,8 +109,7 @@ def merge_scans(parts: Sequence[ShardScan], table: Table) -> TableScan:
     for part in parts:
         for name, found in part.counts.items():
             counts.setdefault(name, Counter()).update(found)
-    _, *groups = counts  # the label comes first, and may have as many classes as it likes
-    for name in groups:
+    for name in list(counts)[1:]:  # the label comes first, and may have as many classes as it likes
         if len(counts[name]) > MOST_LEVELS:
             raise InputError(
                 f"{table.name}: column {name!r} has {len(counts[name]):,} different values: too many for groups.",
@@ -149,6 +148,11 @@ def check_unique_ids(table: Table, column: str | None, scan: TableScan) -> None:
                 f"({len(twice)} rows repeat an id).",
                 "make the ids unique, or leave Task(row_id=...) out to use row positions.",
             )
+
+
+def _counted(columns: Columns) -> list[str]:
+    """The columns whose values are counted: the label first, then groups."""
+    return [c for c in (columns.label, *columns.extra) if c is not None]
 
 
 def _other_shape(first: tuple[int, ...], shape: tuple[int, ...], row: int) -> str | None:

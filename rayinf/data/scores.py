@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from rayinf.data.batches import values as read_values
 from rayinf.errors import InputError
 
 # Scores are written with a checksum a page, and read with it.
@@ -21,6 +22,8 @@ _CHECKED = pads.ParquetFileFormat(
     default_fragment_scan_options=pads.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
 HALVES = ("first_half:", "second_half:")
+# The label of every row, for choices that must know the classes. Like the halves it is no column of values.
+LABEL_COLUMN = ":label"
 
 
 @dataclass(frozen=True)
@@ -70,14 +73,23 @@ class Scores:
         values: np.ndarray[Any, Any],
         columns: Sequence[str],
         row_ids: Sequence[Any] | np.ndarray[Any, Any] | None = None,
+        labels: Sequence[Any] | np.ndarray[Any, Any] | None = None,
     ) -> Scores:
         """Scores of any origin, from `[n, columns]` (or `[n]` for one column).
+
+        Args:
+            values: finite numbers.
+            columns: a name for each column.
+            row_ids: `[n]`, all different; None: positions.
+            labels: `[n]`, integers or strings, for choices that must know the classes (`trim(floor=...)`).
 
         Raises:
             InputError: shapes that do not fit, a value that is not finite, an id that stands twice.
         """
         if "row_id" in columns:
             raise InputError("columns name 'row_id', which is the ids' own.", "pass the ids as row_ids.")
+        if LABEL_COLUMN in columns:
+            raise InputError(f"columns name {LABEL_COLUMN!r}, which is the labels' own.", "pass them as labels.")
         held = np.asarray(values, dtype=float)
         held = held[:, None] if held.ndim == 1 else held
         if held.ndim != 2 or held.shape[1] != len(columns) or len(set(columns)) != len(columns):
@@ -92,27 +104,38 @@ class Scores:
             raise InputError(
                 f"{len(ids)} row ids ({len(ids.unique())} different) for {len(held)} rows.", "pass one id a row."
             )
-        table = {"row_id": ids, **{c: held[:, k] for k, c in enumerate(columns)}}
+        hidden = {} if labels is None else {LABEL_COLUMN: _labels(labels, len(held))}
+        table = {"row_id": ids, **hidden, **{c: held[:, k] for k, c in enumerate(columns)}}
         return cls(pa.table(table), {"origin": "from_numpy"})
 
     @property
     def columns(self) -> list[str]:
         """Names of the columns of values."""
-        return [n for n in self.source.schema.names if n != "row_id" and not n.startswith(HALVES)]
+        hidden = ("row_id", LABEL_COLUMN)
+        return [n for n in self.source.schema.names if n not in hidden and not n.startswith(HALVES)]
 
     @property
     def table(self) -> pa.Table:
         """`row_id` and the columns, in row order. Reads all rows: `O(n)` memory."""
-        return self._read(self.columns)
+        return self.select(["row_id", *self.columns])
+
+    @property
+    def labels(self) -> np.ndarray[Any, Any] | None:
+        """The label of every row `[n]`, in row order; None where the scores came without."""
+        if LABEL_COLUMN not in self.source.schema.names:
+            return None
+        return to_numpy(self.select([LABEL_COLUMN])[LABEL_COLUMN])
 
     @property
     def halves(self) -> tuple[Scores, Scores] | None:
         """Every column for each half of the validation rows; None unless asked for with `halves=True`."""
         if not any(n.startswith(HALVES) for n in self.source.schema.names):
             return None
+        common = [n for n in ("row_id", LABEL_COLUMN) if n in self.source.schema.names]
         first, second = (
             Scores(
-                self._read([prefix + c for c in self.columns]).rename_columns(["row_id", *self.columns]), self.metadata
+                self.select([*common, *(prefix + c for c in self.columns)]).rename_columns([*common, *self.columns]),
+                self.metadata,
             )
             for prefix in HALVES
         )
@@ -132,16 +155,36 @@ class Scores:
         """Training rows."""
         return self.source.num_rows if isinstance(self.source, pa.Table) else self.source.count_rows()
 
-    def _read(self, columns: list[str]) -> pa.Table:
-        wanted = ["row_id", *columns]
+    def select(self, columns: list[str]) -> pa.Table:
+        """Some columns of the source, `row_id` among them or not, in row order; no others are read."""
         if isinstance(self.source, pa.Table):
-            return self.source.select(wanted)
+            return self.source.select(columns)
         with _readable(self.path):
             for shard in self.source.get_fragments():
                 # Else a column that is missing from one shard would be read as nulls.
                 if not shard.physical_schema.equals(self.source.schema):
                     raise pa.ArrowInvalid(f"{shard.path} has other columns than the first shard")
-            return self.source.to_table(columns=wanted)
+            return self.source.to_table(columns=columns)
+
+
+def to_numpy(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    """Ids or labels of a table as NumPy: text as str, numbers as they are."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return np.asarray(column.to_pylist(), dtype=str)
+    array: np.ndarray[Any, Any] = column.to_numpy()
+    return array
+
+
+def _labels(given: Sequence[Any] | np.ndarray[Any, Any], rows: int) -> pa.Array:
+    """Labels as runs write them: integers or text.
+
+    Raises:
+        InputError: another type, a missing label, or not one a row.
+    """
+    held = read_values(pa.array(given), "labels", "Scores.from_numpy", 0)
+    if len(held) != rows:
+        raise InputError(f"{len(held)} labels for {rows} rows.", "pass one label a row.")
+    return pa.array(held)
 
 
 @contextmanager

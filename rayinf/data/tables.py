@@ -204,9 +204,10 @@ def as_table(given: Any, features: Sequence[str], others: Sequence[str], name: s
 
     Args:
         given: a path, folder, glob or URI of Parquet; a `pyarrow.Table`; a `pandas.DataFrame`; or a tuple of arrays.
+            A pool may be features alone: an array, or a tuple of one.
         features: names for the first array of a tuple: of it as a whole, or of each of its columns.
         others: names for its further arrays: the label and, where there is one, the group.
-        name: how errors call the table ("train", "valid").
+        name: how errors call the table ("train", "valid", "pool").
 
     Raises:
         InputError: nothing there, no such form, no rows, or a file that is no Parquet.
@@ -217,7 +218,8 @@ def as_table(given: Any, features: Sequence[str], others: Sequence[str], name: s
         table: Table = _parquet(str(given), name)
     elif isinstance(given, pa.Table):
         table = MemoryTable(given, name)
-    elif isinstance(given, tuple):
+    elif isinstance(given, tuple) or (name == "pool" and isinstance(given, np.ndarray)):
+        given = given if isinstance(given, tuple) else (given,)
         table = MemoryTable(_from_arrays(given, features, others, name), name)
     elif hasattr(given, "columns") and hasattr(given, "iloc"):
         table = MemoryTable(_from_pandas(given, name), name)
@@ -240,7 +242,8 @@ def corrupt(file: str, where: str, error: object) -> InputError:
 
 def _from_arrays(arrays: tuple[Any, ...], features: Sequence[str], others: Sequence[str], name: str) -> pa.Table:
     held = [_array(a, name) for a in arrays]
-    if len(held) not in (2, 3) or len(held) > 1 + len(others):
+    fewest = 1 if name == "pool" else 2
+    if not fewest <= len(held) <= 1 + len(others):
         raise InputError(
             f"{name} is a tuple of {len(held)} arrays.", "pass (X, y), or (X, y, group) with Task(group=...)."
         )

@@ -59,21 +59,20 @@ def basis(covariance: Arrays, blocks: Sequence[Block]) -> Arrays:
     return out
 
 
-def dense_basis(hessian: Arrays) -> Arrays:
-    """Eigenvalues and eigenvectors of the mean exact Hessian or GGN, float64."""
-    with _threads(len(hessian["H"][0]) > _LARGE_SIDE):
-        values, vectors = exact.decompose_dense(torch.from_numpy(hessian["H"][0]), float(hessian["rows"]))
-    return {"values": values.numpy(), "vectors": vectors.numpy(), "rows": hessian["rows"]}
+def dense_mean(hessian: Arrays) -> Arrays:
+    """The mean exact Hessian or GGN, float64."""
+    mean = exact.mean_curvature(torch.from_numpy(hessian["H"][0]), float(hessian["rows"]))
+    return {"mean": mean.numpy(), "rows": hessian["rows"]}
 
 
-def solve(queries: Arrays, factors: Arrays, solver: Solver, targets: Sequence[Target], halves: bool) -> Arrays:
-    """Merged group sums and factors -> `U/<block>` of every column (`column_names`), and their `values`.
+def solve(queries: Arrays, source: Arrays, solver: Solver, targets: Sequence[Target], halves: bool) -> Arrays:
+    """Merged group sums and what `precondition` takes -> `U/<block>` of every column (`column_names`), and `values`.
 
     Raises:
         InputError: a singular or negative curvature (see `rayinf.core.inverse`).
     """
     vectors, values = query_vectors(_tensors(queries), targets, solver.blocks, halves)
-    return {**precondition(vectors, factors, solver), "values": values.numpy()}
+    return {**precondition(vectors, source, solver), "values": values.numpy()}
 
 
 def objective_values(solved: Arrays) -> list[float]:
@@ -88,10 +87,16 @@ def column_names(targets: Sequence[Target], halves: bool) -> list[str]:
     return names + [prefix + n for prefix in HALVES for n in names] if halves else names
 
 
-def precondition(vectors: dict[str, Tensor], factors: Arrays, solver: Solver) -> Arrays:
-    """Query vectors V `[Q, r, o, i]` a block -> `U/<block>` in the model's precision."""
+def precondition(vectors: dict[str, Tensor], source: Arrays, solver: Solver) -> Arrays:
+    """Query vectors V `[Q, r, o, i]` a block -> `U/<block>` in the model's precision.
+
+    Args:
+        vectors: V.
+        source: for a dense curvature its `inverse_payload`, else the factors.
+        solver: what is solved.
+    """
     with _threads(sum(v.numel() for v in vectors.values()) > _LARGE_QUERIES):
-        solved = _solved(vectors, _tensors(factors), solver)
+        solved = _solved(vectors, _tensors(source), solver)
     return {f"U/{k}": v.numpy().astype(solver.dtype, copy=False) for k, v in solved.items()}
 
 
@@ -99,8 +104,7 @@ def _solved(vectors: dict[str, Tensor], held: dict[str, Tensor], solver: Solver)
     if solver.curvature == "identity":
         solved = {k: v / solver.rows for k, v in vectors.items()}
     elif solver.curvature in DENSE:
-        inv = inverse.dense_inverse(held["values"], solver.rows, solver.l2 + (solver.damping or 0.0), solver.eps)
-        flat = inverse.solve_dense(inverse.join_blocks(vectors, solver.blocks), held["vectors"], inv)
+        flat = inverse.solve_dense(inverse.join_blocks(vectors, solver.blocks), held["vectors"], held["inverse"])
         solved = inverse.split_blocks(flat, solver.blocks)
     else:
         levels, bases, solved = eigenvalues(held, solver), read_bases(held), {}
@@ -115,18 +119,25 @@ def _solved(vectors: dict[str, Tensor], held: dict[str, Tensor], solver: Solver)
     return solved
 
 
-def precondition_rows(queries: Arrays, factors: Arrays, solver: Solver) -> Arrays:
+def precondition_rows(queries: Arrays, source: Arrays, solver: Solver) -> Arrays:
     """Gradients of single rows, `V/<block>`, -> `U/<block>`."""
     held = _tensors(queries)
-    return precondition({b.name: held[f"V/{b.name}"] for b in solver.blocks}, factors, solver)
+    return precondition({b.name: held[f"V/{b.name}"] for b in solver.blocks}, source, solver)
 
 
-def self_payload(factors: Arrays, solver: Solver) -> Arrays:
-    """What `SelfScore` needs: bases with inverse eigenvalues, or the dense ones."""
+def join_payloads(*parts: Arrays) -> Arrays:
+    """Several payloads as one."""
+    return {k: v for part in parts for k, v in part.items()}
+
+
+def inverse_payload(factors: Arrays, solver: Solver) -> Arrays:
+    """The inverse curvature: bases with inverse eigenvalues `D/<block>`, or W and d with `W diag(d) W'`."""
     held = _tensors(factors)
     if solver.curvature in DENSE:
-        inv = inverse.dense_inverse(held["values"], solver.rows, solver.l2 + (solver.damping or 0.0), solver.eps)
-        return {"vectors": factors["vectors"], "inverse": inv.numpy()}
+        shift = solver.l2 + (solver.damping or 0.0)
+        with _threads(len(held["mean"]) > _LARGE_SIDE):
+            root, inv = inverse.dense_root(held["mean"], solver.rows, shift, solver.eps)
+        return {"vectors": root.numpy(), "inverse": inv.numpy()}
     if solver.curvature == "identity":
         return {f"D/{b.name}": np.full(b.shape, 1.0 / solver.rows) for b in solver.blocks}
     out: Arrays = {}
@@ -157,7 +168,7 @@ def describe(factors: Arrays, solver: Solver) -> dict[str, Any]:
     if solver.curvature == "identity":
         return {}
     if solver.curvature in DENSE:
-        return {"least_eigenvalue": float(held["values"].min()), "largest_eigenvalue": float(held["values"].max())}
+        return dict(zip(("least_eigenvalue", "largest_eigenvalue"), inverse.extremes(held["mean"]), strict=True))
     levels = eigenvalues(held, solver)
     share = inverse.RELATIVE_DAMPING
     layers = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from rayinf.data.scan import TableScan, merge_scans, scan_shard
 from rayinf.data.tables import Table, as_table
 from rayinf.errors import InputError
 from rayinf.task import Task
+
+Read = Callable[[], Iterator[tuple[Tensor, Tensor, Tensor | None]]]
 
 _ROWS = 8192
 # Tables up to this many bytes in float64 are kept between passes.
@@ -45,34 +47,37 @@ def fit_logistic(train: Any, task_columns: dict[str, Any], l2: float) -> Task:
     width = 1
     for side in scan.shape:
         width *= side
-    batches = _Batches(table, columns, classes, kept=8 * scan.rows * width <= _KEPT_BYTES)
-    theta = fit_softmax(batches, len(classes.labels), scan.rows, width, l2)
     head = nn.Linear(width, len(classes.labels), dtype=torch.float64)
-    with torch.no_grad():
-        head.weight.copy_(theta[:, :-1])
-        head.bias.copy_(theta[:, -1])
+    fit_head(head, lambda: _read(table, columns, classes), scan.rows, l2)
     model = head if len(scan.shape) == 1 else nn.Sequential(nn.Flatten(), head)
     return Task(model, l2=l2, classes=classes.labels, **task_columns)
 
 
-class _Batches:
-    """Batches of float64 tensors, read anew at each pass unless they are few enough to keep."""
+def fit_head(head: nn.Linear, read: Read, rows: int, l2: float) -> None:
+    """Give a linear layer the weights and bias of a softmax regression, fitted to convergence in float64.
 
-    def __init__(self, table: Table, columns: Columns, classes: Classes, kept: bool) -> None:
-        self._table, self._columns, self._classes = table, columns, classes
-        self._kept: list[tuple[Tensor, Tensor]] | None = None
-        if kept:
-            self._kept = list(self._read())
+    Args:
+        head: `[K, d]`, with a bias.
+        read: gives batches `(X [B, d], y [B], weights [B] or None)` in float64 over all rows, as often as it is called.
+        rows: what the sum of losses is divided by.
+        l2: the ridge.
 
-    def __call__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return iter(self._kept) if self._kept is not None else self._read()
+    Raises:
+        RunError: no convergence.
+    """
+    held = list(read()) if 8 * rows * head.in_features <= _KEPT_BYTES else None
+    theta = fit_softmax(read if held is None else lambda: held, head.out_features, rows, head.in_features, l2)
+    with torch.no_grad():
+        head.weight.copy_(theta[:, :-1])
+        head.bias.copy_(theta[:, -1])
 
-    def _read(self) -> Iterator[tuple[Tensor, Tensor]]:
-        reader = BatchReader(self._table, self._columns)
-        for shard in self._table.shards:
-            for batch in reader.read(shard, _ROWS):
-                x = torch.tensor(batch.x).to(torch.float64).reshape(len(batch), -1)
-                yield x, torch.from_numpy(self._classes.encode(batch.labels))
+
+def _read(table: Table, columns: Columns, classes: Classes) -> Iterator[tuple[Tensor, Tensor, None]]:
+    reader = BatchReader(table, columns)
+    for shard in table.shards:
+        for batch in reader.read(shard, _ROWS):
+            x = torch.tensor(batch.x).to(torch.float64).reshape(len(batch), -1)
+            yield x, torch.from_numpy(classes.encode(batch.labels)), None
 
 
 def _classes(scan: TableScan, label: str) -> Classes:

@@ -50,6 +50,12 @@ def identity(job: Job, model: str, scans: Mapping[str, TableScan], given: Mappin
         "batch_size": s.batch_size,
         "precision": s.precision,
         "top": s.top,
+        "rank": s.rank,
+        "subsample": s.subsample,
+        "strategy": s.strategy,
+        "aggregate": s.aggregate,
+        "samples": s.samples,
+        "wish": s.wish,
     }
 
 

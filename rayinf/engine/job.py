@@ -64,6 +64,13 @@ class Settings:
     precision: str | None = None
     targets: tuple[Target, ...] = ()
     top: int = 0
+    mixed: bool = False
+    rank: int | None = None
+    subsample: float = 1.0
+    strategy: str | None = None
+    aggregate: str | None = None
+    samples: int = 0
+    wish: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,11 @@ class Job:
     parts: Path | None = None
     levels: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def scored(self) -> str:
+        """The table whose rows get scores."""
+        return "pool" if "pool" in self.tables else "train"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,18 @@ import pyarrow as pa
 from rayinf.data.batches import BatchReader
 from rayinf.data.files import read_arrays, sound_part, write_part
 from rayinf.data.pairs import Pairs, pair_table
-from rayinf.data.scores import Scores
+from rayinf.data.scores import LABEL_COLUMN, Scores
 from rayinf.engine import curvature as curv
 from rayinf.engine import stages
 from rayinf.engine.job import Chunk
-from rayinf.engine.run import SIGN, UNIT, Run
+from rayinf.engine.run import MEANINGS, SIGN, UNIT, Run
 from rayinf.errors import InputError
 from rayinf.select.top_rows import merge_all
 
 # Gradients of validation rows that are held at once by `pairs`.
 _TILE_BYTES = 512 << 20
+# Settings of some verbs alone, told where they were asked for.
+_ASKED = ("rank", "subsample", "strategy", "aggregate", "samples")
 _PAIR_COLUMNS = ["valid_row_id", "effect", "rank", "row_id", "value"]
 
 
@@ -35,7 +38,7 @@ def fit_factors(run: Run) -> Any:
         return runner.publish("get", "factors")
     if kind in curv.DENSE:
         run.fold(stages.Curvature, {}, "train", "hessian")
-        return _derive(run, "factors", curv.dense_basis, ["hessian"])
+        return _derive(run, "factors", curv.dense_mean, ["hessian"])
     if not store("has", "basis"):
         run.fold(stages.Covariance, {}, "train", "covariance")
     basis = _derive(run, "basis", curv.basis, ["covariance"], run.probe.blocks)
@@ -61,13 +64,28 @@ def solve_queries(run: Run) -> Any:
     """Objectives over the validation rows, through the inverse curvature: a handle of `U/<block>`."""
     if not run.runner.store("has", "solved"):
         run.fold(stages.Queries, {}, "valid", "queries")
-    settings = run.job.settings
-    return _derive(run, "solved", curv.solve, ["queries", "factors"], run.solver, settings.targets, settings.halves)
+    settings, source = run.job.settings, _solve_source(run)
+    return _derive(run, "solved", curv.solve, ["queries", source], run.solver, settings.targets, settings.halves)
 
 
-def self_arrays(run: Run) -> Any:
-    """The inverse curvature that `SelfScore` multiplies with."""
-    return _derive(run, "solved", curv.self_payload, ["factors"], run.solver)
+def _solve_source(run: Run) -> str:
+    """The artefact that solves start from: a dense curvature is decomposed once, as its inverse."""
+    if run.job.settings.curvature not in curv.DENSE:
+        return "factors"
+    inverse_arrays(run)
+    return "inverse"
+
+
+def inverse_arrays(run: Run) -> Any:
+    """The inverse curvature: eigenvectors and inverse eigenvalues."""
+    return _derive(run, "inverse", curv.inverse_payload, ["factors"], run.solver)
+
+
+def measure_arrays(run: Run) -> Any:
+    """What FI takes: the mean validation gradient through the inverse curvature, and that inverse."""
+    solve_queries(run)
+    inverse_arrays(run)
+    return _derive(run, "measured", curv.join_payloads, ["solved", "inverse"])
 
 
 def pair_tiles(run: Run) -> list[pa.Table]:
@@ -117,7 +135,8 @@ def _tile_queries(run: Run, k: int, tile: Chunk) -> Any:
     name = f"rows-{k}"
     for _ in run.runner.fold(stages.RowQueries, {}, {0: tile}, name):
         pass
-    out = run.runner.publish("derive", f"tile-{k}", curv.precondition_rows, [name, "factors"], run.solver)
+    source = _solve_source(run)
+    out = run.runner.publish("derive", f"tile-{k}", curv.precondition_rows, [name, source], run.solver)
     store("has", f"tile-{k}")
     store("drop", name)
     return out
@@ -128,21 +147,33 @@ def _tile_ids(run: Run, tile: Chunk) -> pa.Array:
     return pa.concat_arrays([b.ids for s in tile.shards for b in reader.read(s, s.rows)])
 
 
-def score(run: Run, stage: type[stages.Stage], arrays: Any, names: list[str]) -> list[pa.Table]:
-    """Every shard of the training table through a scoring stage. With a folder, finished shards are kept.
+def score(
+    run: Run, stage: type[stages.Stage], arrays: Any, names: list[str], later: Sequence[str] = (), **options: Any
+) -> list[pa.Table]:
+    """Every shard of the scored table through a scoring stage. With a folder, finished shards are kept.
+
+    Args:
+        run: open.
+        stage: what gives a shard its values.
+        arrays: what the stage needs.
+        names: of its columns.
+        later: columns that a later step adds to the shard's file.
+        options: of the stage.
 
     Returns:
         The shards' tables in order, or nothing where they were written to the folder.
     """
-    shards = {s.index: s for s in run.job.tables["train"].shards}
+    shards = {s.index: s for s in run.job.tables[run.job.scored].shards}
     todo = shards
     if run.folder is not None:
-        columns = ["row_id", *names]
-        todo = {k: s for k, s in shards.items() if not sound_part(run.folder.part(k), s.rows, columns)}
-    rows, left = run.scans["train"].rows, sum(s.rows for s in todo.values())
+        hidden = [LABEL_COLUMN] if run.job.columns[run.job.scored].label else []
+        columns = ["row_id", *hidden, *names]
+        whole = [columns, [*columns, *later]]
+        todo = {k: s for k, s in shards.items() if not any(sound_part(run.folder.part(k), s.rows, c) for c in whole)}
+    rows, left = run.scans[run.job.scored].rows, sum(s.rows for s in todo.values())
     found: dict[int, pa.Table] = {}
     with run.timed("scores", rows, rows - left) as advance:
-        for key, table in run.runner.map(stage, arrays, todo, names=names):
+        for key, table in run.runner.map(stage, arrays, todo, names=names, **options):
             found[key] = table
             advance(shards[key].rows)
             run.log("shard", index=key)
@@ -186,9 +217,10 @@ def describe(run: Run) -> dict[str, Any]:
 def metadata(run: Run) -> dict[str, Any]:
     """What a reader of the scores wants to know."""
     s = run.request.settings
+    sign, unit = MEANINGS.get(run.request.verb, (SIGN, UNIT))
     return {
-        "sign": SIGN,
-        "unit": UNIT,
+        "sign": sign,
+        "unit": unit,
         "classes": {str(k): v for k, v in enumerate(run.job.classes.labels)},
         "rows": {name: scan.rows for name, scan in run.scans.items()},
         "parameters": run.probe.parameters,
@@ -198,6 +230,7 @@ def metadata(run: Run) -> dict[str, Any]:
         "damping": run.request.damping,
         "l2": run.identity["l2"],
         "seed": s.seed,
+        **{k: v for k in _ASKED if (v := getattr(s, k)) not in (None, 0, 1.0)},
     }
 
 

@@ -15,6 +15,7 @@ from rayinf.core.blocks import Block, require_rules, to_matrix
 from rayinf.core.capture import capture, forward
 from rayinf.core.fisher import columns, logit_gradient
 from rayinf.core.influence import Taped, dense_rows
+from rayinf.core.mixed import TapedRows, float_tensors
 from rayinf.core.objectives import Objective
 from rayinf.data.batches import Batch, BatchReader
 from rayinf.engine.curvature import KRONECKER
@@ -36,6 +37,8 @@ class Probe:
     eps: float
     dtype: str
     fingerprint: str
+    perturbed: int
+    model: nn.Module
 
 
 def probe(job: Job, asked: Sequence[Objective] = ()) -> Probe:
@@ -50,7 +53,9 @@ def probe(job: Job, asked: Sequence[Objective] = ()) -> Probe:
     model, blocks = worker.model, worker.blocks
     _check_parameters(model)
     if job.settings.curvature in KRONECKER:
-        require_rules(model, blocks, job.settings.curvature)
+        require_rules(model, blocks, f"curvature={job.settings.curvature!r}")
+    elif job.settings.mixed:
+        require_rules(model, blocks, "the influence measure FI")
     batch = next(BatchReader(job.tables["train"], job.columns["train"]).read(job.tables["train"].shards[0], _ROWS))
     _check_features(batch, job)
     x, logits = _try_model(worker, batch)
@@ -75,6 +80,8 @@ def probe(job: Job, asked: Sequence[Objective] = ()) -> Probe:
         if objective.rows is not None:
             logit_gradient(objective.rows, logits, labels, f"Objective {objective.name!r}")
     _check_gradients(worker, x, labels)
+    if job.settings.mixed:
+        _check_mixed(worker, x, labels)
     return Probe(
         logits.shape[1],
         blocks,
@@ -82,6 +89,8 @@ def probe(job: Job, asked: Sequence[Objective] = ()) -> Probe:
         torch.finfo(worker.dtype).eps,
         str(worker.dtype).removeprefix("torch."),
         _fingerprint(model),
+        sum(v[0].numel() for v in float_tensors(x)),
+        model,
     )
 
 
@@ -112,9 +121,11 @@ def _try_model(worker: Worker, batch: Batch) -> tuple[Any, torch.Tensor]:
     except RayinfError:
         raise
     except Exception as error:
+        double = worker.job.settings.precision == "fp64"
         raise InputError(
-            f"The model fails on {rows}: {type(error).__name__}: {error}.",
-            "give it what it takes, with Task(transform=...) for instance, and let it return logits [B, C].",
+            f"The model fails on {rows}{' in float64' if double else ''}: {type(error).__name__}: {error}.",
+            "give it what it takes, with Task(transform=...) for instance, and let it return logits [B, C]."
+            + (" In forward, follow the parameters' dtype instead of calling float()." if double else ""),
         ) from error
     return x, logits
 
@@ -177,6 +188,25 @@ def _check_gradients(worker: Worker, x: object, labels: torch.Tensor) -> None:
                 f"own forward?): captured and true gradient differ by {error / max(float(true.norm()), 1e-12):.1%}.",
                 "leave it out of Task(parameters=[...]).",
             )
+
+
+def _check_mixed(worker: Worker, x: object, labels: torch.Tensor) -> None:
+    """Whether the model can be differentiated in its parameters and then in its input, both ways round."""
+    rows = TapedRows(worker.model, worker.blocks, x, labels, worker.job.task.row_loss)
+    d = sum(v[0].numel() for v in float_tensors(x))
+    ones = {b.name: torch.ones(1, *b.shape, dtype=worker.dtype, device=worker.device) for b in worker.blocks}
+    try:
+        found = rows.slopes(ones).sum() + rows.columns(torch.ones_like(rows.logits[:, :1]).expand(-1, d)[..., None], None).sum()
+    except (RuntimeError, NotImplementedError) as error:
+        raise InputError(
+            f"The model cannot be differentiated twice, which the influence measure FI needs: {error}.",
+            "take its embeddings as the features and value the layers after them (an LSTM has no second derivatives).",
+        ) from error
+    if not bool(torch.isfinite(found)):
+        raise InputError(
+            "The mixed derivatives of the loss on the first training rows are NaN or infinite.",
+            "check the scale of the features, and layers without a second derivative (a square root at 0, say).",
+        )
 
 
 def _fingerprint(model: nn.Module) -> str:

@@ -40,22 +40,43 @@ _FEWEST_CHUNKS, _MOST_CHUNKS = 8, 64
 _PACKAGES = ("rayinf", "torch", "numpy", "pyarrow", "ray")
 SIGN = "positive: the row helps; removing it is predicted to raise the objective by that much"
 UNIT = "change of the sum of validation losses, in the loss's own unit"
+# Of the verbs whose values mean something else: sign and unit.
+MEANINGS = {
+    "influence_measure": (
+        "none: the higher, the more the fit hangs on the row",
+        "squared change of the mean validation loss, a unit of the row's own metric",
+    ),
+    "acquire": ("the higher, the sooner the row's label is worth asking for", "the strategy's own"),
+}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a verb was asked for, before anything is looked at."""
+    """What a verb was asked for, before anything is looked at.
+
+    Attributes:
+        verb: its name.
+        task: of the user.
+        tables: "train", and "valid" or "pool" where the verb has them. A pool's labels are not read.
+        objectives: what is valued.
+        settings: what workers need.
+        damping: as asked for.
+        factors: the folder of another run.
+        cluster: where to run.
+        out: the run's folder.
+        check: what the verb asks of its tables and of the model besides; raises an InputError.
+    """
 
     verb: str
     task: Task
-    train: Any
-    valid: Any
+    tables: Mapping[str, Any]
     objectives: tuple[Objective, ...]
     settings: Settings
     damping: float | None
     factors: str | Path | None
     cluster: Cluster | None
     out: str | Path | None
+    check: Callable[[Mapping[str, Table], Probe], None] | None = None
 
 
 @dataclass
@@ -128,7 +149,7 @@ class Run:
             "verb": self.request.verb,
             "identity": self.identity,
             "versions": {**{p: _version(p) for p in _PACKAGES}, "python": platform.python_version()},
-            "parts": len(self.job.tables["train"].shards),
+            "parts": len(self.job.tables[self.job.scored].shards),
             "metadata": dict(metadata),
         }
 
@@ -139,7 +160,7 @@ class Run:
             RunError: a Parquet file changed since the run began.
         """
         for name, table in self.job.tables.items():
-            given = getattr(self.request, name)
+            given = self.request.tables[name]
             if table.stat and as_table(given, [], [], name).stat != table.stat:
                 raise RunError(
                     f"{table.name} ({given}) changed while the run was going.",
@@ -175,6 +196,8 @@ def open_run(request: Request) -> Run:
     tables, columns = open_tables(request)
     job = Job(request.task, tables, columns, Classes(()), request.settings)
     probed = probe(job, request.objectives)
+    if request.check is not None:
+        request.check(tables, probed)
     check_memory(request.settings.curvature, probed.parameters, psutil.virtual_memory().available)
     folder = RunFolder(Path(request.out).expanduser()) if request.out is not None else None
     other = factors_run(request.factors)
@@ -228,7 +251,11 @@ def _check_arguments(request: Request) -> None:
         ),
         (_whole(s.seed) and s.seed >= 0, f"seed={s.seed!r} is no seed", "pass an integer >= 0."),
         (isinstance(s.halves, bool), f"halves={s.halves!r} is no bool", "pass True or False."),
-        (s.precision in (None, "bf16", "fp16"), f"precision={s.precision!r} is unknown", 'use None, "bf16" or "fp16".'),
+        (
+            s.precision in (None, "fp64", "bf16", "fp16"),
+            f"precision={s.precision!r} is unknown",
+            'use None, "fp64", "bf16" or "fp16".',
+        ),
         (
             request.out is None or "://" not in str(request.out),
             f"out={str(request.out)!r} is a URI",
@@ -262,18 +289,17 @@ def open_tables(request: Request) -> tuple[dict[str, Table], dict[str, Columns]]
     _check_arguments(request)
     task = request.task
     others = [task.label, *([task.group] if task.group else [])]
-    given = {"train": request.train, **({} if request.valid is None else {"valid": request.valid})}
-    tables = {name: as_table(value, task.feature_columns, others, name) for name, value in given.items()}
+    tables = {name: as_table(value, task.feature_columns, others, name) for name, value in request.tables.items()}
     splits = tuple(dict.fromkeys(o.split for o in request.objectives if o.split not in (None, LABEL)))
-    columns = {}
+    columns, scored = {}, "pool" if "pool" in tables else "train"
     for name, table in tables.items():
         # A column called row_id is taken at its word, since that is what scores call it too.
         row_id = task.row_id or ("row_id" if "row_id" in table.schema.names else None)
         columns[name] = Columns(
             tuple(task.feature_columns),
             isinstance(task.features, str),
-            task.label,
-            row_id if name == "train" or task.row_id is None else _if_there(row_id, table),
+            None if name == "pool" else task.label,
+            row_id if name == scored else _if_there(row_id, table),
             tuple(s for s in splits if s is not None) if name == "valid" else (),
         )
         check_columns(table, columns[name])
@@ -281,7 +307,7 @@ def open_tables(request: Request) -> tuple[dict[str, Table], dict[str, Columns]]
 
 
 def _if_there(name: str | None, table: Table) -> str | None:
-    """Only the training table must have the id column; a validation table without one is counted."""
+    """Only the table that is scored must have the id column; others without one are counted."""
     return name if name in table.schema.names else None
 
 
@@ -329,11 +355,12 @@ def _settle(job: Job, request: Request, probed: Probe, scans: Mapping[str, Table
     task = request.task
     classes = make_classes(scans["train"].counts[task.label], probed.logits, task.classes)
     for name, scan in scans.items():
-        check_known(classes, scan.counts[task.label], job.tables[name].name)
+        if name != "pool":
+            check_known(classes, scan.counts[task.label], job.tables[name].name)
     shapes = {name: (scan.shape, scan.dtype) for name, scan in scans.items()}
     if len({s for s, _ in shapes.values()}) > 1:
         raise InputError(
-            f"train and valid have features of different shapes: {shapes}.", "prepare both tables in the same way."
+            f"{' and '.join(shapes)} have features of different shapes: {shapes}.", "prepare them in the same way."
         )
     levels: dict[str, tuple[Any, ...]] = {}
     for objective in request.objectives:

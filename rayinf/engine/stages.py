@@ -19,6 +19,7 @@ from rayinf.core.positions import output_positions, tiles
 from rayinf.data.batches import Batch, BatchReader
 from rayinf.data.files import Arrays, write_part
 from rayinf.data.scan import ShardScan, scan_shard
+from rayinf.data.scores import LABEL_COLUMN
 from rayinf.data.tables import Shard
 from rayinf.engine.job import Chunk
 from rayinf.engine.worker import Ready, Worker
@@ -186,8 +187,8 @@ class Queries(Summing):
                 add_queries(sums, taped, cotangent, weights, f"V{j}")
 
 
-class _Scoring:
-    """A stage that gives every training row its values, one shard at a time."""
+class Scoring:
+    """A stage that gives every row of the scored table its values, one shard at a time."""
 
     def __init__(self, worker: Worker, arrays: Arrays, names: list[str]) -> None:
         self.worker, self.names = worker, names
@@ -210,27 +211,30 @@ class _Scoring:
         return None
 
     def table(self, shard: Shard) -> pa.Table:
-        """`row_id` and the values of a shard, in row order."""
-        ids, parts = [], []
+        """`row_id`, the label (a pool has none) and the values of a shard, in row order."""
+        ids, labels, parts = [], [], []
         for ready, values in self.rows(shard):
             array = values.cpu().numpy()
-            _check_finite(array, ready.raw, self.worker.job.tables["train"].name)
+            check_finite(array, ready.raw, self.worker.job.tables[self.worker.job.scored].name)
             parts.append(array)
             ids.append(ready.raw.ids)
+            labels.append(ready.raw.labels)
         held = np.concatenate(parts)
         columns = {name: pa.array(np.ascontiguousarray(held[:, k])) for k, name in enumerate(self.names)}
-        return pa.table({"row_id": pa.chunked_array(ids).combine_chunks(), **columns})
+        job = self.worker.job
+        hidden = {LABEL_COLUMN: pa.array(np.concatenate(labels))} if job.columns[job.scored].label else {}
+        return pa.table({"row_id": pa.chunked_array(ids).combine_chunks(), **hidden, **columns})
 
     def rows(self, shard: Shard) -> Iterator[tuple[Ready, Tensor]]:
         """Batches of a shard with their values."""
         w = self.worker
-        for ready in w.read("train", shard, w.rows_a_batch(1)):
+        for ready in w.read(w.job.scored, shard, w.rows_a_batch(1)):
             with w.tape(ready.x) as taped:
                 _, cotangent = fisher.logit_gradient(w.job.task.row_loss, taped.logits, ready.y)
                 yield ready, self.values(taped, cotangent)
 
 
-class Score(_Scoring):
+class Score(Scoring):
     """Shard -> products of its row gradients with preconditioned queries. Arrays: `U/<block>`; option: `names`."""
 
     def prepare(self, arrays: Arrays) -> None:
@@ -243,7 +247,7 @@ class Score(_Scoring):
         return row_products(taped, cotangent_bc, self.queries)
 
 
-class SelfScore(_Scoring):
+class SelfScore(Scoring):
     """Shard -> each row gradient's product with itself. Arrays: basis and `D/<block>`, or a dense inverse."""
 
     def prepare(self, arrays: Arrays) -> None:
@@ -270,7 +274,7 @@ class Pairs(Score):
         parts = []
         for ready, values in self.rows(item):
             array = values.cpu().numpy()
-            _check_finite(array, ready.raw, self.worker.job.tables["train"].name)
+            check_finite(array, ready.raw, self.worker.job.tables["train"].name)
             ids = ready.raw.ids.to_numpy(zero_copy_only=False)
             parts.append(TopRows.of(array.T, ids, ready.raw.start, top))
         return merge_all(parts)
@@ -330,7 +334,7 @@ def read_bases(held: dict[str, Tensor]) -> dict[str, Basis]:
     }
 
 
-def _check_finite(values: np.ndarray[Any, Any], raw: Batch, table: str) -> None:
+def check_finite(values: np.ndarray[Any, Any], raw: Batch, table: str) -> None:
     wrong = ~np.isfinite(values).all(axis=1)
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])

@@ -25,7 +25,7 @@ from rayinf.errors import InputError
 # Floats of activations that one batch may hold (512 MB in float32): fixes the batch size where none is given.
 BATCH_FLOATS = 128_000_000
 MOST_ROWS = 1024
-_AUTOCAST = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_AUTOCAST = {None: None, "fp64": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Worker:
     def model(self) -> nn.Module:
         """The model on the worker's device, in eval mode."""
         model = self.job.task.build()
+        if self.job.settings.precision == "fp64":
+            model = model.double()
         return model.to(self._device) if self._device else model
 
     @cached_property
@@ -90,16 +92,21 @@ class Worker:
         return {}
 
     def _measure(self, columns: int) -> int:
-        shard = self.job.tables["train"].shards[0]
-        ready = next(self.read("train", shard, 1))
+        inputs, outputs = self.activations
+        loose = sum(b.numel for b in self.blocks if b.kind == "loose")
+        # Saved activations of the other layers (norms, non-linearities) are taken as twice the outputs.
+        floats = inputs + (columns + 3) * outputs + loose + len(self.job.classes.labels) * 8
+        return int(min(max(BATCH_FLOATS // floats, 1), MOST_ROWS))
+
+    @cached_property
+    def activations(self) -> tuple[int, int]:
+        """Numbers a row in the inputs and in the outputs of all valued layers, unfolded."""
+        ready = next(self.read("train", self.job.tables["train"].shards[0], 1))
         with self.tape(ready.x) as taped:
             ruled = [b for b in taped.blocks if b.name in taped.tape.shapes]
             outputs = sum(s.numel() for b in ruled for s in taped.tape.shapes[b.name])
             inputs = sum(x.numel() for b in ruled for x in taped.tape.inputs[b.name])
-            loose = sum(b.numel for b in taped.blocks if b.kind == "loose")
-        # Saved activations of the other layers (norms, non-linearities) are taken as twice the outputs.
-        floats = inputs + (columns + 3) * outputs + loose + len(self.job.classes.labels) * 8
-        return int(min(max(BATCH_FLOATS // floats, 1), MOST_ROWS))
+        return inputs, outputs
 
     def read(self, table: str, shard: Shard, size: int) -> Iterator[Ready]:
         """The rows of a shard as batches of tensors.
@@ -107,12 +114,21 @@ class Worker:
         Raises:
             InputError: as reading and the user's transform do.
         """
+        for raw in self.read_raw(table, shard, size):
+            yield self.ready(table, raw)
+
+    def read_raw(self, table: str, shard: Shard, size: int) -> Iterator[Batch]:
+        """The rows of a shard as they are read."""
         if table not in self._readers:
             self._readers[table] = BatchReader(self.job.tables[table], self.job.columns[table])
-        for raw in self._readers[table].read(shard, size):
-            x = self.input(raw.x)
-            y = torch.from_numpy(self.job.classes.encode(raw.labels)).to(self.device)
-            yield Ready(raw, x, y, self.job.task.mask(x) if self.job.task.mask else None)
+        return self._readers[table].read(shard, size)
+
+    def ready(self, table: str, raw: Batch) -> Ready:
+        """A batch as tensors on the device. Rows of a pool have no label, and get 0."""
+        x = self.input(raw.x)
+        labels = raw.labels if self.job.columns[table].label is None else self.job.classes.encode(raw.labels)
+        y = torch.from_numpy(labels).to(self.device)
+        return Ready(raw, x, y, self.job.task.mask(x) if self.job.task.mask else None)
 
     @contextmanager
     def tape(self, x: Any) -> Generator[Taped]:

@@ -203,7 +203,7 @@ def test_damaged_shards_are_computed_again(copy: Path, go: Go, done: Path) -> No
     parts[1].write_bytes(parts[1].read_bytes()[:-20])
     parts[2].write_bytes(b"")
     held = bytearray(parts[5].read_bytes())
-    held[pq.read_metadata(parts[5]).row_group(0).column(1).data_page_offset + 60] ^= 1
+    held[pq.read_metadata(parts[5]).row_group(0).column(2).data_page_offset + 60] ^= 1
     parts[5].write_bytes(held)
     short = pq.read_table(parts[7]).slice(1)
     files.write_part(parts[7], short)

@@ -1,0 +1,153 @@
+"""The mixed derivatives of a linear softmax head whose inputs are the features: closed forms, no differentiation.
+
+`l = loss(W a~, y)`, `a~ = (a, 1)`, `e` and `B` its first and second derivatives in the logits:
+`M'U = W' B U a~ + U[:, :d]' e`, `M f = (B W f) a~' + e (f, 0)'`, with W without its bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rayinf.core.blocks import Block
+from rayinf.core.capture import capture, forward
+from rayinf.core.fisher import logit_derivatives
+from rayinf.core.influence import Queries
+from rayinf.core.measure import contrasts
+from rayinf.core.mixed import Inverse
+from rayinf.task import RowLoss
+
+
+# What a model may do to its input before the head and still hand on the same numbers.
+_VIEWS = ("ViewBackward", "ReshapeAliasBackward", "UnsafeViewBackward", "AliasBackward", "SqueezeBackward", "Unsqueeze")
+
+
+class HeadRows:
+    """The rows of a batch under a linear head.
+
+    Args:
+        model: whose output is the head's.
+        block: the head's.
+        x: the model's input, of which the head's inputs a are a view.
+        labels: `[B]`; None takes the likeliest.
+        loss: of the task.
+    """
+
+    def __init__(self, model: nn.Module, block: Block, x: Tensor, labels: Tensor | None, loss: str | RowLoss) -> None:
+        self._name, self._loss = block.name, loss
+        self._w_cd = model.get_submodule(block.name).weight.detach()
+        self._x_bd = x.reshape(len(x), -1)
+        self._a_bi = functional.pad(self._x_bd, (0, 1), value=1.0) if block.has_bias else self._x_bd
+        with torch.no_grad():
+            self.logits = forward(model, x)
+        self._labels = self.logits.argmax(1) if labels is None else labels
+
+    @cached_property
+    def _derivatives(self) -> tuple[Tensor, Tensor]:
+        return logit_derivatives(self._loss, self.logits, self._labels)
+
+    @property
+    def _e_bc(self) -> Tensor:
+        return self._derivatives[0]
+
+    @property
+    def _b_bcc(self) -> Tensor:
+        return self._derivatives[1]
+
+    def contrasted_gradients(self) -> Tensor:
+        """Row gradients `e a~'` without their first class, `[B, (K - 1) i]`: cross-entropy's e adds up to 0."""
+        one_hot = functional.one_hot(self._labels, self.logits.shape[1])
+        e_bc = self.logits.softmax(1) - one_hot
+        # P_y - 1 as minus the sum of the others, which a sure row would lose.
+        e_bc = torch.where(one_hot.bool(), -(e_bc * (1 - one_hot)).sum(1, keepdim=True), e_bc)
+        return (e_bc[:, 1:, None] * self._a_bi[:, None]).flatten(1)
+
+    def slopes(self, query: Queries) -> Tensor:
+        """`M'U` for one U: two products of `K i` a row."""
+        u_ci = query[self._name][0, 0]
+        inner_bc = torch.bmm(self._b_bcc, (self._a_bi @ u_ci.T)[..., None])[..., 0]
+        return inner_bc @ self._w_cd + self._e_bc @ u_ci[:, : self._w_cd.shape[1]]
+
+    def jacobians(self, inverse: Inverse) -> tuple[Tensor, Tensor]:
+        """`K^2 i^2` multiply-adds a row for a dense inverse, `K i^2` in an eigenbasis."""
+        z_bcc, ez_bci = self._dense(inverse.dense_pp) if inverse.dense_pp is not None else self._turned(inverse)
+        d = self._w_cd.shape[1]
+        # Row c of both: for U = (n Hbar)^-1 (e_c a~'), B U a~ and e'U.
+        moved_bcd = torch.matmul(torch.bmm(z_bcc.transpose(1, 2), self._b_bcc), self._w_cd) + ez_bci[:, :, :d]
+        contrast_bkc = contrasts(self.logits)
+        return torch.matmul(contrast_bkc, self._w_cd), torch.bmm(contrast_bkc, moved_bcd)
+
+    def columns(self, f_bdk: Tensor, inverse: Inverse | None) -> Tensor:
+        """`K i` numbers a direction, and their product with the inverse; never left in its eigenbasis."""
+        left_bkc = (self._b_bcc @ (self._w_cd @ f_bdk)).transpose(1, 2)
+        f_bki = functional.pad(f_bdk.transpose(1, 2), (0, self._a_bi.shape[1] - self._w_cd.shape[1]))
+        a_bi, e_bc = self._a_bi, self._e_bc
+        turn = None if inverse is None else inverse.turns.get(self._name)
+        q_a, q_g, d_roi = turn or (None, None, None)
+        if q_a is not None:
+            a_bi, f_bki = a_bi @ q_a[0], f_bki @ q_a[0]
+        if q_g is not None:
+            left_bkc, e_bc = left_bkc @ q_g[0], e_bc @ q_g[0]
+        out_bkci = left_bkc[..., None] * a_bi[:, None, None] + e_bc[:, None, :, None] * f_bki[:, :, None]
+        if inverse is not None and inverse.dense_pp is not None:
+            return out_bkci.flatten(2) @ inverse.dense_pp
+        if inverse is not None:
+            out_bkci = out_bkci * d_roi[0] if d_roi is not None else torch.zeros_like(out_bkci)
+            out_bkci = out_bkci if q_g is None else q_g[0] @ out_bkci
+            out_bkci = out_bkci if q_a is None else out_bkci @ q_a[0].T
+        return out_bkci.flatten(2)
+
+    def gram(self, f_bdk: Tensor) -> Tensor:
+        """`M'M f`, without forming `M f`."""
+        x, e, w = self._x_bd[..., None], self._e_bc[..., None], self._w_cd
+        left_bck = self._b_bcc @ (w @ f_bdk)
+        along_b1k = (x * f_bdk).sum(1, keepdim=True)
+        u_a = left_bck * self._a_bi.square().sum(1)[:, None, None] + e * along_b1k
+        e_u = (left_bck * e).sum(1, keepdim=True) * x + e.square().sum(1, keepdim=True) * f_bdk
+        return w.T @ (self._b_bcc @ u_a) + e_u
+
+    def _dense(self, inverse_pp: Tensor) -> tuple[Tensor, Tensor]:
+        """For every class c, with `U_c = (n Hbar)^-1 (e_c a~')`: `U_c a~` as column c, and `e'U_c` as row c."""
+        k, i = self._w_cd.shape[0], self._a_bi.shape[1]
+        flat = inverse_pp.view(k, i, k, i).reshape(k * i * k, i)
+        z_bcie = (self._a_bi @ flat.T).view(-1, k, i, k)
+        z_bce = torch.einsum("bcie,bi->bce", z_bcie, self._a_bi)
+        return z_bce, torch.einsum("bc,bcie->bei", self._e_bc, z_bcie)
+
+    def _turned(self, inverse: Inverse) -> tuple[Tensor, Tensor]:
+        """The same in an eigenbasis: `U_c = Q_G [(Q_G' e_c) (a~'Q_A) * D] Q_A'`."""
+        k, i = self._w_cd.shape[0], self._a_bi.shape[1]
+        turn = inverse.turns.get(self._name)
+        if turn is None:
+            return self._a_bi.new_zeros(len(self._a_bi), k, k), self._a_bi.new_zeros(len(self._a_bi), k, i)
+        q_a, q_g, d_roi = turn
+        a_bi = self._a_bi if q_a is None else self._a_bi @ q_a[0]
+        g_oo = torch.eye(k, dtype=a_bi.dtype, device=a_bi.device) if q_g is None else q_g[0]
+        d_oi = d_roi[0]
+        z_bce = (g_oo * (a_bi.square() @ d_oi.T)[:, None]) @ g_oo.T
+        weight_bco = (self._e_bc @ g_oo)[:, None] * g_oo
+        ez_bci = torch.matmul(weight_bco, d_oi) * a_bi[:, None]
+        return z_bce, ez_bci if q_a is None else ez_bci @ q_a[0].T
+
+
+def is_plain_head(model: nn.Module, blocks: Sequence[Block], x: Any) -> bool:
+    """Whether what is valued is one linear layer whose input is the model's own, flattened, and its output the logits."""
+    if len(blocks) != 1 or blocks[0].kind != "linear" or not isinstance(x, Tensor) or not x.is_floating_point():
+        return False
+    leaf = x.detach().clone().requires_grad_(True)
+    with capture(model, blocks, attached=True) as tape:
+        logits = forward(model, leaf)
+    inputs, edges = tape.inputs.get(blocks[0].name, []), tape.edges.get(blocks[0].name, [])
+    if len(inputs) != 1 or edges[0].node is not logits.grad_fn or inputs[0].shape != (len(x), leaf[0].numel()):
+        return False
+    if inputs[0] is leaf:
+        return True
+    node: Any = inputs[0].grad_fn
+    while node is not None and node.name().startswith(_VIEWS):
+        node = node.next_functions[0][0]
+    return getattr(node, "variable", None) is leaf

@@ -1,0 +1,315 @@
+"""The stages of the influence measure FI: of every row on the validation loss, and of every pair for acquisition."""
+
+from __future__ import annotations
+
+import json
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from rayinf.core import head, measure
+from rayinf.core.fisher import logit_gradient
+from rayinf.core.influence import dense_rows
+from rayinf.core.lowrank import OVERSAMPLE, project, right_subspace
+from rayinf.core.mixed import Inverse, MixedRows, TapedRows, float_tensors
+from rayinf.data.batches import Batch, row_keys, uniforms
+from rayinf.data.files import Arrays, write_part
+from rayinf.data.scores import LABEL_COLUMN
+from rayinf.data.tables import Shard
+from rayinf.engine.job import Chunk, Settings
+from rayinf.engine.probe import Probe
+from rayinf.engine.run import Run
+from rayinf.engine.stages import Scoring, check_finite
+from rayinf.engine.worker import BATCH_FLOATS, MOST_ROWS, Ready, Worker
+from rayinf.errors import InputError
+from rayinf.select.aggregate import parse
+from rayinf.select.forest import LEAST_ROWS
+
+# The key under which a shard's table carries what it has to say of its rows.
+SUMMARY = b"rayinf"
+# Rows that are read at a time where only some of them are scored.
+_READ_ROWS = 8192
+# Numbers of one tile of pairs: products, squares and the aggregate's selection stay in the processor's last cache.
+_PAIR_FLOATS = 1_000_000
+# Pairs are kept in float32, with half the bytes to select among, where that has room for them.
+_LEAST, _MOST = 1e-25, 1e35
+
+
+class Differentiator:
+    """A worker's rows with their mixed derivatives, and the inverse curvature that they go through."""
+
+    def __init__(self, worker: Worker, arrays: Arrays) -> None:
+        self.worker = worker
+        held = worker.tensors({k: v for k, v in arrays.items() if not k.startswith(("U/", "R"))}, torch.float64)
+        names = [k.removeprefix("D/") for k in held if k.startswith("D/")]
+        turns = {n: (held.get(f"q_a/{n}"), held.get(f"q_g/{n}"), held[f"D/{n}"]) for n in names}
+        dense = (held["vectors"] * held["inverse"]) @ held["vectors"].T if "vectors" in held else None
+        self.inverse = Inverse(dense, turns)
+        self.is_head: bool | None = None
+
+    def rows(self, ready: Ready) -> MixedRows:
+        """The rows of a batch: closed forms where the model is a linear head on its features."""
+        w = self.worker
+        if self.is_head is None:
+            self.is_head = head.is_plain_head(w.model, w.blocks, ready.x)
+        if not self.is_head:
+            return TapedRows(w.model, w.blocks, ready.x, ready.y, w.job.task.row_loss)
+        return head.HeadRows(w.model, w.blocks[0], ready.x, ready.y, w.job.task.loss)
+
+    def derivatives(self, ready: Ready) -> tuple[MixedRows, Tensor, Tensor | None, Tensor]:
+        """The rows, their total logit derivatives `[B, K - 1, d]`, and with a rank: V `[B, d, k]` and its share."""
+        rows = self.rows(ready)
+        direct, moved = rows.jacobians(self.inverse)
+        basis, share = self._basis(rows, ready, direct.shape[2])
+        moved = moved if basis is None else project(moved, basis)
+        return rows, direct - moved, basis, share
+
+    def _basis(self, rows: MixedRows, ready: Ready, d: int) -> tuple[Tensor | None, Tensor]:
+        """The subspace of the leading right singular vectors of every row's M (KFSVD)."""
+        rank = self.worker.job.settings.rank
+        if rank is None or rank >= d:
+            return None, torch.ones(len(ready.y))
+        width = min(rank + OVERSAMPLE, d)
+        if width == d:
+            start = torch.eye(d, dtype=torch.float64).expand(len(ready.y), d, d)
+        else:
+            start = torch.from_numpy(_normals(ready.raw, self.worker.job.settings.seed, d * width))
+            start = start.view(-1, d, width)
+        return right_subspace(rows.gram, start.to(rows.logits.device), rank)
+
+    def rows_a_batch(self) -> int:
+        """Rows whose graph, row gradients and directions fit in half of `BATCH_FLOATS`."""
+        w, settings = self.worker, self.worker.job.settings
+        if settings.batch_size is not None:
+            return settings.batch_size
+        ready = next(w.read("train", w.job.tables["train"].shards[0], 1))
+        d = sum(v[0].numel() for v in float_tensors(ready.x))
+        k, p = len(w.job.classes.labels), sum(b.numel for b in w.blocks)
+        inputs, outputs = w.activations
+        if self.is_head is None:
+            self.is_head = head.is_plain_head(w.model, w.blocks, ready.x)
+        if self.is_head:
+            floats = (k * p if self.inverse.dense_pp is not None else 4 * p) + 4 * k * d
+        else:
+            floats = 16 * (inputs + outputs) + 3 * max(b.numel for b in w.blocks) + 3 * k * d
+            floats += p * (3 if self.inverse.dense_pp is not None or settings.rank else 0)
+        floats += 4 * d * (settings.rank or 0)
+        return int(min(max(BATCH_FLOATS // 2 // floats, 1), MOST_ROWS))
+
+
+class Measure(Scoring):
+    """Shard -> FI_util of its rows (B Eq. 3.1), null where a row is not in the subsample.
+
+    Arrays: `U/<block>`, the mean validation gradient through the inverse curvature, and that inverse.
+    """
+
+    def prepare(self, arrays: Arrays) -> None:
+        """Bring the query and the inverse to the device."""
+        held = {k.removeprefix("U/"): v for k, v in arrays.items() if k.startswith("U/")}
+        self.query = self.worker.tensors(held, torch.float64)
+        self.source = Differentiator(self.worker, arrays)
+
+    def table(self, shard: Shard) -> pa.Table:
+        """`row_id`, the label and `fi`; what is told of the rows goes with it as its metadata."""
+        w, settings = self.worker, self.worker.job.settings
+        size = self.source.rows_a_batch()
+        told = {"one_hot": 0, "rows": 0, "share": 0.0, "least_share": 1.0}
+        ids, labels, parts = [], [], []
+        for raw in w.read_raw(w.job.scored, shard, max(size, int(size / settings.subsample))):
+            chosen = in_subsample(raw, settings.subsample, settings.seed)
+            values = np.full(len(raw), np.nan)
+            for start in range(0, len(chosen), size):
+                rows = chosen[start : start + size]
+                values[rows] = self._values(w.ready(w.job.scored, raw.take(rows)), told)
+            ids.append(raw.ids)
+            labels.append(raw.labels)
+            parts.append(values)
+        held = np.concatenate(parts)
+        columns = {
+            "row_id": pa.chunked_array(ids).combine_chunks(),
+            LABEL_COLUMN: pa.array(np.concatenate(labels)),
+            "fi": pa.array(held, mask=np.isnan(held)),
+        }
+        return pa.table(columns).replace_schema_metadata({SUMMARY: json.dumps(told).encode()})
+
+    def _values(self, ready: Ready, told: dict[str, Any]) -> np.ndarray[Any, Any]:
+        rows, total, basis, share = self.source.derivatives(ready)
+        slope = rows.slopes(self.query)
+        if basis is not None:
+            slope = project(slope[:, None], basis)[:, 0]
+        values, one_hot = measure.measure(rows.logits.detach(), total, slope)
+        told["one_hot"] += int(one_hot.sum())
+        told["rows"] += len(values)
+        told["share"] += float(share.sum())
+        told["least_share"] = min(told["least_share"], float(share.min()))
+        out: np.ndarray[Any, Any] = values.cpu().numpy()
+        check_finite(out[:, None], ready.raw, self.worker.job.tables[self.worker.job.scored].name)
+        return out
+
+
+class PairFactors:
+    """Chunk of labelled rows -> `R` `[rows, r, p]`, with `FI(z', z_i) = |R_i grad l(z')|^2`, `R_i = ((n Hbar)^-1 M_i F_i)'`.
+
+    In the eigenbasis where the inverse has one and the model is no plain head. Option `solve`: False leaves a dense
+    `(n Hbar)^-1` to the rows of the pool, which are fewer.
+    """
+
+    def __init__(self, worker: Worker, arrays: Arrays, solve: bool) -> None:
+        self.worker = worker
+        self.source = Differentiator(worker, arrays)
+        self.inverse = self.source.inverse if solve else None
+
+    def __call__(self, item: Chunk) -> Arrays:
+        """The factors of a tile of labelled rows."""
+        size, parts = self.source.rows_a_batch(), []
+        for shard in item.shards:
+            for ready in self.worker.read("train", shard, size):
+                rows, total, basis, _ = self.source.derivatives(ready)
+                f_bdk = measure.inverse_factor(rows.logits.detach(), total)
+                if basis is not None:
+                    f_bdk = basis @ (basis.transpose(1, 2) @ f_bdk)
+                parts.append(rows.columns(f_bdk, self.inverse).cpu().numpy())
+        return {"R": np.concatenate(parts)}
+
+
+class PairValues(Scoring):
+    """Shard of a pool -> FI of its rows against the labelled rows of a tile, or their aggregate (B Eq. 4.1).
+
+    z' takes its likeliest label. Arrays: `R` and the inverse. Options: `whole`, R holds all labelled rows; `solve`, as
+    R was made.
+    """
+
+    def __init__(self, worker: Worker, arrays: Arrays, names: list[str], whole: bool, solve: bool) -> None:
+        self.whole, self.solve = whole, solve
+        super().__init__(worker, arrays, names)
+
+    def prepare(self, arrays: Arrays) -> None:
+        """R as one matrix; for the plain mean, the `p x p` matrix that does it all where that is smaller."""
+        self.source = Differentiator(self.worker, arrays)
+        self.aggregate = parse(str(self.worker.job.settings.aggregate), len(arrays["R"]))
+        ready = next(self.worker.read("train", self.worker.job.tables["train"].shards[0], 1))
+        self.source.rows(ready)
+        r_nkp = torch.tensor(arrays["R"]).to(self.worker.device)
+        self.labeled, self.directions, p = r_nkp.shape
+        self.is_contrasted = self.solve and bool(self.source.is_head) and self.worker.job.task.is_cross_entropy
+        if self.is_contrasted:
+            # The derivatives in the logits add up to 0: one class less does.
+            k = len(self.worker.job.classes.labels)
+            r_nkci = r_nkp.view(self.labeled, self.directions, k, -1)
+            r_nkp = (r_nkci[:, :, 1:] - r_nkci[:, :, :1]).flatten(2)
+        self.r_pq = r_nkp.flatten(0, 1).T.contiguous()
+        self.mean_pp = None
+        if self.whole and self.aggregate.name == "mean" and len(self.r_pq) < self.r_pq.shape[1]:
+            self.mean_pp = self.r_pq @ self.r_pq.T / self.labeled
+
+    def table(self, shard: Shard) -> pa.Table:
+        """`row_id` and the aggregate `fi`, or `fi_<k>` for the k-th labelled row; null outside the subsample."""
+        w, settings = self.worker, self.worker.job.settings
+        ids, parts = [], []
+        for raw in w.read_raw("pool", shard, _READ_ROWS):
+            chosen = in_subsample(raw, settings.subsample, settings.seed)
+            values = np.full((len(raw), len(self.names)), np.nan, np.float64 if self.whole else np.float32)
+            for rows in np.split(chosen, range(self._rows(), len(chosen), self._rows())):
+                if len(rows):
+                    ready = w.ready("pool", raw.take(rows))
+                    values[rows] = found = self._values(self.gradients(ready))
+                    check_finite(found, ready.raw, w.job.tables["pool"].name)
+            ids.append(raw.ids)
+            parts.append(values)
+        held = np.concatenate(parts)
+        columns = {n: pa.array(held[:, k], mask=np.isnan(held[:, k])) for k, n in enumerate(self.names)}
+        return pa.table({"row_id": pa.chunked_array(ids).combine_chunks(), **columns})
+
+    def _rows(self) -> int:
+        """Pool rows whose gradients fit in an eighth of `BATCH_FLOATS`."""
+        if self.worker.job.settings.batch_size is not None:
+            return self.worker.job.settings.batch_size
+        inputs, outputs = self.worker.activations
+        return int(min(max(BATCH_FLOATS // 8 // (len(self.r_pq) + 4 * (inputs + outputs)), 1), _READ_ROWS))
+
+    def gradients(self, ready: Ready) -> Tensor:
+        """Row gradients `[B, p]` of the likeliest label, in the coordinates of R."""
+        w = self.worker
+        if self.is_contrasted:
+            return head.HeadRows(w.model, w.blocks[0], ready.x, None, w.job.task.loss).contrasted_gradients()
+        with w.tape(ready.x) as taped:
+            labels = taped.logits.detach().argmax(1)
+            _, cotangent = logit_gradient(w.job.task.row_loss, taped.logits, labels)
+            inverse = self.source.inverse
+            turned = not self.source.is_head and inverse.dense_pp is None
+            rows_bp = dense_rows(taped, cotangent, turns=inverse.turns if turned else None)
+            return rows_bp if self.solve or inverse.dense_pp is None else rows_bp @ inverse.dense_pp
+
+    def _values(self, g_bp: Tensor) -> np.ndarray[Any, Any]:
+        if self.mean_pp is not None:
+            return ((g_bp @ self.mean_pp) * g_bp).sum(1, keepdim=True).cpu().numpy()
+        step = max(1, _PAIR_FLOATS // self.r_pq.shape[1])
+        parts = []
+        for g in g_bp.split(step):
+            v_bnk = (g @ self.r_pq).view(len(g), self.labeled, self.directions)
+            squares = v_bnk.square_()[..., 0] if self.directions == 1 else v_bnk.square_().sum(2)
+            fits = _LEAST < float(squares.max()) < _MOST
+            held = (squares.to(torch.float32) if fits else squares).cpu().numpy()
+            parts.append(self.aggregate.apply(held, torch.get_num_threads())[:, None] if self.whole else held)
+        return np.concatenate(parts)
+
+
+def check(rows: int, probed: Probe, settings: Settings) -> None:
+    """Refuse a rank or a subsample that the table or the model cannot give, before any work.
+
+    Raises:
+        InputError: with the numbers.
+    """
+    most = min(probed.parameters, probed.perturbed)
+    if settings.rank is not None and not (_whole(settings.rank) and 1 <= settings.rank <= most):
+        raise InputError(
+            f"rank={settings.rank!r}: the mixed derivative of a row is {probed.parameters:,} x {probed.perturbed:,}.",
+            f"pass a whole number from 1 to {most:,}, or None for the exact measure.",
+        )
+    share = settings.subsample
+    if isinstance(share, bool) or not isinstance(share, Real) or not 0 < share <= 1:
+        raise InputError(f"subsample={share!r} is no share of the rows.", "pass a number over 0, up to 1.")
+    if share < 1 and rows * share < LEAST_ROWS:
+        raise InputError(
+            f"subsample={share} of {rows:,} rows leaves {rows * share:.0f}: too few for a forest to learn from.",
+            f"score at least {LEAST_ROWS} rows: pass subsample={min(1.0, LEAST_ROWS / rows):.3g} or more.",
+        )
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def in_subsample(raw: Batch, share: float, seed: int) -> np.ndarray[Any, Any]:
+    """Positions of the batch's rows that a subsample takes: each with probability `share`, by its contents alone."""
+    if share >= 1.0:
+        return np.arange(len(raw))
+    return np.flatnonzero(uniforms(row_keys(raw.x, raw.labels), seed + 2, 1)[:, 0] < share)
+
+
+def _normals(raw: Batch, seed: int, count: int) -> np.ndarray[Any, Any]:
+    """Standard normals `[B, count]` that depend on a row's contents and the seed alone (Box and Muller)."""
+    u = uniforms(row_keys(raw.x, raw.labels), seed + 3, count + count % 2)
+    half = u.shape[1] // 2
+    radius, angle = np.sqrt(-2 * np.log1p(-u[:, :half])), 2 * np.pi * u[:, half:]
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)[:, :count]
+
+
+def summarise(run: Run, tables: list[pa.Table]) -> dict[str, Any]:
+    """What the shards of a measure tell of their rows, together: from the tables, or from the folder's files."""
+    if run.folder is None:
+        schemas = [t.schema for t in tables]
+    else:
+        schemas = [pq.read_schema(run.folder.part(s.index)) for s in run.job.tables[run.job.scored].shards]
+    told = [json.loads(s.metadata[SUMMARY]) for s in schemas]
+    rows = sum(t["rows"] for t in told)
+    out: dict[str, Any] = {"rows_measured": rows, "one_hot_rows": sum(t["one_hot"] for t in told)}
+    if run.job.settings.rank is not None:
+        out["captured_share"] = sum(t["share"] for t in told) / max(rows, 1)
+        out["least_captured_share"] = min(t["least_share"] for t in told)
+    return out

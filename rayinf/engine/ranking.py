@@ -1,0 +1,150 @@
+"""The rest of a subsample's ranks, by a random forest (B Algorithms 6 and 8): fitted once, mapped over shards."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from rayinf.data.batches import row_keys, uniforms
+from rayinf.data.files import Arrays, sound_part, write_part
+from rayinf.data.tables import Shard
+from rayinf.engine.job import Job
+from rayinf.engine.run import Run
+from rayinf.engine.worker import Worker
+from rayinf.select.forest import MOST_ROWS, RankForest, rank_of
+
+# Scored values against which ranks are told: beyond so many, the ranks of a sample of them are as good.
+_MOST_REFERENCES = 1 << 20
+_READ_ROWS = 8192
+# Under this out-of-bag rank correlation the forest's ranks are little better than chance.
+_WEAK = 0.5
+
+
+class _Ranked:
+    """A stage over shards whose `fi` is there already: handed on, or in the shard's own file."""
+
+    def __init__(self, worker: Worker, arrays: Arrays) -> None:
+        self.worker = worker
+
+    def values(self, item: tuple[Shard, pa.Table | None]) -> pa.Table:
+        """`row_id`, the label if there is one, and `fi`, null where a row was not scored."""
+        shard, table = item
+        return table if table is not None else pq.read_table(_part(self.worker.job, shard), page_checksum_verification=True)
+
+    def features(self, shard: Shard) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None, np.ndarray[Any, Any]]:
+        """Features `[n, d]`, classes `[n]` if they are known, and keys `[n]` of all rows of a shard."""
+        job, x, labels, keys = self.worker.job, [], [], []
+        for raw in self.worker.read_raw(job.scored, shard, _READ_ROWS):
+            keys.append(row_keys(raw.x, raw.labels))
+            x.append(raw.x if raw.x.dtype == object else raw.x.reshape(len(raw), -1))
+            labels.append(raw.labels)
+        known = job.columns[job.scored].label is not None
+        return np.concatenate(x), job.classes.encode(np.concatenate(labels)) if known else None, np.concatenate(keys)
+
+
+class Gather(_Ranked):
+    """Shard -> its scored rows, as the forest learns from them: a share of them, by their contents alone."""
+
+    def __init__(self, worker: Worker, arrays: Arrays) -> None:
+        super().__init__(worker, arrays)
+        self.share, self.reference_share = (float(v) for v in arrays["shares"])
+
+    def __call__(self, item: tuple[Shard, pa.Table | None]) -> Arrays:
+        """Features, labels and values, and the values that ranks are told against."""
+        fi = self.values(item)["fi"].to_numpy()
+        x, labels, keys = self.features(item[0])
+        draws = uniforms(keys, self.worker.job.settings.seed + 4, 1)[:, 0]
+        known = ~np.isnan(fi)
+        rows = known & (draws < self.share)
+        out = {"x": x[rows], "values": fi[rows], "reference": fi[known & (draws < self.reference_share)]}
+        return out if labels is None else {**out, "labels": labels[rows]}
+
+
+class RankRest(_Ranked):
+    """Shard -> `fi_rank` in [0, 1] of all its rows: their own rank where they are scored, else the forest's."""
+
+    def __init__(self, worker: Worker, arrays: Arrays) -> None:
+        super().__init__(worker, arrays)
+        self.forest, self.reference = RankForest.from_array(arrays["forest"]), arrays["reference"]
+
+    def __call__(self, item: tuple[Shard, pa.Table | None]) -> pa.Table | None:
+        """The table of a shard with `fi_rank`: written in the place of the one without, or returned."""
+        table = self.values(item)
+        fi = table["fi"].to_numpy()
+        x, labels, _ = self.features(item[0])
+        ranks, rest = rank_of(fi, self.reference), np.isnan(fi)
+        if rest.any():
+            ranks[rest] = self.forest.predict(x[rest], None if labels is None else labels[rest])
+        table = table.append_column("fi_rank", pa.array(ranks))
+        if item[1] is not None:
+            return table
+        write_part(_part(self.worker.job, item[0]), table)
+        return None
+
+
+def rank_rest(run: Run, tables: list[pa.Table]) -> tuple[list[pa.Table], dict[str, Any]]:
+    """Add `fi_rank` to every shard.
+
+    Args:
+        run: whose shards have `fi`.
+        tables: of the shards, or nothing where they are in the folder.
+
+    Returns:
+        The shards' tables (or nothing), and what the forest says of itself.
+    """
+    shards = run.job.tables[run.job.scored].shards
+    items = {s.index: (s, tables[k] if tables else None) for k, s in enumerate(shards)}
+    rows = run.scans[run.job.scored].rows
+    scored = rows * run.job.settings.subsample
+    shares = {"shares": np.array([min(1.0, MOST_ROWS / scored), min(1.0, _MOST_REFERENCES / scored)])}
+    parts: dict[int, Arrays] = {}
+    with run.timed("forest", rows) as advance:
+        for key, part in run.runner.map(Gather, shares, items):
+            parts[key] = part
+            advance(items[key][0].rows)
+        held = {name: np.concatenate([parts[k][name] for k in sorted(parts)]) for name in parts[shards[0].index]}
+        seed = run.job.settings.seed
+        forest = RankForest.fit(held["x"], held["values"], held.get("labels"), seed, torch.get_num_threads())
+    told = {"forest_rank_correlation": forest.oob_rank_correlation, "forest_rows": len(held["values"])}
+    _report(run, told)
+    arrays = {"forest": forest.to_array(), "reference": np.sort(held["reference"])}
+    found: dict[int, pa.Table] = {}
+    todo = {k: item for k, item in items.items() if not _is_ranked(run, item[0])}
+    with run.timed("ranks", rows, rows - sum(s.rows for s, _ in todo.values())) as advance:
+        for key, table in run.runner.map(RankRest, arrays, todo):
+            found[key] = table
+            advance(items[key][0].rows)
+    return ([found[k] for k in sorted(found)] if run.folder is None else []), told
+
+
+def _report(run: Run, told: dict[str, Any]) -> None:
+    """Say how well the forest ranks, and warn where it hardly does."""
+    correlation = told["forest_rank_correlation"]
+    run.log("forest", **told)
+    print(
+        f"rayinf forest: out-of-bag rank correlation {correlation:.3f} over {told['forest_rows']:,} scored rows; most of "
+        "a top selection comes from the scored share"
+    )
+    if correlation < _WEAK:
+        warnings.warn(
+            f"The random forest's out-of-bag rank correlation is {correlation:.3f}: ranks of rows that were not scored are "
+            "little better than chance. Score a larger share (subsample=...), or all rows.",
+            stacklevel=4,
+        )
+
+
+def _is_ranked(run: Run, shard: Shard) -> bool:
+    if run.folder is None:
+        return False
+    names = pq.read_schema(run.folder.part(shard.index)).names
+    return "fi_rank" in names and sound_part(run.folder.part(shard.index), shard.rows, names)
+
+
+def _part(job: Job, shard: Shard) -> Any:
+    assert job.parts is not None
+    return job.parts / f"part-{shard.index:05d}.parquet"

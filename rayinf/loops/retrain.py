@@ -1,0 +1,237 @@
+"""Training a task's model anew, on all rows of a table or some, and measuring what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rayinf.core.capture import forward
+from rayinf.core.epochs import Recipe, train_epochs
+from rayinf.data.batches import Array, BatchReader, Columns, check_columns
+from rayinf.data.labels import Classes, check_known, make_classes
+from rayinf.data.scan import merge_scans, scan_shard
+from rayinf.data.tables import READ_ROWS, as_table
+from rayinf.engine.fit import fit_head
+from rayinf.engine.job import Job, Settings
+from rayinf.engine.probe import probe
+from rayinf.engine.worker import Worker
+from rayinf.errors import InputError
+from rayinf.loops.shuffle import Rows, Shuffled
+from rayinf.task import Fit, Task
+
+# The one table of the worker's job; it measures batches on the table of this name.
+_TABLE = "train"
+
+
+def retrain(
+    task: Task,
+    table: Any,
+    *,
+    keep: Array | Iterable[int] | None = None,
+    weights: Array | None = None,
+    seed: int = 0,
+    rows: int | None = None,
+) -> Task:
+    """Train the task's model anew, as `task.fit` says: minimise `sum_i w_i l_i / n + l2/2 ||theta||^2`.
+
+    Without a fit, a linear softmax head (`rayinf.logistic_regression`) is fitted to convergence.
+
+    Args:
+        task: what to train, from what.
+        table: of any form; a Parquet table is streamed.
+        keep: the rows to train on, as a boolean mask over the table or as positions; None: all.
+        weights: a weight >= 0 for every row of the table, kept or not.
+        seed: of the first parameters, the order of rows, and dropout.
+        rows: n. None: the kept rows, whatever their weights, so that `l2` is a ridge on their mean. Influence predicts
+            refits that keep the *sum* of the ridge: pass the rows of the first fit, to compare with a prediction.
+
+    Returns:
+        A copy of the task around the new model, with its classes settled.
+
+    Raises:
+        InputError: a table, mask or weights that do not fit, or a model that no fit says how to train.
+        RunError: training diverged or did not converge.
+
+    Cost: `fit.epochs` passes over the rows; about ten for a head. Up to 65,536 rows (256 MB) of features are kept and
+    shuffled as a whole.
+    """
+    worker, count = _open(task, table, "train")
+    if not (isinstance(seed, Integral) and seed >= 0):
+        raise InputError(f"seed={seed!r} is no seed.", "pass an integer >= 0.")
+    if rows is not None and not (isinstance(rows, Integral) and rows >= 1):
+        raise InputError(f"rows={rows!r} is no number of rows.", "pass a positive integer, or leave it out.")
+    chosen = _choose(count, keep, weights)
+    over = chosen.rows if rows is None else int(rows)
+    settled = worker.job.task
+    if isinstance(task.fit, Fit):
+        _train(worker, chosen, task.fit, settled.l2 * over / chosen.rows, int(seed))
+        model = worker.model
+    elif task.fit is not None:
+        asked = replace(settled, l2=settled.l2 * over / chosen.rows)
+        model = task.fit(asked, table, chosen.as_weights, int(seed))
+        if not isinstance(model, nn.Module):
+            raise InputError(
+                f"Task(fit=...) is a function that returned a {type(model).__name__}.", "return the trained nn.Module."
+            )
+    else:
+        fit_head(_head(worker), lambda: _head_batches(worker, chosen), over, settled.l2)
+        model = worker.model
+    return replace(settled, model=model.eval())
+
+
+def evaluate(task: Task, table: Any) -> dict[str, Any]:
+    """How the task's model does on a table, streamed.
+
+    Args:
+        task: around a trained model.
+        table: of any form.
+
+    Returns:
+        `rows`, `loss` (mean), `accuracy`, and `accuracy_<label>` of every class (None where no row is of it).
+
+    Raises:
+        InputError: a table that does not fit the task, or a label that is no class.
+
+    Cost: one forward pass over the rows.
+    """
+    worker, count = _open(task, table, "test")
+    loss, classes = 0.0, worker.job.classes
+    seen, right = (torch.zeros(len(classes.labels), dtype=torch.int64) for _ in range(2))
+    size = worker.rows_a_batch(1)
+    with torch.no_grad():
+        for shard in worker.job.tables[_TABLE].shards:
+            for ready in worker.read(_TABLE, shard, size):
+                logits = forward(worker.model, ready.x)
+                loss += float(task.row_loss(logits, ready.y).double().sum())
+                y, hit = ready.y.cpu(), (logits.argmax(1) == ready.y).cpu()
+                seen += torch.bincount(y, minlength=len(seen))
+                right += torch.bincount(y[hit], minlength=len(seen))
+    shares = {
+        f"accuracy_{name}": int(r) / int(s) if s else None
+        for name, r, s in zip(classes.names, right, seen, strict=True)
+    }
+    return {"rows": count, "loss": loss / count, "accuracy": int(right.sum()) / count, **shares}
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The rows to train on."""
+
+    keep: Array
+    weights: Array | None
+
+    @property
+    def rows(self) -> int:
+        """How many are kept."""
+        return int(self.keep.sum())
+
+    @property
+    def as_weights(self) -> Array | None:
+        """The same as one weight a row, 0 on rows that are left out; None where all count once."""
+        if self.weights is None and self.keep.all():
+            return None
+        return np.where(self.keep, 1.0 if self.weights is None else self.weights, 0.0)
+
+    def of(self, positions: Array, like: torch.device) -> Tensor | None:
+        """Weights of some rows."""
+        return None if self.weights is None else torch.from_numpy(self.weights[positions]).to(like)
+
+
+def _open(task: Task, given: Any, name: str) -> tuple[Worker, int]:
+    """A worker on a table that is found to be sound, with the classes settled; and the table's rows."""
+    table = as_table(given, task.feature_columns, [task.label, *([task.group] if task.group else [])], name)
+    columns = Columns(tuple(task.feature_columns), isinstance(task.features, str), task.label, None)
+    check_columns(table, columns)
+    job = Job(task, {_TABLE: table}, {_TABLE: columns}, Classes(()), Settings(curvature="identity"))
+    logits = probe(job).logits
+    reader = BatchReader(table, columns)
+    scan = merge_scans([scan_shard(reader, s, columns, READ_ROWS) for s in table.shards], table)
+    classes = make_classes(scan.counts[task.label], logits, task.classes)
+    check_known(classes, scan.counts[task.label], table.name)
+    settled = replace(task, classes=classes.labels)
+    return Worker(replace(job, task=settled, classes=classes)), scan.rows
+
+
+def _choose(rows: int, keep: Array | Iterable[int] | None, weights: Array | None) -> _Chosen:
+    """A mask and weights over the table's rows.
+
+    Raises:
+        InputError: they do not fit the table, or leave nothing to train on.
+    """
+    mask = np.ones(rows, bool)
+    if keep is not None:
+        held = np.asarray(keep if isinstance(keep, np.ndarray) else list(keep))
+        if held.dtype == bool:
+            if held.shape != (rows,):
+                raise InputError(f"keep is a mask {list(held.shape)} for {rows} rows.", "pass True or False a row.")
+            mask = held
+        else:
+            if held.size and (held.dtype.kind not in "iu" or held.min() < 0 or held.max() >= rows):
+                raise InputError(f"keep holds positions outside the table's {rows} rows.", "pass positions from 0.")
+            mask = np.zeros(rows, bool)
+            mask[held.astype(np.int64)] = True
+    if weights is not None:
+        weights = np.asarray(weights, dtype=np.float64)
+        if weights.shape != (rows,) or not np.isfinite(weights).all() or (weights < 0).any():
+            raise InputError(
+                f"weights are {list(weights.shape)} for {rows} rows, or not all finite and >= 0.",
+                "pass a weight for every row of the table, kept or not.",
+            )
+    if not mask.any() or (weights is not None and not weights[mask].any()):
+        raise InputError(f"None of the {rows} rows is left to train on.", "keep some, with a positive weight.")
+    return _Chosen(mask, weights)
+
+
+def _train(worker: Worker, chosen: _Chosen, fit: Fit, l2: float, seed: int) -> None:
+    """Train the worker's model in place, by minibatches."""
+    job = worker.job
+    shuffled = Shuffled(job.tables[_TABLE], job.columns[_TABLE], chosen.keep, fit.batch_size)
+
+    def tensors(rows: Rows) -> tuple[Any, Tensor, Tensor | None]:
+        y = torch.from_numpy(job.classes.encode(rows.labels)).to(worker.device)
+        return worker.input(rows.x), y, chosen.of(rows.positions, worker.device)
+
+    def epoch(generator: torch.Generator) -> Iterator[tuple[Any, Tensor, Tensor | None]]:
+        return map(tensors, shuffled.epoch(generator))
+
+    ridged = frozenset(n for block in worker.blocks for n in block.parameters)
+    steps = fit.epochs * shuffled.steps
+    train_epochs(worker.model, epoch, Recipe(fit, job.task.row_loss, steps, seed, l2, ridged))
+
+
+def _head(worker: Worker) -> nn.Linear:
+    """The one linear layer of a softmax regression, the model that has a fit of its own.
+
+    Raises:
+        InputError: the model is another.
+    """
+    model = worker.model
+    layers: list[nn.Module] = list(model) if type(model) is nn.Sequential else [model]
+    if len(layers) == 2 and type(layers[0]) is nn.Flatten:
+        layers = layers[1:]
+    head = layers[0]
+    if len(layers) == 1 and type(head) is nn.Linear and head.bias is not None and worker.job.task.is_cross_entropy:
+        return head
+    raise InputError(
+        "The Task does not say how its model is trained, and only a linear softmax head can do without.",
+        "pass Task(fit=rayinf.Fit(optimizer=..., lr=..., epochs=...)).",
+    )
+
+
+def _head_batches(worker: Worker, chosen: _Chosen) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """The kept rows as the head sees them, flat and in float64."""
+    table, columns = worker.job.tables[_TABLE], worker.job.columns[_TABLE]
+    reader, cpu = BatchReader(table, columns), torch.device("cpu")
+    for shard in table.shards:
+        for batch in reader.read(shard, READ_ROWS):
+            at = np.flatnonzero(chosen.keep[batch.start : batch.start + len(batch)])
+            if len(at):
+                x = worker.input(batch.x[at]).cpu().to(torch.float64).flatten(1)
+                y = torch.from_numpy(worker.job.classes.encode(batch.labels[at]))
+                yield x, y, chosen.of(batch.start + at, cpu)

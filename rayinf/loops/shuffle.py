@@ -1,0 +1,116 @@
+"""Minibatches of a table in a new order every epoch, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rayinf.data.batches import Array, Batch, BatchReader, Columns
+from rayinf.data.tables import READ_ROWS, Table
+
+# Rows that are shuffled together, and what their features may take: a table that fits is shuffled exactly.
+BUFFER_ROWS = 65_536
+BUFFER_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows: features `[B, ...]`, raw labels `[B]`, positions in the table `[B]`."""
+
+    x: Array
+    labels: Array
+    positions: Array
+
+    @classmethod
+    def of(cls, batch: Batch, at: Array) -> Rows:
+        """Rows of a batch, by their places in it."""
+        return cls(batch.x[at], batch.labels[at], batch.start + at)
+
+    @classmethod
+    def join(cls, parts: list[Rows]) -> Rows:
+        """All rows of some parts."""
+        fields = ([p.x for p in parts], [p.labels for p in parts], [p.positions for p in parts])
+        return cls(*(np.concatenate(f) for f in fields))
+
+    def take(self, at: Array | slice) -> Rows:
+        """Some of them."""
+        return Rows(self.x[at], self.labels[at], self.positions[at])
+
+    def __len__(self) -> int:
+        """Rows."""
+        return len(self.positions)
+
+
+class Shuffled:
+    """The kept rows of a table as minibatches, in an order that is drawn anew for every epoch.
+
+    A table that fits the buffer is read once and permuted as a whole, whatever its shards. Of a larger one, an epoch
+    permutes the shards and shuffles inside the buffer.
+    """
+
+    def __init__(self, table: Table, columns: Columns, keep: Array, size: int) -> None:
+        self._table, self._keep, self._size = table, keep, size
+        self._reader = BatchReader(table, columns)
+        first = next(self._reader.read(table.shards[0], 64))
+        self._capacity = max(min(BUFFER_ROWS, BUFFER_BYTES // _row_bytes(first.x)), 2 * size)
+        self.rows = int(keep.sum())
+        self._held: Rows | None = None
+        if self.rows <= self._capacity:
+            self._held = Rows.join(list(self._kept(range(len(table.shards)))))
+
+    @property
+    def steps(self) -> int:
+        """Minibatches of an epoch."""
+        return len(_cuts(self.rows, self._size))
+
+    def epoch(self, generator: torch.Generator) -> Iterator[Rows]:
+        """Minibatches of `size` rows, and a last one of the rest."""
+        if self._held is not None:
+            yield from self._split(_permuted(self._held, generator))
+            return
+        shards = torch.randperm(len(self._table.shards), generator=generator).tolist()
+        buffer: list[Rows] = []
+        for part in self._kept(shards):
+            buffer.append(part)
+            held = sum(map(len, buffer))
+            if held >= self._capacity:
+                rows = _permuted(Rows.join(buffer), generator)
+                # At least one batch waits, so that what is left at the end is never less than one.
+                out = (held // self._size - 1) * self._size
+                yield from self._split(rows.take(slice(out)))
+                buffer = [rows.take(slice(out, None))]
+        yield from self._split(_permuted(Rows.join(buffer), generator))
+
+    def _kept(self, shards: range | list[int]) -> Iterator[Rows]:
+        for k in shards:
+            shard = self._table.shards[k]
+            if not self._keep[shard.start : shard.start + shard.rows].any():
+                continue
+            for batch in self._reader.read(shard, READ_ROWS):
+                at = np.flatnonzero(self._keep[batch.start : batch.start + len(batch)])
+                if len(at):
+                    yield Rows.of(batch, at)
+
+    def _split(self, rows: Rows) -> Iterator[Rows]:
+        for start, stop in _cuts(len(rows), self._size):
+            yield rows.take(slice(start, stop))
+
+
+def _cuts(rows: int, size: int) -> list[tuple[int, int]]:
+    """Where minibatches begin and end. A single row that is left joins the last one: batch norm needs two."""
+    starts = list(range(0, rows, size))
+    if size > 1 and rows > size and rows % size == 1:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], rows], strict=True))
+
+
+def _permuted(rows: Rows, generator: torch.Generator) -> Rows:
+    return rows.take(torch.randperm(len(rows), generator=generator).numpy())
+
+
+def _row_bytes(x: Array) -> int:
+    size = sum(len(v) for v in x.reshape(-1)) if x.dtype == object else x.nbytes
+    return max(size // len(x), 1)

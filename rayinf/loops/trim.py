@@ -1,0 +1,165 @@
+"""Trimming: drop the worst rows of a column of scores, and see what that does to the model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rayinf.data.batches import Array
+from rayinf.data.scores import Scores, to_numpy
+from rayinf.data.selection import Selection
+from rayinf.data.tables import as_table
+from rayinf.errors import InputError
+from rayinf.loops.retrain import evaluate
+from rayinf.loops.retrain import retrain as train_anew
+from rayinf.select.trim import UNSIGNED, candidates, pick, worst_first
+from rayinf.task import Task
+
+
+def trim(
+    scores: Scores,
+    budget: int = 100,
+    by: str | None = None,
+    floor: int = 0,
+    *,
+    retrain: bool = False,
+    task: Task | None = None,
+    train: Any = None,
+    valid: Any = None,
+    test: Any = None,
+    seed: int = 0,
+) -> Selection:
+    """Remove the rows that a column of scores calls the worst.
+
+    Of `fi`, `fi_rank` and `self_influence`, the `budget` rows of largest value (B Algorithm 3). Of every other column,
+    an influence with a sign, the `min(budget, number of negative values)` most negative ones (C Algorithm 2). Of equal
+    values the earlier row counts as the worse. Rows without a value (`fi`, where a share was scored) stay.
+
+    Args:
+        scores: of the training rows.
+        budget: how many rows to remove, at most.
+        by: the column. Needed where there are several; `fi` with `fi_rank` means `fi_rank`.
+        floor: so many rows of every class stay at least (a class that had fewer keeps all): rows of a class at its
+            floor are passed over, and the next worst are taken.
+        retrain: also train the task's model anew on all of `train` and on the kept rows (`Task(fit=...)`), and measure
+            both: `Selection.before` and `.after`.
+        task: for `retrain`.
+        train: for `retrain`: the table that the scores belong to.
+        valid: for `retrain`: what is measured on, where there is no `test`.
+        test: for `retrain`: what is measured on.
+        seed: of the training.
+
+    Returns:
+        A Selection: `.kept`, `.removed` (worst first), and with `retrain` the measures `before` and `after`: `rows`,
+        `loss`, `accuracy` and `accuracy_<label>` on `test`, and `train_rows`.
+
+    Raises:
+        InputError: an unknown column, several and none named, a budget or floor out of range, a floor without labels,
+            `retrain` without what it needs, or another table than that of the scores.
+        RunError: training diverged or did not converge.
+
+    Cost: a sort of the column; with `retrain`, two trainings.
+    """
+    if retrain:
+        _check_retraining(scores, task, train, valid if test is None else test)
+    by = _column(scores, by)
+    for name, value in (("budget", budget), ("floor", floor)):
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
+            raise InputError(f"{name}={value!r} is no number of rows.", "pass an integer >= 0.")
+    table = scores.select(["row_id", by])
+    ids, values, labels = table["row_id"], table[by].to_numpy(), scores.labels if floor else None
+    if floor and labels is None:
+        raise InputError(
+            f"floor={floor} needs the class of every row, and these scores carry no labels.",
+            "compute the scores with rayinf, or pass Scores.from_numpy(..., labels=y).",
+        )
+    valued = int((~np.isnan(values)).sum())
+    if budget > valued:
+        raise InputError(
+            f"budget={budget} is more than the {valued:,} rows that have a value of {by!r}.",
+            f"pass at most {valued}" + (", or by='fi_rank', which has every row." if valued < len(values) else "."),
+        )
+    signed = by not in UNSIGNED
+    order = worst_first(values, signed)
+    removed = pick(order, candidates(values, signed), budget, labels, floor)
+    rule = "most negative" if signed else "largest"
+    metadata = {"by": by, "rule": rule, "budget": budget, "floor": floor, "removed": int(removed.sum())}
+    # Rows without a value are neither good nor bad: after the best ones, before those that are removed.
+    missing = np.isnan(values[order])
+    best_first = np.concatenate([order[~missing][::-1], order[missing]])
+    selection = Selection.of(ids, values, best_first, ~removed, metadata)
+    if not retrain or task is None:
+        return selection
+    return _retrained(selection, task, train, valid if test is None else test, seed)
+
+
+def _column(scores: Scores, by: str | None) -> str:
+    """The column to trim by.
+
+    Raises:
+        InputError: there is none of that name, or several and none is named.
+    """
+    have = scores.columns
+    shown = ", ".join(map(repr, have))
+    if by is None and set(have) == {"fi", "fi_rank"}:
+        return "fi_rank"
+    if by is None and len(have) != 1:
+        raise InputError(f"The scores have {len(have)} columns: {shown}.", f"name one, as by={have[0]!r}.")
+    if by is not None and by not in have:
+        raise InputError(f"by={by!r} is no column of the scores; they have {shown}.", "name one of these.")
+    return have[0] if by is None else by
+
+
+def _retrained(selection: Selection, task: Task, train: Any, test: Any, seed: int) -> Selection:
+    """The selection with what models do on `test` that are trained before and after."""
+    found = []
+    for keep in (None, selection.mask):
+        measures = evaluate(train_anew(task, train, keep=keep, seed=seed), test)
+        found.append({**measures, "train_rows": len(selection.mask) if keep is None else len(selection)})
+    return replace(selection, before=found[0], after=found[1])
+
+
+def _check_retraining(scores: Scores, task: Task | None, train: Any, test: Any) -> None:
+    """Refuse `retrain=True` without what it needs, or with another table than that of the scores.
+
+    Raises:
+        InputError: what is missing or does not match.
+    """
+    if missing := [name for name, value in (("task", task), ("train", train), ("test", test)) if value is None]:
+        raise InputError(
+            f"retrain=True needs task, train, and test or valid: {', '.join(missing)} is missing.",
+            "pass trim(scores, ..., retrain=True, task=task, train=train, test=test).",
+        )
+    assert task is not None
+    table = as_table(train, task.feature_columns, [task.label, *([task.group] if task.group else [])], "train")
+    if table.num_rows != len(scores):
+        raise InputError(
+            f"train has {table.num_rows:,} rows, and the scores have {len(scores):,}.",
+            "pass the table that was scored.",
+        )
+    column = task.row_id or "row_id"
+    if column in table.schema.names:
+        reader, held = table.open([column]), to_numpy(scores.select(["row_id"])["row_id"])
+        for shard in table.shards:
+            ids = to_numpy(pa.chunked_array([b.column(column) for b in reader.read(shard)]))
+            _check_ids(ids, held, shard.start)
+
+
+def _check_ids(ids: Array, held: Array, start: int) -> None:
+    """Scores belong to a table by its ids in its order, or by positions.
+
+    Raises:
+        InputError: they do not.
+    """
+    own, positions = held[start : start + len(ids)], np.arange(start, start + len(ids))
+    if not np.array_equal(ids, own) and not np.array_equal(own, positions):
+        row = int(np.flatnonzero(ids != own)[0])
+        told, here = own[row].item(), ids[row].item()
+        raise InputError(
+            f"Row {start + row} of train has the id {here!r}, and the scores have {told!r} there.",
+            "pass the table that was scored, in the same order.",
+        )

@@ -1,0 +1,64 @@
+"""Which rows to trim: the worst of a column, at most a budget of them, and never a class under its floor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+# Columns without a sign, of which the largest are the worst (B Algorithm 3). Of all others the most negative are, and
+# a row of value 0 or more is never trimmed (C Algorithm 2).
+UNSIGNED = ("fi", "fi_rank", "self_influence")
+
+
+def worst_first(values: Array, signed: bool) -> Array:
+    """Positions `[n]` from the worst to the best. Ties: the earlier row first; rows without a value (NaN) last.
+
+    Args:
+        values: `[n]`.
+        signed: whether low values are bad (influence), or high ones (FI).
+    """
+    return np.argsort(values if signed else -values, kind="stable")
+
+
+def candidates(values: Array, signed: bool) -> Array:
+    """Whether a row may be trimmed at all, `[n]`: the harmful ones of a signed column, else all that have a value."""
+    return values < 0 if signed else ~np.isnan(values)
+
+
+def pick(order: Array, may: Array, budget: int, labels: Array | None = None, floor: int = 0) -> Array:
+    """Whether each row is trimmed, `[n]`: the first `budget` candidates, passing over classes at their floor.
+
+    Args:
+        order: positions `[n]`, worst first.
+        may: whether a row may be trimmed, `[n]`.
+        budget: rows to trim, at most.
+        labels: `[n]`, where there is a floor.
+        floor: rows of every class that stay; a class that has fewer keeps all.
+    """
+    ranked = order[may[order]]
+    if labels is not None and floor:
+        ranked = ranked[_rank_in_class(labels[ranked]) < _spare(labels, floor)[ranked]]
+    trimmed = np.zeros(len(order), bool)
+    trimmed[ranked[:budget]] = True
+    return trimmed
+
+
+def _rank_in_class(labels: Array) -> Array:
+    """How many earlier rows have the row's label."""
+    grouped = np.argsort(labels, kind="stable")
+    held = labels[grouped]
+    first = np.flatnonzero(np.r_[True, held[1:] != held[:-1]]) if len(held) else np.zeros(0, int)
+    sizes = np.diff(np.r_[first, len(held)])
+    rank = np.empty(len(labels), int)
+    rank[grouped] = np.arange(len(held)) - np.repeat(first, sizes)
+    return rank
+
+
+def _spare(labels: Array, floor: int) -> Array:
+    """How many rows the row's class can lose."""
+    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    spare: Array = np.maximum(counts - floor, 0)[codes]
+    return spare

@@ -180,10 +180,8 @@ def curvature_of_layers(model: nn.Module, blocks: Mapping[str, Tensor]) -> Tenso
     total = torch.zeros(sum(sizes.values()), sum(sizes.values()), dtype=torch.float64)
     for layer, block_rpp in blocks.items():
         module = model.get_submodule(layer)
-        places = [
-            torch.arange(starts[f"{layer}.{name}"], starts[f"{layer}.{name}"] + value.numel()).view(value.shape)
-            for name, value in module.named_parameters(recurse=False)
-        ]
+        named = [(f"{layer}.{name}".lstrip("."), v) for name, v in module.named_parameters(recurse=False)]
+        places = [starts[name] + torch.arange(value.numel()).view(value.shape) for name, value in named]
         for place, block in zip(oracles.layer_matrix(module, *places).flatten(1), block_rpp, strict=True):
             total[place[:, None], place] = block
     return total

@@ -93,9 +93,7 @@ class Tape:
 
 
 @contextmanager
-def capture(
-    model: nn.Module, blocks: Sequence[Block], half: bool = False, attached: bool = False
-) -> Generator[Tape]:
+def capture(model: nn.Module, blocks: Sequence[Block], half: bool = False, attached: bool = False) -> Generator[Tape]:
     """Hook the layers of `blocks`; everything the model had before is put back on leaving.
 
     Args:

@@ -22,7 +22,6 @@ from rayinf.core.measure import contrasts
 from rayinf.core.mixed import Inverse
 from rayinf.task import RowLoss
 
-
 # What a model may do to its input before the head and still hand on the same numbers.
 _VIEWS = ("ViewBackward", "ReshapeAliasBackward", "UnsafeViewBackward", "AliasBackward", "SqueezeBackward", "Unsqueeze")
 
@@ -40,7 +39,8 @@ class HeadRows:
 
     def __init__(self, model: nn.Module, block: Block, x: Tensor, labels: Tensor | None, loss: str | RowLoss) -> None:
         self._name, self._loss = block.name, loss
-        self._w_cd = model.get_submodule(block.name).weight.detach()
+        module: Any = model.get_submodule(block.name)
+        self._w_cd: Tensor = module.weight.detach()
         self._x_bd = x.reshape(len(x), -1)
         self._a_bi = functional.pad(self._x_bd, (0, 1), value=1.0) if block.has_bias else self._x_bd
         with torch.no_grad():
@@ -136,7 +136,7 @@ class HeadRows:
 
 
 def is_plain_head(model: nn.Module, blocks: Sequence[Block], x: Any) -> bool:
-    """Whether what is valued is one linear layer whose input is the model's own, flattened, and its output the logits."""
+    """Whether what is valued is one linear layer from the model's own input, flattened, to its logits."""
     if len(blocks) != 1 or blocks[0].kind != "linear" or not isinstance(x, Tensor) or not x.is_floating_point():
         return False
     leaf = x.detach().clone().requires_grad_(True)

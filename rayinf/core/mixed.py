@@ -276,5 +276,3 @@ def _dense(block: Block, parts: Sequence[Positions], like: Tensor) -> Tensor:
 def _unpack(v: Tensor) -> tuple[Tensor, Tensor]:
     value, tangent = forward_ad.unpack_dual(v)
     return value, torch.zeros_like(value) if tangent is None else tangent
-
-

@@ -36,7 +36,10 @@ class Columns:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows, decoded: features `[B, ...]`, raw labels `[B]` (zeros where there are none), ids `[B]`, extra columns, and the first position."""
+    """Some rows, decoded: features `[B, ...]`, raw labels and ids `[B]`, extra columns, and the first position.
+
+    Labels are zeros where the table has none.
+    """
 
     x: Array
     labels: Array

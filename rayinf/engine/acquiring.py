@@ -18,7 +18,7 @@ from torch import Tensor
 from rayinf.core import uncertainty
 from rayinf.core.capture import forward
 from rayinf.core.dropout import mc_log_probabilities, require_dropout
-from rayinf.core.fisher import logit_gradient
+from rayinf.core.fisher import FisherKind, logit_gradient
 from rayinf.core.influence import row_products
 from rayinf.core.objectives import Objective
 from rayinf.data.batches import uniforms
@@ -49,7 +49,7 @@ STRATEGIES = ("fi", *BY_INFLUENCE, *BY_DROPOUT, *BY_LOGITS, "random")
 # Candidates of BatchBALD a row that is picked, and in all.
 _CANDIDATES, _MOST_CANDIDATES = 20, 4000
 # R of the labelled rows that a worker holds, and values of pairs that the driver holds.
-_TILE_BYTES = 512 << 20
+TILE_BYTES = 512 << 20
 
 
 class Uncertain(stages.Scoring):
@@ -138,6 +138,22 @@ class Wish:
             return None
         return hashlib.sha256(repr((self.n, sorted(map(str, self.exclude)))).encode()).hexdigest()[:16]
 
+    @property
+    def needs_dropout(self) -> bool:
+        """Whether the model is sampled under dropout."""
+        return self.strategy in BY_DROPOUT
+
+    def settings(
+        self, curvature: str, fisher: FisherKind, seed: int, batch_size: int | None, rank: int | None, subsample: float
+    ) -> Settings:
+        """Those of a run of the strategy; curvature matters to some alone."""
+        if self.strategy == "fi":
+            found = measuring.settings(curvature, fisher, seed, batch_size, rank, subsample)
+        else:
+            kind = curvature if self.strategy in BY_INFLUENCE else "identity"
+            found = Settings(kind, fisher, seed=seed, batch_size=batch_size, rank=rank, subsample=subsample)
+        return dataclasses.replace(found, strategy=self.strategy, aggregate="trimmed_mean", wish=self.digest)
+
     def tables(self, labeled: Any, pool: Any, valid: Any) -> dict[str, Any]:
         """The tables that the strategy reads.
 
@@ -166,7 +182,7 @@ class Wish:
             raise InputError(f"n={self.n:,} rows are wanted, and the pool has {rows:,}{left}.", "pass a smaller n.")
         if self.strategy == "fi":
             parse(str(settings.aggregate), tables["train"].num_rows)
-        if self.strategy in BY_DROPOUT:
+        if self.needs_dropout:
             require_dropout(probed.model)
         measuring.check(rows, probed, settings)
 
@@ -250,7 +266,9 @@ def value_pairs(run: Run) -> list[pa.Table]:
         return pipeline.score(run, PairValues, arrays, ["fi"], later=["fi_rank"], whole=True, solve=solve)
     found: list[pa.Table] = []
     for piece in _pieces(run):
-        if run.folder is not None and all(sound_part(run.folder.part(s.index), s.rows, ["row_id", "fi"]) for s in piece):
+        if run.folder is not None and all(
+            sound_part(run.folder.part(s.index), s.rows, ["row_id", "fi"]) for s in piece
+        ):
             continue
         found += _piece_values(run, piece, tiles, inverse, solve)
     return found
@@ -298,9 +316,9 @@ def _factors(run: Run, tile: Chunk, inverse: Any, solve: bool) -> Any:
 
 
 def _tiles(run: Run) -> list[Chunk]:
-    """Labelled rows in tiles whose R fits in `_TILE_BYTES`."""
+    """Labelled rows in tiles whose R fits in `TILE_BYTES`."""
     size = 8 * min(len(run.job.classes.labels) - 1, run.probe.perturbed) * run.probe.parameters
-    step = max(1, _TILE_BYTES // size)
+    step = max(1, TILE_BYTES // size)
     tiles: list[list[Shard]] = [[]]
     for shard in run.job.tables["train"].shards:
         for at in range(0, shard.rows, step):
@@ -314,12 +332,12 @@ def _tiles(run: Run) -> list[Chunk]:
 
 
 def _pieces(run: Run) -> list[list[Shard]]:
-    """Consecutive shards of the pool whose pairs with all labelled rows fit in `_TILE_BYTES`, a shard at least."""
+    """Consecutive shards of the pool whose pairs with all labelled rows fit in `TILE_BYTES`, a shard at least."""
     labeled = run.scans["train"].rows
     pieces: list[list[Shard]] = [[]]
     for shard in run.job.tables["pool"].shards:
         rows = sum(s.rows for s in pieces[-1]) + shard.rows
-        if pieces[-1] and 4 * labeled * rows > _TILE_BYTES:
+        if pieces[-1] and 4 * labeled * rows > TILE_BYTES:
             pieces.append([])
         pieces[-1].append(shard)
     return pieces

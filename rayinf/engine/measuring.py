@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor
 
 from rayinf.core import head, measure
-from rayinf.core.fisher import logit_gradient
+from rayinf.core.fisher import FisherKind, logit_gradient
 from rayinf.core.influence import dense_rows
 from rayinf.core.lowrank import OVERSAMPLE, project, right_subspace
 from rayinf.core.mixed import Inverse, MixedRows, TapedRows, float_tensors
+from rayinf.core.objectives import Objective, mean_loss
 from rayinf.data.batches import Batch, row_keys, uniforms
-from rayinf.data.files import Arrays, write_part
+from rayinf.data.files import Arrays
 from rayinf.data.scores import LABEL_COLUMN
 from rayinf.data.tables import Shard
 from rayinf.engine.job import Chunk, Settings
@@ -30,6 +32,8 @@ from rayinf.errors import InputError
 from rayinf.select.aggregate import parse
 from rayinf.select.forest import LEAST_ROWS
 
+# What FI_util watches.
+OBJECTIVE = Objective("fi", combine=mean_loss)
 # The key under which a shard's table carries what it has to say of its rows.
 SUMMARY = b"rayinf"
 # Rows that are read at a time where only some of them are scored.
@@ -153,7 +157,7 @@ class Measure(Scoring):
 
 
 class PairFactors:
-    """Chunk of labelled rows -> `R` `[rows, r, p]`, with `FI(z', z_i) = |R_i grad l(z')|^2`, `R_i = ((n Hbar)^-1 M_i F_i)'`.
+    """Chunk of labelled rows -> `R` `[rows, r, p]`, `R_i = ((n Hbar)^-1 M_i F_i)'`: `FI(z', z_i) = |R_i grad l(z')|^2`.
 
     In the eigenbasis where the inverse has one and the model is no plain head. Option `solve`: False leaves a dense
     `(n Hbar)^-1` to the rows of the pool, which are fewer.
@@ -195,7 +199,7 @@ class PairValues(Scoring):
         ready = next(self.worker.read("train", self.worker.job.tables["train"].shards[0], 1))
         self.source.rows(ready)
         r_nkp = torch.tensor(arrays["R"]).to(self.worker.device)
-        self.labeled, self.directions, p = r_nkp.shape
+        self.labeled, self.directions = r_nkp.shape[:2]
         self.is_contrasted = self.solve and bool(self.source.is_head) and self.worker.job.task.is_cross_entropy
         if self.is_contrasted:
             # The derivatives in the logits add up to 0: one class less does.
@@ -257,6 +261,14 @@ class PairValues(Scoring):
             held = (squares.to(torch.float32) if fits else squares).cpu().numpy()
             parts.append(self.aggregate.apply(held, torch.get_num_threads())[:, None] if self.whole else held)
         return np.concatenate(parts)
+
+
+def settings(
+    curvature: str, fisher: FisherKind, seed: int, batch_size: int | None, rank: int | None, subsample: float
+) -> Settings:
+    """Those of a run that measures FI: all of it in float64, since the metric's inverse magnifies rounding."""
+    shared = Settings(curvature, fisher, seed=seed, batch_size=batch_size, rank=rank, subsample=subsample)
+    return replace(shared, precision="fp64", mixed=True)
 
 
 def check(rows: int, probed: Probe, settings: Settings) -> None:

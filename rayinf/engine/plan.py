@@ -20,11 +20,14 @@ from rayinf.data.files import Arrays
 from rayinf.data.labels import Classes
 from rayinf.data.tables import Shard
 from rayinf.engine import stages
+from rayinf.engine.acquiring import BY_INFLUENCE, TILE_BYTES, PoolScore, Uncertain
 from rayinf.engine.curvature import DENSE, KRONECKER, column_names
 from rayinf.engine.job import Chunk, Job
+from rayinf.engine.measuring import Measure, PairFactors, PairValues
 from rayinf.engine.probe import probe
 from rayinf.engine.run import Request, open_tables, partial_sums
 from rayinf.engine.worker import BATCH_FLOATS, Worker
+from rayinf.select.forest import MOST_ROWS, RankForest
 
 # Each stage is tried for about this long.
 _PROBE_SECONDS = 1.0
@@ -82,11 +85,11 @@ class Cost:
 
     def to_text(self) -> str:
         """A table for people, with what is free beside what is needed."""
-        lines = [f"{'stage':<12}{'time':>12}{'memory/worker':>16}{'disk':>12}"]
+        lines = [f"{'stage':<16}{'time':>12}{'memory/worker':>16}{'disk':>12}"]
         for s in self.stages:
             disk = _bytes(s.disk) if s.disk else "-"
-            lines.append(f"{s.name:<12}{_time(s.seconds):>12}{_bytes(s.memory):>16}{disk:>12}")
-        lines.append(f"{'total':<12}{_time(self.seconds):>12}{_bytes(self.memory):>16}{_bytes(self.disk):>12}")
+            lines.append(f"{s.name:<16}{_time(s.seconds):>12}{_bytes(s.memory):>16}{disk:>12}")
+        lines.append(f"{'total':<16}{_time(self.seconds):>12}{_bytes(self.memory):>16}{_bytes(self.disk):>12}")
         lines.append(
             f"memory: {_bytes(self.memory)} for {self.workers} process(es), {_bytes(self.free_memory)} free here"
         )
@@ -109,15 +112,17 @@ def make_plan(request: Request) -> Cost:
     trial = _Trial(request)
     curvature = request.settings.curvature
     found = [StageCost("start", _RAY_START_SECONDS, 0)] if request.cluster else []
-    found.append(trial.cost("scan", _Scan, "train", 0, 0))
+    found += [trial.scan(name) for name in trial.rows]
     if curvature in KRONECKER:
         found += trial.kronecker(ekfac=curvature == "ekfac")
     elif curvature in DENSE:
         found += trial.dense()
-    query = 8 * trial.parameters * trial.columns
-    found.append(trial.cost("queries", lambda w: stages.Queries(w, {}), "valid", query, 3 * query))
-    width = 8 + trial.item * trial.columns
-    found.append(trial.cost("scores", trial.score, "train", query // 2, trial.rows["train"] * width))
+    if "valid" in trial.rows:
+        query = 8 * trial.parameters * trial.columns
+        found.append(trial.cost("queries", lambda w: stages.Queries(w, {}), "valid", query, 3 * query))
+    found += trial.pairs() if request.settings.strategy == "fi" else [trial.scores()]
+    if request.settings.subsample < 1:
+        found.append(trial.forest())
     free = shutil.disk_usage(_existing(Path(request.out))).free if request.out is not None else None
     return Cost(tuple(found), trial.workers, psutil.virtual_memory().available, free)
 
@@ -137,6 +142,7 @@ class _Trial:
         self.worker = Worker(self.job, "cuda" if request.cluster and request.cluster.gpus_per_worker else None)
         self.workers = request.cluster.workers if request.cluster else 1
         self.chunks = min(partial_sums(probed, request.settings.curvature), len(tables["train"].shards))
+        self.directions = min(probed.logits - 1, probed.perturbed)
         self._kept = request.out is not None
         self._model = 2 * self.item * sum(p.numel() for p in self.worker.model.parameters())
 
@@ -164,12 +170,74 @@ class _Trial:
         """Exact Hessian or GGN, and its eigenvectors."""
         size = 8 * self.parameters**2
         found = [self.cost("hessian", lambda w: stages.Curvature(w, {}), "train", size, 2 * self.chunks * size)]
-        return [*found, self._stage("factors", _eigh_seconds(self.parameters), 4 * size, size)]
+        return [*found, self._stage("factors", _eigh_seconds(self.parameters), 4 * size, 2 * size)]
 
-    def score(self, worker: Worker) -> stages.Score:
-        """The scoring stage, with queries of ones."""
-        ones = {f"U/{b.name}": np.ones((self.columns, *b.shape), np.float32) for b in self.blocks}
-        return stages.Score(worker, ones, names=[str(k) for k in range(self.columns)])
+    def scan(self, name: str) -> StageCost:
+        """The one look at a table before any work."""
+        return self.cost(f"scan {name}", lambda w: _Scan(w, name), name, 0, 0)
+
+    def scores(self) -> StageCost:
+        """What gives the rows of the scored table their values."""
+        settings, scored = self.job.settings, self.job.scored
+        names = [str(k) for k in range(max(self.columns, 1))]
+        ones = {f"U/{b.name}": np.ones((len(names), *b.shape), np.float32) for b in self.blocks}
+        make: Callable[[Worker], Any] = lambda w: stages.Score(w, ones, names=names)  # noqa: E731
+        if settings.mixed:
+            make = lambda w: Measure(w, {**ones, **self._inverse()}, names=["fi"])  # noqa: E731
+        elif settings.strategy in BY_INFLUENCE:
+            make = lambda w: PoolScore(w, ones, names=names)  # noqa: E731
+        elif settings.strategy is not None:
+            make = lambda w: Uncertain(w, {}, names=names)  # noqa: E731
+        memory = sum(v.nbytes for v in ones.values()) + (self._inverse_bytes() if settings.mixed else 0)
+        return self.cost("scores", make, scored, memory, self.rows[scored] * (16 + self.item * len(names)))
+
+    def pairs(self) -> list[StageCost]:
+        """FI of every pool row on every labelled one: the labelled rows' factors, then products, tile by tile."""
+        inverse, width = self._inverse(), 8 * self.directions * self.parameters
+        labeled = min(self.rows["train"], max(1, TILE_BYTES // width))
+        tiles = -(-self.rows["train"] // labeled)
+        factors = {"R": np.ones((labeled, self.directions, self.parameters)), **inverse}
+        memory = self._inverse_bytes() + 3 * labeled * width
+        found = [
+            self.cost("factors of rows", lambda w: PairFactors(w, inverse, solve=True), "train", memory, 0),
+            self.cost(
+                "pairs",
+                lambda w: PairValues(w, factors, names=["fi"], whole=True, solve=True),
+                "pool",
+                memory,
+                16 * self.rows["pool"],
+            ),
+        ]
+        return (
+            found
+            if tiles == 1
+            else [dataclasses.replace(f, seconds=f.seconds * (tiles if f.name == "pairs" else 1)) for f in found]
+        )
+
+    def forest(self) -> StageCost:
+        """The forest's fit, and its ranks of the scored table."""
+        reader = BatchReader(self.job.tables[self.job.scored], self.job.columns[self.job.scored])
+        raw = next(reader.read(self.job.tables[self.job.scored].shards[0], _MOST_PROBED))
+        x = raw.x.reshape(len(raw), -1)
+        begin = time.perf_counter()
+        forest = RankForest.fit(x, np.random.default_rng(0).random(len(x)), None, 0, torch.get_num_threads())
+        fitted = time.perf_counter()
+        forest.predict(x, None)
+        rows = self.rows[self.job.scored]
+        learned = min(rows * self.job.settings.subsample, MOST_ROWS)
+        seconds = (fitted - begin) * learned / len(x) + (time.perf_counter() - fitted) * rows / len(x) / self.workers
+        return self._stage("forest", seconds, int(learned) * x.shape[1] * 16, 8 * rows)
+
+    def _inverse(self) -> Arrays:
+        """An inverse curvature of the right shape."""
+        if self.job.settings.curvature in DENSE:
+            return {"vectors": np.eye(self.parameters), "inverse": np.ones(self.parameters)}
+        ones = {f"D/{b.name}": np.ones(b.shape) for b in self.blocks}
+        basis = {k: v for k, v in self._basis().items() if k.startswith("q_")}
+        return ones if self.job.settings.curvature == "identity" else {**ones, **basis}
+
+    def _inverse_bytes(self) -> int:
+        return sum(v.nbytes for v in self._inverse().values())
 
     def _basis(self) -> Arrays:
         out: Arrays = {}
@@ -191,7 +259,7 @@ class _Trial:
         while True:
             item: Any = Shard(0, shard.start, rows, shard.file, shard.group, shard.offset)
             begin = time.perf_counter()
-            stage(Chunk((item,)) if isinstance(stage, stages.Summing) else item)
+            stage(Chunk((item,)) if isinstance(stage, stages.Summing | PairFactors) else item)
             points.append((rows, time.perf_counter() - begin))
             if rows in (shard.rows, _MOST_PROBED) or (len(points) > 2 and points[-1][1] > _PROBE_SECONDS):
                 break
@@ -201,10 +269,10 @@ class _Trial:
 
 
 class _Scan:
-    """The scan of the training table as a trial runs it."""
+    """The scan of a table as a trial runs it."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._stage = stages.Scan(worker, {}, table="train")
+    def __init__(self, worker: Worker, table: str) -> None:
+        self._stage = stages.Scan(worker, {}, table=table)
 
     def __call__(self, item: Shard) -> Any:
         return self._stage(item)
@@ -217,7 +285,7 @@ def _first_rows(job: Job, request: Request, logits: int) -> Job:
         name: next(BatchReader(table, job.columns[name]).read(table.shards[0], _MOST_PROBED))
         for name, table in job.tables.items()
     }
-    seen = sorted({v for b in batches.values() for v in b.labels.tolist()})
+    seen = sorted({v for name, b in batches.items() if name != "pool" for v in b.labels.tolist()})
     if task.classes is not None:
         labels = tuple(task.classes)
     elif all(isinstance(v, int) and 0 <= v < logits for v in seen):

@@ -196,7 +196,10 @@ def _check_mixed(worker: Worker, x: object, labels: torch.Tensor) -> None:
     d = sum(v[0].numel() for v in float_tensors(x))
     ones = {b.name: torch.ones(1, *b.shape, dtype=worker.dtype, device=worker.device) for b in worker.blocks}
     try:
-        found = rows.slopes(ones).sum() + rows.columns(torch.ones_like(rows.logits[:, :1]).expand(-1, d)[..., None], None).sum()
+        found = (
+            rows.slopes(ones).sum()
+            + rows.columns(torch.ones_like(rows.logits[:, :1]).expand(-1, d)[..., None], None).sum()
+        )
     except (RuntimeError, NotImplementedError) as error:
         raise InputError(
             f"The model cannot be differentiated twice, which the influence measure FI needs: {error}.",

@@ -34,7 +34,11 @@ class _Ranked:
     def values(self, item: tuple[Shard, pa.Table | None]) -> pa.Table:
         """`row_id`, the label if there is one, and `fi`, null where a row was not scored."""
         shard, table = item
-        return table if table is not None else pq.read_table(_part(self.worker.job, shard), page_checksum_verification=True)
+        return (
+            table
+            if table is not None
+            else pq.read_table(_part(self.worker.job, shard), page_checksum_verification=True)
+        )
 
     def features(self, shard: Shard) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None, np.ndarray[Any, Any]]:
         """Features `[n, d]`, classes `[n]` if they are known, and keys `[n]` of all rows of a shard."""
@@ -127,13 +131,13 @@ def _report(run: Run, told: dict[str, Any]) -> None:
     correlation = told["forest_rank_correlation"]
     run.log("forest", **told)
     print(
-        f"rayinf forest: out-of-bag rank correlation {correlation:.3f} over {told['forest_rows']:,} scored rows; most of "
-        "a top selection comes from the scored share"
+        f"rayinf forest: out-of-bag rank correlation {correlation:.3f} over {told['forest_rows']:,} scored rows; "
+        "most of a top selection comes from the scored share"
     )
     if correlation < _WEAK:
         warnings.warn(
-            f"The random forest's out-of-bag rank correlation is {correlation:.3f}: ranks of rows that were not scored are "
-            "little better than chance. Score a larger share (subsample=...), or all rows.",
+            f"The random forest's out-of-bag rank correlation is {correlation:.3f}: ranks of rows that were not "
+            "scored are little better than chance. Score a larger share (subsample=...), or all rows.",
             stacklevel=4,
         )
 

@@ -335,6 +335,16 @@ def read_bases(held: dict[str, Tensor]) -> dict[str, Basis]:
 
 
 def check_finite(values: np.ndarray[Any, Any], raw: Batch, table: str) -> None:
+    """Refuse values that no decision can be made on.
+
+    Args:
+        values: `[B, columns]`.
+        raw: their rows.
+        table: its name.
+
+    Raises:
+        InputError: the first row with a value that is not finite.
+    """
     wrong = ~np.isfinite(values).all(axis=1)
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])

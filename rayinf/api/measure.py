@@ -1,0 +1,177 @@
+"""The influence measure FI of every row, and the rows of a pool that are worth a label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rayinf.core.fisher import FisherKind
+from rayinf.data.scores import Scores
+from rayinf.data.selection import Selection
+from rayinf.data.tables import Table
+from rayinf.engine import acquiring, measuring, pipeline, ranking
+from rayinf.engine.job import Cluster
+from rayinf.engine.probe import Probe
+from rayinf.engine.run import Request, open_run
+from rayinf.task import Task
+
+
+def influence_measure(
+    task: Task,
+    train: Any,
+    valid: Any,
+    curvature: str = "ekfac",
+    fisher: FisherKind = "true",
+    damping: float | None = None,
+    factors: str | Path | None = None,
+    rank: int | None = None,
+    subsample: float = 1.0,
+    cluster: Cluster | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    *,
+    batch_size: int | None = None,
+) -> Scores:
+    """The influence measure FI_util of every training row (B Eq. 3.1): how far the fit hangs on small changes of it.
+
+    A perturbation w of row i's input moves the fit by `d theta = -(n Hbar)^-1 M_i w`, `M_i = d_x d_theta l_i`
+    (B Eq. A.7; B section 2.2 drops the minus). With v the change of the **mean** validation loss a unit of w, and
+    `G_i` the metric of the row's own prediction under it, `FI = v' G_i^+ v`. It has no sign: the higher, the more the
+    fit hangs on that row. What is perturbed is the model's input: the features, after `Task(transform=...)`,
+    whatever `Task(parameters=...)` says; pass embeddings as the features to perturb those.
+
+    FI does not change under a rotation of the input and one common scale. Under other linear maps it stays the same
+    only where G has full rank, `d <= K - 1`, since B's Theorem 1 needs a metric that is positive definite. A row
+    whose probabilities are exactly one-hot has no metric (G = 0): its FI is 0, and `metadata["one_hot_rows"]`
+    counts it. Everything is computed in float64, whatever the model's own precision.
+
+    Args:
+        task: the trained model and its columns.
+        train: the rows to measure, as in `influence`.
+        valid: the rows whose mean loss is watched.
+        curvature: as in `influence`.
+        fisher: as in `influence`.
+        damping: as in `influence`.
+        factors: as in `influence`.
+        rank: None is exact. k replaces every M_i by its truncated SVD of rank k (KFSVD, B Algorithm 5), from products
+            alone. It saves nothing over the exact form, which takes K products a row against `2 (k + 8) 5`; it is
+            there for comparison. `metadata["captured_share"]` is the mean share of the norm of M_i that is kept.
+        subsample: under 1, measure that share of the rows; a random forest over features and label, fitted once,
+            ranks the rest (B Algorithm 6). `fi` is then null on rows that were not measured, and `fi_rank` in [0, 1]
+            holds every row's rank, 1 the highest: that is what `trim` reads. `metadata["forest_rank_correlation"]` is
+            the forest's out-of-bag rank correlation.
+        cluster: as in `influence`.
+        out: as in `influence`.
+        seed: of the subsample, the forest and the SVD's start.
+        batch_size: rows a pass; None fits the graph in half a gigabyte.
+
+    Returns:
+        Scores with the column `fi`, and `fi_rank` with `subsample < 1`.
+
+    Raises:
+        RayinfError: as in `influence`; a model that cannot be differentiated twice, or not in float64; integer
+            inputs (tokens); a rank over min(p, d); a subsample of under 20 rows.
+
+    Cost: a row of a network takes K passes backward, K through the doubly differentiated graph, and a thin SVD of
+    `d K^2`; of a linear head, `K^2 i^2` multiply-adds (exact) or `K i^2` (ekfac). No `p x d` or `d x d` matrix.
+    """
+    settings = measuring.settings(curvature, fisher, seed, batch_size, rank, subsample)
+    tables = {"train": train, "valid": valid}
+
+    def check(tables: Mapping[str, Table], probed: Probe) -> None:
+        measuring.check(tables["train"].num_rows, probed, settings)
+
+    request = Request(
+        "influence_measure", task, tables, (measuring.OBJECTIVE,), settings, damping, factors, cluster, out, check
+    )
+    with open_run(request) as run:
+        if run.finished:
+            return Scores.load(str(out))
+        pipeline.fit_factors(run)
+        shards = pipeline.score(run, measuring.Measure, pipeline.measure_arrays(run), ["fi"], later=["fi_rank"])
+        told = measuring.summarise(run, shards)
+        if subsample < 1:
+            shards, forest = ranking.rank_rest(run, shards)
+            told = {**told, **forest}
+        return pipeline.finish(run, shards, told)
+
+
+def acquire(
+    task: Task,
+    labeled: Any,
+    pool: Any,
+    n: int = 500,
+    strategy: str = "fi",
+    valid: Any = None,
+    curvature: str = "ekfac",
+    aggregate: str | float = "trimmed_mean",
+    rank: int | None = None,
+    subsample: float = 1.0,
+    cluster: Cluster | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    *,
+    fisher: FisherKind = "true",
+    damping: float | None = None,
+    factors: str | Path | None = None,
+    samples: int = 20,
+    exclude: Sequence[Any] | None = None,
+    batch_size: int | None = None,
+) -> Selection:
+    """The `n` rows of a pool whose labels are most worth asking for (B Algorithms 2, 4, 7 and 8).
+
+    Args:
+        task: the model, trained on `labeled`.
+        labeled: the labelled rows.
+        pool: rows without labels, in the same forms; features alone (an array) will do, and labels are not read.
+        n: rows to pick.
+        strategy: "fi": FI of the row, with its likeliest label, against every labelled row, aggregated (B Eq. 4.1);
+            "iv": influence of the row, with its likeliest label, on the validation loss (needs `valid`);
+            "isal": the same on the loss of the labelled rows (Liu et al. 2021, with the model's own label as
+            pseudo-label); "bald" and "batchbald": mutual information under dropout (Houlsby et al. 2011; Kirsch et
+            al. 2019); "entropy", "margin", "least_confidence"; "random".
+        valid: for "iv".
+        curvature: for "fi", "iv" and "isal", as in `influence`; n is the number of labelled rows.
+        aggregate: of a row's FI over the labelled rows: "trimmed_mean" (the middle 80 %), "mean", "median", or
+            a quantile, as a number in [0, 1] or "quantile:0.9".
+        rank: as in `influence_measure` (B Algorithm 7).
+        subsample: under 1, value that share of the pool; a random forest ranks the rest (B Algorithm 8).
+        cluster: as in `influence`.
+        out: as in `influence`; `scores/` then holds the value of every row of the pool.
+        seed: of what is drawn.
+        fisher: as in `influence`.
+        damping: as in `influence`.
+        factors: as in `influence`.
+        samples: dropout masks for "bald" and "batchbald".
+        exclude: ids of rows of the pool that are not to be picked again.
+        batch_size: as in `influence`.
+
+    Returns:
+        A Selection: `row_ids` best first, and the value of every row of the pool.
+
+    Raises:
+        RayinfError: as in `influence`; n over the rows of the pool; a strategy that is unknown, needs `valid` or
+            needs dropout; an unknown aggregate.
+
+    Cost of "fi": K passes a labelled row, then one matrix product `[labelled (K - 1), p] x [p, pool]` and a partial
+    selection of its values; of the others, one pass over the pool.
+    """
+    wish = acquiring.Wish(strategy, n, () if exclude is None else exclude)
+    settings = wish.settings(curvature, fisher, seed, batch_size, rank, subsample)
+    settings = replace(settings, aggregate=str(aggregate), samples=samples if wish.needs_dropout else 0)
+    tables = wish.tables(labeled, pool, valid)
+    check = partial(wish.check, settings=settings)
+    request = Request("acquire", task, tables, wish.objectives(), settings, damping, factors, cluster, out, check)
+    with open_run(request) as run:
+        if run.finished:
+            return wish.select(Scores.load(str(out)))
+        shards = acquiring.value_pool(run)
+        told: dict[str, Any] = {}
+        if subsample < 1:
+            shards, told = ranking.rank_rest(run, shards)
+        if wish.is_joint:
+            told["picked"] = acquiring.pick_jointly(run, wish, shards)
+        return wish.select(pipeline.finish(run, shards, told))

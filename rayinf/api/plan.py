@@ -1,0 +1,84 @@
+"""What a verb would cost, before it is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rayinf.core.fisher import FisherKind
+from rayinf.core.objectives import parse
+from rayinf.engine import measuring
+from rayinf.engine.acquiring import Wish
+from rayinf.engine.job import Cluster, Settings
+from rayinf.engine.plan import Cost, make_plan
+from rayinf.engine.run import Request
+from rayinf.errors import InputError
+from rayinf.task import Task
+
+
+def plan(
+    task: Task,
+    train: Any,
+    valid: Any = None,
+    objective: Any = "total",
+    curvature: str = "ekfac",
+    fisher: FisherKind = "true",
+    damping: float | None = None,
+    halves: bool = False,
+    cluster: Cluster | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    *,
+    batch_size: int | None = None,
+    precision: str | None = None,
+    verb: str = "influence",
+    pool: Any = None,
+    strategy: str = "fi",
+    rank: int | None = None,
+    subsample: float = 1.0,
+) -> Cost:
+    """Seconds and bytes of every stage of `influence` (or of another verb) with these arguments, before it is run.
+
+    Every stage is tried on the first rows of the tables for about a second, and scaled to all rows and workers;
+    decompositions by the cube of their size. Memory and disk are counted from the shapes, and held against what is
+    free on this machine.
+
+    Args:
+        task: as in `influence`.
+        train: as in `influence`; only its first rows are read.
+        valid: as in `influence`; only its first rows are read.
+        objective: as in `influence`; the groups of a slice are those of the first rows.
+        curvature: as in `influence`.
+        fisher: as in `influence`.
+        damping: as in `influence`.
+        halves: as in `influence`.
+        cluster: as in `influence`; nothing is started.
+        out: as in `influence`; nothing is written.
+        seed: as in `influence`.
+        batch_size: as in `influence`.
+        precision: as in `influence`.
+        verb: "influence", "influence_measure" or "acquire"; of the last, `train` are the labelled rows.
+        pool: for "acquire".
+        strategy: for "acquire".
+        rank: for "influence_measure" and "acquire".
+        subsample: the same.
+
+    Returns:
+        A `Cost`; `to_text()` is the table that `rayinf plan` prints.
+
+    Raises:
+        InputError: wrong input, as far as the first rows show it; a verb that has no plan.
+    """
+    tables, objectives = {"train": train, "valid": valid}, parse(objective)
+    if verb == "influence":
+        settings = Settings(curvature, fisher, halves, seed, batch_size, precision)
+    elif verb == "influence_measure":
+        objectives = (measuring.OBJECTIVE,)
+        settings = measuring.settings(curvature, fisher, seed, batch_size, rank, subsample)
+    elif verb == "acquire":
+        wish = Wish(strategy, 1)
+        tables, objectives = wish.tables(train, pool, valid), wish.objectives()
+        settings = wish.settings(curvature, fisher, seed, batch_size, rank, subsample)
+    else:
+        raise InputError(f"verb={verb!r} has no plan.", 'use "influence", "influence_measure" or "acquire".')
+    return make_plan(Request(verb, task, tables, objectives, settings, damping, None, cluster, out))

@@ -1,0 +1,270 @@
+"""The keys of a config: a model a verb, each the arguments of a function of rayinf, with their meaning for `--help`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from rayinf.core.fisher import FisherKind
+
+
+def _no_truth(value: object) -> object:
+    """YAML reads yes, no, on and off as truth values, and Python counts with those."""
+    if isinstance(value, bool):
+        raise ValueError("is a truth value to YAML: write a number")
+    return value
+
+
+def _fisher(value: object) -> object:
+    """`fisher: true` without quotes is a truth value to YAML."""
+    return "true" if value is True else value
+
+
+def _words(value: object) -> object:
+    for item in value if isinstance(value, list) and value else [value]:
+        if isinstance(item, dict) and list(item) == ["slice"]:
+            raise ValueError(f"is a mapping; write slice:{item['slice']} without a space after the colon")
+        if not isinstance(item, str):
+            raise ValueError("should be a name or a list of names")
+    return value
+
+
+def _seeds(value: object) -> object:
+    for item in value if isinstance(value, list) and value else [value]:
+        if isinstance(item, bool) or not isinstance(item, int):
+            raise ValueError("should be an integer or a list of integers")
+    return value
+
+
+def _aggregate(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError("should be a name, or a number in [0, 1]")
+    return value
+
+
+def _ids(value: object) -> object:
+    held = value if isinstance(value, list) else [value]
+    if value is not None and any(isinstance(v, bool) or not isinstance(v, int | str) for v in held):
+        raise ValueError("should be a list of row ids, integers or text: put quotes around dates, yes and no")
+    return value if value is None else held
+
+
+Whole = Annotated[int, BeforeValidator(_no_truth)]
+Number = Annotated[float, BeforeValidator(_no_truth)]
+
+
+class _Strict(BaseModel):
+    """Unknown keys are errors: a slip of the pen never falls back to a default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClusterConfig(_Strict):
+    """The keys under `cluster`: the fields of `rayinf.Cluster`."""
+
+    address: str | None = Field(
+        None, description='null starts Ray on this machine; "auto" or the address of a head joins a cluster'
+    )
+    workers: Whole = Field(2, description="processes that each hold the model")
+    cpus_per_worker: Number = Field(1, description="CPUs that Ray keeps for a worker, and its threads")
+    gpus_per_worker: Number = Field(0, description="GPUs (or a share of one) a worker; over 0, its model runs there")
+    patience: Number = Field(
+        900.0, description="seconds without one finished shard after which the run is given up; finished shards stay"
+    )
+    runtime_env: dict[str, Any] | None = Field(
+        None, description="Ray's runtime_env, for code that the cluster's machines lack (pip, working_dir, ...)"
+    )
+
+
+# What verbs share: a key means the same wherever it stands.
+_Task = Annotated[
+    str,
+    Field(
+        description="path/to/file.py:name or package.module:name of a rayinf.Task, or of a function without arguments "
+        "that returns one"
+    ),
+]
+_Train = Annotated[str, Field(description="the rows to value: a path, folder, glob or URI of Parquet")]
+_Labeled = Annotated[
+    str, Field(description="the labelled rows that the model was trained on: a path, folder, glob or URI of Parquet")
+]
+_Pool = Annotated[
+    str, Field(description="the rows to pick from, in the same forms; they need no labels, and labels are not read")
+]
+_SomeValid = Annotated[str | None, Field(description='validation rows, in the same forms, which strategy "iv" needs')]
+_Curvature = Annotated[
+    str, Field(description='"ekfac" or "kfac"; "exact" (the Hessian) or "ggn" for few parameters; "identity"')
+]
+_Fisher = Annotated[
+    FisherKind,
+    BeforeValidator(_fisher),
+    Field(description='"true" (the expectation over the model\'s labels) or "empirical", for kfac and ekfac'),
+]
+_Damping = Annotated[
+    Number | None,
+    Field(
+        description="a number added to the eigenvalues of the mean curvature; null: 0.1 x each layer's mean "
+        "eigenvalue for kfac and ekfac, 0 otherwise"
+    ),
+]
+_Factors = Annotated[
+    str | None,
+    Field(description="the folder of a finished run of the same model and curvature, whose factors to use again"),
+]
+_Rank = Annotated[
+    Whole | None,
+    Field(description="null is exact; k takes a truncated SVD of rank k of every row's mixed derivative (KFSVD)"),
+]
+_Subsample = Annotated[
+    Number,
+    Field(description="under 1, that share of the rows is valued and a random forest ranks the rest, in fi_rank"),
+]
+_Cluster = Annotated[
+    ClusterConfig | None,
+    Field(description="null works in this process, without Ray; else a mapping of the keys below"),
+]
+_Out = Annotated[
+    str | None,
+    Field(
+        description="the folder of the run, which every command but plan needs; the same command again finishes an "
+        "interrupted run there"
+    ),
+]
+_BatchSize = Annotated[Whole | None, Field(description="rows a pass; null fits activations in 512 MB")]
+_Aggregate = Annotated[
+    str | float,
+    BeforeValidator(_aggregate),
+    Field(
+        description='of a row\'s FI over the labelled rows, for strategy "fi": "trimmed_mean" (the middle 80 %), '
+        '"mean", "median", or a quantile as a number in [0, 1]'
+    ),
+]
+_Samples = Annotated[Whole, Field(description='dropout masks, for "bald" and "batchbald"')]
+_STRATEGIES = '"fi", "iv", "isal", "bald", "batchbald", "entropy", "margin", "least_confidence" or "random"'
+
+
+class Influence(_Strict):
+    """The arguments of `rayinf.influence`."""
+
+    task: _Task
+    train: _Train
+    valid: str = Field(description="the rows that the objectives are summed over, in the same forms")
+    objective: Annotated[str | list[str], BeforeValidator(_words)] = Field(
+        "total",
+        description='"total", "category" (a column a class), "slice:<column>" (a column a value), the '
+        "path/to/file.py:name of a rayinf.Objective or of a function (logits [B, C], labels [B]) -> [B], or a list of "
+        "these, all in one pass",
+    )
+    curvature: _Curvature = "ekfac"
+    fisher: _Fisher = "true"
+    damping: _Damping = None
+    factors: _Factors = None
+    halves: bool = Field(False, description="true gives every column for each half of the validation rows too")
+    cluster: _Cluster = None
+    out: _Out = None
+    seed: Whole = Field(0, description="an integer that fixes drawn labels (above 32 classes) and the halves")
+    batch_size: _BatchSize = None
+    precision: str | None = Field(
+        None, description='"bf16" or "fp16" runs the model in mixed precision; sums stay in float32 or better'
+    )
+
+
+class Measure(_Strict):
+    """The arguments of `rayinf.influence_measure`."""
+
+    task: _Task
+    train: _Train
+    valid: str = Field(description="the rows whose mean loss is watched, in the same forms")
+    curvature: _Curvature = "ekfac"
+    fisher: _Fisher = "true"
+    damping: _Damping = None
+    factors: _Factors = None
+    rank: _Rank = None
+    subsample: _Subsample = 1.0
+    cluster: _Cluster = None
+    out: _Out = None
+    seed: Whole = Field(0, description="an integer that fixes the subsample, the forest and the start of the SVD")
+    batch_size: _BatchSize = None
+
+
+class Acquire(_Strict):
+    """The arguments of `rayinf.acquire`."""
+
+    task: _Task
+    labeled: _Labeled
+    pool: _Pool
+    n: Whole = Field(500, description="rows to pick")
+    strategy: str = Field("fi", description=f"what makes a row worth asking for: {_STRATEGIES}")
+    valid: _SomeValid = None
+    curvature: _Curvature = "ekfac"
+    aggregate: _Aggregate = "trimmed_mean"
+    rank: _Rank = None
+    subsample: _Subsample = 1.0
+    cluster: _Cluster = None
+    out: _Out = None
+    seed: Whole = Field(0, description="an integer that fixes all that is drawn")
+    fisher: _Fisher = "true"
+    damping: _Damping = None
+    factors: _Factors = None
+    samples: _Samples = 20
+    exclude: Annotated[list[int | str] | None, BeforeValidator(_ids)] = Field(
+        None, description="a list of ids of rows of the pool that are not to be picked"
+    )
+    batch_size: _BatchSize = None
+
+
+class ActiveLearning(_Strict):
+    """The arguments of `rayinf.active_learning`."""
+
+    task: _Task
+    labeled: _Labeled
+    pool: _Pool
+    oracle: str = Field(
+        description="where labels come from: a Parquet table that has those of the pool's rows, a folder where you "
+        "drop those of the picked rows (the run stops until they are there), or the path/to/file.py:name of a function"
+    )
+    test: str = Field(description="the rows that accuracy is measured on after every round, in the same forms")
+    rounds: Whole = Field(12, description="how often rows are picked, labelled and trained on")
+    n: Whole = Field(500, description="rows to pick a round")
+    strategy: Annotated[str | list[str], BeforeValidator(_words)] = Field(
+        "fi", description=f"what makes a row worth asking for: {_STRATEGIES}; or a list of these, side by side"
+    )
+    valid: _SomeValid = None
+    cluster: _Cluster = None
+    out: _Out = None
+    seed: Annotated[int | list[int], BeforeValidator(_seeds)] = Field(
+        0, description="an integer that fixes all that is drawn, or a list of these, side by side"
+    )
+    curvature: _Curvature = "ekfac"
+    aggregate: _Aggregate = "trimmed_mean"
+    rank: _Rank = None
+    subsample: _Subsample = 1.0
+    fisher: _Fisher = "true"
+    damping: _Damping = None
+    samples: _Samples = 20
+
+
+# By the name of the command.
+VERBS: dict[str, type[_Strict]] = {
+    "influence": Influence,
+    "measure": Measure,
+    "acquire": Acquire,
+    "active-learning": ActiveLearning,
+}
+
+
+def describe_keys(verb: str) -> list[tuple[str, str, str]]:
+    """Every key of a verb's config with its default (empty where it is required) and its meaning, for `--help`."""
+    found = []
+    for prefix, model in (("", VERBS[verb]), ("cluster.", ClusterConfig)):
+        for name, field in model.model_fields.items():
+            default = "" if field.is_required() else yaml.safe_dump(field.default).splitlines()[0]
+            found.append((prefix + name, default, field.description or ""))
+    return found
+
+
+def homes_of(key: str) -> list[str]:
+    """The verbs whose configs have a key."""
+    return [verb for verb, model in VERBS.items() if key in model.model_fields]

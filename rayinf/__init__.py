@@ -2,18 +2,23 @@
 
 from rayinf.api import acquire, influence, influence_measure, logistic_regression, pairs, plan, self_influence
 from rayinf.core.objectives import Objective
+from rayinf.data.history import History
 from rayinf.data.pairs import Pairs
 from rayinf.data.scores import Scores
 from rayinf.data.selection import Selection
 from rayinf.engine.job import Cluster
 from rayinf.errors import InputError, RayinfError, RunError
+from rayinf.loops.active_learning import active_learning
+from rayinf.loops.oracle import LabelFolder
 from rayinf.loops.trim import trim
 from rayinf.task import Fit, Task
 
 __all__ = [
     "Cluster",
     "Fit",
+    "History",
     "InputError",
+    "LabelFolder",
     "Objective",
     "Pairs",
     "RayinfError",
@@ -22,6 +27,7 @@ __all__ = [
     "Selection",
     "Task",
     "acquire",
+    "active_learning",
     "influence",
     "influence_measure",
     "logistic_regression",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,10 +83,16 @@ def _as_oracle(places: Places, given: str) -> Any:
     """The function that a reference names, or the path of a table or folder.
 
     Raises:
-        InputError: a reference to something else.
+        InputError: a reference to something else, or a path where nothing is.
     """
     if ":" not in given or "://" in given:
-        return places.data("oracle", given, there=True)
+        place = places.data("oracle", given, there=True)
+        if "://" not in place and not glob.has_magic(place) and not Path(place).exists():
+            raise InputError(
+                f"oracle: there is no table and no folder {place}.",
+                "correct the path; or make the folder, empty, if that is where labels shall be dropped.",
+            )
+        return place
     found, where = places.load("oracle", given)
     if not callable(found) or isinstance(found, type):
         raise InputError(
@@ -201,7 +208,7 @@ def _stranger(name: str, model: type[BaseModel], verb: str) -> str:
     """What a key is that a model does not have: another verb's, or a slip of the pen."""
     homes = homes_of(name) if model is not ClusterConfig else []
     if homes:
-        return f"is a key of {' and '.join(homes)}, not of {verb}"
+        return f"is a key of {', '.join(homes)}, not of {verb}"
     close = difflib.get_close_matches(name, model.model_fields, 1)
     return "is an unknown key" + (f" (did you mean {close[0]!r}?)" if close else "")
 

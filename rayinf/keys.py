@@ -222,8 +222,9 @@ class ActiveLearning(_Strict):
     labeled: _Labeled
     pool: _Pool
     oracle: str = Field(
-        description="where labels come from: a Parquet table that has those of the pool's rows, a folder where you "
-        "drop those of the picked rows (the run stops until they are there), or the path/to/file.py:name of a function"
+        description="where labels come from: a Parquet table that has those of the pool's rows, an empty folder in "
+        "which you drop those of the picked rows (the command stops until it is given again), or the "
+        "path/to/file.py:name of a function (ids) -> labels"
     )
     test: str = Field(description="the rows that accuracy is measured on after every round, in the same forms")
     rounds: Whole = Field(12, description="how often rows are picked, labelled and trained on")

@@ -4,11 +4,11 @@ Naive: any model through `torch.func`, a row and a pair at a time, with dense `p
 Dense: the same algorithms for softmax heads as a careful programmer would write them: batched, every constant hoisted
 out of the loops, the pseudo-inverse once a labelled row. The fair peer of a benchmark.
 
-Letters as in `oracles.py`, and `d` numbers in a row's input, `K` classes, `m` rows that are watched. A perturbation w of
-row i's input moves the fit by `d theta = -(1/n) H^-1 M_i w` (equation A.7; section 2.2 of the paper drops the minus),
-with `M_i = d_x d_theta l_i` and H the mean Hessian + (l2 + damping) I. With
-`s_c = d theta' d_theta log P_c + d_x log P_c`, `G = sum_c P_c s_c s_c'` and `v = d theta' grad l(z')`:
-`FI = v' G^+ v`. Eigenvalues of G under 1e-10 of the largest count as 0.
+Letters as in `oracles.py`, and `d` numbers in a row's input, `K` classes, `m` rows that are watched. A perturbation w
+of row i's input moves the fit by `d theta = -(1/n) H^-1 M_i w` (equation A.7; section 2.2 of the paper drops the
+minus), with `M_i = d_x d_theta l_i` and H the mean Hessian + (l2 + damping) I. Then `FI = v' G^+ v` with
+`v = d theta' grad l(z')`, `G = sum_c P_c s_c s_c'` and `s_c = d theta' d_theta log P_c + d_x log P_c`. Eigenvalues of G
+under 1e-10 of the largest count as 0.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import oracles
 import torch
 from oracles import Loss
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jacfwd, jacrev
+from torch.func import functional_call, grad, jacfwd, jacrev, vmap
 
 Table = tuple[Tensor, Tensor]
 Aggregate = str
 
 KEPT = 1e-10
-# Numbers of the M of one batch of rows: 256 MB.
-M_FLOATS = 1 << 25
+# Numbers of the M of one batch of rows: 32 MB.
+M_FLOATS = 1 << 22
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class Subject:
 
 
 class Row(NamedTuple):
-    """What FI needs of the perturbed row: `P [K]`, the two gradients of `log P_c`, `[K, p]` and `[K, d]`, `M [p, d]`."""
+    """What FI needs of the perturbed row: `P [K]`, the gradients of `log P_c` `[K, p]` and `[K, d]`, `M [p, d]`."""
 
     P: Tensor
     in_theta: Tensor
@@ -208,14 +208,12 @@ class Head:
         return (a[:, :-1] @ self.weight.T + self.bias).softmax(1)
 
     def embedding_jacobian(self, x: Tensor) -> Tensor:
-        """`[B, h, d]`, h passes backward for all rows of a batch together."""
+        """`[B, h, d]`, the passes backward for all rows and all of h in one batch."""
+        return vmap(jacrev(self.embed_one))(x).flatten(2).detach().double()
+
+    def embed_one(self, x: Tensor) -> Tensor:
         assert self.embed is not None
-        leaf = x.detach().requires_grad_(True)
-        h = self.embed(leaf)
-        columns = [
-            torch.autograd.grad(h[:, j].sum(), leaf, retain_graph=j + 1 < h.shape[1])[0] for j in range(h.shape[1])
-        ]
-        return torch.stack([c.flatten(1) for c in columns], 1).double()
+        return self.embed(x[None])[0]
 
 
 def head_gradients(a: Tensor, P: Tensor, y: Tensor) -> Tensor:

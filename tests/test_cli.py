@@ -5,92 +5,32 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from cli_cases import CONFIG, TASK, call, imports_of, make_folder, refused
 from click.testing import Result
-from typer.testing import CliRunner
 
-from rayinf import api, cli, config, references
+from rayinf import api, config, keys, references, summaries
 from rayinf.data.scores import Scores
 from rayinf.errors import RunError
 
-TASK = """
-import torch
-import rayinf
-
-
-def net():
-    torch.manual_seed(0)
-    return torch.nn.Linear(4, 3)
-
-
-def task():
-    return rayinf.Task(net, l2=1e-2)
-
-
-def other_label():
-    return rayinf.Task(net, label="y")
-"""
-CONFIG = """
-task: mytask.py:task
-train: train.parquet
-valid: valid.parquet
-objective: [total, category]
-out: runs/a
-"""
-
-
-@pytest.fixture(autouse=True)
-def _forget_imports(tmp_path: Path) -> Iterator[None]:
-    """Modules of a test's own folder must not shadow those of the next."""
-    path = list(sys.path)
-    yield
-    sys.path[:] = path
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
-            del sys.modules[name]
-
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with data, a task and a config; the current one is elsewhere."""
-    home = tmp_path / "conf"
-    home.mkdir()
-    rng = np.random.default_rng(0)
-    for name, rows in (("train", 60), ("valid", 20)):
-        x = pa.FixedSizeListArray.from_arrays(pa.array(rng.normal(size=rows * 4).astype(np.float32)), 4)
-        ids = [f"{name}-{k}" for k in range(rows)]
-        table = pa.table({"row_id": ids, "features": x, "label": np.arange(rows) % 3})
-        pq.write_table(table, home / f"{name}.parquet", row_group_size=25)
-    (home / "mytask.py").write_text(TASK)
-    (home / "run.yaml").write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
-    return home
-
-
-def call(*words: object) -> Result:
-    return CliRunner().invoke(cli.app, [str(w) for w in words])
+    with imports_of(tmp_path):
+        yield make_folder(tmp_path / "conf")
 
 
 def influence(folder: Path, *changes: str) -> Result:
     return call("influence", folder / "run.yaml", *(w for c in changes for w in ("--set", c)))
-
-
-def refused(result: Result, code: int = 2) -> str:
-    """The one line that says what is wrong."""
-    assert result.exit_code == code, result.output
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("Error: ")
-    assert "Fix: " in line
-    return line
 
 
 class TestInfluence:
@@ -124,8 +64,19 @@ class TestInfluence:
         times = [f.stat().st_mtime_ns for f in files]
         second = influence(folder)
         assert second.exit_code == 0
-        assert second.stdout == first.stdout
+        assert "already finished" not in first.stdout
+        assert second.stdout == "already finished: nothing was computed\n" + first.stdout
         assert [f.stat().st_mtime_ns for f in files] == times
+
+    def test_again_after_a_shard_is_lost(self, folder: Path) -> None:
+        influence(folder)
+        part = next((folder / "runs" / "a" / "scores").iterdir())
+        held = part.read_bytes()
+        part.unlink()
+        second = influence(folder)
+        assert second.exit_code == 0
+        assert "already finished" not in second.stdout
+        assert part.read_bytes() == held
 
     def test_another_config_on_the_same_folder(self, folder: Path) -> None:
         assert influence(folder).exit_code == 0
@@ -136,7 +87,7 @@ class TestInfluence:
 
     def test_without_out_nothing_is_started(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(api, "influence", None)
-        assert "has no out: the scores would be lost" in refused(influence(folder, "out=null"))
+        assert "has no out: the results would be lost" in refused(influence(folder, "out=null"))
 
 
 class TestWrongInput:
@@ -176,6 +127,17 @@ class TestWrongInput:
         assert result.exit_code == 2
         assert "Traceback" in result.stderr
         assert result.stderr.splitlines()[-1].startswith("Error: task: importing")
+
+
+def test_a_warning_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def verb(**given: object) -> Scores:
+        warnings.warn("The forest\nis weak.", stacklevel=1)
+        return Scores.from_numpy(np.ones(3), "a")
+
+    monkeypatch.setattr(api, "influence", verb)
+    result = influence(folder)
+    assert result.exit_code == 0
+    assert result.stderr == "Warning: The forest is weak.\n"
 
 
 class _FromWorkerError(Exception):
@@ -230,26 +192,17 @@ class TestCluster:
         assert (seen["cluster"].address, seen["cluster"].workers) == (address, workers)
 
 
-def test_plan_is_printed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
-    told = SimpleNamespace(to_text=lambda: "scores: 60 rows")
-    monkeypatch.setattr(api, "plan", lambda **given: seen.update(given) or told)
-    result = call("plan", folder / "run.yaml", "--set", "seed=4", "--set", "out=null")
-    assert result.exit_code == 0, result.output
-    assert result.stdout == "scores: 60 rows\n"
-    assert seen["seed"] == 4
-    assert "factors" not in seen
-    assert not (folder / "runs").exists()
-
-
-def test_help_says_what_every_key_means() -> None:
-    for command in ("influence", "plan"):
-        said = " ".join(call(command, "--help").stdout.split())
-        for name, _, meaning in config.describe_keys():
-            assert f" {name}: {' '.join(meaning.split())}." in said
-        assert references.PATHS in said
-        for option in ("--set", "--address", "--workers"):
-            assert option in said
+@pytest.mark.parametrize("command", keys.VERBS)
+def test_help_says_what_every_key_means(command: str) -> None:
+    said = " ".join(call(command, "--help").stdout.split())
+    for name, default, meaning in keys.describe_keys(command):
+        note = f" Default: {default}." if default else " Required."
+        assert f" {name}: {' '.join(meaning.split())}.{note}" in said
+    others = {k for model in keys.VERBS.values() for k in model.model_fields} - set(keys.VERBS[command].model_fields)
+    assert not [k for k in others if f" {k}: " in said]
+    assert references.PATHS in said
+    for option in ("--set", "--address", "--workers"):
+        assert option in said
 
 
 def test_version() -> None:
@@ -262,7 +215,7 @@ def test_top_rows_of_many_batches() -> None:
     """The summary's rows, gathered over batches, are those of the whole column."""
     values = np.random.default_rng(1).permutation(1000) / 7 - 50
     parts = [pa.table({"row_id": np.arange(s, s + 100), "v": values[s : s + 100]}) for s in range(0, 1000, 100)]
-    best = cli._most(Scores(pa.concat_tables(parts)), "v")
+    best = summaries.most(Scores(pa.concat_tables(parts)), "v")
     assert best is not None
     order = np.argsort(values)
     assert best.harms[2][0].tolist() == order[:5].tolist()

@@ -86,7 +86,9 @@ def test_slope_and_metric_are_those_of_refits() -> None:
     row = om.row_of(of, train[0][i], train[1][i])
     moved = om.moved_parameters(row, H_inverse, len(train[0]))
 
-    slopes = [(float(mean_loss(a, valid)) - float(mean_loss(b, valid))) / (2 * STEP) for a, b in refits(model, train, i, L2)]
+    slopes = [
+        (float(mean_loss(a, valid)) - float(mean_loss(b, valid))) / (2 * STEP) for a, b in refits(model, train, i, L2)
+    ]
     v, truth = moved.T @ om.mean_gradient(of, valid), torch.tensor(slopes, dtype=torch.float64)
     assert (v - truth).abs().max() < 1e-6 * truth.abs().max()
 

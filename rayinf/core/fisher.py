@@ -69,16 +69,25 @@ def columns(logits: Tensor, labels: Tensor, loss: str | RowLoss, kind: FisherKin
     return _hessian_factor(logits, labels, _as_function(loss))
 
 
-def logit_derivatives(loss: str | RowLoss, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """First and second derivatives of each row's loss in its logits, `[B, C]` and `[B, C, C]`."""
+def logit_error(loss: str | RowLoss, logits: Tensor, labels: Tensor) -> Tensor:
+    """The gradient of each row's loss in its logits, `[B, C]`, which can be differentiated again."""
     if callable(loss):
-        return logit_gradient(loss, logits, labels)[1], _logit_hessian(logits, labels, loss)
-    p, eye = logits.softmax(1), torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)
-    one_hot = eye[labels]
+        with torch.enable_grad():
+            leaf = logits if logits.requires_grad else logits.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(loss(leaf, labels).sum(), leaf, create_graph=True)
+        return gradient
+    one_hot = torch.nn.functional.one_hot(labels, logits.shape[1])
     # P_y - 1 as minus the sum of the others, which a sure row would lose.
-    others = p * (1 - one_hot)
+    others = logits.softmax(1) * (1 - one_hot)
+    return others - one_hot * others.sum(1, keepdim=True)
+
+
+def logit_hessian(loss: str | RowLoss, logits: Tensor, labels: Tensor) -> Tensor:
+    """The second derivative of each row's loss in its logits, `[B, C, C]`."""
+    if callable(loss):
+        return _logit_hessian(logits, labels, loss)
     factor_sbc = _softmax_factor(logits)
-    return others - one_hot * others.sum(1, keepdim=True), torch.einsum("sbc,sbe->bce", factor_sbc, factor_sbc)
+    return torch.einsum("sbc,sbe->bce", factor_sbc, factor_sbc)
 
 
 def _as_function(loss: str | RowLoss) -> RowLoss:

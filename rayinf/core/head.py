@@ -16,12 +16,14 @@ from torch.nn import functional
 
 from rayinf.core.blocks import Block
 from rayinf.core.capture import capture, forward
-from rayinf.core.fisher import logit_derivatives
+from rayinf.core.fisher import logit_error, logit_hessian
 from rayinf.core.influence import Queries
 from rayinf.core.measure import contrasts
 from rayinf.core.mixed import Inverse
 from rayinf.task import RowLoss
 
+# Rows whose products with all of a dense inverse are held at a time, `K^2 i` numbers each.
+_ROWS = 128
 # What a model may do to its input before the head and still hand on the same numbers.
 _VIEWS = ("ViewBackward", "ReshapeAliasBackward", "UnsafeViewBackward", "AliasBackward", "SqueezeBackward", "Unsqueeze")
 
@@ -48,24 +50,16 @@ class HeadRows:
         self._labels = self.logits.argmax(1) if labels is None else labels
 
     @cached_property
-    def _derivatives(self) -> tuple[Tensor, Tensor]:
-        return logit_derivatives(self._loss, self.logits, self._labels)
-
-    @property
     def _e_bc(self) -> Tensor:
-        return self._derivatives[0]
+        return logit_error(self._loss, self.logits, self._labels).detach()
 
-    @property
+    @cached_property
     def _b_bcc(self) -> Tensor:
-        return self._derivatives[1]
+        return logit_hessian(self._loss, self.logits, self._labels)
 
     def contrasted_gradients(self) -> Tensor:
         """Row gradients `e a~'` without their first class, `[B, (K - 1) i]`: cross-entropy's e adds up to 0."""
-        one_hot = functional.one_hot(self._labels, self.logits.shape[1])
-        e_bc = self.logits.softmax(1) - one_hot
-        # P_y - 1 as minus the sum of the others, which a sure row would lose.
-        e_bc = torch.where(one_hot.bool(), -(e_bc * (1 - one_hot)).sum(1, keepdim=True), e_bc)
-        return (e_bc[:, 1:, None] * self._a_bi[:, None]).flatten(1)
+        return (self._e_bc[:, 1:, None] * self._a_bi[:, None]).flatten(1)
 
     def slopes(self, query: Queries) -> Tensor:
         """`M'U` for one U: two products of `K i` a row."""
@@ -114,10 +108,14 @@ class HeadRows:
     def _dense(self, inverse_pp: Tensor) -> tuple[Tensor, Tensor]:
         """For every class c, with `U_c = (n Hbar)^-1 (e_c a~')`: `U_c a~` as column c, and `e'U_c` as row c."""
         k, i = self._w_cd.shape[0], self._a_bi.shape[1]
-        flat = inverse_pp.view(k, i, k, i).reshape(k * i * k, i)
-        z_bcie = (self._a_bi @ flat.T).view(-1, k, i, k)
-        z_bce = torch.einsum("bcie,bi->bce", z_bcie, self._a_bi)
-        return z_bce, torch.einsum("bc,bcie->bei", self._e_bc, z_bcie)
+        flat = inverse_pp.view(k, i, k, i).transpose(1, 2).reshape(k * k * i, i)
+        found = []
+        for a_bi, e_bc in zip(self._a_bi.split(_ROWS), self._e_bc.split(_ROWS), strict=True):
+            z_bcei = (a_bi @ flat.T).view(len(a_bi), k * k, i)
+            z_bce = torch.bmm(z_bcei, a_bi[..., None]).view(-1, k, k)
+            found.append((z_bce, torch.bmm(e_bc[:, None], z_bcei.view(-1, k, k * i)).view(-1, k, i)))
+        z_bce, ez_bei = (torch.cat(part) for part in zip(*found, strict=True))
+        return z_bce, ez_bei
 
     def _turned(self, inverse: Inverse) -> tuple[Tensor, Tensor]:
         """The same in an eigenbasis: `U_c = Q_G [(Q_G' e_c) (a~'Q_A) * D] Q_A'`."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rayinf.core.blocks import Block
 from rayinf.core.capture import Tape
 from rayinf.core.kfac import Sums
-from rayinf.core.positions import SUM_TILES, Positions, tiles
+from rayinf.core.positions import SUM_TILES, Positions, rotate, tiles
 from rayinf.core.row_gradients import loose_row_gradients, row_gradient_slices
 
 # Columns of a product of rows with queries that is made, multiplied and summed before the next: a few queries at a
@@ -191,8 +191,7 @@ def dense_rows(
 def turn_positions(tile: Positions, turn: Turn | None) -> tuple[Tensor, Tensor]:
     """A tile's inputs and output gradients in a block's eigenbasis."""
     q_a, q_g, _ = turn or (None, None, None)
-    a = tile.a_brti if q_a is None else torch.matmul(tile.a_brti, q_a)
-    return a, tile.g_brto if q_g is None else torch.matmul(tile.g_brto, q_g)
+    return rotate(tile.a_brti, q_a), rotate(tile.g_brto, q_g)
 
 
 def self_products(taped: Taped, cotangent_bc: Tensor, turns: Mapping[str, Turn]) -> Tensor:

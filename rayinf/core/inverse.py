@@ -53,28 +53,29 @@ def solve_eigen(
         turned = torch.matmul(basis.q_g_roo.transpose(1, 2), v_roi)
         turned = turned if q_a is None else torch.matmul(turned, q_a)
         if singular:
-            _check_lost(turned.flatten()[None], inverse_roi.flatten()[None], block.name)
+            flat = turned.flatten()[None]
+            _check_lost(flat * (inverse_roi.flatten() == 0), flat, block.name)
         solved = torch.matmul(back_g, turned.mul_(inverse_roi).to(dtype))
         out[k] = solved if back_a is None else torch.matmul(solved, back_a)
     return out
 
 
-def solve_dense(v_qp: Tensor, vectors_pp: Tensor, inverse_p: Tensor) -> Tensor:
-    """`V W D W'` for a small dense curvature.
+def solve_dense(v_qp: Tensor, inverse_pp: Tensor, null_pk: Tensor) -> Tensor:
+    """`V (n (H + l2 + damping))^-1` for a small dense curvature, from `dense_inverse`.
 
     Raises:
         InputError: a query has over 1e-6 of its norm in the null space of the curvature.
     """
-    turned = v_qp @ vectors_pp
-    _check_lost(turned, inverse_p[None], "the valued parameters")
-    return (turned * inverse_p) @ vectors_pp.T
+    if null_pk.shape[1]:
+        _check_lost(v_qp @ null_pk, v_qp, "the valued parameters")
+    return v_qp @ inverse_pp
 
 
-def dense_root(mean_pp: Tensor, rows: float, shift: float, eps: float) -> tuple[Tensor, Tensor]:
-    """W and d with `W diag(d) W' = (n (H + l2 + damping))^-1`.
+def dense_inverse(mean_pp: Tensor, rows: float, shift: float, eps: float) -> tuple[Tensor, Tensor]:
+    """`(n (H + l2 + damping))^-1` `[p, p]`, and the directions `[p, k]` in which that is singular and has no share.
 
-    By Cholesky's factor where the matrix is well conditioned; else by its eigenvectors, without those that are
-    singular, at thirty times the cost.
+    By Cholesky's factor where the matrix is well conditioned; else by its eigenvectors without those under
+    `p eps max`, at twenty times the cost.
 
     Args:
         mean_pp: the mean Hessian or GGN.
@@ -86,40 +87,23 @@ def dense_root(mean_pp: Tensor, rows: float, shift: float, eps: float) -> tuple[
         InputError: an eigenvalue is negative beyond rounding: the fit is no minimum.
     """
     p = len(mean_pp)
-    eye = torch.eye(p, dtype=mean_pp.dtype)
-    level = mean_pp + shift * eye
-    factor, failed = torch.linalg.cholesky_ex(level)
+    level_pp = mean_pp + shift * torch.eye(p, dtype=mean_pp.dtype)
+    factor, failed = torch.linalg.cholesky_ex(level_pp)
     if not int(failed):
-        size = float(level.abs().sum(0).max())
-        condition, _ = lapack.dpocon(np.asfortranarray(factor.numpy()), size, uplo="L")
+        condition, _ = lapack.dpocon(np.asfortranarray(factor.numpy()), float(level_pp.abs().sum(0).max()), uplo="L")
         if condition > _SAFE * p * eps:
-            root = torch.linalg.solve_triangular(factor, eye, upper=False).T.contiguous()
-            return root, torch.full((p,), 1 / rows, dtype=mean_pp.dtype)
+            return torch.cholesky_inverse(factor) / rows, mean_pp.new_zeros(p, 0)
     values, vectors = torch.linalg.eigh(mean_pp)
-    return vectors, dense_inverse(values, rows, shift, eps)
-
-
-def dense_inverse(values_p: Tensor, rows: float, shift: float, eps: float) -> Tensor:
-    """`1 / (n (eigenvalue + l2 + damping))` with eigenvalues under `p eps max` dropped.
-
-    Args:
-        values_p: eigenvalues of the mean Hessian or GGN.
-        rows: n.
-        shift: l2 + damping.
-        eps: machine epsilon of the precision that the curvature was computed in.
-
-    Raises:
-        InputError: an eigenvalue is negative beyond rounding: the fit is no minimum.
-    """
-    level = values_p + shift
-    floor = len(values_p) * eps * float(level.abs().max())
+    level = values + shift
+    floor = p * eps * float(level.abs().max())
     if float(level.min()) < -floor:
         raise InputError(
             f"The exact Hessian has {int((level < -floor).sum())} negative eigenvalues of {len(level)} "
             f"(least {float(level.min()):.3g}, largest {float(level.max()):.3g}): the model is not at a minimum.",
             'use curvature="ggn", which is never negative, or pass a larger damping, or train to convergence.',
         )
-    return _inverse(level * rows, len(values_p), eps)
+    inverse = _inverse(level * rows, p, eps)
+    return (vectors * inverse) @ vectors.T, vectors[:, inverse == 0]
 
 
 def extremes(mean_pp: Tensor) -> tuple[float, float]:
@@ -146,9 +130,9 @@ def _inverse(level: Tensor, size: int, eps: float = torch.finfo(torch.float64).e
     return torch.where(keep, 1.0 / torch.where(keep, level, 1.0), 0.0)
 
 
-def _check_lost(turned_qp: Tensor, inverse: Tensor, name: str) -> None:
-    norms = turned_qp.norm(dim=1)
-    lost = (turned_qp * (inverse == 0)).norm(dim=1)
+def _check_lost(lost_qp: Tensor, query_qp: Tensor, name: str) -> None:
+    """Refuse queries of whose norm too large a part lies in the null space."""
+    norms, lost = query_qp.norm(dim=1), lost_qp.norm(dim=1)
     if bool((lost > LOST_SHARE * norms).any()):
         share = float((lost / norms.clamp(min=1e-300)).max())
         raise InputError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rayinf.core.blocks import Block
 from rayinf.core.capture import Tape
-from rayinf.core.positions import SUM_TILES, Positions, output_positions, tiles, words
+from rayinf.core.positions import SUM_TILES, Positions, output_positions, rotate, tiles, words
 from rayinf.core.row_gradients import row_gradient_slices
 
 Sums = dict[str, Tensor]
@@ -122,11 +122,11 @@ def add_lambda(
     turn_a = basis.q_a_rii is not None and t <= len(g_sbrto) * o
     turn_g = t <= i
     if turn_a:
-        a = torch.matmul(a, basis.q_a_rii)  # type: ignore[arg-type]  # not None where it is turned
+        a = rotate(a, basis.q_a_rii)
     total = a.new_zeros(block.shape[0], o, a.shape[3])
     even_total = total.clone()
     for s, g_brto in enumerate(g_sbrto):
-        g = torch.matmul(g_brto, basis.q_g_roo) if turn_g else g_brto
+        g = rotate(g_brto, basis.q_g_roo) if turn_g else g_brto
         for where, gradient in row_gradient_slices(a, g, whole=not turn_g):
             if not turn_g:
                 gradient = torch.matmul(basis.q_g_roo.transpose(1, 2), gradient)

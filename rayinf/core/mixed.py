@@ -18,10 +18,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rayinf.core.blocks import Block
 from rayinf.core.capture import Tape, capture, forward
+from rayinf.core.fisher import logit_error
 from rayinf.core.influence import Queries, Turn, turn_positions
 from rayinf.core.inverse import split_blocks
 from rayinf.core.measure import contrasts
-from rayinf.core.positions import Positions, tiles
+from rayinf.core.positions import Positions, rotate, tiles
 from rayinf.core.row_gradients import map_tensors
 from rayinf.errors import InputError
 from rayinf.task import RowLoss
@@ -78,7 +79,9 @@ class TapedRows:
         InputError: an input without floating tensors, or a layer that cannot be differentiated twice.
     """
 
-    def __init__(self, model: nn.Module, blocks: tuple[Block, ...], x: Any, labels: Tensor, loss: RowLoss) -> None:
+    def __init__(
+        self, model: nn.Module, blocks: tuple[Block, ...], x: Any, labels: Tensor, loss: str | RowLoss
+    ) -> None:
         self._model, self._blocks, self._x, self._labels, self._loss = model, blocks, x, labels, loss
         self._modules = dict(model.named_modules())
         self._shapes = [v.shape for v in float_tensors(x)]
@@ -91,9 +94,7 @@ class TapedRows:
         with capture(model, blocks, attached=True) as tape, sdpa_kernel(SDPBackend.MATH):
             self._tape = tape
             self.logits = forward(model, map_tensors(x, self._leaf))
-            losses = loss(self.logits, labels)
-            ones = torch.ones_like(losses)
-            gradients = tape.gradients(losses, ones, attached=True)
+            gradients = tape.gradients(self.logits, logit_error(loss, self.logits, labels), attached=True)
             # What a row's gradient is made of, on the graph.
             self._live = self._positions(tape, gradients)
 
@@ -127,12 +128,13 @@ class TapedRows:
             rows = torch.cat([_dense(b, fixed.get(b.name, ()), self.logits).flatten(1) for b in self._blocks], 1)
             return self._against(split_blocks(rows @ inverse.dense_pp, self._blocks))
         for block in self._blocks:
-            turn = inverse.turns.get(block.name)
+            basis = inverse.turns.get(block.name)
             for (a, g), tile in zip(turned.get(block.name, ()), fixed.get(block.name, ()), strict=True):
-                if turn is None:
+                if basis is None:
                     continue
-                d_roi = _narrow(turn[2], tile)
-                a_fixed, g_fixed = turn_positions(tile, turn)
+                d_roi = _narrow(basis[2], tile)
+                a_fixed = a.detach()  # the same inputs, which a wide layer turns at more cost than all else
+                g_fixed = rotate(tile.g_brto, basis[1])
                 if tile.one:
                     half = torch.matmul((g * g_fixed)[:, :, 0].transpose(0, 1), d_roi)
                     total = total + (half * (a * a_fixed)[:, :, 0].transpose(0, 1)).sum()
@@ -183,8 +185,7 @@ class TapedRows:
             sdpa_kernel(SDPBackend.MATH),
         ):
             logits = forward(self._model, map_tensors(self._x, dual))
-            losses = self._loss(logits, self._labels)
-            gradients = tape.gradients(losses, torch.ones_like(losses), last=True)
+            gradients = tape.gradients(logits, logit_error(self._loss, logits, self._labels), last=True)
             duals = self._positions(tape, gradients, detach=False)
             turns = {} if inverse is None else inverse.turns
             out = []

@@ -62,6 +62,16 @@ def tiles(
         yield Positions(rows, a.to(g_brto.dtype), g_brto)
 
 
+def rotate(x_brtd: Tensor, q_rdd: Tensor | None) -> Tensor:
+    """Positions in another basis (None: their own): one product a group over all rows, not one a row."""
+    if q_rdd is None:
+        return x_brtd
+    b, r, t, _ = x_brtd.shape
+    if r == 1:
+        return (x_brtd.reshape(b * t, -1) @ q_rdd[0]).view(b, 1, t, -1)
+    return torch.bmm(x_brtd.transpose(0, 1).flatten(1, 2), q_rdd).view(r, b, t, -1).transpose(0, 1)
+
+
 def output_positions(block: Block, gradients: Sequence[Tensor]) -> Tensor:
     """Output gradients of all calls as `[B, r, T, o]`."""
     parts = [_outputs(block, g) for g in gradients]

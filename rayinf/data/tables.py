@@ -218,7 +218,7 @@ def as_table(given: Any, features: Sequence[str], others: Sequence[str], name: s
         table: Table = _parquet(str(given), name)
     elif isinstance(given, pa.Table):
         table = MemoryTable(given, name)
-    elif isinstance(given, tuple) or (name == "pool" and isinstance(given, np.ndarray)):
+    elif isinstance(given, tuple) or (name == "pool" and (isinstance(given, np.ndarray) or hasattr(given, "detach"))):
         given = given if isinstance(given, tuple) else (given,)
         table = MemoryTable(_from_arrays(given, features, others, name), name)
     elif hasattr(given, "columns") and hasattr(given, "iloc"):

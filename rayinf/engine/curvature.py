@@ -104,7 +104,7 @@ def _solved(vectors: dict[str, Tensor], held: dict[str, Tensor], solver: Solver)
     if solver.curvature == "identity":
         solved = {k: v / solver.rows for k, v in vectors.items()}
     elif solver.curvature in DENSE:
-        flat = inverse.solve_dense(inverse.join_blocks(vectors, solver.blocks), held["vectors"], held["inverse"])
+        flat = inverse.solve_dense(inverse.join_blocks(vectors, solver.blocks), held["dense"], held["null"])
         solved = inverse.split_blocks(flat, solver.blocks)
     else:
         levels, bases, solved = eigenvalues(held, solver), read_bases(held), {}
@@ -131,13 +131,13 @@ def join_payloads(*parts: Arrays) -> Arrays:
 
 
 def inverse_payload(factors: Arrays, solver: Solver) -> Arrays:
-    """The inverse curvature: bases with inverse eigenvalues `D/<block>`, or W and d with `W diag(d) W'`."""
+    """The inverse curvature: bases with inverse eigenvalues `D/<block>`, or a dense matrix and its null space."""
     held = _tensors(factors)
     if solver.curvature in DENSE:
         shift = solver.l2 + (solver.damping or 0.0)
         with _threads(len(held["mean"]) > _LARGE_SIDE):
-            root, inv = inverse.dense_root(held["mean"], solver.rows, shift, solver.eps)
-        return {"vectors": root.numpy(), "inverse": inv.numpy()}
+            dense, null = inverse.dense_inverse(held["mean"], solver.rows, shift, solver.eps)
+        return {"dense": dense.numpy(), "null": null.numpy()}
     if solver.curvature == "identity":
         return {f"D/{b.name}": np.full(b.shape, 1.0 / solver.rows) for b in solver.blocks}
     out: Arrays = {}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rayinf.core import head, measure
-from rayinf.core.fisher import FisherKind, logit_gradient
+from rayinf.core.fisher import FisherKind, logit_error
 from rayinf.core.influence import dense_rows
 from rayinf.core.lowrank import OVERSAMPLE, project, right_subspace
 from rayinf.core.mixed import Inverse, MixedRows, TapedRows, float_tensors
@@ -52,8 +52,7 @@ class Differentiator:
         held = worker.tensors({k: v for k, v in arrays.items() if not k.startswith(("U/", "R"))}, torch.float64)
         names = [k.removeprefix("D/") for k in held if k.startswith("D/")]
         turns = {n: (held.get(f"q_a/{n}"), held.get(f"q_g/{n}"), held[f"D/{n}"]) for n in names}
-        dense = (held["vectors"] * held["inverse"]) @ held["vectors"].T if "vectors" in held else None
-        self.inverse = Inverse(dense, turns)
+        self.inverse = Inverse(held.get("dense"), turns)
         self.is_head: bool | None = None
 
     def rows(self, ready: Ready) -> MixedRows:
@@ -62,7 +61,7 @@ class Differentiator:
         if self.is_head is None:
             self.is_head = head.is_plain_head(w.model, w.blocks, ready.x)
         if not self.is_head:
-            return TapedRows(w.model, w.blocks, ready.x, ready.y, w.job.task.row_loss)
+            return TapedRows(w.model, w.blocks, ready.x, ready.y, w.job.task.loss)
         return head.HeadRows(w.model, w.blocks[0], ready.x, ready.y, w.job.task.loss)
 
     def derivatives(self, ready: Ready) -> tuple[MixedRows, Tensor, Tensor | None, Tensor]:
@@ -100,8 +99,10 @@ class Differentiator:
         if self.is_head:
             floats = (k * p if self.inverse.dense_pp is not None else 4 * p) + 4 * k * d
         else:
-            floats = 16 * (inputs + outputs) + 3 * max(b.numel for b in w.blocks) + 3 * k * d
-            floats += p * (3 if self.inverse.dense_pp is not None or settings.rank else 0)
+            floats = 16 * (inputs + outputs) + 3 * k * d
+            # Row gradients are formed where a layer has many positions, or all at once.
+            floats += 3 * w.largest_shared
+            floats += p * (3 if self.inverse.dense_pp is not None or settings.rank or settings.strategy else 0)
         floats += 4 * d * (settings.rank or 0)
         return int(min(max(BATCH_FLOATS // 2 // floats, 1), MOST_ROWS))
 
@@ -242,8 +243,8 @@ class PairValues(Scoring):
         if self.is_contrasted:
             return head.HeadRows(w.model, w.blocks[0], ready.x, None, w.job.task.loss).contrasted_gradients()
         with w.tape(ready.x) as taped:
-            labels = taped.logits.detach().argmax(1)
-            _, cotangent = logit_gradient(w.job.task.row_loss, taped.logits, labels)
+            logits = taped.logits.detach()
+            cotangent = logit_error(w.job.task.loss, logits, logits.argmax(1)).detach()
             inverse = self.source.inverse
             turned = not self.source.is_head and inverse.dense_pp is None
             rows_bp = dense_rows(taped, cotangent, turns=inverse.turns if turned else None)

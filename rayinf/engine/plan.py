@@ -231,7 +231,7 @@ class _Trial:
     def _inverse(self) -> Arrays:
         """An inverse curvature of the right shape."""
         if self.job.settings.curvature in DENSE:
-            return {"vectors": np.eye(self.parameters), "inverse": np.ones(self.parameters)}
+            return {"dense": np.eye(self.parameters)}
         ones = {f"D/{b.name}": np.ones(b.shape) for b in self.blocks}
         basis = {k: v for k, v in self._basis().items() if k.startswith("q_")}
         return ones if self.job.settings.curvature == "identity" else {**ones, **basis}

@@ -192,7 +192,7 @@ def _check_gradients(worker: Worker, x: object, labels: torch.Tensor) -> None:
 
 def _check_mixed(worker: Worker, x: object, labels: torch.Tensor) -> None:
     """Whether the model can be differentiated in its parameters and then in its input, both ways round."""
-    rows = TapedRows(worker.model, worker.blocks, x, labels, worker.job.task.row_loss)
+    rows = TapedRows(worker.model, worker.blocks, x, labels, worker.job.task.loss)
     d = sum(v[0].numel() for v in float_tensors(x))
     ones = {b.name: torch.ones(1, *b.shape, dtype=worker.dtype, device=worker.device) for b in worker.blocks}
     try:

@@ -7,7 +7,8 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from rayinf.errors import RayinfError, RunError
 # Calls that wait in an actor while another runs: hides the way back to the driver, and loses little with the actor.
 _IN_FLIGHT = 2
 _POLL_SECONDS = 1.0
+# So long a process has to say that it lives.
+_PULSE_SECONDS = 60.0
 # Without end: a finite count is used up in seconds when a node is lost. The driver's clock ends a hopeless run.
 _FAULTS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1}
 
@@ -75,7 +78,7 @@ class RayRunner:
         store: Any = ray.remote(num_cpus=0, runtime_env=_threads_env(MOST_THREADS), **_FAULTS)(FactorStore)
         self._store = store.remote(folder)
         try:
-            self._wait_ready()
+            _wait_ready(self._actors, cluster)
         except BaseException:
             self.close()
             raise
@@ -138,39 +141,138 @@ class RayRunner:
 
     def _spread(self, items: Mapping[int, Any], send: Any) -> Iterator[tuple[int, Any]]:
         """Keep every actor busy with at most `_IN_FLIGHT` calls; keys with their finished references."""
-        todo = iter(items)
-        flying: dict[Any, tuple[int, Any]] = {}
-        for actor in self._actors * _IN_FLIGHT:
-            _launch(flying, todo, actor, send)
-        last = time.monotonic()
-        while flying:
-            done, _ = ray.wait(list(flying), timeout=_POLL_SECONDS, fetch_local=False)
-            if not done and time.monotonic() - last > self._cluster.patience:
-                raise RunError(
-                    f"No shard was finished in {self._cluster.patience:.0f} s; {len(flying)} are in flight.",
-                    "look at the cluster's nodes and logs, then run the same command again: it goes on. "
-                    "For slow shards pass Cluster(patience=...).",
-                )
-            for ref in done:
-                last = time.monotonic()
-                key, actor = flying.pop(ref)
-                _launch(flying, todo, actor, send)
-                yield key, ref
+        yield from _spread(self._actors * _IN_FLIGHT, items, send, _Patience(self._cluster))
 
-    def _wait_ready(self) -> None:
-        refs = [actor.ready.remote() for actor in self._actors]
-        _, late = ray.wait(refs, num_returns=len(refs), timeout=min(self._cluster.patience, 120.0))
-        if late:
+
+class _Patience:
+    """Gives a run up that gets nowhere."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._seconds = cluster.patience
+        self._last = time.monotonic()
+
+    def renew(self) -> None:
+        """Something was finished."""
+        self._last = time.monotonic()
+
+    def check(self, busy: Sequence[Any]) -> None:
+        """Called with the actors at work at every poll in which nothing was finished.
+
+        Raises:
+            RunError: there were too many of them.
+        """
+        if time.monotonic() - self._last > self._seconds:
             raise RunError(
-                f"{len(late)} of {len(refs)} workers did not start: the cluster has {ray.cluster_resources()}, and a "
-                f"worker asks for {self._cluster.cpus_per_worker} CPUs and {self._cluster.gpus_per_worker} GPUs.",
-                "pass fewer workers or smaller ones in Cluster(...), or add nodes.",
+                f"No shard was finished in {self._seconds:.0f} s; {len(busy)} are in flight.",
+                "look at the cluster's nodes and logs, then run the same command again: it goes on. "
+                "For slow shards pass Cluster(patience=...).",
             )
-        for ref in refs:
-            _get(ref)
 
 
-def _launch(flying: dict[Any, tuple[int, Any]], todo: Iterator[int], actor: Any, send: Any) -> None:
+def _spread(
+    slots: Sequence[Any], items: Mapping[Any, Any], send: Any, patience: _Patience
+) -> Iterator[tuple[Any, Any]]:
+    """Keep every slot busy with a call, a slot an actor; keys with their finished references."""
+    todo = iter(items)
+    flying: dict[Any, tuple[Any, Any]] = {}
+    for actor in slots:
+        _launch(flying, todo, actor, send)
+    patience.renew()
+    while flying:
+        done, _ = ray.wait(list(flying), timeout=_POLL_SECONDS, fetch_local=False)
+        if not done:
+            patience.check([actor for _, actor in flying.values()])
+        for ref in done:
+            patience.renew()
+            key, actor = flying.pop(ref)
+            _launch(flying, todo, actor, send)
+            yield key, ref
+
+
+class _Bench:
+    """A process that calls a function for one item at a time, and says meanwhile that it lives."""
+
+    def __init__(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+        pa.set_cpu_count(threads)
+        self._name = uuid.uuid4().hex
+
+    def ready(self) -> str:
+        """Answers at any time: a name that is another after a restart."""
+        return self._name
+
+    def call(self, function: Callable[[Any], Any], item: Any) -> Any:
+        """The function's result."""
+        return function(item)
+
+
+class _Pulse(_Patience):
+    """Patience with calls that take as long as they like, while a process lives on."""
+
+    def __init__(self, cluster: Cluster, benches: Sequence[Any], tick: Callable[[], None]) -> None:
+        super().__init__(cluster)
+        self._tick = tick
+        self._lived = self._pulse(benches)
+
+    def check(self, busy: Sequence[Any]) -> None:
+        """Called with the actors at work at every poll in which nothing was finished.
+
+        Raises:
+            RunError: none of them has lived since patience was last at an end.
+        """
+        self._tick()
+        if time.monotonic() - self._last <= self._seconds:
+            return
+        now = self._pulse(busy)
+        if not now & self._lived:
+            raise RunError(
+                f"No worker lived through {self._seconds:.0f} s; {len(busy)} calls are in flight.",
+                "look at the cluster's nodes and logs (is memory short?), then run the same command again: it goes on.",
+            )
+        self._lived = now
+        self.renew()
+
+    def _pulse(self, benches: Sequence[Any]) -> set[str]:
+        """Names of the processes that answer."""
+        refs = [bench.ready.remote() for bench in benches]
+        there, _ = ray.wait(refs, num_returns=len(refs), timeout=_PULSE_SECONDS)
+        return {_get(ref) for ref in there}
+
+
+def call_side_by_side(
+    function: Callable[[Any], Any], items: Mapping[Any, Any], cluster: Cluster, tick: Callable[[], None]
+) -> Iterator[tuple[Any, Any]]:
+    """See `parallel.side_by_side`."""
+    threads = max(1, int(cluster.cpus_per_worker))
+    talks: dict[str, Any] = {"max_concurrency": 2}  # that it answers while it works
+    bench: Any = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, **talks, **_FAULTS)(
+        _Bench
+    )
+    benches = [bench.remote(threads) for _ in range(min(cluster.workers, len(items)))]
+    try:
+        _wait_ready(benches, cluster)
+        held, pulse = ray.put(function), _Pulse(cluster, benches, tick)
+        for key, ref in _spread(benches, items, lambda actor, key: actor.call.remote(held, items[key]), pulse):
+            yield key, _get(ref)
+    finally:
+        for actor in benches:
+            ray.kill(actor)
+
+
+def _wait_ready(actors: Sequence[Any], cluster: Cluster) -> None:
+    refs = [actor.ready.remote() for actor in actors]
+    _, late = ray.wait(refs, num_returns=len(refs), timeout=min(cluster.patience, 120.0))
+    if late:
+        raise RunError(
+            f"{len(late)} of {len(refs)} workers did not start: the cluster has {ray.cluster_resources()}, and a "
+            f"worker asks for {cluster.cpus_per_worker} CPUs and {cluster.gpus_per_worker} GPUs.",
+            "pass fewer workers or smaller ones in Cluster(...), or add nodes.",
+        )
+    for ref in refs:
+        _get(ref)
+
+
+def _launch(flying: dict[Any, tuple[Any, Any]], todo: Iterator[Any], actor: Any, send: Any) -> None:
     key = next(todo, None)
     if key is not None:
         flying[send(actor, key)] = (key, actor)
@@ -193,6 +295,17 @@ def _get(ref: Any) -> Any:
 
 def _threads_env(count: int) -> dict[str, Any]:
     return {"env_vars": {"OMP_NUM_THREADS": str(count)}}
+
+
+@contextmanager
+def connected(cluster: Cluster) -> Generator[None]:
+    """Ray for as long as the context lasts; one that was there before stays."""
+    started = _connect(cluster)
+    try:
+        yield
+    finally:
+        if started:
+            ray.shutdown()
 
 
 def _connect(cluster: Cluster) -> bool:

@@ -253,15 +253,15 @@ class SelfScore(Scoring):
     def prepare(self, arrays: Arrays) -> None:
         """Bring the inverse to the device, in the model's precision."""
         held = self.worker.tensors(arrays, self.worker.dtype)
-        self.dense = (held["vectors"], held["inverse"]) if "vectors" in held else None
+        self.dense = held.get("dense")
         names = [k.removeprefix("D/") for k in held if k.startswith("D/")]
         self.turns = {n: (held.get(f"q_a/{n}"), held.get(f"q_g/{n}"), held[f"D/{n}"]) for n in names}
 
     def values(self, taped: Taped, cotangent_bc: Tensor) -> Tensor:
         """Values `[B, 1]` of a batch."""
         if self.dense is not None:
-            turned = dense_rows(taped, cotangent_bc) @ self.dense[0]
-            return (turned.square() @ self.dense[1])[:, None]
+            rows = dense_rows(taped, cotangent_bc)
+            return ((rows @ self.dense) * rows).sum(1, keepdim=True)
         return self_products(taped, cotangent_bc, self.turns)[:, None]
 
 

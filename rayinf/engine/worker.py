@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,13 +100,23 @@ class Worker:
 
     @cached_property
     def activations(self) -> tuple[int, int]:
-        """Numbers a row in the inputs and in the outputs of all valued layers, unfolded."""
+        """Numbers a row in the inputs and in the outputs of all valued layers."""
+        return self._sides[0], self._sides[1]
+
+    @property
+    def largest_shared(self) -> int:
+        """Parameters of the largest block whose weights several positions share."""
+        return self._sides[2]
+
+    @cached_property
+    def _sides(self) -> tuple[int, int, int]:
         ready = next(self.read("train", self.job.tables["train"].shards[0], 1))
         with self.tape(ready.x) as taped:
             ruled = [b for b in taped.blocks if b.name in taped.tape.shapes]
             outputs = sum(s.numel() for b in ruled for s in taped.tape.shapes[b.name])
             inputs = sum(x.numel() for b in ruled for x in taped.tape.inputs[b.name])
-        return inputs, outputs
+            shared = [b.numel for b in ruled if _positions(b, taped.tape.shapes[b.name]) > 1]
+        return inputs, outputs, max(shared, default=0)
 
     def read(self, table: str, shard: Shard, size: int) -> Iterator[Ready]:
         """The rows of a shard as batches of tensors.
@@ -190,3 +200,7 @@ class Worker:
             x = torch.tensor(array)
         tensor: Tensor = x
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+
+
+def _positions(block: Block, shapes: Sequence[torch.Size]) -> int:
+    return sum(s.numel() for s in shapes) // (block.shape[0] * block.shape[1])

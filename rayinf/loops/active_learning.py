@@ -1,0 +1,301 @@
+"""Active learning: pick rows of a pool, have them labelled, train, and again."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayinf.core.fisher import FisherKind
+from rayinf.data.batches import Array, BatchReader, Columns
+from rayinf.data.history import VERB, History, Key, keys, load_trails
+from rayinf.data.run_folder import RunFolder
+from rayinf.data.tables import READ_ROWS, Table, as_table
+from rayinf.engine.acquiring import Wish
+from rayinf.engine.job import Cluster, Job
+from rayinf.engine.parallel import session, side_by_side
+from rayinf.engine.run import Request, open_run
+from rayinf.errors import InputError
+from rayinf.loops.oracle import Pool, make_oracle
+from rayinf.loops.retrain import retrain
+from rayinf.loops.trajectory import Learning, Options, tell_round
+from rayinf.task import Fit, Task
+
+# Of a run of `acquire`, what says which task and which data it is about.
+_SHARED = ("model", "loss", "features", "label", "transform", "mask", "parameters", "l2", "classes", "pool", "test")
+
+
+def active_learning(
+    task: Task,
+    labeled: Any,
+    pool: Any,
+    oracle: Any,
+    test: Any,
+    rounds: int = 12,
+    n: int = 500,
+    strategy: str | Sequence[str] = "fi",
+    valid: Any = None,
+    cluster: Cluster | None = None,
+    out: str | Path | None = None,
+    seed: int | Sequence[int] = 0,
+    *,
+    curvature: str = "ekfac",
+    aggregate: str | float = "trimmed_mean",
+    rank: int | None = None,
+    subsample: float = 1.0,
+    fisher: FisherKind = "true",
+    damping: float | None = None,
+    samples: int = 20,
+) -> History:
+    """Let a strategy choose which rows of a pool are labelled, round by round (B Algorithm 4).
+
+    Round 0 trains the task's model on `labeled` and measures it on `test`. Every round after it picks `n` rows of the
+    pool by `acquire`, asks the oracle for their labels, adds them to the labelled rows, trains anew and measures.
+    The model is always trained as `Task(fit=...)` says, in round 0 too: that of the task need not be trained.
+
+    The labelled rows are held in memory; the pool and the test rows are streamed where they are Parquet. A `fit` that
+    is a function gets the labelled rows as a `pyarrow.Table` with the task's feature columns and its label.
+
+    Args:
+        task: the model, its columns and how to train it.
+        labeled: the first labelled rows.
+        pool: the rows to pick from; labels in it are not read.
+        oracle: where labels come from: a function, row ids `[n]` -> labels `[n]` (or a dict or Series, id -> label); a
+            table that has the labels of the pool's rows, found by the pool's id column or, without one, by position;
+            a `LabelFolder`; or a path: an existing directory without Parquet files of other names than questions and
+            answers is a `LabelFolder`, anything else a table. It is no part of the run's identity.
+        test: what is measured on.
+        rounds: how often rows are picked.
+        n: rows to pick a round.
+        strategy: as in `acquire`, or a list of these: each with each seed is a trajectory of its own.
+        valid: validation rows, for "iv".
+        cluster: one trajectory shards its pool over the workers. Several run side by side, each in one worker (with
+            the device of the task's own model); tables and a function as oracle are then sent to the workers.
+        out: the run's folder. `<strategy>-seed<k>/round-<r>.parquet` holds the rows that round r added (`row_id`,
+            `position`, `label`, `value`, best first), `round-<r>.json` its measures. The same call again goes on after
+            the last finished step. Workers on other machines must see the folder.
+        seed: of training and of what is drawn, the same in every round; or a list.
+        curvature: as in `acquire`.
+        aggregate: as in `acquire`.
+        rank: as in `acquire`.
+        subsample: as in `acquire`.
+        fisher: as in `acquire`.
+        damping: as in `acquire`.
+        samples: as in `acquire`.
+
+    Returns:
+        A `History`. Where an oracle's folder lacks labels, it says which in `waiting`: drop them and call again.
+
+    Raises:
+        InputError: before any work: a task, table or option that `acquire` refuses, more rows than the pool has, or a
+            folder of another config. Later: labels that are missing, unknown, null or twice; none of these is kept.
+        RunError: training diverged, a table changed on the way, or a cluster that gets nowhere.
+
+    Cost: a trajectory trains and measures `rounds + 1` times and acquires `rounds` times.
+    """
+    wanted = keys(_names(strategy), _seeds(seed))
+    given = _Given(task, {"labeled": labeled, "pool": pool, "test": test, "valid": valid}, rounds, n, wanted)
+    options = Options(curvature, aggregate, rank, subsample, fisher, damping, samples)
+    opened = _open(given, options)
+    place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(_folder(out))
+    with place as folder:
+        learning = Learning(
+            opened.task,
+            opened.labeled,
+            {name: opened.tables.get(name) for name in ("pool", "test", "valid")},
+            {k: _absolute(v) for k, v in given.tables.items() if k != "labeled" and isinstance(v, str | Path)},
+            opened.columns,
+            make_oracle(oracle, Pool(opened.task, opened.tables["pool"].num_rows, opened.columns.row_id)),
+            rounds,
+            n,
+            options,
+            Path(folder),
+            None,
+            prints=cluster is None or len(wanted) == 1,
+        )
+        return _run(learning, wanted, opened.identity, cluster)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the user passed."""
+
+    task: Task
+    tables: Mapping[str, Any]
+    rounds: int
+    n: int
+    wanted: Sequence[Key]
+
+    @property
+    def strategies(self) -> list[str]:
+        """Every strategy once."""
+        return list(dict.fromkeys(s for s, _ in self.wanted))
+
+    @property
+    def seeds(self) -> list[int]:
+        """Every seed once."""
+        return list(dict.fromkeys(s for _, s in self.wanted))
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What was found to be sound."""
+
+    task: Task
+    tables: dict[str, Table]
+    labeled: tuple[Array, Array]
+    columns: Columns
+    identity: dict[str, Any]
+
+
+def _run(learning: Learning, wanted: Sequence[Key], identity: dict[str, Any], cluster: Cluster | None) -> History:
+    """Every trajectory, from where its folder stands."""
+    folder = RunFolder(learning.folder)
+    record = {"verb": VERB, "identity": identity}
+    finished = folder.begin(record)
+    before = load_trails(folder.path, wanted, learning.n)
+    if finished and all(trail.reaches(learning.rounds) for trail in before.values()):
+        return History.of(before)
+    folder.log("start", verb=VERB)
+    if len(wanted) == 1:
+        with session(cluster):
+            trails = {wanted[0]: replace(learning, cluster=cluster)(wanted[0])}
+    else:
+        told = {key: len(trail.rows) for key, trail in before.items()}
+        tick = partial(_tell_new, learning, told)
+        trails = dict(side_by_side(learning, {key: key for key in wanted}, cluster, tick))
+        if cluster is not None:
+            tick()
+    history = History.of({key: trails[key] for key in wanted})
+    if history.waiting:
+        folder.log("waiting", files=history.waiting)
+    else:
+        folder.finish(record)
+        folder.log("finish")
+    return history
+
+
+def _tell_new(learning: Learning, told: dict[Key, int]) -> None:
+    """Print the rounds that workers have finished since the last time."""
+    for key, trail in load_trails(learning.folder, list(told), learning.n).items():
+        for r in range(told[key], len(trail.rows)):
+            tell_round(key, r, learning.rounds, trail.rows[r])
+        told[key] = max(told[key], len(trail.rows))
+
+
+def _open(given: _Given, options: Options) -> _Opened:
+    """Check everything that `acquire`, training and measuring would, before any work.
+
+    Raises:
+        InputError: what is wrong.
+    """
+    task = given.task
+    others = [task.label, *([task.group] if task.group else [])]
+    tables = {
+        name: as_table(table, task.feature_columns, others, name)
+        for name, table in given.tables.items()
+        if table is not None
+    }
+    three = tables["labeled"], tables["pool"], tables.get("valid")
+    wishes = {wish: wish.tables(*three) for wish in (Wish(s, given.n) for s in given.strategies)}
+    _check_rounds(given.rounds, given.n, tables["pool"].num_rows)
+    identity: dict[str, Any] = {}
+    for wish, asked in wishes.items():
+        job, own = _try(given, options, wish, {**asked, "test": tables["test"]})
+        identity |= {k: own[k] for k in _SHARED} | {"labeled": own["train"]}
+        identity |= {"valid": own["valid"]} if wish.strategy == "iv" else {}
+    settled = replace(task, classes=job.classes.labels)
+    x, y = _read(tables["labeled"], job.columns["train"])
+    if task.fit is None:
+        # A model that no fit says how to train must be refused before a folder is claimed.
+        retrain(settled, tables["labeled"], seed=given.seeds[0])
+    identity |= {"strategy": given.strategies, "seed": given.seeds, "rounds": given.rounds, "n": given.n}
+    identity |= {**asdict(options), "row_id": job.columns["pool"].row_id, "fit": _fit_name(task)}
+    return _Opened(settled, tables, (x, y), job.columns["pool"], identity)
+
+
+def _try(given: _Given, o: Options, wish: Wish, tables: Mapping[str, Any]) -> tuple[Job, dict[str, Any]]:
+    """Open a run of `acquire` on the first labelled rows, and close it again."""
+    settings = wish.settings(o.curvature, o.fisher, given.seeds[0], None, o.rank, o.subsample)
+    settings = replace(settings, aggregate=str(o.aggregate), samples=o.samples if wish.needs_dropout else 0)
+    check = partial(wish.check, settings=settings)
+    request = Request("acquire", given.task, tables, wish.objectives(), settings, o.damping, None, None, None, check)
+    with open_run(request) as run:
+        return run.job, run.identity
+
+
+def _read(table: Table, columns: Columns) -> tuple[Array, Array]:
+    """Features and labels of all rows."""
+    reader = BatchReader(table, columns)
+    found = [batch for shard in table.shards for batch in reader.read(shard, READ_ROWS)]
+    return np.concatenate([b.x for b in found]), np.concatenate([b.labels for b in found])
+
+
+def _check_rounds(rounds: int, n: int, rows: int) -> None:
+    """Refuse rounds for which the pool has too few rows.
+
+    Raises:
+        InputError: no number of rounds, or too many.
+    """
+    if isinstance(rounds, bool) or not isinstance(rounds, Integral) or rounds < 1:
+        raise InputError(f"rounds={rounds!r} is no number of rounds.", "pass an integer, 1 or more.")
+    if rounds * n > rows:
+        raise InputError(
+            f"{rounds} rounds of n={n:,} want {rounds * n:,} rows, and the pool has {rows:,}.",
+            f"pass a smaller n (up to {rows // rounds:,}), or fewer rounds.",
+        )
+
+
+def _names(strategy: str | Sequence[str]) -> list[str]:
+    """The strategies, each once.
+
+    Raises:
+        InputError: none, or no names.
+    """
+    found = [strategy] if isinstance(strategy, str) else list(strategy)
+    if not found or not all(isinstance(s, str) for s in found) or len(set(found)) < len(found):
+        raise InputError(f"strategy={strategy!r} names none, or one twice.", 'pass "fi", or a list of strategies.')
+    return found
+
+
+def _seeds(seed: int | Sequence[int]) -> list[int]:
+    """The seeds, each once.
+
+    Raises:
+        InputError: none, or no integers.
+    """
+    found: list[Any] = list(seed) if isinstance(seed, Sequence | np.ndarray | range) else [seed]
+    whole = all(isinstance(s, Integral) and not isinstance(s, bool) and int(s) >= 0 for s in found)
+    if not found or not whole or len(set(found)) < len(found):
+        raise InputError(f"seed={seed!r} holds no seeds, or one twice.", "pass an integer >= 0, or a list of these.")
+    return [int(s) for s in found]
+
+
+def _folder(out: str | Path) -> Path:
+    """The run's folder.
+
+    Raises:
+        InputError: it is no local one.
+    """
+    if "://" in str(out):
+        raise InputError(f"out={str(out)!r} is a URI.", "pass a local or mounted folder, and copy the run from there.")
+    return Path(out).expanduser().absolute()
+
+
+def _absolute(path: str | Path) -> str:
+    """The same in any process."""
+    return str(path) if "://" in str(path) else str(Path(path).expanduser().absolute())
+
+
+def _fit_name(task: Task) -> str | None:
+    """What the identity says of how the model is trained."""
+    if task.fit is None or isinstance(task.fit, Fit):
+        return repr(task.fit) if task.fit else None
+    return getattr(task.fit, "__qualname__", type(task.fit).__qualname__)

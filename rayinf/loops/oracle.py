@@ -1,0 +1,302 @@
+"""Where labels come from: a function, a table that has them, or a folder in which they are dropped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rayinf.data import batches
+from rayinf.data.batches import Array, Columns, check_columns
+from rayinf.data.files import write_part
+from rayinf.data.scores import to_numpy
+from rayinf.data.tables import Table, as_table
+from rayinf.errors import InputError
+from rayinf.task import Task
+
+_SHOWN = 5
+_ASK, _LABELS = "ask-", "labels-"
+
+
+@dataclass(frozen=True)
+class LabelFolder:
+    """A folder in which you answer questions: it gets a file a round of the rows to label, and waits for their labels.
+
+    A round writes `ask-<strategy>-<seed>-round-<r>.parquet` (`row_id`, `rank` from 1, `value`). Drop
+    `labels-<strategy>-<seed>-round-<r>.parquet` (`row_id`, `label`) beside it, and make the same call again.
+
+    Args:
+        path: of the folder; it is made if there is none.
+    """
+
+    path: str | Path
+
+
+@dataclass(frozen=True)
+class Question:
+    """Rows of the pool whose labels are wanted.
+
+    Attributes:
+        strategy: by which they were picked.
+        seed: of the trajectory.
+        round: from 1.
+        rows: `row_id`, `position` in the pool and `value`, best first.
+    """
+
+    strategy: str
+    seed: int
+    round: int
+    rows: pa.Table
+
+    @property
+    def name(self) -> str:
+        """What it is called in files."""
+        return f"{self.strategy}-{self.seed}-round-{self.round}"
+
+
+class Oracle(Protocol):
+    """Whoever is asked for labels; picklable."""
+
+    def ask(self, question: Question) -> Array | Path:
+        """Labels of the question's rows in their order, or the file that is awaited."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What an oracle must know of the pool and the task.
+
+    Attributes:
+        task: with its classes settled.
+        rows: how many there are.
+        row_id: the column of ids; None: positions.
+    """
+
+    task: Task
+    rows: int
+    row_id: str | None
+
+    def settle(self, question: Question, ids: Sequence[Any], labels: pa.Array, source: str) -> Array:
+        """Labels in the order of the question: integers, or text.
+
+        Args:
+            question: what was asked.
+            ids: of the rows that were answered.
+            labels: one for each.
+            source: how errors call where they came from.
+
+        Raises:
+            InputError: ids that were not asked for, twice or not at all; a null, or a label that is no class.
+        """
+        asked = question.rows["row_id"].to_pylist()
+        given, known = Counter(ids), set(asked)
+        fix = "give one label for every row that was asked for."
+        _refuse([i for i, k in given.items() if k > 1], f"{source} gives labels twice", question, fix)
+        _refuse([i for i in given if i not in known], f"{source} gives labels for unknown row ids", question, fix)
+        _refuse([i for i in asked if i not in given], f"{source} gives no label", question, fix)
+        if labels.null_count:
+            empty = [i for i, null in zip(ids, labels.is_null().to_pylist(), strict=True) if null]
+            _refuse(empty, f"{source} gives null as the label", question, "label these rows too.")
+        found = batches.values(labels, "label", source, 0)
+        classes = tuple(self.task.classes or ())
+        strange = [f"{v!r} of row {i!r}" for i, v in zip(ids, found.tolist(), strict=True) if v not in classes]
+        _refuse(
+            strange,
+            f"{source} gives labels that are no class of the task ({', '.join(map(repr, classes[:12]))})",
+            question,
+            "correct those labels, or start with a model that has a logit for them and Task(classes=[...]).",
+        )
+        place = {i: k for k, i in enumerate(ids)}
+        return found[[place[i] for i in asked]]
+
+
+def make_oracle(given: Any, pool: Pool) -> Oracle:
+    """An oracle from what the user gave.
+
+    An existing directory is a `LabelFolder` unless it holds Parquet files other than questions and labels.
+
+    Args:
+        given: a callable, a table, a `LabelFolder`, or the path of a table or folder.
+        pool: what it is asked about.
+
+    Raises:
+        InputError: no such thing, or a table that lacks a column or, without ids, a row.
+    """
+    if isinstance(given, LabelFolder):
+        return _Folder(Path(given.path).expanduser().absolute(), pool)
+    if callable(given) and not isinstance(given, type):
+        return _Function(given, pool)
+    if isinstance(given, str | Path) and _is_label_folder(Path(given).expanduser()):
+        return _Folder(Path(given).expanduser().absolute(), pool)
+    task = pool.task
+    table = as_table(given, task.feature_columns, [task.label, *([task.group] if task.group else [])], "oracle")
+    row_id = pool.row_id or "row_id"
+    columns = Columns((), True, task.label, row_id if row_id in table.schema.names else None)
+    check_columns(table, columns)
+    if columns.row_id is None and table.num_rows != pool.rows:
+        raise InputError(
+            f"The oracle's table has {table.num_rows:,} rows and no column {row_id!r}, and the pool has "
+            f"{pool.rows:,} rows: which label is whose cannot be told.",
+            "give it the ids of the pool's rows, or one row for each row of the pool, in its order.",
+        )
+    return _Table(table, columns, pool)
+
+
+@dataclass(frozen=True)
+class _Function:
+    """A function of the user's: ids -> labels."""
+
+    call: Callable[[Array], Any]
+    pool: Pool
+
+    def ask(self, question: Question) -> Array:
+        """What the function says."""
+        asked = to_numpy(question.rows["row_id"])
+        found = self.call(asked)
+        if isinstance(found, Mapping | pd.Series):
+            ids, labels = list(found.keys()), list(found.values() if isinstance(found, Mapping) else found)
+        else:
+            ids, labels = asked.tolist(), found
+        held = _as_arrow(labels)
+        if len(held) != len(ids):
+            raise InputError(
+                f"The oracle gives {len(held)} labels for {len(ids)} rows.", "return one label a row, in their order."
+            )
+        plain = [i.item() if isinstance(i, np.generic) else i for i in ids]
+        return self.pool.settle(question, plain, held, "The oracle")
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table with the labels of the pool's rows; only ids and labels are read."""
+
+    table: Table
+    columns: Columns
+    pool: Pool
+
+    def ask(self, question: Question) -> Array:
+        """The labels of the rows, by id or by position."""
+        by = "position" if self.columns.row_id is None else "row_id"
+        wanted = _plain(question.rows[by].combine_chunks())
+        ids: list[Any] = []
+        labels: list[pa.Array] = []
+        reader = self.table.open(self.columns.all)
+        for shard in self.table.shards:
+            start = shard.start
+            for record in reader.read(shard):
+                own = self._ids(record, start, wanted.type)
+                start += record.num_rows
+                mask = pc.is_in(own, wanted)
+                ids += own.filter(mask).to_pylist()
+                labels.append(_plain(record.column(str(self.columns.label))).filter(mask))
+        if by == "position":
+            place = dict(zip(wanted.to_pylist(), question.rows["row_id"].to_pylist(), strict=True))
+            ids = [place[i] for i in ids]
+        return self.pool.settle(question, ids, pa.concat_arrays(labels), "The oracle's table")
+
+    def _ids(self, record: pa.RecordBatch, start: int, kind: pa.DataType) -> pa.Array:
+        """Ids of some rows in the type of the pool's, or their positions.
+
+        Raises:
+            InputError: ids of another kind.
+        """
+        if self.columns.row_id is None:
+            return pa.array(np.arange(start, start + record.num_rows))
+        held = _plain(record.column(self.columns.row_id))
+        try:
+            return held.cast(kind)
+        except pa.ArrowException as error:
+            raise InputError(
+                f"The oracle's table has row ids of type {held.type}, and the pool of type {kind}.",
+                "give it the ids of the pool's rows.",
+            ) from error
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder that gets questions and is given answers."""
+
+    path: Path
+    pool: Pool
+
+    def ask(self, question: Question) -> Array | Path:
+        """The labels that were dropped, or where they are awaited."""
+        ask, answer = (self.path / f"{kind}{question.name}.parquet" for kind in (_ASK, _LABELS))
+        ranks = pa.array(range(1, question.rows.num_rows + 1), pa.int64())
+        asked = question.rows.select(["row_id", "value"]).add_column(1, "rank", ranks)
+        if not ask.exists():
+            write_part(ask, asked)
+        elif _read(ask, ["row_id"])["row_id"].to_pylist() != asked["row_id"].to_pylist():
+            raise InputError(f"{ask} asks for other rows: it is of another run.", "give this run a folder of its own.")
+        if not answer.exists():
+            return answer
+        held = _read(answer, ["row_id", "label"])
+        labels = _plain(held["label"].combine_chunks())
+        return self.pool.settle(question, held["row_id"].to_pylist(), labels, str(answer))
+
+
+def _is_label_folder(path: Path) -> bool:
+    if not path.is_dir():
+        return False
+    files = [f for pattern in ("*.parquet", "*.pq") for f in path.rglob(pattern)]
+    return all(f.name.startswith((_ASK, _LABELS)) for f in files)
+
+
+def _read(path: Path, columns: list[str]) -> pa.Table:
+    """Some columns of a Parquet file of the folder.
+
+    Raises:
+        InputError: it is damaged, or lacks one.
+    """
+    try:
+        held = pq.read_table(path)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as Parquet: {error}.", "write it anew, whole.") from error
+    if missing := [c for c in columns if c not in held.schema.names]:
+        raise InputError(
+            f"{path} has no column {missing[0]!r}; it has {', '.join(held.schema.names)}.",
+            f"write the columns {' and '.join(columns)}.",
+        )
+    return held.select(columns)
+
+
+def _as_arrow(labels: Any) -> pa.Array:
+    """Labels of any array-like form; NaN and None are null.
+
+    Raises:
+        InputError: they are no such thing.
+    """
+    try:
+        held = np.asarray(labels)
+        return pa.array(held, from_pandas=True)
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise InputError(
+            f"The oracle gives a {type(labels).__name__} that holds no labels: {error}.",
+            "return an array, a list, or a dict from row id to label, of integers or text.",
+        ) from error
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def _refuse(wrong: Sequence[Any], what: str, question: Question, fix: str) -> None:
+    """Refuse answers with some wrong rows.
+
+    Raises:
+        InputError: there are some.
+    """
+    if wrong:
+        shown = ", ".join(v if isinstance(v, str) else repr(v) for v in wrong[:_SHOWN])
+        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise InputError(
+            f"{what} in round {question.round} of {question.strategy}, seed {question.seed}: {shown}{more}.", fix
+        )

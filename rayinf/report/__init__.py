@@ -1,0 +1,1 @@
+"""Figures, from plain tables: this package knows nothing of runs."""

@@ -1,0 +1,59 @@
+"""A learning curve: accuracy against labelled rows, a line a strategy with a band over its seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+# Colours that the colour-blind can tell apart (Okabe and Ito); with the markers, nine lines also in print.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B", "#7F7F7F")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+
+
+def plot(table: pa.Table, path: str | Path) -> Path:
+    """Draw accuracy against labelled rows.
+
+    Args:
+        table: `strategy`, `seed`, `labeled`, `accuracy`, a row a round.
+        path: of the figure; its suffix says which format (.png, .pdf, .svg).
+
+    Returns:
+        The path.
+    """
+    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
+    axes = figure.subplots()
+    strategies = list(dict.fromkeys(table["strategy"].to_pylist()))
+    seeds = 1
+    for k, strategy in enumerate(strategies):
+        rows = table.filter(pa.array([s == strategy for s in table["strategy"].to_pylist()]))
+        seeds = max(seeds, len(set(rows["seed"].to_pylist())))
+        _line(axes, rows, strategy, k)
+    axes.set_xlabel("Labelled rows")
+    axes.set_ylabel("Accuracy" + (f" (mean and standard deviation of {seeds} seeds)" if seeds > 1 else ""))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(title="Strategy", frameon=False)
+    target = Path(path).expanduser()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=150)
+    return target
+
+
+def _line(axes: Axes, rows: pa.Table, strategy: str, k: int) -> None:
+    """The mean over seeds, and a band of one standard deviation where there are several."""
+    labeled, accuracy = rows["labeled"].to_numpy(), rows["accuracy"].to_numpy()
+    x = np.unique(labeled)
+    held = [accuracy[labeled == v] for v in x]
+    mean = np.array([h.mean() for h in held])
+    colour, marker = _COLOURS[k % len(_COLOURS)], _MARKERS[k % len(_MARKERS)]
+    axes.plot(x, mean, color=colour, marker=marker, markersize=4, linewidth=1.5, label=strategy)
+    if max(map(len, held)) > 1:
+        spread = np.array([h.std(ddof=1) if len(h) > 1 else 0.0 for h in held])
+        axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)

@@ -156,9 +156,10 @@ def acquire(
 ) -> None:
     """Pick the rows of a pool whose labels are most worth asking for.
 
-    They are written to picked.parquet in the run's folder (row_id, rank from 1, value), and the value of every row of
-    the pool to scores/. The same command again finishes an interrupted run; a finished one is not computed again, and
-    another n or exclude picks from its values.
+    Writes picked.parquet (row_id, rank from 1, value) and scores/ (all rows).
+
+    The same command again finishes an interrupted run. Of a finished one,
+    nothing is computed again: another n or exclude picks from its values.
     """
     with _exit_codes(debug):
         given = _read(config_file, _items(overrides, address, workers), "acquire")
@@ -181,8 +182,9 @@ def active_learning(
 ) -> None:
     """Pick rows of a pool, have them labelled, train and measure, round by round; strategies and seeds side by side.
 
-    Writes learning_curve.png into the run's folder. The same command again finishes an interrupted run, goes on where
-    labels were awaited, and does nothing to a finished one.
+    Writes learning_curve.png into the run's folder. The same command again
+    finishes an interrupted run, goes on where labels were awaited, and does
+    nothing to a finished one.
     """
     with _exit_codes(debug):
         given = _read(config_file, _items(overrides, address, workers), "active-learning")
@@ -213,8 +215,8 @@ def trim(
 ) -> None:
     """Remove the worst rows of a finished run: of fi, the largest; of influence, the most negative.
 
-    Writes the row_id and value of the rows that are kept (in the table's order) and of those that are removed (worst
-    first). No data is changed.
+    Writes row_id and value of the rows that are kept (in the table's order)
+    and of those that are removed (worst first). No data is changed.
     """
     with _exit_codes(debug):
         files = _trim_files(run if out is None else out, is_run=out is None)

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from cli_cases import call, imports_of, make_folder, refused
+from cli_cases import TASK, call, imports_of, make_folder, refused
 from click.testing import Result
 
 from rayinf import api, config
 from rayinf.data.files import write_json
+from rayinf.data.history import History
 from rayinf.data.scores import Scores
 
 COMMON = {"task": "mytask.py:task"}
@@ -140,6 +141,78 @@ class TestAcquire:
     def test_refusals(self, folder: Path, change: str, said: str) -> None:
         assert said in refused(run("acquire", folder, ACQUIRE, change))
         assert not (folder / "runs").exists()
+
+
+class TestActiveLearning:
+    def test_prints_the_learning_curve_and_draws_it(self, folder: Path) -> None:
+        result = run("active-learning", folder, ACTIVE, "strategy=[margin, random]", "seed=[0, 1]")
+        assert result.exit_code == 0, result.output
+        out = folder / "runs" / "l"
+        history = History.load(out)
+        frame = history.to_pandas()
+        assert len(frame) == 12
+        curve = frame.groupby(["round", "labeled", "strategy"])["accuracy"].mean().unstack()
+        assert cells(result) == [
+            [str(r), str(labeled), f"{line['margin']:.4f}", f"{line['random']:.4f}"]
+            for (r, labeled), line in curve.iterrows()
+        ]
+        for told in history.mean().itertuples():
+            assert f"Mean accuracy over rounds by {told.strategy}: {told.accuracy:.4f}, standard" in result.stdout
+        assert "Accuracy, the mean of 2 seeds" in result.stdout
+        assert f"Learning curve: {out / 'learning_curve.png'}" in result.stdout
+        assert (out / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_again_does_nothing(self, folder: Path) -> None:
+        first, second = (run("active-learning", folder, ACTIVE, "strategy=entropy") for _ in range(2))
+        assert second.exit_code == 0, second.output
+        assert second.stdout == "already finished: nothing was computed\n" + first.stdout
+
+    def test_labels_that_are_awaited(self, folder: Path) -> None:
+        (folder / "drop").mkdir()
+        expected = run("active-learning", folder, ACTIVE, "strategy=entropy", "out=runs/other")
+        held = pq.read_table(folder / "pool.parquet").select(["row_id", "label"]).to_pandas().set_index("row_id")
+        for k in (1, 2):
+            for _ in range(2):
+                result = run("active-learning", folder, ACTIVE, "strategy=entropy", "oracle=drop")
+                assert result.exit_code == 0, result.output
+                assert "already finished" not in result.stdout
+                file = folder / "drop" / f"labels-entropy-0-round-{k}.parquet"
+                assert f"Labels are awaited: {file} (row_id, label)" in result.stdout
+                assert "run the same command again" in result.stdout
+            asked = pq.read_table(folder / "drop" / f"ask-entropy-0-round-{k}.parquet").to_pandas()
+            held.loc[asked.row_id].reset_index().to_parquet(file)
+        last = run("active-learning", folder, ACTIVE, "strategy=entropy", "oracle=drop")
+        assert "Labels are awaited" not in last.stdout
+        assert cells(last) == cells(expected)
+
+    def test_an_oracle_of_the_users_own(self, folder: Path) -> None:
+        oracle = "def oracle(ids):\n    return [int(i.split('-')[1]) % 3 for i in ids]\n"
+        (folder / "mytask.py").write_text(TASK + oracle)
+        own = run("active-learning", folder, ACTIVE, "oracle=mytask.py:oracle", "strategy=margin")
+        table = run("active-learning", folder, ACTIVE, "strategy=margin", "out=runs/other")
+        assert own.exit_code == table.exit_code == 0, own.output
+        assert cells(own) == cells(table)
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ("n=26", "2 rounds of n=26 want 52 rows, and the pool has 50"),
+            ("rounds=0", "rounds=0 is no number of rounds"),
+            ("strategy=[fi, best]", "strategy='best' is unknown"),
+            ("seed=[1, 1]", "seed=[1, 1] holds no seeds, or one twice"),
+            ("oracle=nothing", "there is no table and no folder"),
+            ("out=null", "has no out: the results would be lost"),
+            ("factors=runs/m", "factors is a key of influence, measure, acquire, not of active-learning"),
+        ],
+    )
+    def test_refusals(self, folder: Path, change: str, said: str) -> None:
+        assert said in refused(run("active-learning", folder, ACTIVE, change))
+        assert not (folder / "runs").exists()
+
+    def test_a_table_without_the_labels_that_are_wanted(self, folder: Path) -> None:
+        result = run("active-learning", folder, ACTIVE, "oracle=valid.parquet")
+        assert result.exit_code == 2
+        assert "no label in round 1" in result.stderr.splitlines()[-1]
 
 
 class TestTrim:

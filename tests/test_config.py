@@ -2,128 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import os
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cli_cases import imports_of
+from config_cases import TASK, make_config_folder, refused, write
 
 import rayinf
-from rayinf import keys
-from rayinf.config import find_verb, read_config
-
-TASK = """
-import torch
-import rayinf
-
-
-def net():
-    return torch.nn.Linear(4, 3)
-
-
-def made():
-    return rayinf.Task(net, l2=1e-3)
-
-
-task = rayinf.Task(net)
-module = net()
-number = 3
-
-
-def needs(x):
-    return task
-
-
-def gives_none():
-    return None
-
-
-def fails():
-    raise KeyError("weights")
-
-
-def refused():
-    return rayinf.Task(net, l2=-1)
-
-
-def margin(logits, labels):
-    return logits.logsumexp(1)
-
-
-gap = rayinf.Objective("gap", rows=margin)
-"""
-# The command of a config, and the function whose arguments are its keys.
-FUNCTIONS = [
-    ("influence", "influence"),
-    ("measure", "influence_measure"),
-    ("acquire", "acquire"),
-    ("active-learning", "active_learning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _forget_imports(tmp_path: Path) -> Iterator[None]:
-    """Modules of a test's own folder must not shadow those of the next."""
-    path = list(sys.path)
-    yield
-    sys.path[:] = path
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
-            del sys.modules[name]
+from rayinf.config import read_config
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    home = tmp_path / "conf"
-    home.mkdir()
-    (home / "mytask.py").write_text(TASK)
-    write(home)
-    return home
-
-
-def write(folder: Path, **values: object) -> Path:
-    return write_for(folder, "influence", **values)
-
-
-def write_for(folder: Path, verb: str, **values: object) -> Path:
-    """A config with the required keys of a verb."""
-    required = [k for k, f in keys.VERBS[verb].model_fields.items() if f.is_required() and k != "task"]
-    file = folder / "run.yaml"
-    held = {"task": "mytask.py:task", **{k: f"{k}.parquet" for k in required}, **values}
-    file.write_text("".join(f"{k}: {v}\n" for k, v in held.items()))
-    return file
-
-
-def refused(file: Path, *overrides: str, verb: str = "influence") -> str:
-    with pytest.raises(rayinf.InputError) as caught:
-        read_config(file, overrides, verb)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-@pytest.mark.parametrize(("verb", "function"), FUNCTIONS)
-def test_keys_and_defaults_are_those_of_the_verb(folder: Path, verb: str, function: str) -> None:
-    parameters = inspect.signature(getattr(rayinf, function)).parameters
-    assert list(keys.VERBS[verb].model_fields) == list(parameters)
-    given = read_config(write_for(folder, verb), (), verb)
-    assert list(given) == list(parameters)
-    defaults = {k: p.default for k, p in parameters.items() if p.default is not inspect.Parameter.empty}
-    assert {k: given[k] for k in defaults} == defaults
-
-
-def test_cluster_keys_and_defaults_are_those_of_cluster(folder: Path) -> None:
-    assert list(keys.ClusterConfig.model_fields) == [f.name for f in dataclasses.fields(rayinf.Cluster)]
-    cluster = read_config(write(folder, cluster="{}"))["cluster"]
-    assert dataclasses.replace(cluster, runtime_env=None) == rayinf.Cluster()
-
-
-@pytest.mark.parametrize("verb", keys.VERBS)
-def test_every_key_is_described(verb: str) -> None:
-    assert all(meaning for _, _, meaning in keys.describe_keys(verb))
+def folder(tmp_path: Path) -> Iterator[Path]:
+    with imports_of(tmp_path):
+        yield make_config_folder(tmp_path / "conf")
 
 
 def test_values_that_yaml_reads_as_something_else(folder: Path) -> None:
@@ -242,115 +137,6 @@ class TestRefusals:
         assert "cannot be read" in refused(folder)
         (folder / "binary.yaml").write_bytes(b"PAR1\xff\xfe")
         assert "cannot be read" in refused(folder / "binary.yaml")
-
-
-class TestKeysOfVerbs:
-    @pytest.mark.parametrize(
-        ("verb", "item", "said"),
-        [
-            ("influence", "rank=3", "--set rank is a key of measure, acquire, active-learning, not of influence"),
-            ("influence", "rounds=3", "--set rounds is a key of active-learning, not of influence"),
-            ("measure", "objective=total", "--set objective is a key of influence, not of measure"),
-            ("measure", "precision=bf16", "--set precision is a key of influence, not of measure"),
-            ("acquire", "train=a", "--set train is a key of influence, measure, not of acquire"),
-            ("acquire", "oracle=a", "--set oracle is a key of active-learning, not of acquire"),
-            ("active-learning", "exclude=[1]", "--set exclude is a key of acquire, not of active-learning"),
-            ("acquire", "stratgy=fi", "--set stratgy is an unknown key (did you mean 'strategy'?)"),
-            ("active-learning", "cluster.n=1", "--set cluster.n is an unknown key"),
-        ],
-    )
-    def test_of_another_verb_or_none(self, folder: Path, verb: str, item: str, said: str) -> None:
-        message = refused(write_for(folder, verb), item, verb=verb)
-        assert said in message
-        assert "Fix: use the keys " in message
-
-    @pytest.mark.parametrize(
-        ("verb", "missing"),
-        [("measure", "valid"), ("acquire", "pool"), ("active-learning", "oracle"), ("active-learning", "test")],
-    )
-    def test_missing(self, folder: Path, verb: str, missing: str) -> None:
-        file = write_for(folder, verb)
-        file.write_text("".join(x for x in file.read_text().splitlines(True) if not x.startswith(missing)))
-        message = refused(file, verb=verb)
-        assert f"run.yaml: {missing} is missing" in message
-        assert f"Fix: add {missing}: " in message
-
-    @pytest.mark.parametrize(
-        ("verb", "item", "said"),
-        [
-            ("measure", "rank=yes", "rank=true is a truth value to YAML: write a number"),
-            ("measure", "subsample=on", "subsample=true is a truth value to YAML: write a number"),
-            ("measure", "subsample=half", 'subsample="half" should be a valid number'),
-            ("measure", "damping=no", "damping=false is a truth value to YAML"),
-            ("influence", "seed=off", "seed=false is a truth value to YAML"),
-            ("influence", "cluster.workers=yes", "cluster.workers=true is a truth value to YAML"),
-            ("acquire", "n=1.5", "n=1.5 should be a valid integer"),
-            ("acquire", "n=all", 'n="all" should be a valid integer'),
-            ("acquire", "pool=no", "pool=false should be text: put quotes around it"),
-            ("acquire", "strategy=yes", "strategy=true should be text: put quotes around it"),
-            ("acquire", "strategy=[fi]", 'strategy=["fi"] should be text'),
-            ("acquire", "aggregate=yes", "aggregate=true should be a name, or a number in [0, 1]"),
-            ("acquire", "exclude=[a, yes]", "should be a list of row ids"),
-            ("acquire", "exclude=[2024-01-01]", "put quotes around dates"),
-            ("active-learning", "oracle=yes", "oracle=true should be text: put quotes around it"),
-            ("active-learning", "strategy=[fi, no]", "should be a name or a list of names"),
-            ("active-learning", "strategy=[]", "should be a name or a list of names"),
-            ("active-learning", "seed=[1, yes]", "should be an integer or a list of integers"),
-            ("active-learning", "seed=x", 'seed="x" should be an integer or a list of integers'),
-            ("active-learning", "rounds=null", "rounds=null should be a valid integer"),
-        ],
-    )
-    def test_wrong_values(self, folder: Path, verb: str, item: str, said: str) -> None:
-        message = refused(write_for(folder, verb), item, verb=verb)
-        assert said in message
-        assert "Fix: " in message
-
-    def test_one_or_several(self, folder: Path) -> None:
-        file = write_for(folder, "active-learning")
-        one = read_config(file, ["strategy=random", "seed=3", "aggregate=0.9"], "active-learning")
-        assert (one["strategy"], one["seed"], one["aggregate"]) == ("random", 3, 0.9)
-        several = read_config(file, ["strategy=[fi, random]", "seed=[0, 1]"], "active-learning")
-        assert (several["strategy"], several["seed"]) == (["fi", "random"], [0, 1])
-
-    def test_row_ids(self, folder: Path) -> None:
-        given = read_config(write_for(folder, "acquire"), ["exclude=[1, 'no', '07']"], "acquire")
-        assert given["exclude"] == [1, "no", "07"]
-
-    def test_paths(self, folder: Path) -> None:
-        given = read_config(write_for(folder, "active-learning", out="runs", oracle="drop"), (), "active-learning")
-        for key in ("labeled", "pool", "test"):
-            assert given[key] == str(folder / f"{key}.parquet")
-        assert (given["out"], given["oracle"]) == (str(folder / "runs"), str(folder / "drop"))
-        assert (
-            read_config(folder / "run.yaml", ["oracle=s3://b/labels"], "active-learning")["oracle"] == "s3://b/labels"
-        )
-
-    def test_an_oracle_of_the_users_own(self, folder: Path) -> None:
-        file = write_for(folder, "active-learning", oracle="mytask.py:margin", cluster="{}")
-        given = read_config(file, (), "active-learning")
-        assert given["oracle"].__name__ == "margin"
-        assert str(folder) in given["cluster"].runtime_env["env_vars"]["PYTHONPATH"]
-        assert "oracle: " in refused(file, "oracle=mytask.py:number", verb="active-learning")
-        assert "is a int. Fix: name a function" in refused(file, "oracle=mytask.py:number", verb="active-learning")
-        assert "has no 'margn'" in refused(file, "oracle=mytask.py:margn", verb="active-learning")
-
-
-@pytest.mark.parametrize(
-    ("verb", "changes", "found"),
-    [
-        ("influence", [], "influence"),
-        ("influence", ["curvature=ggn", "out=a", "seed=1"], "influence"),
-        ("influence", ["rank=2"], "measure"),
-        ("influence", ["subsample=.2"], "measure"),
-        ("influence", ["objctive=total"], "influence"),
-        ("acquire", [], "acquire"),
-        ("acquire", ["strategy=fi", "n=3", "rank=3", "subsample=.3", "samples=3"], "acquire"),
-        ("acquire", ["rounds=3"], "active-learning"),
-        ("active-learning", [], "active-learning"),
-    ],
-)
-def test_the_verb_that_a_config_is_for(folder: Path, verb: str, changes: list[str], found: str) -> None:
-    assert find_verb(write_for(folder, verb), changes) == found
 
 
 class TestTask:

@@ -15,6 +15,7 @@ standardised by the training rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,11 +61,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # products this small gain nothing from threads
     data = read(args.data, args.drop) if args.data else None
-    found = Found()
+    fit, found = replace(FIT, epochs=5) if args.quick else FIT, Found()
     for seed in range(2 if args.quick else args.seeds):
         split = split_of(data, args.noise, seed)
         features = split.train[0].shape[1]
-        task = retrain(rayinf.Task(network(features), l2=L2, fit=FIT), split.train, seed=seed)
+        task = retrain(rayinf.Task(network(features), l2=L2, fit=fit), split.train, seed=seed)
         compare(task, split, "ekfac", seed, found, args.out if seed == 0 and features == 2 else None)
     title = "Network on two crescents" if data is None else str(args.data)
     show(title, found, PAPER, 20, Console())

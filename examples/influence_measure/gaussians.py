@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--settings", action="store_true", help="a table of other distances, scales and ridges")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # products this small gain nothing from threads
-    seeds, console = 3 if args.quick else args.seeds, Console()
+    seeds, console = 2 if args.quick else args.seeds, Console()
     if args.settings:
         show_settings(settings(seeds), ["distance", "features", "l2"], console)
         return

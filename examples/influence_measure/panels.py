@@ -68,7 +68,7 @@ def draw_panels(
         boundary(axis, tasks[name], name)
     for name, task in tasks.items():
         boundary(axes[3], task, name)
-    axes[3].legend(loc="best", fontsize=10)
+    axes[3].legend(loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(title, fontsize=14)
     figure.savefig(out, dpi=100)
     plt.close(figure)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib
@@ -40,15 +41,16 @@ BUDGETS, QUICK_BUDGETS = range(50, 501, 50), (50, 100)
 NOISY_ROWS, NOISE_VARIANCE, FLIPPED_COLUMNS = 500, 0.1, 6
 COLOURS = {"FI": "#c51b1b", "IV": "#2020c0", "random": "#777777"}
 PAPER = {
-    "curves": "Paper (pictures, no figures): FI is above IV and random on all data; IV is above random on Adult and\n"
+    "seeds": "Paper (pictures, no figures): FI is above IV and random on all data; IV is above random on Adult and\n"
     "below it on CelebA; under noise FI and IV are both above random.",
     "folds": "Paper (a picture, no figures): FI is consistently above IV on Adult and Bank.",
 }
-Curves = dict[str, np.ndarray]  # by method, accuracies [draws, budgets]
+Array = np.ndarray
+Curves = dict[str, Array]  # by method, accuracies [draws, budgets]
 
 
 def synthetic() -> Rows:
-    """As many rows as are asked for, a tenth with a random label."""
+    """As many rows as are asked for, a fifth with a random label."""
     return make_classification(sum(SIZES), 40, n_informative=10, n_clusters_per_class=1, flip_y=0.2, random_state=0)
 
 
@@ -76,19 +78,15 @@ def splits(data: Rows, test: Rows | None, args: argparse.Namespace) -> Iterator[
             (train,), (valid, tested) = draw(data, sizes[:1], rng), draw(test, sizes[1:], rng)
         if not args.folds:
             yield standardise(Split(train, valid, tested)), rng
-        for held in np.array_split(np.arange(len(train[1])), args.folds) if args.folds else []:
+            continue
+        for held in np.array_split(np.arange(len(train[1])), args.folds):
             rest = np.setdiff1d(np.arange(len(train[1])), held)
             folds = ((train[0][rows], train[1][rows]) for rows in (rest, held))
             yield standardise(Split(*folds, tested)), rng
 
 
-def curve(task: rayinf.Task, split: Split, order: np.ndarray, budgets: Sequence[int]) -> list[float]:
-    """Accuracy after removing the first rows of an order."""
-    return [accuracy(refit_without(task, split, order[:budget]), split.test) for budget in budgets]
-
-
-def measure(data: Rows, test: Rows | None, budgets: Sequence[int], args: argparse.Namespace) -> tuple[Curves, list]:
-    """The curves of every draw or fold, and the accuracies before trimming."""
+def measure(data: Rows, test: Rows | None, budgets: Sequence[int], args: argparse.Namespace) -> tuple[Curves, Array]:
+    """The accuracies of every draw or fold after trimming, and before."""
     found: dict[str, list[list[float]]] = {}
     before = []
     for clean, rng in splits(data, test, args):
@@ -99,13 +97,14 @@ def measure(data: Rows, test: Rows | None, budgets: Sequence[int], args: argpars
             orders["random"] = rng.permutation(len(split.train[1]))
         before.append(accuracy(task, split.test))
         for name, order in orders.items():
-            found.setdefault(name, []).append(curve(task, split, order, budgets))
-    return {name: np.array(values) for name, values in found.items()}, before
+            after = [accuracy(refit_without(task, split, order[:budget]), split.test) for budget in budgets]
+            found.setdefault(name, []).append(after)
+    return {name: np.array(values) for name, values in found.items()}, np.array(before)
 
 
-def show(title: str, found: Curves, before: list, budgets: Sequence[int], args: argparse.Namespace) -> None:
+def show(title: str, found: Curves, before: Array, budgets: Sequence[int]) -> None:
     """A row a budget, and what the paper says."""
-    console, what = Console(), "folds" if args.folds else "seeds"
+    console, what = Console(), "seeds" if "random" in found else "folds"
     table = Table(
         title=f"{title}: test accuracy after removing rows, {len(before)} {what}",
         caption=f"in %, mean ± standard deviation over {what}; before {spread(before)}",
@@ -118,29 +117,21 @@ def show(title: str, found: Curves, before: list, budgets: Sequence[int], args: 
         table.add_row(str(budget), *cells, spread(gap[:, k], "+"), f"{(gap[:, k] > 0).sum()} of {len(gap)}")
     console.print(table)
     means = {name: values.mean(0) for name, values in found.items()}
-    pairs = [("FI", "IV"), ("FI", "random"), ("IV", "random")][: 1 if args.folds else 3]
-    above = [f"{a} above {b} at {(means[a] > means[b]).sum()}" for a, b in pairs]
-    console.print(
-        f"Here: {', '.join(above)} of {len(budgets)} budgets.", PAPER[{"seeds": "curves"}.get(what, what)], sep="\n"
-    )
+    above = [f"{a} above {b} at {(means[a] > means[b]).sum()}" for a, b in combinations(found, 2)]
+    console.print(f"Here: {', '.join(above)} of {len(budgets)} budgets.\n{PAPER[what]}")
 
 
-def plot(title: str, found: Curves, before: list, budgets: Sequence[int], out: Path) -> None:
-    """Mean accuracy over draws with its standard error; of folds, the mean difference."""
+def plot(title: str, found: Curves, before: Array, budgets: Sequence[int], out: Path) -> None:
+    """How the accuracy changes: the mean over draws or folds, with its standard error."""
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    folds = "random" not in found
-    lines = (
-        {"FI - IV": found["FI"] - found["IV"]}
-        if folds
-        else {n: v - np.array(before)[:, None] for n, v in found.items()}
-    )
-    for name, values in lines.items():
-        mean, error = values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0 * values[0]
-        axis.plot(budgets, mean, "o-", color=COLOURS.get(name, COLOURS["FI"]), label=name)
-        axis.fill_between(budgets, mean - error, mean + error, color=COLOURS.get(name, COLOURS["FI"]), alpha=0.15)
+    for name, values in found.items():
+        change = values - before[:, None]
+        mean, error = change.mean(0), change.std(0) / np.sqrt(max(len(change) - 1, 1))
+        axis.plot(budgets, mean, "o-", color=COLOURS[name], label=name)
+        axis.fill_between(budgets, mean - error, mean + error, color=COLOURS[name], alpha=0.15, linewidth=0)
     axis.axhline(0, color="black", linewidth=0.8)
-    axis.set(xlabel="training rows removed", title=title)
-    axis.set_ylabel("accuracy after FI less after IV (points)" if folds else "change of test accuracy (points)")
+    axis.set(xlabel="training rows removed", ylabel="change of test accuracy (points)")
+    axis.set_title(f"{title}: mean of {len(before)}, shaded its standard error")
     axis.legend()
     figure.savefig(out, dpi=120)
     plt.close(figure)
@@ -163,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     budgets = QUICK_BUDGETS if args.quick else BUDGETS
     found, before = measure(data, read(args.test, args.drop) if args.test else None, budgets, args)
     title = (args.data.stem if args.data else "synthetic rows") + (" with noise" if args.noise else "")
-    show(title, found, before, budgets, args)
+    show(title, found, before, budgets)
     if args.out:
         plot(title, found, before, budgets, args.out)
 

@@ -87,7 +87,9 @@ class HeadRows:
             a_bi, f_bki = a_bi @ q_a[0], f_bki @ q_a[0]
         if q_g is not None:
             left_bkc, e_bc = left_bkc @ q_g[0], e_bc @ q_g[0]
-        out_bkci = left_bkc[..., None] * a_bi[:, None, None] + e_bc[:, None, :, None] * f_bki[:, :, None]
+        # Both outer products as one, into one array: `[left e] [a~ (f, 0)]'`.
+        left_bkc2 = torch.stack([left_bkc, e_bc[:, None].expand_as(left_bkc)], 3)
+        out_bkci = left_bkc2 @ torch.stack([a_bi[:, None].expand_as(f_bki), f_bki], 2)
         if inverse is not None and inverse.dense_pp is not None:
             return out_bkci.flatten(2) @ inverse.dense_pp
         if inverse is not None:

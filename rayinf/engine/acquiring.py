@@ -308,8 +308,13 @@ def _piece_values(run: Run, piece: list[Shard], tiles: list[Chunk], inverse: Any
 def _factors(run: Run, tile: Chunk, inverse: Any, solve: bool) -> Any:
     """R of a tile of labelled rows beside the inverse, as a payload; its parts are made on all workers."""
     parts = {k: Chunk((s,)) for k, s in enumerate(tile.shards)}
-    found = dict(run.runner.map(PairFactors, inverse, parts, solve=solve))
-    whole = {"R": np.concatenate([found[k]["R"] for k in sorted(found)])}
+    found: dict[int, Arrays] = {}
+    with run.timed("pair factors", tile.rows) as advance:
+        for key, part in run.runner.map(PairFactors, inverse, parts, solve=solve):
+            found[key] = part
+            advance(parts[key].rows)
+    rows = [found[k]["R"] for k in sorted(found)]
+    whole = {"R": np.concatenate(rows) if len(rows) > 1 else rows[0]}
     name = f"pair-factors-{tile.shards[0].start}"
     run.runner.store("drop", name)
     return run.runner.publish("derive", name, curv.join_payloads, ["inverse"], whole)

@@ -179,7 +179,7 @@ class PairFactors:
                 if basis is not None:
                     f_bdk = basis @ (basis.transpose(1, 2) @ f_bdk)
                 parts.append(rows.columns(f_bdk, self.inverse).cpu().numpy())
-        return {"R": np.concatenate(parts)}
+        return {"R": np.concatenate(parts) if len(parts) > 1 else parts[0]}
 
 
 class PairValues(Scoring):

@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from rayinf.errors import InputError
+
 # Colours that the colour-blind can tell apart (Okabe and Ito); with the markers, nine lines also in print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B", "#7F7F7F")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
@@ -24,6 +26,9 @@ def plot(table: pa.Table, path: str | Path) -> Path:
 
     Returns:
         The path.
+
+    Raises:
+        InputError: a format that is unknown, or a place that cannot be written.
     """
     figure = Figure(figsize=(7.0, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -34,15 +39,20 @@ def plot(table: pa.Table, path: str | Path) -> Path:
         seeds = max(seeds, len(set(rows["seed"].to_pylist())))
         _line(axes, rows, strategy, k)
     axes.set_xlabel("Labelled rows")
-    axes.set_ylabel("Accuracy" + (f" (mean and standard deviation of {seeds} seeds)" if seeds > 1 else ""))
+    axes.set_ylabel("Accuracy on the test rows")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(title="Strategy", frameon=False)
+    axes.legend(title=f"Mean of {seeds} seeds,\nband: standard deviation" if seeds > 1 else None, frameon=False)
     target = Path(path).expanduser()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=150)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(target, dpi=150)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{target} cannot be drawn: {error}.", "name a .png, .pdf or .svg that can be written."
+        ) from error
     return target
 
 

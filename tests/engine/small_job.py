@@ -65,12 +65,11 @@ class Killer:
             os.kill(os.getpid(), signal.SIGKILL)
         return x
 
-    @staticmethod
-    def _stage() -> str | None:
+    def _stage(self) -> str | None:
         frame = sys._getframe()
         while frame is not None:
             name = type(frame.f_locals.get("self")).__name__
-            if name in STAGES:
+            if name in self.stages:
                 return name
             frame = frame.f_back
         return None
@@ -92,6 +91,19 @@ def run(train, valid, out=None, cluster=None, transform=same, **options):
     task = rayinf.Task(model(), transform=transform)
     objective = ["total", "category", "slice:group"]
     return rayinf.influence(task, train, valid, objective, out=out, cluster=cluster, **options)
+
+
+def measure(train, valid, out=None, cluster=None, transform=same, **options):
+    """FI of every training row."""
+    return rayinf.influence_measure(
+        rayinf.Task(model(), transform=transform), train, valid, out=out, cluster=cluster, **options
+    )
+
+
+def acquire(train, pool, out=None, cluster=None, transform=same, **options):
+    """FI of the rows of a pool."""
+    task = rayinf.Task(model(), transform=transform)
+    return rayinf.acquire(task, train, pool, 20, out=out, cluster=cluster, **options)
 
 
 def slow_task():

@@ -1,0 +1,160 @@
+"""FI and acquisition: the same numbers whatever the batch, shards, rows' order and workers, and whatever is killed."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from engine import small_job as job
+from engine.test_invariance import distance
+
+import rayinf
+from rayinf.engine import acquiring
+
+SUBSAMPLED = {"subsample": 0.2, "seed": 3}
+WAYS = ({}, {"rank": 4}, SUBSAMPLED, {"curvature": "ggn"})
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables")
+    sizes = {1: job.ROWS, 50: 12}
+    train = {k: job.write(folder / f"train{k}.parquet", job.ROWS, 1, size) for k, size in sizes.items()}
+    order = np.random.default_rng(5).permutation(job.ROWS)
+    train["shuffled"] = job.write(folder / "shuffled.parquet", job.ROWS, 1, 100, order)
+    return train, job.write(folder / "valid.parquet", job.VALID, 2, 40), order
+
+
+def values(scores, column=-1):
+    return scores.to_numpy()[:, [column]]
+
+
+def pool_values(picked):
+    """Of every row of a pool, by id."""
+    return picked.to_pandas().sort_values("row_id")[["value"]].to_numpy()
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_batches_shards_and_order(tables, way):
+    train, valid, order = tables
+    truth = values(job.measure(train[1], valid, **way))
+    for batch, shards in ((7, 1), (512, 50)):
+        found = values(job.measure(train[shards], valid, batch_size=batch, **way))
+        assert distance(found, truth) < 1e-5
+    shuffled = values(job.measure(train["shuffled"], valid, **way))
+    if "subsample" not in way:  # a forest learns in the order of the rows
+        assert distance(shuffled, truth[order]) < 1e-5
+
+
+def test_a_subsample_takes_the_same_rows_in_any_order(tables):
+    train, valid, order = tables
+    known, shuffled = (values(job.measure(train[k], valid, **SUBSAMPLED), 0) for k in (1, "shuffled"))
+    assert 0.1 < np.isfinite(known).mean() < 0.3
+    np.testing.assert_allclose(shuffled, known[order], rtol=1e-9)
+
+
+def test_ranks_of_a_subsample(tables):
+    """Scored rows keep their own rank; the others get one in [0, 1]; trim reads the ranks."""
+    train, valid, _ = tables
+    scores = job.measure(train[1], valid, **SUBSAMPLED)
+    frame = scores.to_pandas()
+    scored = frame["fi"].notna()
+    own = frame["fi"][scored].rank() - 1
+    np.testing.assert_allclose(frame["fi_rank"][scored], own / (scored.sum() - 1), atol=1e-12)
+    assert frame["fi_rank"].between(0, 1).all()
+    whole = job.measure(train[1], valid).to_numpy()[:, 0]
+    np.testing.assert_allclose(frame["fi"][scored], whole[scored], rtol=1e-9)
+    assert -1 <= scores.metadata["forest_rank_correlation"] <= 1
+    kept = rayinf.trim(scores, 30)
+    assert set(kept.removed) == set(frame.sort_values("fi_rank", kind="stable")["row_id"].iloc[-30:])
+
+
+@pytest.mark.parametrize("curvature", ["ekfac", "ggn", "identity"])
+def test_pairs_in_tiles_are_those_in_one(tables, monkeypatch, tmp_path, curvature):
+    train, valid, _ = tables
+    truth = pool_values(job.acquire(train[50], valid, curvature=curvature))
+    whole = job.acquire(train[1], valid, curvature=curvature, batch_size=11)
+    assert distance(pool_values(whole), truth) < 1e-5
+    monkeypatch.setattr(acquiring, "TILE_BYTES", 100_000)
+    tiled = job.acquire(train[1], valid, tmp_path / "run", curvature=curvature)
+    assert distance(pool_values(tiled), truth) < 1e-5
+    again = job.acquire(train[1], valid, tmp_path / "run", curvature=curvature)
+    assert again.row_ids.tolist() == tiled.row_ids.tolist()
+
+
+def test_workers(tables, ray_session, tmp_path):
+    train, valid, _ = tables
+    truth = values(job.measure(train[50], valid, **SUBSAMPLED))
+    picked = pool_values(job.acquire(train[50], valid))
+    for workers in (1, 3):
+        cluster = rayinf.Cluster(workers=workers)
+        found = values(job.measure(train[50], valid, tmp_path / f"measure-{workers}", cluster, **SUBSAMPLED))
+        assert distance(found, truth) < 1e-5
+        assert (
+            distance(pool_values(job.acquire(train[50], valid, tmp_path / f"acquire-{workers}", cluster)), picked)
+            < 1e-5
+        )
+
+
+def test_workers_that_are_killed(tables, ray_session, tmp_path):
+    """In every stage of a measure with a forest, and of an acquisition."""
+    train, valid, _ = tables
+    for name, verb, stages, options in (
+        ("measure", job.measure, ("Measure", "Gather", "RankRest"), SUBSAMPLED),
+        ("acquire", job.acquire, ("PairFactors", "PairValues"), {}),
+    ):
+        marks = tmp_path / f"marks-{name}"
+        marks.mkdir()
+        cluster = rayinf.Cluster(workers=2)
+        # The same callable, so that both runs have one identity: only the first has stages to kill in.
+        calm, killed = (job.Killer(marks, s) for s in ((), stages))
+        verb(train[50], valid, tmp_path / f"calm-{name}", rayinf.Cluster(workers=1), transform=calm, **options)
+        verb(train[50], valid, tmp_path / f"killed-{name}", cluster, transform=killed, **options)
+        transformed = [s for s in stages if s not in ("Gather", "RankRest")]  # these read raw features
+        assert sorted(m.name for m in marks.iterdir()) == sorted(transformed)
+        assert job.digest(tmp_path / f"calm-{name}") == job.digest(tmp_path / f"killed-{name}")
+
+
+def test_a_run_stopped_between_measuring_and_ranking_goes_on(tables, tmp_path, monkeypatch):
+    from rayinf.engine import ranking
+
+    train, valid, _ = tables
+    job.measure(train[50], valid, tmp_path / "calm", **SUBSAMPLED)
+    plain = ranking.RankRest.__call__
+    calls = []
+
+    def stopped(self, item):
+        calls.append(item)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        return plain(self, item)
+
+    monkeypatch.setattr(ranking.RankRest, "__call__", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        job.measure(train[50], valid, tmp_path / "run", **SUBSAMPLED)
+    parts = [pq.read_schema(p).names for p in sorted((tmp_path / "run" / "scores").iterdir())]
+    assert 0 < sum("fi_rank" in names for names in parts) < len(parts)
+    job.measure(train[50], valid, tmp_path / "run", **SUBSAMPLED)
+    assert job.digest(tmp_path / "run") == job.digest(tmp_path / "calm")
+    told = [json.loads((tmp_path / n / "run.json").read_text())["metadata"] for n in ("run", "calm")]
+    assert told[0]["forest_rank_correlation"] == told[1]["forest_rank_correlation"]
+
+
+@pytest.mark.parametrize("strategy", ["entropy", "margin", "least_confidence", "random", "isal", "iv"])
+def test_strategies_depend_on_no_batch(tables, strategy):
+    train, valid, _ = tables
+    options = {"strategy": strategy, "valid": valid if strategy == "iv" else None}
+    truth = job.acquire(train[1], valid, **options)
+    found = job.acquire(train[1], valid, batch_size=7, **options)
+    assert found.row_ids.tolist() == truth.row_ids.tolist()
+    assert distance(pool_values(found), pool_values(truth)) < 1e-5
+
+
+def test_rows_that_are_excluded_are_not_picked_again(tables):
+    train, valid, _ = tables
+    first = job.acquire(train[1], valid, strategy="entropy")
+    second = job.acquire(train[1], valid, strategy="entropy", exclude=first.row_ids)
+    ranked = first.to_pandas()["row_id"].tolist()
+    assert second.row_ids.tolist() == ranked[20:40]
+    with pytest.raises(rayinf.InputError, match="excluded"):
+        job.acquire(train[1], valid, strategy="entropy", exclude=ranked[:110])

@@ -1,0 +1,101 @@
+"""Side by side: results by key, in this process and on Ray, whatever dies on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import rayinf
+from rayinf.engine.parallel import session, side_by_side
+
+WORKERS = rayinf.Cluster(workers=2)
+
+
+def square(x: int) -> tuple[int, int]:
+    return x * x, os.getpid()
+
+
+def refuse(x: int) -> int:
+    if x == 3:
+        raise rayinf.InputError(f"{x} is wrong.", "pass another.")
+    return x
+
+
+def die_at_first(folder: Path, x: int) -> int:
+    mark = folder / str(x)
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+def die(x: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+def sleep(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def test_in_this_process_in_order():
+    found = list(side_by_side(square, {"b": 2, "a": 1}, None))
+    assert found == [("b", (4, os.getpid())), ("a", (1, os.getpid()))]
+
+
+def test_on_ray(ray_session):
+    items = {("k", x): x for x in range(7)}
+    found = dict(side_by_side(square, items, WORKERS))
+    assert {k: v[0] for k, v in found.items()} == {("k", x): x * x for x in range(7)}
+    processes = {v[1] for v in found.values()}
+    assert os.getpid() not in processes and len(processes) == 2
+    assert list(side_by_side(square, {}, WORKERS)) == []
+
+
+@pytest.mark.parametrize("cluster", [None, WORKERS])
+def test_errors_come_as_they_were_raised(ray_session, cluster):
+    with pytest.raises(rayinf.InputError, match="3 is wrong"):
+        list(side_by_side(refuse, {x: x for x in range(5)}, cluster))
+
+
+def test_an_item_whose_worker_is_killed_is_begun_again(ray_session, tmp_path):
+    items = {x: x for x in range(4)}
+    assert dict(side_by_side(partial(die_at_first, tmp_path), items, WORKERS)) == items
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_long_items_are_waited_for_and_hopeless_ones_given_up(ray_session):
+    ticks = []
+    cluster = rayinf.Cluster(workers=1, patience=3.0)
+    assert dict(side_by_side(sleep, {0: 8.0}, cluster, lambda: ticks.append(1))) == {0: 8.0}
+    assert len(ticks) >= 5
+    with pytest.raises(rayinf.RunError, match="No worker lived through 3 s"):
+        list(side_by_side(die, {0: 0}, cluster))
+
+
+def test_a_session_starts_ray_once_and_ends_it():
+    code = (
+        "import rayinf\n"
+        "from rayinf.engine.parallel import session, side_by_side\n"
+        "with session(rayinf.Cluster(workers=1)):\n"
+        "    import ray\n"
+        "    node = ray.get_runtime_context().get_node_id()\n"
+        "    assert dict(side_by_side(abs, {0: -3}, rayinf.Cluster(workers=1))) == {0: 3}\n"
+        "    assert ray.is_initialized() and ray.get_runtime_context().get_node_id() == node\n"
+        "assert not ray.is_initialized()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_no_session_without_a_cluster():
+    with session(None):
+        pass

@@ -69,12 +69,17 @@ class HeadRows:
 
     def jacobians(self, inverse: Inverse) -> tuple[Tensor, Tensor]:
         """`K^2 i^2` multiply-adds a row for a dense inverse, `K i^2` in an eigenbasis."""
-        z_bcc, ez_bci = self._dense(inverse.dense_pp) if inverse.dense_pp is not None else self._turned(inverse)
+        contrast_bkc = contrasts(self.logits)
+        direct = torch.matmul(contrast_bkc, self._w_cd)
+        # Of cross-entropy all derivatives in the logits add up to 0, so that classes less the first do.
+        first = 0 if inverse.dense_pp is None or callable(self._loss) else 1
+        found = self._turned(inverse) if inverse.dense_pp is None else self._dense(inverse.dense_pp, first)
+        z_bcc, ez_bci = found
         d = self._w_cd.shape[1]
         # Row c of both: for U = (n Hbar)^-1 (e_c a~'), B U a~ and e'U.
-        moved_bcd = torch.matmul(torch.bmm(z_bcc.transpose(1, 2), self._b_bcc), self._w_cd) + ez_bci[:, :, :d]
-        contrast_bkc = contrasts(self.logits)
-        return torch.matmul(contrast_bkc, self._w_cd), torch.bmm(contrast_bkc, moved_bcd)
+        inner = torch.bmm(z_bcc.transpose(1, 2), self._b_bcc[:, first:])
+        moved_bcd = torch.matmul(inner, self._w_cd) + ez_bci[:, :, :d]
+        return direct, torch.bmm(contrast_bkc[:, :, first:], moved_bcd)
 
     def columns(self, f_bdk: Tensor, inverse: Inverse | None) -> Tensor:
         """`K i` numbers a direction, and their product with the inverse; never left in its eigenbasis."""
@@ -107,12 +112,20 @@ class HeadRows:
         e_u = (left_bck * e).sum(1, keepdim=True) * x + e.square().sum(1, keepdim=True) * f_bdk
         return w.T @ (self._b_bcc @ u_a) + e_u
 
-    def _dense(self, inverse_pp: Tensor) -> tuple[Tensor, Tensor]:
-        """For every class c, with `U_c = (n Hbar)^-1 (e_c a~')`: `U_c a~` as column c, and `e'U_c` as row c."""
+    def _dense(self, inverse_pp: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """For every class c, with `U_c = (n Hbar)^-1 (e_c a~')`: `U_c a~` as column c, and `e'U_c` as row c.
+
+        From class `first` on; with 1, everything is taken less class 0.
+        """
         k, i = self._w_cd.shape[0], self._a_bi.shape[1]
-        flat = inverse_pp.view(k, i, k, i).transpose(1, 2).reshape(k * k * i, i)
+        h_cice = inverse_pp.view(k, i, k, i)
+        if first:
+            h_cice = h_cice[1:] - h_cice[:1]
+            h_cice = h_cice[:, :, 1:] - h_cice[:, :, :1]
+            k -= 1
+        flat = h_cice.transpose(1, 2).reshape(k * k * i, i)
         found = []
-        for a_bi, e_bc in zip(self._a_bi.split(_ROWS), self._e_bc.split(_ROWS), strict=True):
+        for a_bi, e_bc in zip(self._a_bi.split(_ROWS), self._e_bc[:, first:].split(_ROWS), strict=True):
             z_bcei = (a_bi @ flat.T).view(len(a_bi), k * k, i)
             z_bce = torch.bmm(z_bcei, a_bi[..., None]).view(-1, k, k)
             found.append((z_bce, torch.bmm(e_bc[:, None], z_bcei.view(-1, k, k * i)).view(-1, k, i)))

@@ -22,28 +22,28 @@ def right_subspace(gram: Gram, start_bdk: Tensor, rank: int) -> tuple[Tensor, Te
 
     Args:
         gram: `F [B, d, k] -> M'M F`.
-        start_bdk: standard normal, one block a row, `k >= rank` columns; with `k = d` the result is exact.
+        start_bdk: standard normal, one block a row, `k >= rank` columns; with `k = d` the subspace is all there is.
         rank: directions to keep.
 
     Returns:
         V `[B, d, rank]` with orthonormal columns, and the share of M's Frobenius norm that they capture, `[B]`:
-        `|M V| / |M|`, where |M| is exact for `k = d` and Hutchinson's estimate from the start otherwise.
+        `|M V| / |M|`. What all `k` directions leave of |M| is Hutchinson's estimate from the start (nothing for
+        `k = d`).
 
     Cost: `k (ITERATIONS + 1)` products with M and with M' a row.
     """
-    whole = start_bdk.shape[2] == start_bdk.shape[1]
-    moved = gram(start_bdk) if not whole else None
-    v = torch.linalg.qr(start_bdk if moved is None else moved).Q
-    for _ in range(0 if whole else ITERATIONS - 1):
+    moved = gram(start_bdk)
+    v = torch.linalg.qr(moved).Q
+    for _ in range(ITERATIONS - 1):
         v = torch.linalg.qr(gram(v)).Q
-    inner = v.transpose(1, 2) @ gram(v)
+    gram_v = gram(v)
+    inner = v.transpose(1, 2) @ gram_v
     values, vectors = torch.linalg.eigh((inner + inner.transpose(1, 2)) / 2)
-    kept = values[:, -rank:].clamp(min=0).sum(1)
-    if moved is None:
-        total = values.clamp(min=0).sum(1)
-    else:
-        total = torch.maximum((start_bdk * moved).sum((1, 2)) / start_bdk.shape[2], values.clamp(min=0).sum(1))
-    share = (kept / total.clamp(min=torch.finfo(total.dtype).tiny)).sqrt()
+    values = values.clamp(min=0)
+    along = v.transpose(1, 2) @ start_bdk
+    left = ((start_bdk - v @ along) * (moved - gram_v @ along)).sum((1, 2)) / start_bdk.shape[2]
+    total = values.sum(1) + left.clamp(min=0)
+    share = (values[:, -rank:].sum(1) / total.clamp(min=torch.finfo(total.dtype).tiny)).sqrt()
     return v @ vectors[:, :, -rank:].flip(2), share
 
 

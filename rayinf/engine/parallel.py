@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from rayinf.engine.job import Cluster
-from rayinf.engine.runner import _guard_local_ray as guard_local_ray
+from rayinf.engine.runner import guard_local_ray as guard_local_ray
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")

@@ -94,13 +94,13 @@ def make_runner(job: Job, cluster: Cluster | None, factors: Path | None) -> Runn
     if cluster is None:
         return LocalRunner(job, factors)
     if cluster.address is None:
-        _guard_local_ray()
+        guard_local_ray()
     from rayinf.engine.ray_runner import RayRunner
 
     return RayRunner(job, cluster, factors)
 
 
-def _guard_local_ray() -> None:
+def guard_local_ray() -> None:
     """Guard a local Ray, whose sockets listen on all interfaces, with a token that lives in this process alone.
 
     Without this Ray 2.60 writes a token file into the home folder. Ray reads these when it is imported, so where a

@@ -201,7 +201,7 @@ def _open(given: _Given, options: Options) -> _Opened:
     tables = {
         name: as_table(table, task.feature_columns, others, name)
         for name, table in given.tables.items()
-        if table is not None
+        if table is not None or name != "valid"
     }
     three = tables["labeled"], tables["pool"], tables.get("valid")
     wishes = {wish: wish.tables(*three) for wish in (Wish(s, given.n) for s in given.strategies)}

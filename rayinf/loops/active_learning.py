@@ -216,9 +216,16 @@ def _open(given: _Given, options: Options) -> _Opened:
     if task.fit is None:
         # A model that no fit says how to train must be refused before a folder is claimed.
         retrain(settled, tables["labeled"], seed=given.seeds[0])
+    if _starts_anew(task):  # the parameters that the model came with are never used
+        identity["model"] = repr(task.build())
     identity |= {"strategy": given.strategies, "seed": given.seeds, "rounds": given.rounds, "n": given.n}
     identity |= {**asdict(options), "row_id": job.columns["pool"].row_id, "fit": _fit_name(task)}
     return _Opened(settled, tables, (x, y), job.columns["pool"], identity)
+
+
+def _starts_anew(task: Task) -> bool:
+    """Whether training does not depend on the parameters that the task's model came with."""
+    return task.fit is None or (isinstance(task.fit, Fit) and task.fit.fresh)
 
 
 def _try(given: _Given, o: Options, wish: Wish, tables: Mapping[str, Any]) -> tuple[Job, dict[str, Any]]:

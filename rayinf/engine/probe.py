@@ -88,7 +88,7 @@ def probe(job: Job, asked: Sequence[Objective] = ()) -> Probe:
         sum(b.numel for b in blocks),
         torch.finfo(worker.dtype).eps,
         str(worker.dtype).removeprefix("torch."),
-        _fingerprint(model),
+        _fingerprint(job.task.build() if job.settings.precision == "fp64" else model),  # as it is given
         sum(v[0].numel() for v in float_tensors(x)),
         model,
     )

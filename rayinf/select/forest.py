@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-LEAST_ROWS = 20
+# Rows that a subsample must be expected to hold. What is drawn may be fewer, and so few are still fitted.
+LEAST_ROWS, _FEWEST = 20, 5
 # More rows add time and memory (a forest on these takes about 120 MB), and hardly any knowledge.
 MOST_ROWS = 50_000
 _TREES = 100
@@ -48,15 +49,15 @@ class RankForest:
             jobs: threads that share the trees.
 
         Raises:
-            InputError: fewer than `LEAST_ROWS` rows, or features that are no numbers.
+            InputError: fewer than 5 rows, or features that are no numbers.
         """
         from sklearn.ensemble import RandomForestRegressor  # a second to import, and few runs need it
 
         rows = len(values)
-        if rows < LEAST_ROWS:
+        if rows < _FEWEST:
             grow = f"a subsample {2 * LEAST_ROWS / rows:.2g} times as large, or " if rows else ""
             raise InputError(
-                f"The subsample holds {rows} scored rows: a forest of ranks needs at least {LEAST_ROWS}.",
+                f"The subsample holds {rows} scored rows: a forest of ranks needs some {LEAST_ROWS}.",
                 f"pass {grow}subsample=1.0.",
             )
         ranks = rank_of(values, np.sort(values))

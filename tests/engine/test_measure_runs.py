@@ -140,6 +140,15 @@ def test_a_run_stopped_between_measuring_and_ranking_goes_on(tables, tmp_path, m
     assert told[0]["forest_rank_correlation"] == told[1]["forest_rank_correlation"]
 
 
+@pytest.mark.parametrize("curvature", ["ekfac", "ggn"])
+def test_factors_of_a_run_in_the_models_own_precision(tables, tmp_path, curvature):
+    train, valid, _ = tables
+    way = {"curvature": curvature, "damping": 1e-3}
+    job.run(train[1], valid, tmp_path / "run", **way)
+    found = values(job.measure(train[1], valid, factors=tmp_path / "run", **way))
+    assert distance(found, values(job.measure(train[1], valid, **way))) < 1e-3
+
+
 @pytest.mark.parametrize("strategy", ["entropy", "margin", "least_confidence", "random", "isal", "iv"])
 def test_strategies_depend_on_no_batch(tables, strategy):
     train, valid, _ = tables

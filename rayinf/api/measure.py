@@ -82,7 +82,7 @@ def influence_measure(
     tables = {"train": train, "valid": valid}
 
     def check(tables: Mapping[str, Table], probed: Probe) -> None:
-        measuring.check(tables["train"].num_rows, probed, settings)
+        measuring.check(tables["train"], task.feature_columns, probed, settings)
 
     request = Request(
         "influence_measure", task, tables, (measuring.OBJECTIVE,), settings, damping, factors, cluster, out, check
@@ -163,7 +163,7 @@ def acquire(
     settings = wish.settings(curvature, fisher, seed, batch_size, rank, subsample)
     settings = replace(settings, aggregate=str(aggregate), samples=samples if wish.needs_dropout else 0)
     tables = wish.tables(labeled, pool, valid)
-    check = partial(wish.check, settings=settings)
+    check = partial(wish.check, features=task.feature_columns, settings=settings)
     request = Request("acquire", task, tables, wish.objectives(), settings, damping, factors, cluster, out, check)
     with open_run(request) as run:
         if run.finished:

@@ -7,7 +7,8 @@ are functions of its input x. `M'U` is the gradient in x of the product of that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -91,7 +92,7 @@ class TapedRows:
                 "pass their embeddings as the features, with a model that starts from them.",
             )
         self._leaves: list[Tensor] = []
-        with capture(model, blocks, attached=True) as tape, sdpa_kernel(SDPBackend.MATH):
+        with capture(model, blocks, attached=True) as tape, _plain_attention():
             self._tape = tape
             self.logits = forward(model, map_tensors(x, self._leaf))
             gradients = tape.gradients(self.logits, logit_error(loss, self.logits, labels), attached=True)
@@ -182,7 +183,7 @@ class TapedRows:
         with (
             forward_ad.dual_level(),
             capture(self._model, self._blocks, attached=True) as tape,
-            sdpa_kernel(SDPBackend.MATH),
+            _plain_attention(),
         ):
             logits = forward(self._model, map_tensors(self._x, dual))
             gradients = tape.gradients(logits, logit_error(self._loss, logits, self._labels), last=True)
@@ -236,6 +237,18 @@ class TapedRows:
 
 
 _Parts = dict[str, list[Positions]]
+
+
+@contextmanager
+def _plain_attention() -> Generator[None]:
+    """Attention in forms that can be differentiated twice and forward: neither fused kernels nor torch's fast path."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def float_tensors(x: Any) -> list[Tensor]:

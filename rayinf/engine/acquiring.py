@@ -169,22 +169,27 @@ class Wish:
         reference = {"iv": {"valid": valid}, "isal": {"valid": labeled}}.get(self.strategy, {})
         return {"train": labeled, **reference, "pool": pool}
 
-    def check(self, tables: Mapping[str, Table], probed: Probe, settings: Settings) -> None:
+    def check(self, tables: Mapping[str, Table], probed: Probe, features: Sequence[str], settings: Settings) -> None:
         """Refuse what the tables or the model cannot give, before any work.
 
         Raises:
-            InputError: more rows wanted than there are, no such aggregate, dropout without dropout layers, or as
-                `measuring.check` does.
+            InputError: more rows wanted than there are, no such aggregate, dropout without dropout layers, a rank or
+                subsample for another strategy than "fi", or as `measuring.check` does.
         """
         rows = tables["pool"].num_rows
         if self.n > rows - len(set(self.exclude)):
             left = f", {len(set(self.exclude)):,} of them excluded" if len(self.exclude) else ""
             raise InputError(f"n={self.n:,} rows are wanted, and the pool has {rows:,}{left}.", "pass a smaller n.")
+        if self.strategy != "fi" and (settings.rank is not None or settings.subsample != 1):
+            raise InputError(
+                f"rank={settings.rank} and subsample={settings.subsample} are for FI, not for {self.strategy!r}.",
+                'leave them out, or use strategy="fi".',
+            )
         if self.strategy == "fi":
             parse(str(settings.aggregate), tables["train"].num_rows)
         if self.needs_dropout:
             require_dropout(probed.model)
-        measuring.check(rows, probed, settings)
+        measuring.check(tables["pool"], features, probed, settings)
 
     def objectives(self) -> tuple[Objective, ...]:
         """What influence strategies are for: the sum of the reference rows' losses."""
@@ -265,13 +270,21 @@ def value_pairs(run: Run) -> list[pa.Table]:
         arrays = _factors(run, tiles[0], inverse, solve)
         return pipeline.score(run, PairValues, arrays, ["fi"], later=["fi_rank"], whole=True, solve=solve)
     found: list[pa.Table] = []
+    kept = run.runner.job
+    run.runner.job = dataclasses.replace(kept, parts=None, key=kept.key + "+")  # values of a tile are no scores yet
     for piece in _pieces(run):
-        if run.folder is not None and all(
-            sound_part(run.folder.part(s.index), s.rows, ["row_id", "fi"]) for s in piece
-        ):
-            continue
-        found += _piece_values(run, piece, tiles, inverse, solve)
+        if not all(_is_valued(run, s) for s in piece):
+            found += _piece_values(run, piece, tiles, inverse, solve)
+    run.runner.job = kept
     return found
+
+
+def _is_valued(run: Run, shard: Shard) -> bool:
+    """Whether a shard's values are in the folder, with the forest's ranks or without."""
+    if run.folder is None:
+        return False
+    names = ["row_id", "fi"]
+    return any(sound_part(run.folder.part(shard.index), shard.rows, n) for n in (names, [*names, "fi_rank"]))
 
 
 def _piece_values(run: Run, piece: list[Shard], tiles: list[Chunk], inverse: Any, solve: bool) -> list[pa.Table]:
@@ -283,13 +296,10 @@ def _piece_values(run: Run, piece: list[Shard], tiles: list[Chunk], inverse: Any
         for tile in tiles:
             names = [f"fi_{k}" for k in range(tile.rows)]
             arrays = _factors(run, tile, inverse, solve)
-            quiet = dataclasses.replace(run.job, parts=None, key=run.job.key + "+")
-            run.runner.job, kept = quiet, run.runner.job
             for key, table in run.runner.map(PairValues, arrays, shards, names=names, whole=False, solve=solve):
                 ids[key] = table["row_id"]
                 held[key].append(np.stack([table[n].to_numpy() for n in names], axis=1).astype(np.float32))
                 advance(shards[key].rows)
-            run.runner.job = kept
     out = []
     for key in sorted(shards):
         values = np.concatenate(held[key], axis=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
@@ -22,7 +23,7 @@ from rayinf.core.objectives import Objective, mean_loss
 from rayinf.data.batches import Batch, row_keys, uniforms
 from rayinf.data.files import Arrays
 from rayinf.data.scores import LABEL_COLUMN
-from rayinf.data.tables import Shard
+from rayinf.data.tables import Shard, Table
 from rayinf.engine.job import Chunk, Settings
 from rayinf.engine.probe import Probe
 from rayinf.engine.run import Run
@@ -272,12 +273,19 @@ def settings(
     return replace(shared, precision="fp64", mixed=True)
 
 
-def check(rows: int, probed: Probe, settings: Settings) -> None:
+def check(table: Table, features: Sequence[str], probed: Probe, settings: Settings) -> None:
     """Refuse a rank or a subsample that the table or the model cannot give, before any work.
+
+    Args:
+        table: whose rows are scored.
+        features: its columns of features.
+        probed: the model on a few rows.
+        settings: of the run.
 
     Raises:
         InputError: with the numbers.
     """
+    rows = table.num_rows
     most = min(probed.parameters, probed.perturbed)
     if settings.rank is not None and not (_whole(settings.rank) and 1 <= settings.rank <= most):
         raise InputError(
@@ -291,6 +299,12 @@ def check(rows: int, probed: Probe, settings: Settings) -> None:
         raise InputError(
             f"subsample={share} of {rows:,} rows leaves {rows * share:.0f}: too few for a forest to learn from.",
             f"score at least {LEAST_ROWS} rows: pass subsample={min(1.0, LEAST_ROWS / rows):.3g} or more.",
+        )
+    kinds = [table.schema.field(name).type for name in features]
+    if share < 1 and any(pa.types.is_string(k) or pa.types.is_large_string(k) or pa.types.is_binary(k) for k in kinds):
+        raise InputError(
+            f"subsample={share}: the features are text, and a forest cannot learn ranks from text.",
+            "pass subsample=1.0, or embeddings as the features.",
         )
 
 

@@ -202,7 +202,7 @@ def _check_mixed(worker: Worker, x: object, labels: torch.Tensor) -> None:
         )
     except (RuntimeError, NotImplementedError) as error:
         raise InputError(
-            f"The model cannot be differentiated twice, which the influence measure FI needs: {error}.",
+            f"The model cannot be differentiated twice, as the influence measure FI needs: {str(error).rstrip('.')}.",
             "take its embeddings as the features and value the layers after them (an LSTM has no second derivatives).",
         ) from error
     if not bool(torch.isfinite(found)):

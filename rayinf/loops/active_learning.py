@@ -232,7 +232,7 @@ def _try(given: _Given, o: Options, wish: Wish, tables: Mapping[str, Any]) -> tu
     """Open a run of `acquire` on the first labelled rows, and close it again."""
     settings = wish.settings(o.curvature, o.fisher, given.seeds[0], None, o.rank, o.subsample)
     settings = replace(settings, aggregate=str(o.aggregate), samples=o.samples if wish.needs_dropout else 0)
-    check = partial(wish.check, settings=settings)
+    check = partial(wish.check, features=given.task.feature_columns, settings=settings)
     request = Request("acquire", given.task, tables, wish.objectives(), settings, o.damping, None, None, None, check)
     with open_run(request) as run:
         return run.job, run.identity

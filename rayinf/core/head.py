@@ -73,7 +73,7 @@ class HeadRows:
         direct = torch.matmul(contrast_bkc, self._w_cd)
         # Of cross-entropy all derivatives in the logits add up to 0, so that classes less the first do.
         first = 0 if inverse.dense_pp is None or callable(self._loss) else 1
-        found = self._turned(inverse) if inverse.dense_pp is None else self._dense(inverse.dense_pp, first)
+        found = self._turned(inverse) if inverse.dense_pp is None else self._dense(inverse, first)
         z_bcc, ez_bci = found
         d = self._w_cd.shape[1]
         # Row c of both: for U = (n Hbar)^-1 (e_c a~'), B U a~ and e'U.
@@ -112,18 +112,20 @@ class HeadRows:
         e_u = (left_bck * e).sum(1, keepdim=True) * x + e.square().sum(1, keepdim=True) * f_bdk
         return w.T @ (self._b_bcc @ u_a) + e_u
 
-    def _dense(self, inverse_pp: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    def _dense(self, inverse: Inverse, first: int) -> tuple[Tensor, Tensor]:
         """For every class c, with `U_c = (n Hbar)^-1 (e_c a~')`: `U_c a~` as column c, and `e'U_c` as row c.
 
         From class `first` on; with 1, everything is taken less class 0.
         """
-        k, i = self._w_cd.shape[0], self._a_bi.shape[1]
-        h_cice = inverse_pp.view(k, i, k, i)
-        if first:
-            h_cice = h_cice[1:] - h_cice[:1]
-            h_cice = h_cice[:, :, 1:] - h_cice[:, :, :1]
-            k -= 1
-        flat = h_cice.transpose(1, 2).reshape(k * k * i, i)
+        k, i = self._w_cd.shape[0] - first, self._a_bi.shape[1]
+        if first not in inverse.kept:
+            assert inverse.dense_pp is not None
+            h_cici = inverse.dense_pp.view(k + first, i, k + first, i)
+            if first:
+                h_cici = h_cici[1:] - h_cici[:1]
+                h_cici = h_cici[:, :, 1:] - h_cici[:, :, :1]
+            inverse.kept[first] = h_cici.transpose(1, 2).reshape(k * k * i, i)
+        flat = inverse.kept[first]
         found = []
         for a_bi, e_bc in zip(self._a_bi.split(_ROWS), self._e_bc[:, first:].split(_ROWS), strict=True):
             z_bcei = (a_bi @ flat.T).view(len(a_bi), k * k, i)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -37,11 +37,12 @@ _ONE_TILE = 1 << 40
 class Inverse:
     """The inverse curvature `(n Hbar)^-1`: one dense matrix `[p, p]`, or eigenvectors and inverse eigenvalues a block.
 
-    Blocks without a turn contribute nothing.
+    Blocks without a turn contribute nothing. `kept` holds what was made of the matrix once, for all batches.
     """
 
     dense_pp: Tensor | None
     turns: Mapping[str, Turn]
+    kept: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
 
 class MixedRows(Protocol):

@@ -18,7 +18,7 @@ WAYS = ({}, {"rank": 4}, SUBSAMPLED, {"curvature": "ggn"})
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tables")
-    sizes = {1: job.ROWS, 50: 12}
+    sizes = {1: job.ROWS, 6: 100}
     train = {k: job.write(folder / f"train{k}.parquet", job.ROWS, 1, size) for k, size in sizes.items()}
     order = np.random.default_rng(5).permutation(job.ROWS)
     train["shuffled"] = job.write(folder / "shuffled.parquet", job.ROWS, 1, 100, order)
@@ -38,7 +38,7 @@ def pool_values(picked):
 def test_batches_shards_and_order(tables, way):
     train, valid, order = tables
     truth = values(job.measure(train[1], valid, **way))
-    for batch, shards in ((7, 1), (512, 50)):
+    for batch, shards in ((13, 1), (512, 6)):
         found = values(job.measure(train[shards], valid, batch_size=batch, **way))
         assert distance(found, truth) < 1e-5
     shuffled = values(job.measure(train["shuffled"], valid, **way))
@@ -72,7 +72,7 @@ def test_ranks_of_a_subsample(tables):
 @pytest.mark.parametrize("curvature", ["ekfac", "ggn", "identity"])
 def test_pairs_in_tiles_are_those_in_one(tables, monkeypatch, tmp_path, curvature):
     train, valid, _ = tables
-    truth = pool_values(job.acquire(train[50], valid, curvature=curvature))
+    truth = pool_values(job.acquire(train[6], valid, curvature=curvature))
     whole = job.acquire(train[1], valid, curvature=curvature, batch_size=11)
     assert distance(pool_values(whole), truth) < 1e-5
     monkeypatch.setattr(acquiring, "TILE_BYTES", 100_000)
@@ -84,14 +84,14 @@ def test_pairs_in_tiles_are_those_in_one(tables, monkeypatch, tmp_path, curvatur
 
 def test_workers(tables, ray_session, tmp_path):
     train, valid, _ = tables
-    truth = values(job.measure(train[50], valid, **SUBSAMPLED))
-    picked = pool_values(job.acquire(train[50], valid))
-    for workers in (1, 3):
+    truth = values(job.measure(train[6], valid, **SUBSAMPLED))
+    picked = pool_values(job.acquire(train[6], valid))
+    for workers in (3,):
         cluster = rayinf.Cluster(workers=workers)
-        found = values(job.measure(train[50], valid, tmp_path / f"measure-{workers}", cluster, **SUBSAMPLED))
+        found = values(job.measure(train[6], valid, tmp_path / f"measure-{workers}", cluster, **SUBSAMPLED))
         assert distance(found, truth) < 1e-5
         assert (
-            distance(pool_values(job.acquire(train[50], valid, tmp_path / f"acquire-{workers}", cluster)), picked)
+            distance(pool_values(job.acquire(train[6], valid, tmp_path / f"acquire-{workers}", cluster)), picked)
             < 1e-5
         )
 
@@ -108,8 +108,8 @@ def test_workers_that_are_killed(tables, ray_session, tmp_path):
         cluster = rayinf.Cluster(workers=2)
         # The same callable, so that both runs have one identity: only the first has stages to kill in.
         calm, killed = (job.Killer(marks, s) for s in ((), stages))
-        verb(train[50], valid, tmp_path / f"calm-{name}", rayinf.Cluster(workers=1), transform=calm, **options)
-        verb(train[50], valid, tmp_path / f"killed-{name}", cluster, transform=killed, **options)
+        verb(train[6], valid, tmp_path / f"calm-{name}", rayinf.Cluster(workers=1), transform=calm, **options)
+        verb(train[6], valid, tmp_path / f"killed-{name}", cluster, transform=killed, **options)
         transformed = [s for s in stages if s not in ("Gather", "RankRest")]  # these read raw features
         assert sorted(m.name for m in marks.iterdir()) == sorted(transformed)
         assert job.digest(tmp_path / f"calm-{name}") == job.digest(tmp_path / f"killed-{name}")
@@ -119,22 +119,22 @@ def test_a_run_stopped_between_measuring_and_ranking_goes_on(tables, tmp_path, m
     from rayinf.engine import ranking
 
     train, valid, _ = tables
-    job.measure(train[50], valid, tmp_path / "calm", **SUBSAMPLED)
+    job.measure(train[6], valid, tmp_path / "calm", **SUBSAMPLED)
     plain = ranking.RankRest.__call__
     calls = []
 
     def stopped(self, item):
         calls.append(item)
-        if len(calls) == 20:
+        if len(calls) == 4:
             raise KeyboardInterrupt
         return plain(self, item)
 
     monkeypatch.setattr(ranking.RankRest, "__call__", stopped)
     with pytest.raises(KeyboardInterrupt):
-        job.measure(train[50], valid, tmp_path / "run", **SUBSAMPLED)
+        job.measure(train[6], valid, tmp_path / "run", **SUBSAMPLED)
     parts = [pq.read_schema(p).names for p in sorted((tmp_path / "run" / "scores").iterdir())]
     assert 0 < sum("fi_rank" in names for names in parts) < len(parts)
-    job.measure(train[50], valid, tmp_path / "run", **SUBSAMPLED)
+    job.measure(train[6], valid, tmp_path / "run", **SUBSAMPLED)
     assert job.digest(tmp_path / "run") == job.digest(tmp_path / "calm")
     told = [json.loads((tmp_path / n / "run.json").read_text())["metadata"] for n in ("run", "calm")]
     assert told[0]["forest_rank_correlation"] == told[1]["forest_rank_correlation"]

@@ -261,6 +261,47 @@ def dense_rows(head: Head, train: Table, H_inverse: Tensor) -> Iterator[tuple[Te
         yield M, torch.linalg.pinv(S.transpose(1, 2) @ S, rtol=KEPT, hermitian=True)
 
 
+def written_rows(head: Head, train: Table, H_inverse: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """`d theta [p, d]` and `G^+ [d, d]` of every row, as the algorithms form them: `H^-1 M` first."""
+    n, K = len(train[0]), len(head.weight)
+    for x, y in zip(*train, strict=True):
+        a = head.inputs(x[None])
+        P = head.probabilities(a)[0]
+        M = ((torch.diag(P) - torch.outer(P, P)) @ head.weight)[:, None] * a[0, None, :, None]
+        M[:, : x.numel()] += (P - nn.functional.one_hot(y, K))[:, None, None] * torch.eye(x.numel(), dtype=M.dtype)
+        moved = -(H_inverse @ M.flatten(0, 1)) / n
+        T = head.weight + torch.einsum("i,cid->cd", a[0], moved.view(K, -1, x.numel()))
+        S = P.sqrt()[:, None] * (T - P @ T)
+        yield moved, torch.linalg.pinv(S.T @ S, rtol=KEPT, hermitian=True)
+
+
+def fi_util_written(head: Head, train: Table, valid: Table, l2: float) -> Tensor:
+    """Algorithm 1 for a softmax head on its features, `[n]`, with nothing hoisted but the inverse and the gradient."""
+    a = head.inputs(train[0])
+    H_inverse = symmetric_inverse(head_curvature(a, head.probabilities(a), l2))
+    a = head.inputs(valid[0])
+    gradient = head_gradients(a, head.probabilities(a), valid[1]).mean(0)
+    out = []
+    for moved, G_plus in written_rows(head, train, H_inverse):
+        v = gradient @ moved
+        out.append(v @ G_plus @ v)
+    return torch.stack(out)
+
+
+def fi_active_written(head: Head, labeled: Table, pool_x: Tensor, l2: float) -> Tensor:
+    """Algorithm 2 for a softmax head on its features, `[m]`: all pool rows of a labelled row in one product."""
+    a = head.inputs(labeled[0])
+    H_inverse = symmetric_inverse(head_curvature(a, head.probabilities(a), l2))
+    a = head.inputs(pool_x)
+    P = head.probabilities(a)
+    gradients = head_gradients(a, P, P.argmax(1))
+    columns = []
+    for moved, G_plus in written_rows(head, labeled, H_inverse):
+        v = gradients @ moved
+        columns.append(((v @ G_plus) * v).sum(1))
+    return aggregated(torch.stack(columns, 1))
+
+
 def fi_util_dense(head: Head, train: Table, valid: Table, l2: float, damping: float = 0.0) -> Tensor:
     """Algorithm 1 for a softmax head, `[n]`."""
     a = head.inputs(train[0])

@@ -96,5 +96,5 @@ def add_hessian(sums: Sums, model: nn.Module, blocks: Sequence[Block], x: Any, l
 
 def mean_curvature(hessian_pp: Tensor, rows: float) -> Tensor:
     """The mean curvature `[p, p]`, symmetric, from the lower triangle of its sum."""
-    lower = hessian_pp.tril()
-    return (lower + lower.tril(-1).T) / rows
+    lower = hessian_pp.tril().div_(rows)
+    return lower.tril(-1).T.add_(lower)

@@ -103,6 +103,17 @@ class HeadRows:
             out_bkci = out_bkci if q_a is None else out_bkci @ q_a[0].T
         return out_bkci.flatten(2)
 
+    def contrasted_columns(self, f_bdk: Tensor, inverse: Inverse | None) -> Tensor:
+        """`columns` less those of class 0, for cross-entropy: products with `contrasted_gradients` are the same."""
+        k, i = self._w_cd.shape[0], self._a_bi.shape[1]
+        dense = inverse is not None and inverse.dense_pp is not None
+        out_bkci = self.columns(f_bdk, None if dense else inverse).unflatten(2, (k, i))
+        if inverse is None:  # its own classes add up to 0 too
+            return out_bkci[:, :, 1:].flatten(2)
+        if not dense:
+            return (out_bkci[:, :, 1:] - out_bkci[:, :, :1]).flatten(2)
+        return out_bkci[:, :, 1:].flatten(2) @ contrasted(inverse, k, i)
+
     def gram(self, f_bdk: Tensor) -> Tensor:
         """`M'M f`, without forming `M f`."""
         x, e, w = self._x_bd[..., None], self._e_bc[..., None], self._w_cd
@@ -117,20 +128,16 @@ class HeadRows:
 
         From class `first` on; with 1, everything is taken less class 0.
         """
-        k, i = self._w_cd.shape[0] - first, self._a_bi.shape[1]
-        if first not in inverse.kept:
-            assert inverse.dense_pp is not None
-            h_cici = inverse.dense_pp.view(k + first, i, k + first, i)
-            if first:
-                h_cici = h_cici[1:] - h_cici[:1]
-                h_cici = h_cici[:, :, 1:] - h_cici[:, :, :1]
-            inverse.kept[first] = h_cici.transpose(1, 2).reshape(k * k * i, i)
-        flat = inverse.kept[first]
+        k, i = self._w_cd.shape[0], self._a_bi.shape[1]
+        flat = contrasted(inverse, k, i) if first else inverse.dense_pp
+        assert flat is not None
+        k -= first
         found = []
         for a_bi, e_bc in zip(self._a_bi.split(_ROWS), self._e_bc[:, first:].split(_ROWS), strict=True):
-            z_bcei = (a_bi @ flat.T).view(len(a_bi), k * k, i)
-            z_bce = torch.bmm(z_bcei, a_bi[..., None]).view(-1, k, k)
-            found.append((z_bce, torch.bmm(e_bc[:, None], z_bcei.view(-1, k, k * i)).view(-1, k, i)))
+            z_bcie = (a_bi @ flat.reshape(-1, i).T).view(-1, k, i, k)
+            z_bce = torch.matmul(a_bi[:, None, None], z_bcie)[:, :, 0]
+            ez_bei = torch.bmm(e_bc[:, None], z_bcie.view(-1, k, i * k)).view(-1, i, k).transpose(1, 2)
+            found.append((z_bce, ez_bei))
         z_bce, ez_bei = (torch.cat(part) for part in zip(*found, strict=True))
         return z_bce, ez_bei
 
@@ -148,6 +155,17 @@ class HeadRows:
         weight_bco = (self._e_bc @ g_oo)[:, None] * g_oo
         ez_bci = torch.matmul(weight_bco, d_oi) * a_bi[:, None]
         return z_bce, ez_bci if q_a is None else ez_bci @ q_a[0].T
+
+
+def contrasted(inverse: Inverse, classes: int, inputs: int) -> Tensor:
+    """A dense inverse between classes less the first, `[(K - 1) i, (K - 1) i]`: all that cross-entropy feels of it."""
+    if 1 not in inverse.kept:
+        assert inverse.dense_pp is not None
+        h_cici = inverse.dense_pp.view(classes, inputs, classes, inputs)
+        h_cici = h_cici[1:] - h_cici[:1]
+        size = (classes - 1) * inputs
+        inverse.kept[1] = (h_cici[:, :, 1:] - h_cici[:, :, :1]).reshape(size, size).contiguous()
+    return inverse.kept[1]
 
 
 def is_plain_head(model: nn.Module, blocks: Sequence[Block], x: Any) -> bool:

@@ -65,6 +65,11 @@ class Differentiator:
             return TapedRows(w.model, w.blocks, ready.x, ready.y, w.job.task.loss)
         return head.HeadRows(w.model, w.blocks[0], ready.x, ready.y, w.job.task.loss)
 
+    @property
+    def is_contrasted(self) -> bool:
+        """Whether row gradients are a head's, taken less its first class: those of cross-entropy add up to 0."""
+        return bool(self.is_head) and self.worker.job.task.is_cross_entropy
+
     def derivatives(self, ready: Ready) -> tuple[MixedRows, Tensor, Tensor | None, Tensor]:
         """The rows, their total logit derivatives `[B, K - 1, d]`, and with a rank: V `[B, d, k]` and its share."""
         rows = self.rows(ready)
@@ -161,8 +166,8 @@ class Measure(Scoring):
 class PairFactors:
     """Chunk of labelled rows -> `R` `[rows, r, p]`, `R_i = ((n Hbar)^-1 M_i F_i)'`: `FI(z', z_i) = |R_i grad l(z')|^2`.
 
-    In the eigenbasis where the inverse has one and the model is no plain head. Option `solve`: False leaves a dense
-    `(n Hbar)^-1` to the rows of the pool, which are fewer.
+    In the eigenbasis where the inverse has one and the model is no plain head; of a head, less class 0. Option
+    `solve`: False leaves a dense `(n Hbar)^-1` to the rows of the pool, which are fewer.
     """
 
     def __init__(self, worker: Worker, arrays: Arrays, solve: bool) -> None:
@@ -179,7 +184,11 @@ class PairFactors:
                 f_bdk = measure.inverse_factor(rows.logits.detach(), total)
                 if basis is not None:
                     f_bdk = basis @ (basis.transpose(1, 2) @ f_bdk)
-                parts.append(rows.columns(f_bdk, self.inverse).cpu().numpy())
+                if isinstance(rows, head.HeadRows) and self.source.is_contrasted:
+                    r_bkp = rows.contrasted_columns(f_bdk, self.inverse)
+                else:
+                    r_bkp = rows.columns(f_bdk, self.inverse)
+                parts.append(r_bkp.cpu().numpy())
         return {"R": np.concatenate(parts) if len(parts) > 1 else parts[0]}
 
 
@@ -202,16 +211,10 @@ class PairValues(Scoring):
         self.source.rows(ready)
         r_nkp = torch.tensor(arrays["R"]).to(self.worker.device)
         self.labeled, self.directions = r_nkp.shape[:2]
-        self.is_contrasted = self.solve and bool(self.source.is_head) and self.worker.job.task.is_cross_entropy
-        if self.is_contrasted:
-            # The derivatives in the logits add up to 0: one class less does.
-            k = len(self.worker.job.classes.labels)
-            r_nkci = r_nkp.view(self.labeled, self.directions, k, -1)
-            r_nkp = (r_nkci[:, :, 1:] - r_nkci[:, :, :1]).flatten(2)
-        self.r_pq = r_nkp.flatten(0, 1).T.contiguous()
+        self.r_qp = r_nkp.flatten(0, 1)
         self.mean_pp = None
-        if self.whole and self.aggregate.name == "mean" and len(self.r_pq) < self.r_pq.shape[1]:
-            self.mean_pp = self.r_pq @ self.r_pq.T / self.labeled
+        if self.whole and self.aggregate.name == "mean" and self.r_qp.shape[1] < len(self.r_qp):
+            self.mean_pp = self.r_qp.T @ self.r_qp / self.labeled
 
     def table(self, shard: Shard) -> pa.Table:
         """`row_id` and the aggregate `fi`, or `fi_<k>` for the k-th labelled row; null outside the subsample."""
@@ -236,13 +239,17 @@ class PairValues(Scoring):
         if self.worker.job.settings.batch_size is not None:
             return self.worker.job.settings.batch_size
         inputs, outputs = self.worker.activations
-        return int(min(max(BATCH_FLOATS // 8 // (len(self.r_pq) + 4 * (inputs + outputs)), 1), _READ_ROWS))
+        return int(min(max(BATCH_FLOATS // 8 // (self.r_qp.shape[1] + 4 * (inputs + outputs)), 1), _READ_ROWS))
 
     def gradients(self, ready: Ready) -> Tensor:
         """Row gradients `[B, p]` of the likeliest label, in the coordinates of R."""
         w = self.worker
-        if self.is_contrasted:
-            return head.HeadRows(w.model, w.blocks[0], ready.x, None, w.job.task.loss).contrasted_gradients()
+        if self.source.is_contrasted:
+            rows = head.HeadRows(w.model, w.blocks[0], ready.x, None, w.job.task.loss)
+            g_bp, inverse = rows.contrasted_gradients(), self.source.inverse
+            if self.solve or inverse.dense_pp is None:
+                return g_bp
+            return g_bp @ head.contrasted(inverse, len(w.job.classes.labels), w.blocks[0].shape[2])
         with w.tape(ready.x) as taped:
             logits = taped.logits.detach()
             cotangent = logit_error(w.job.task.loss, logits, logits.argmax(1)).detach()
@@ -254,10 +261,10 @@ class PairValues(Scoring):
     def _values(self, g_bp: Tensor) -> np.ndarray[Any, Any]:
         if self.mean_pp is not None:
             return ((g_bp @ self.mean_pp) * g_bp).sum(1, keepdim=True).cpu().numpy()
-        step = max(1, _PAIR_FLOATS // self.r_pq.shape[1])
+        step = max(1, _PAIR_FLOATS // len(self.r_qp))
         parts = []
         for g in g_bp.split(step):
-            v_bnk = (g @ self.r_pq).view(len(g), self.labeled, self.directions)
+            v_bnk = (g @ self.r_qp.T).view(len(g), self.labeled, self.directions)
             squares = v_bnk.square_()[..., 0] if self.directions == 1 else v_bnk.square_().sum(2)
             fits = _LEAST < float(squares.max()) < _MOST
             held = (squares.to(torch.float32) if fits else squares).cpu().numpy()

@@ -91,8 +91,7 @@ def test_workers(tables, ray_session, tmp_path):
         found = values(job.measure(train[6], valid, tmp_path / f"measure-{workers}", cluster, **SUBSAMPLED))
         assert distance(found, truth) < 1e-5
         assert (
-            distance(pool_values(job.acquire(train[6], valid, tmp_path / f"acquire-{workers}", cluster)), picked)
-            < 1e-5
+            distance(pool_values(job.acquire(train[6], valid, tmp_path / f"acquire-{workers}", cluster)), picked) < 1e-5
         )
 
 

@@ -46,7 +46,8 @@ def influence_measure(
     FI does not change under a rotation of the input and one common scale. Under other linear maps it stays the same
     only where G has full rank, `d <= K - 1`, since B's Theorem 1 needs a metric that is positive definite. A row
     whose probabilities are exactly one-hot has no metric (G = 0): its FI is 0, and `metadata["one_hot_rows"]`
-    counts it. Everything is computed in float64, whatever the model's own precision.
+    counts it. Everything is computed in float64, whatever the model's own precision, but for the passes of the model
+    that K-FAC and EKFAC are fitted with.
 
     Args:
         task: the trained model and its columns.

@@ -275,7 +275,7 @@ class PairValues(Scoring):
 def settings(
     curvature: str, fisher: FisherKind, seed: int, batch_size: int | None, rank: int | None, subsample: float
 ) -> Settings:
-    """Those of a run that measures FI: all of it in float64, since the metric's inverse magnifies rounding."""
+    """Those of a run that measures FI: float64 but for fitting K-FAC, since the metric's inverse magnifies rounding."""
     shared = Settings(curvature, fisher, seed=seed, batch_size=batch_size, rank=rank, subsample=subsample)
     return replace(shared, precision="fp64", mixed=True)
 

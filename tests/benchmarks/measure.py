@@ -7,8 +7,8 @@
 
 The peers of the first two stand in `tests/oracles_measure.py`: dense M and a `d x d` pseudo-inverse a labelled row, all
 pool rows in one product. "written" forms `H^-1 M` as the algorithms do; "hoisted" pulls the inverse out of the loop.
-Each ratio is of one run, with the same threads; rows a second are those of all rows (or of the pool). "measure" leaves out
-opening the tables and the curvature, on both sides; "whole" is the whole call, against the peer with its curvature.
+Each ratio is of one run, with the same threads; rows a second are those of all rows (or of the pool). "measure" leaves
+out opening the tables and the curvature, on both sides; "whole" is the whole call, against the peer with its curvature.
 """
 
 import argparse

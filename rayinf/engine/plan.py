@@ -196,23 +196,19 @@ class _Trial:
         inverse, width = self._inverse(), 8 * self.directions * self.parameters
         labeled = min(self.rows["train"], max(1, TILE_BYTES // width))
         tiles = -(-self.rows["train"] // labeled)
-        factors = {"R": np.ones((labeled, self.directions, self.parameters)), **inverse}
+        first = dataclasses.replace(self.job.tables["train"].shards[0], rows=1)
+        one = PairFactors(self.worker, inverse, solve=True)(Chunk((first,)))["R"]
+        factors = {"R": np.repeat(one, labeled, axis=0), **inverse}
         memory = self._inverse_bytes() + 3 * labeled * width
-        found = [
-            self.cost("factors of rows", lambda w: PairFactors(w, inverse, solve=True), "train", memory, 0),
-            self.cost(
-                "pairs",
-                lambda w: PairValues(w, factors, names=["fi"], whole=True, solve=True),
-                "pool",
-                memory,
-                16 * self.rows["pool"],
-            ),
-        ]
-        return (
-            found
-            if tiles == 1
-            else [dataclasses.replace(f, seconds=f.seconds * (tiles if f.name == "pairs" else 1)) for f in found]
+        rows = self.cost("factors of rows", lambda w: PairFactors(w, inverse, solve=True), "train", memory, 0)
+        products = self.cost(
+            "pairs",
+            lambda w: PairValues(w, factors, names=["fi"], whole=True, solve=True),
+            "pool",
+            memory,
+            16 * self.rows["pool"],
         )
+        return [rows, dataclasses.replace(products, seconds=products.seconds * tiles)]
 
     def forest(self) -> StageCost:
         """The forest's fit, and its ranks of the scored table."""

@@ -65,8 +65,10 @@ def _own_precision(run: Run) -> Generator[None]:
     job = run.runner.job
     if job.settings.precision == "fp64":
         run.runner.job = replace(job, settings=replace(job.settings, precision=None), key=job.key + "-own")
-    yield
-    run.runner.job = job
+    try:
+        yield
+    finally:
+        run.runner.job = job
 
 
 def _derive(run: Run, name: str, function: Any, inputs: list[str], *args: Any) -> Any:

@@ -1,6 +1,8 @@
 """rayinf: what every training row of a classifier is worth, to whom, and what to do about it."""
 
 from rayinf.api import acquire, influence, influence_measure, logistic_regression, pairs, plan, self_influence
+from rayinf.core.attacks import robustness
+from rayinf.core.gaps import demographic_parity, equal_opportunity
 from rayinf.core.objectives import Objective
 from rayinf.data.history import History
 from rayinf.data.pairs import Pairs
@@ -9,7 +11,9 @@ from rayinf.data.selection import Selection
 from rayinf.engine.job import Cluster
 from rayinf.errors import InputError, RayinfError, RunError
 from rayinf.loops.active_learning import active_learning
+from rayinf.loops.evaluate import evaluate
 from rayinf.loops.oracle import LabelFolder
+from rayinf.loops.retrain import retrain
 from rayinf.loops.trim import trim
 from rayinf.task import Fit, Task
 
@@ -28,11 +32,16 @@ __all__ = [
     "Task",
     "acquire",
     "active_learning",
+    "demographic_parity",
+    "equal_opportunity",
+    "evaluate",
     "influence",
     "influence_measure",
     "logistic_regression",
     "pairs",
     "plan",
+    "retrain",
+    "robustness",
     "self_influence",
     "trim",
 ]

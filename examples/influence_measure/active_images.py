@@ -38,7 +38,7 @@ from learning import show
 from rich.console import Console
 
 import rayinf
-from rayinf.loops.retrain import evaluate, retrain
+from rayinf import evaluate, retrain
 
 STRATEGIES = ("fi", "iv", "bald", "batchbald", "entropy", "random")
 ON_LAST_LAYER = ("fi", "iv")

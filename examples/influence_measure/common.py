@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 import rayinf
-from rayinf.loops.retrain import evaluate, retrain
+from rayinf import evaluate, retrain
 
 Rows = tuple[np.ndarray, np.ndarray]  # features [n, d] and labels [n]
 

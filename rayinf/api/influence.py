@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rayinf.core.asked import parse
 from rayinf.core.fisher import FisherKind
-from rayinf.core.objectives import parse
 from rayinf.data.pairs import Pairs
 from rayinf.data.scores import Scores
 from rayinf.engine import curvature as curv
@@ -44,8 +44,10 @@ def influence(
         train: the rows to value: a Parquet path, folder, glob or URI, a `pyarrow.Table`, a `pandas.DataFrame`, or
             arrays `(X, y)`.
         valid: the rows that the objectives are summed over, in any of these forms.
-        objective: "total", "category" (a column a class), "slice:<column>" (a column a value), an `Objective`, a
-            function `(logits [B, C], labels [B]) -> [B]`, or a list of these. All columns come from one pass.
+        objective: "total", "category" (a column a class), "slice:<column>" (a column a value); "demographic_parity"
+            and "equal_opportunity" (gaps between the groups of `Task(group=...)`); "robustness" (the linear attack);
+            an `Objective` (`demographic_parity(...)`, `robustness("pgd", epsilon=...)`, your own), a function
+            `(logits [B, C], labels [B]) -> [B]`, or a list of these. All columns come from one pass.
         curvature: "ekfac", "kfac"; "exact" (the Hessian) or "ggn" for few parameters; "identity".
         fisher: "true" (the expectation over the model's labels, without sampling up to 32 classes) or "empirical".
         damping: added to the eigenvalues of the mean curvature. None: 0.1 x each layer's mean eigenvalue for kfac
@@ -69,9 +71,8 @@ def influence(
     """
     settings = Settings(curvature, fisher, halves, seed, batch_size, precision)
     tables = {"train": train, "valid": valid}
-    with open_run(
-        Request("influence", task, tables, parse(objective), settings, damping, factors, cluster, out)
-    ) as run:
+    asked = parse(objective, task.group)
+    with open_run(Request("influence", task, tables, asked, settings, damping, factors, cluster, out)) as run:
         if run.finished:
             return Scores.load(str(out))
         pipeline.fit_factors(run)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rayinf.core.asked import parse
 from rayinf.core.fisher import FisherKind
-from rayinf.core.objectives import parse
 from rayinf.engine import measuring
 from rayinf.engine.acquiring import Wish
 from rayinf.engine.job import Cluster, Settings
@@ -69,7 +69,7 @@ def plan(
     Raises:
         InputError: wrong input, as far as the first rows show it; a verb that has no plan.
     """
-    tables, objectives = {"train": train, "valid": valid}, parse(objective)
+    tables, objectives = {"train": train, "valid": valid}, parse(objective, task.group)
     if verb == "influence":
         settings = Settings(curvature, fisher, halves, seed, batch_size, precision)
     elif verb == "influence_measure":

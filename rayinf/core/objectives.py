@@ -6,19 +6,22 @@ merge over shards, and either takes each group as a column of its own or combine
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rayinf.core.blocks import Block
 from rayinf.core.influence import Queries
+from rayinf.core.kfac import Sums, add
 from rayinf.errors import InputError
 from rayinf.task import RowLoss
 
 LABEL = "<label>"
-KNOWN = '"total", "category", "slice:<column>", an Objective, or a function (logits, labels) -> [B]'
+# An attack on the inputs or none, and a function of rows or None for the loss.
+Source = tuple[Callable[..., Any] | None, RowLoss | None]
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,38 @@ class Objective:
         split: a column of the validation table whose values group the rows.
         combine: `(sums [k], counts [k]) -> a number`, differentiable in the sums, groups in sorted order: a gap
             of group means, say. None: each group is a column.
+        where: `labels [B] -> bool [B]`, the rows that enter sums and counts; None: all.
+        attack: what is done to the validation rows' inputs before; see `robustness`.
+        hard: `(logits, labels) -> [B]`, told beside the value and never differentiated: predictions, say, where `rows`
+            takes probabilities.
+
+    Labels are positions among the logits in all of these.
     """
 
     name: str
     rows: RowLoss | None = None
     split: str | None = None
     combine: Callable[[Tensor, Tensor], Tensor] | None = None
+    where: Callable[[Tensor], Tensor] | None = None
+    attack: Callable[..., Any] | None = None
+    hard: RowLoss | None = None
+
+    def columns(self, levels: tuple[str, ...]) -> tuple[str, ...]:
+        """Names of the columns of scores, for the groups that there are."""
+        if self.split is None or self.combine is not None:
+            return (self.name,)
+        return tuple(f"{self.name}_{level}" for level in levels)
+
+    def settle(self, labels: tuple[Any, ...]) -> Objective:
+        """The same, now that the labels are known in the order of the logits."""
+        return self
+
+    def check(self, labels: tuple[Any, ...], counts: Mapping[Any, Mapping[Any, int]]) -> None:
+        """Refuse groups that the objective cannot be taken of; `counts` are each group's rows of every label."""
+
+    def tell(self, totals: Tensor, counts: Tensor, hard: Tensor) -> dict[str, Tensor]:
+        """What is told beside the value, `[columns]` each: the mean of `hard`, where there is one."""
+        return {} if self.hard is None or self.combine is not None else {"accuracy": hard / counts}
 
 
 @dataclass(frozen=True)
@@ -49,45 +78,27 @@ class Target:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns of scores."""
-        if self.objective.split is None or self.objective.combine is not None:
-            return (self.objective.name,)
-        return tuple(f"{self.objective.name}_{level}" for level in self.levels)
+        return self.objective.columns(self.levels)
 
     @property
     def width(self) -> int:
         """Group sums that the objective is made of."""
         return max(1, len(self.levels))
 
-
-def parse(objective: object) -> tuple[Objective, ...]:
-    """Objectives from what a user passes: a name, an `Objective`, a function, or a list of these.
-
-    Raises:
-        InputError: something else, or two objectives of one name.
-    """
-    given = list(objective) if isinstance(objective, list | tuple) else [objective]
-    if not given:
-        raise InputError("objective=[] asks for nothing.", f"pass {KNOWN}, or a list of these.")
-    found = tuple(_parse_one(item) for item in given)
-    names = [o.name for o in found]
-    if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise InputError(f"Objective {twice[0]!r} is asked for twice.", "give every objective a name of its own.")
-    return found
+    @property
+    def source(self) -> Source:
+        """The attack and the function of rows: objectives that agree in both share a backward pass."""
+        return self.objective.attack, self.objective.rows
 
 
-def _parse_one(item: object) -> Objective:
-    if isinstance(item, Objective):
-        return item
-    if item == "total":
-        return Objective("total")
-    if item == "category":
-        return Objective("category", split=LABEL)
-    if isinstance(item, str) and item.startswith("slice:") and len(item) > len("slice:"):
-        column = item.removeprefix("slice:")
-        return Objective(f"slice_{column}", split=column)
-    if callable(item):
-        return Objective(getattr(item, "__name__", type(item).__name__), rows=item)
-    raise InputError(f"objective={item!r} is unknown.", f"use {KNOWN}.")
+def make_targets(
+    objectives: Sequence[Objective], labels: tuple[Any, ...], levels: Mapping[str, tuple[Any, ...]]
+) -> tuple[Target, ...]:
+    """Objectives with their groups, once labels (in the order of the logits) and values of split columns are known."""
+    return tuple(
+        Target(o.settle(labels), tuple(str(v) for v in levels[o.split]) if o.split is not None else ())
+        for o in objectives
+    )
 
 
 def mean_loss(sums: Tensor, counts: Tensor) -> Tensor:
@@ -95,12 +106,12 @@ def mean_loss(sums: Tensor, counts: Tensor) -> Tensor:
     return sums.sum() / counts.sum()
 
 
-def row_functions(targets: Sequence[Target]) -> list[RowLoss | None]:
-    """The distinct functions of rows: one backward pass each serves all objectives that share it."""
-    out: list[RowLoss | None] = []
+def sources(targets: Sequence[Target]) -> list[Source]:
+    """The distinct attacks and functions of rows: one backward pass each serves all objectives that share it."""
+    out: list[Source] = []
     for target in targets:
-        if target.objective.rows not in out:
-            out.append(target.objective.rows)
+        if target.source not in out:
+            out.append(target.source)
     return out
 
 
@@ -108,17 +119,20 @@ def weights(targets: Sequence[Target], codes: Mapping[str, Tensor], half: Tensor
     """Which rows enter which group sum, `[B, W]`; with halves, `[B, 2 W]`: first half, then second.
 
     Args:
-        targets: those that share a row function.
+        targets: those that share a source.
         codes: per split column, the group of each row.
         half: 0 or 1 for each row, or None.
-        labels: `[B]`, for the size and the device.
+        labels: `[B]`, positions among the logits.
     """
     parts = []
     for target in targets:
         if target.objective.split is None:
-            parts.append(torch.ones(len(labels), 1, device=labels.device))
+            part = torch.ones(len(labels), 1, device=labels.device)
         else:
-            parts.append(torch.nn.functional.one_hot(codes[target.objective.split], target.width).float())
+            part = torch.nn.functional.one_hot(codes[target.objective.split], target.width).float()
+        if target.objective.where is not None:
+            part = part * target.objective.where(labels)[:, None]
+        parts.append(part)
     w = torch.cat(parts, dim=1)
     if half is None:
         return w
@@ -126,65 +140,115 @@ def weights(targets: Sequence[Target], codes: Mapping[str, Tensor], half: Tensor
     return torch.cat([w * (1 - second), w * second], dim=1)
 
 
+def add_values(
+    sums: Sums, j: int, targets: Sequence[Target], values: Tensor, weights_bw: Tensor, outputs: tuple[Tensor, Tensor]
+) -> None:
+    """Add a batch's group sums `S<j>` of a source's values, `C<j>` of its rows, and `H<j>` of what is told beside.
+
+    Args:
+        sums: where to add, float64 `[W]` each.
+        j: the source's place among `sources`.
+        targets: those that share it.
+        values: `[B]`.
+        weights_bw: `weights` of these targets.
+        outputs: logits `[B, C]` and labels `[B]`.
+    """
+    w = weights_bw.double()
+    hard = [
+        (torch.zeros_like(values) if t.objective.hard is None else t.objective.hard(*outputs))[:, None].expand(
+            -1, t.width
+        )
+        for t in targets
+    ]
+    hard_bw = torch.cat(hard, dim=1).double()
+    add(sums, f"S{j}", w.T @ values.double())
+    add(sums, f"C{j}", w.sum(0))
+    add(sums, f"H{j}", (w * hard_bw.repeat(1, w.shape[1] // hard_bw.shape[1])).sum(0))
+
+
+def tell(sums: Mapping[str, Tensor], targets: Sequence[Target]) -> dict[str, dict[str, float]]:
+    """What every column's objective comes to: `value`, and beside it `signed`, `hard` or `accuracy`.
+
+    Args:
+        sums: of `add_values`, merged; of both halves where these were taken apart.
+        targets: the objectives.
+    """
+    out: dict[str, dict[str, float]] = {}
+    for target, j, where in _places(targets):
+        s, c, h = (_whole(sums[f"{key}{j}"], targets, j)[where] for key in "SCH")
+        found = {"value": _mixture(target, s, c)[1], **target.objective.tell(s, c, h)}
+        for k, column in enumerate(target.columns):
+            out[column] = {name: float(v[k]) for name, v in found.items()}
+    return out
+
+
+def _places(targets: Sequence[Target]) -> Iterator[tuple[Target, int, slice]]:
+    """Each target with its source's place, and the place of its group sums among that source's."""
+    known = sources(targets)
+    start = dict.fromkeys(range(len(known)), 0)
+    for target in targets:
+        j = known.index(target.source)
+        yield target, j, slice(start[j], start[j] + target.width)
+        start[j] += target.width
+
+
+def _whole(held: Tensor, targets: Sequence[Target], j: int) -> Tensor:
+    """Sums over all rows, from those of the halves where these were taken apart."""
+    source = sources(targets)[j]
+    width = sum(t.width for t in targets if t.source == source)
+    return held if len(held) == width else held[:width] + held[width:]
+
+
 def query_vectors(
     sums: Mapping[str, Tensor], targets: Sequence[Target], blocks: Sequence[Block], halves: bool
-) -> tuple[Queries, Tensor]:
+) -> Queries:
     """Query vectors of all columns from the merged group sums.
 
     Args:
-        sums: `V<j>/<block>` `[W, r, o, i]`, `S<j>` and `C<j>` `[W]` for row function j (`2 W` with halves).
+        sums: `V<j>/<block>` `[W, r, o, i]`, `S<j>` and `C<j>` `[W]` for source j (`2 W` with halves).
         targets: the objectives.
         blocks: what is valued.
         halves: append, after all columns, each column of the first half, then of the second.
 
     Returns:
-        `{block: [Q, r, o, i]}` in float64, columns in the order of the targets, and the value of each column.
+        `{block: [Q, r, o, i]}` in float64, columns in the order of the targets.
 
     Raises:
         InputError: `combine` returns no differentiable number, or one that is not finite.
     """
-    functions = row_functions(targets)
-    # Full set, then the halves; each view is a way to read the W group sums of a row function.
+    # Full set, then the halves; each view is a way to read the W group sums of a source.
     views: list[Callable[[Tensor], Tensor]] = [lambda v: v]
     if halves:
         views = [lambda v: v[: len(v) // 2] + v[len(v) // 2 :], lambda v: v[: len(v) // 2], lambda v: v[len(v) // 2 :]]
-    values: list[Tensor] = []
     parts: dict[str, list[Tensor]] = {b.name: [] for b in blocks}
-    for k, view in enumerate(views):
-        start = dict.fromkeys(range(len(functions)), 0)
-        for target in targets:
-            j = functions.index(target.objective.rows)
-            where = slice(start[j], start[j] + target.width)
-            start[j] = where.stop
-            totals, counts = view(sums[f"S{j}"])[where], view(sums[f"C{j}"])[where]
-            mix, value = _mixture(target, totals, counts)
-            if k == 0:
-                values.append(value)
+    for view in views:
+        for target, j, where in _places(targets):
+            mix, _ = _mixture(target, view(sums[f"S{j}"])[where], view(sums[f"C{j}"])[where])
             for b in blocks:
                 v = view(sums[f"V{j}/{b.name}"])[where]
                 parts[b.name].append(v if mix is None else torch.tensordot(mix, v, dims=1))
-    return {name: torch.cat(p) for name, p in parts.items()}, torch.cat(values)
+    return {name: torch.cat(p) for name, p in parts.items()}
 
 
 def _mixture(target: Target, totals: Tensor, counts: Tensor) -> tuple[Tensor | None, Tensor]:
-    """How a target mixes its group sums, `[1, W]` (the gradient of `combine`; None: not at all), and its values."""
+    """How a target mixes its group sums, `[columns, W]` (the slope of `combine`; None: not at all), and its values."""
     combine = target.objective.combine
     if combine is None:
         return None, totals
     leaf = totals.detach().clone().requires_grad_(True)
     with torch.enable_grad():
         value = combine(leaf, counts)
-        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        if not isinstance(value, Tensor) or value.numel() != len(target.columns) or not value.requires_grad:
             raise InputError(
                 f"Objective {target.objective.name!r}: combine returned {value!r}.",
                 "return one number as a tensor, made of the sums by differentiable operations.",
             )
-        (mix,) = torch.autograd.grad(value.reshape(()), leaf)
+        mix = torch.stack([torch.autograd.grad(v, leaf, retain_graph=True)[0] for v in value.reshape(-1)])
     if not bool(torch.isfinite(mix).all() and torch.isfinite(value).all()):
         shown = ", ".join(f"{int(n)} of {level}" for level, n in zip(target.levels or ("all",), counts, strict=True))
         raise InputError(
-            f"Objective {target.objective.name!r}: combine gives {value.item():.3g}, or a gradient that is not finite, "
+            f"Objective {target.objective.name!r}: combine gives {value.tolist()}, or a gradient that is not finite, "
             f"over rows: {shown}.",
             "give every group validation rows (in both halves, with halves=True), and combine a finite slope there.",
         )
-    return mix[None], value.detach().reshape(1)
+    return mix, value.detach().reshape(-1)

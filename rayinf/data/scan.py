@@ -39,12 +39,23 @@ class ShardScan:
     increasing: bool
     first_id: Any
     last_id: Any
+    joint: dict[str, dict[Any, dict[Any, int]]]
     problem: str | None = None
 
 
 @dataclass(frozen=True)
 class TableScan:
-    """What a table holds: rows, counts of every label and group, shape of a row's features, fingerprint."""
+    """What a table holds: rows, counts of every label and group, shape of a row's features, fingerprint.
+
+    Attributes:
+        rows: in all.
+        fingerprint: of every value that is read.
+        counts: per column, how often each value stands there.
+        shape: of a row's features.
+        dtype: of the features.
+        increasing: whether row ids do.
+        joint: per column of groups, per group, how often each label stands there.
+    """
 
     rows: int
     fingerprint: str
@@ -52,21 +63,25 @@ class TableScan:
     shape: tuple[int, ...]
     dtype: str
     increasing: bool
+    joint: dict[str, dict[Any, dict[Any, int]]] = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it: counts as pairs, since its keys are text alone."""
-        return {**asdict(self), "counts": {k: list(v.items()) for k, v in self.counts.items()}}
+        joint = {k: [(g, list(v.items())) for g, v in found.items()] for k, found in self.joint.items()}
+        return {**asdict(self), "counts": {k: list(v.items()) for k, v in self.counts.items()}, "joint": joint}
 
     @classmethod
     def from_json(cls, held: dict[str, Any]) -> TableScan:
         """Back from `to_json`."""
         counts = {k: dict(v) for k, v in held["counts"].items()}
-        return cls(**{**held, "counts": counts, "shape": tuple(held["shape"])})
+        joint = {k: {g: dict(v) for g, v in found} for k, found in held["joint"].items()}
+        return cls(**{**held, "counts": counts, "shape": tuple(held["shape"]), "joint": joint})
 
 
 def scan_shard(reader: BatchReader, shard: Shard, columns: Columns, size: int) -> ShardScan:
     """Read a shard once: check its numbers, count its labels and groups, and digest all of it."""
     counts: dict[str, Counter[Any]] = {c: Counter() for c in _counted(columns)}
+    joint: dict[str, dict[Any, Counter[Any]]] = {c: {} for c in columns.extra}
     # A digest a part, so that how the rows are cut into batches has no share in it.
     digests = {c: hashlib.sha256() for c in [_FEATURES, _IDS, *counts]}
     shape: tuple[int, ...] | None = None
@@ -81,6 +96,8 @@ def scan_shard(reader: BatchReader, shard: Shard, columns: Columns, size: int) -
             found, times = np.unique(held, return_counts=True)
             counts[name].update(dict(zip(found.tolist(), times.tolist(), strict=True)))
             digests[name].update(_bytes(held))
+        for name, pairs in joint.items():
+            _count_pairs(pairs, batch.extra[name], batch.labels)
         digests[_FEATURES].update(_bytes(batch.x))
         if columns.row_id:
             ids = _ids(batch.ids, columns.row_id)
@@ -90,7 +107,10 @@ def scan_shard(reader: BatchReader, shard: Shard, columns: Columns, size: int) -
     first, last = (ends[0], ends[-1]) if ends else (None, None)
     held_counts = {k: dict(v) for k, v in counts.items()}
     digest = "".join(d.hexdigest() for d in digests.values())
-    return ShardScan(shard.index, shard.rows, digest, held_counts, shape or (), dtype, increasing, first, last, problem)
+    held_pairs = {k: {g: dict(v) for g, v in groups.items()} for k, groups in joint.items()}
+    return ShardScan(
+        shard.index, shard.rows, digest, held_counts, shape or (), dtype, increasing, first, last, held_pairs, problem
+    )
 
 
 def merge_scans(parts: Sequence[ShardScan], table: Table) -> TableScan:
@@ -121,7 +141,13 @@ def merge_scans(parts: Sequence[ShardScan], table: Table) -> TableScan:
         a.last_id is None or a.last_id < b.first_id for a, b in pairwise(parts)
     )
     sorted_counts = {k: dict(sorted(v.items())) for k, v in counts.items()}
-    return TableScan(rows, whole, sorted_counts, parts[0].shape, parts[0].dtype, increasing)
+    joint: dict[str, dict[Any, Counter[Any]]] = {k: {g: Counter() for g in sorted_counts[k]} for k in parts[0].joint}
+    for part in parts:
+        for name, held_groups in part.joint.items():
+            for group, found in held_groups.items():
+                joint[name][group].update(found)
+    pairs = {k: {g: dict(v) for g, v in found.items()} for k, found in joint.items()}
+    return TableScan(rows, whole, sorted_counts, parts[0].shape, parts[0].dtype, increasing, pairs)
 
 
 def check_unique_ids(table: Table, column: str | None, scan: TableScan) -> None:
@@ -148,6 +174,16 @@ def check_unique_ids(table: Table, column: str | None, scan: TableScan) -> None:
                 f"({len(twice)} rows repeat an id).",
                 "make the ids unique, or leave Task(row_id=...) out to use row positions.",
             )
+
+
+def _count_pairs(found: dict[Any, Counter[Any]], groups: Array, labels: Array) -> None:
+    """Count the labels of every group of a batch."""
+    values, group = np.unique(groups, return_inverse=True)
+    classes, label = np.unique(labels, return_inverse=True)
+    codes, times = np.unique(group * len(classes) + label, return_counts=True)
+    for code, n in zip(codes.tolist(), times.tolist(), strict=True):
+        g, y = values[code // len(classes)].item(), classes[code % len(classes)].item()
+        found.setdefault(g, Counter())[y] += n
 
 
 def _counted(columns: Columns) -> list[str]:

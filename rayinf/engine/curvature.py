@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rayinf.core import exact, inverse, kfac
 from rayinf.core.blocks import Block
-from rayinf.core.objectives import Target, query_vectors
+from rayinf.core.objectives import Target, query_vectors, tell
 from rayinf.data.files import Arrays
 from rayinf.data.scores import HALVES
 from rayinf.engine.stages import read_bases
@@ -66,19 +66,24 @@ def dense_mean(hessian: Arrays) -> Arrays:
 
 
 def solve(queries: Arrays, source: Arrays, solver: Solver, targets: Sequence[Target], halves: bool) -> Arrays:
-    """Merged group sums and what `precondition` takes -> `U/<block>` of every column (`column_names`), and `values`.
+    """Merged group sums and what `precondition` takes -> `U/<block>` of every column (`column_names`).
+
+    Beside them stands what `tell` says of every objective, `told/<name>` `[columns]`, NaN where it says nothing.
 
     Raises:
         InputError: a singular or negative curvature (see `rayinf.core.inverse`).
     """
-    vectors, values = query_vectors(_tensors(queries), targets, solver.blocks, halves)
-    return {**precondition(vectors, source, solver), "values": values.numpy()}
+    sums = _tensors(queries)
+    vectors, told = query_vectors(sums, targets, solver.blocks, halves), tell(sums, targets).values()
+    names = dict.fromkeys(name for column in told for name in column)
+    beside = {f"told/{n}": np.array([column.get(n, np.nan) for column in told]) for n in names}
+    return {**precondition(vectors, source, solver), **beside}
 
 
-def objective_values(solved: Arrays) -> list[float]:
-    """The value of every column's objective at the fit."""
-    out: list[float] = solved["values"].tolist()
-    return out
+def objectives_told(solved: Arrays, columns: Sequence[str]) -> dict[str, dict[str, float]]:
+    """What every column's objective comes to at the fit: its value, and what is told beside."""
+    held = {k.removeprefix("told/"): v.tolist() for k, v in solved.items() if k.startswith("told/")}
+    return {c: {name: v[k] for name, v in held.items() if v[k] == v[k]} for k, c in enumerate(columns)}
 
 
 def column_names(targets: Sequence[Target], halves: bool) -> list[str]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
+from rayinf.core.objectives import Objective
 from rayinf.data.run_folder import differences
 from rayinf.data.scan import TableScan
 from rayinf.engine.curvature import KRONECKER
@@ -42,7 +44,7 @@ def identity(job: Job, model: str, scans: Mapping[str, TableScan], given: Mappin
         "l2": float(task.l2),
         "classes": [str(v) for v in job.classes.labels],
         **{name: scan.fingerprint for name, scan in scans.items()},
-        "objective": [[*t.columns, _name(t.objective.rows), _name(t.objective.combine)] for t in s.targets],
+        "objective": [[*t.columns, *_objective(t.objective)] for t in s.targets],
         "curvature": s.curvature,
         "fisher": s.fisher if s.curvature in KRONECKER or s.curvature == "ggn" else None,
         "halves": s.halves,
@@ -93,10 +95,18 @@ def check_factors(other: Mapping[str, Any], own: Mapping[str, Any], factors: str
         )
 
 
+def _objective(objective: Objective) -> list[str | None]:
+    """What an objective is made of; what only some have is left out of the others."""
+    parts = [_name(objective.where), _name(objective.attack)]
+    return [_name(objective.rows), _name(objective.combine), *(parts if any(parts) else [])]
+
+
 def _name(function: Any) -> str | None:
     """A function's name and a digest of its code, so that an edited one is another one."""
     if function is None:
         return None
+    if is_dataclass(function):  # one with its own numbers, such as an attack's budget
+        return repr(function)
     code = getattr(function, "__code__", None)
     name = getattr(function, "__qualname__", type(function).__qualname__)
     return name if code is None else f"{name}:{hashlib.sha256(_code(code)).hexdigest()[:12]}"

@@ -232,9 +232,11 @@ def describe(run: Run) -> dict[str, Any]:
     """What the curvature and the objectives say of themselves."""
     store, solver = run.runner.store, run.solver
     names = curv.column_names(run.job.settings.targets, halves=False)
-    values = store("tell", curv.objective_values, ["solved"])
-    told = store("tell", curv.describe, ["factors"], solver)
-    return {**told, "objective_values": dict(zip(names, values, strict=True))}
+    told = store("tell", curv.objectives_told, ["solved"], names)
+    values = {column: found.pop("value") for column, found in told.items()}
+    beside = {column: found for column, found in told.items() if found}
+    curvature = store("tell", curv.describe, ["factors"], solver)
+    return {**curvature, "objective_values": values, **({"objective_details": beside} if beside else {})}
 
 
 def metadata(run: Run) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import torch
 
-from rayinf.core.objectives import LABEL, Target
+from rayinf.core.objectives import LABEL, make_targets
 from rayinf.data.batches import BatchReader
 from rayinf.data.files import Arrays
 from rayinf.data.labels import Classes
@@ -294,7 +294,7 @@ def _first_rows(job: Job, request: Request, logits: int) -> Job:
         if objective.split is not None:
             column = labels if objective.split == LABEL else np.unique(batches["valid"].extra[objective.split]).tolist()
             levels[objective.split] = tuple(column)
-    targets = tuple(Target(o, tuple(str(v) for v in levels[o.split]) if o.split else ()) for o in request.objectives)
+    targets = make_targets(request.objectives, labels, levels)
     settings = dataclasses.replace(request.settings, targets=targets)
     return dataclasses.replace(job, classes=Classes(labels), settings=settings, levels=levels, key="plan")
 

@@ -79,6 +79,8 @@ def probe(job: Job, asked: Sequence[Objective] = ()) -> Probe:
     for objective in asked:
         if objective.rows is not None:
             logit_gradient(objective.rows, logits, labels, f"Objective {objective.name!r}")
+        if objective.attack is not None:
+            _check_attack(objective, worker, x, labels)
     _check_gradients(worker, x, labels)
     if job.settings.mixed:
         _check_mixed(worker, x, labels)
@@ -136,6 +138,26 @@ def _check_loss(job: Job, logits: torch.Tensor, labels: torch.Tensor) -> None:
     logit_gradient(task.row_loss, logits, labels)
     if not task.is_cross_entropy and settings.curvature in (*KRONECKER, "ggn"):
         columns(logits, labels, task.loss, settings.fisher, None)
+
+
+def _check_attack(objective: Objective, worker: Worker, x: Any, labels: torch.Tensor) -> None:
+    """The attack runs, and what it gives can be fed to the model."""
+    assert objective.attack is not None
+    try:
+        logits = worker.predict(objective.attack(worker.predict, x, labels, worker.job.task.row_loss))
+    except RayinfError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"Objective {objective.name!r}: the attack fails on {len(labels)} rows: {type(error).__name__}: {error}.",
+            "mend it: (predict, x, labels, loss) -> an input like x.",
+        ) from error
+    if logits.shape[:1] != labels.shape or not bool(torch.isfinite(logits).all()):
+        raise InputError(
+            f"Objective {objective.name!r}: after the attack the model gives {list(logits.shape)} logits for "
+            f"{len(labels)} rows, or some that are not finite.",
+            "let the attack return one finite input a row.",
+        )
 
 
 def _check_features(batch: Batch, job: Job) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from rayinf.core.objectives import LABEL, Objective, Target
+from rayinf.core.objectives import LABEL, Objective, make_targets
 from rayinf.data.batches import Columns, check_columns
 from rayinf.data.files import write_json
 from rayinf.data.labels import Classes, check_known, make_classes
@@ -39,7 +39,7 @@ _PARTIAL_BYTES = 4 << 30
 _FEWEST_CHUNKS, _MOST_CHUNKS = 8, 64
 _PACKAGES = ("rayinf", "torch", "numpy", "pyarrow", "ray")
 SIGN = "positive: the row helps; removing it is predicted to raise the objective by that much"
-UNIT = "change of the sum of validation losses, in the loss's own unit"
+UNIT = "change of the sum of validation losses, in the loss's own unit; of a gap between groups, of the gap"
 # Of the verbs whose values mean something else: sign and unit.
 MEANINGS = {
     "influence_measure": (
@@ -369,9 +369,8 @@ def _settle(job: Job, request: Request, probed: Probe, scans: Mapping[str, Table
             levels[LABEL] = classes.labels
         elif objective.split is not None:
             levels[objective.split] = tuple(scans["valid"].counts[objective.split])
-    targets = tuple(
-        Target(o, tuple(str(v) for v in levels[o.split]) if o.split is not None else ()) for o in request.objectives
-    )
+            objective.settle(classes.labels).check(classes.labels, scans["valid"].joint[objective.split])
+    targets = make_targets(request.objectives, classes.labels, levels)
     names = [c for t in targets for c in t.columns]
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise InputError(f"Two objectives give a column {twice[0]!r}.", "give one of them another name.")

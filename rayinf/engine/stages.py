@@ -166,25 +166,32 @@ class Curvature(Summing):
 
 
 class Queries(Summing):
-    """Chunk of validation rows -> group sums of every objective, their counts, and their gradients."""
+    """Chunk of validation rows -> group sums of every objective, their counts, and their gradients.
+
+    Objectives that share an attack share its forward pass, and of these those that share a function of rows its
+    backward pass.
+    """
 
     table = "valid"
 
     def batch(self, sums: Sums, ready: Ready) -> None:
-        """Add one batch; objectives that share a function of rows share its backward pass."""
+        """Add one batch."""
+        sources = objectives.sources(self.worker.job.settings.targets)
+        attacks = [a for k, (a, _) in enumerate(sources) if a not in [b for b, _ in sources[:k]]]
+        for attack in attacks:
+            with self.worker.tape(self.worker.attacked(attack, ready)) as taped:
+                for j, source in enumerate(sources):
+                    if source[0] == attack:
+                        self._add(sums, ready, taped, j, source)
+
+    def _add(self, sums: Sums, ready: Ready, taped: Taped, j: int, source: objectives.Source) -> None:
         w, job = self.worker, self.worker.job
+        shared = [t for t in job.settings.targets if t.source == source]
+        values, cotangent = fisher.logit_gradient(source[1] or job.task.row_loss, taped.logits, ready.y)
         codes = {s: codes_of(job.levels[s], ready, s) for s in job.levels}
-        half = w.halves(ready)
-        functions = objectives.row_functions(job.settings.targets)
-        with w.tape(ready.x) as taped:
-            for j, function in enumerate(functions):
-                shared = [t for t in job.settings.targets if t.objective.rows == function]
-                rows = function or job.task.row_loss
-                values, cotangent = fisher.logit_gradient(rows, taped.logits, ready.y)
-                weights = objectives.weights(shared, codes, half, ready.y).to(w.dtype)
-                kfac.add(sums, f"S{j}", weights.double().T @ values.double())
-                kfac.add(sums, f"C{j}", weights.double().sum(0))
-                add_queries(sums, taped, cotangent, weights, f"V{j}")
+        weights = objectives.weights(shared, codes, w.halves(ready), ready.y).to(w.dtype)
+        objectives.add_values(sums, j, shared, values, weights, (taped.logits.detach(), ready.y))
+        add_queries(sums, taped, cotangent, weights, f"V{j}")
 
 
 class Scoring:

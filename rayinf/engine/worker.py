@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -143,10 +143,17 @@ class Worker:
     @contextmanager
     def tape(self, x: Any) -> Generator[Taped]:
         """A forward pass whose row gradients can be asked for."""
-        autocast = _AUTOCAST[self.job.settings.precision]
-        with capture(self.model, self.blocks, half=autocast is torch.float16) as tape:
-            logits = forward(self.model, x, autocast)
-            yield Taped(self.model, self.modules, self.blocks, tape, logits, x)
+        half = _AUTOCAST[self.job.settings.precision] is torch.float16
+        with capture(self.model, self.blocks, half=half) as tape:
+            yield Taped(self.model, self.modules, self.blocks, tape, self.predict(x), x)
+
+    def predict(self, x: Any) -> Tensor:
+        """Logits `[B, C]` of an input, in the run's precision."""
+        return forward(self.model, x, _AUTOCAST[self.job.settings.precision])
+
+    def attacked(self, attack: Callable[..., Any] | None, ready: Ready) -> Any:
+        """The input of a batch after an attack on this worker's model; as it is without one."""
+        return ready.x if attack is None else attack(self.predict, ready.x, ready.y, self.job.task.row_loss)
 
     def fisher_columns(self, ready: Ready, logits: Tensor) -> Tensor:
         """Columns `[S, B, C]` of the Fisher in the logits, drawn by row where there are many classes."""

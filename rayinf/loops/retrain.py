@@ -1,4 +1,4 @@
-"""Training a task's model anew, on all rows of a table or some, and measuring what came out."""
+"""Training a task's model anew, on all rows of a table or some."""
 
 from __future__ import annotations
 
@@ -11,22 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rayinf.core.capture import forward
 from rayinf.core.epochs import Recipe, train_epochs
-from rayinf.data.batches import Array, BatchReader, Columns, check_columns
-from rayinf.data.labels import Classes, check_known, make_classes
-from rayinf.data.scan import merge_scans, scan_shard
-from rayinf.data.tables import READ_ROWS, as_table
+from rayinf.data.batches import Array, BatchReader
+from rayinf.data.tables import READ_ROWS
 from rayinf.engine.fit import fit_head
-from rayinf.engine.job import Job, Settings
-from rayinf.engine.probe import probe
 from rayinf.engine.worker import Worker
 from rayinf.errors import InputError
+from rayinf.loops.opened import TABLE, open_table
 from rayinf.loops.shuffle import Rows, Shuffled
 from rayinf.task import Fit, Task
-
-# The one table of the worker's job; it measures batches on the table of this name.
-_TABLE = "train"
 
 
 def retrain(
@@ -61,12 +54,12 @@ def retrain(
     Cost: `fit.epochs` passes over the rows; about ten for a head. Up to 65,536 rows (256 MB) of features are kept and
     shuffled as a whole.
     """
-    worker, count = _open(task, table, "train")
+    worker, scan = open_table(task, table, "train")
     if not (isinstance(seed, Integral) and seed >= 0):
         raise InputError(f"seed={seed!r} is no seed.", "pass an integer >= 0.")
     if rows is not None and not (isinstance(rows, Integral) and rows >= 1):
         raise InputError(f"rows={rows!r} is no number of rows.", "pass a positive integer, or leave it out.")
-    chosen = _choose(count, keep, weights)
+    chosen = _choose(scan.rows, keep, weights)
     over = chosen.rows if rows is None else int(rows)
     settled = worker.job.task
     if isinstance(task.fit, Fit):
@@ -83,40 +76,6 @@ def retrain(
         fit_head(_head(worker), lambda: _head_batches(worker, chosen), over, settled.l2)
         model = worker.model
     return replace(settled, model=model.eval())
-
-
-def evaluate(task: Task, table: Any) -> dict[str, Any]:
-    """How the task's model does on a table, streamed.
-
-    Args:
-        task: around a trained model.
-        table: of any form.
-
-    Returns:
-        `rows`, `loss` (mean), `accuracy`, and `accuracy_<label>` of every class (None where no row is of it).
-
-    Raises:
-        InputError: a table that does not fit the task, or a label that is no class.
-
-    Cost: one forward pass over the rows.
-    """
-    worker, count = _open(task, table, "test")
-    loss, classes = 0.0, worker.job.classes
-    seen, right = (torch.zeros(len(classes.labels), dtype=torch.int64) for _ in range(2))
-    size = worker.rows_a_batch(1)
-    with torch.no_grad():
-        for shard in worker.job.tables[_TABLE].shards:
-            for ready in worker.read(_TABLE, shard, size):
-                logits = forward(worker.model, ready.x)
-                loss += float(task.row_loss(logits, ready.y).double().sum())
-                y, hit = ready.y.cpu(), (logits.argmax(1) == ready.y).cpu()
-                seen += torch.bincount(y, minlength=len(seen))
-                right += torch.bincount(y[hit], minlength=len(seen))
-    shares = {
-        f"accuracy_{name}": int(r) / int(s) if s else None
-        for name, r, s in zip(classes.names, right, seen, strict=True)
-    }
-    return {"rows": count, "loss": loss / count, "accuracy": int(right.sum()) / count, **shares}
 
 
 @dataclass(frozen=True)
@@ -141,21 +100,6 @@ class _Chosen:
     def of(self, positions: Array, like: torch.device) -> Tensor | None:
         """Weights of some rows."""
         return None if self.weights is None else torch.from_numpy(self.weights[positions]).to(like)
-
-
-def _open(task: Task, given: Any, name: str) -> tuple[Worker, int]:
-    """A worker on a table that is found to be sound, with the classes settled; and the table's rows."""
-    table = as_table(given, task.feature_columns, [task.label, *([task.group] if task.group else [])], name)
-    columns = Columns(tuple(task.feature_columns), isinstance(task.features, str), task.label, None)
-    check_columns(table, columns)
-    job = Job(task, {_TABLE: table}, {_TABLE: columns}, Classes(()), Settings(curvature="identity"))
-    logits = probe(job).logits
-    reader = BatchReader(table, columns)
-    scan = merge_scans([scan_shard(reader, s, columns, READ_ROWS) for s in table.shards], table)
-    classes = make_classes(scan.counts[task.label], logits, task.classes)
-    check_known(classes, scan.counts[task.label], table.name)
-    settled = replace(task, classes=classes.labels)
-    return Worker(replace(job, task=settled, classes=classes)), scan.rows
 
 
 def _choose(rows: int, keep: Array | Iterable[int] | None, weights: Array | None) -> _Chosen:
@@ -191,7 +135,7 @@ def _choose(rows: int, keep: Array | Iterable[int] | None, weights: Array | None
 def _train(worker: Worker, chosen: _Chosen, fit: Fit, l2: float, seed: int) -> None:
     """Train the worker's model in place, by minibatches."""
     job = worker.job
-    shuffled = Shuffled(job.tables[_TABLE], job.columns[_TABLE], chosen.keep, fit.batch_size)
+    shuffled = Shuffled(job.tables[TABLE], job.columns[TABLE], chosen.keep, fit.batch_size)
 
     def tensors(rows: Rows) -> tuple[Any, Tensor, Tensor | None]:
         y = torch.from_numpy(job.classes.encode(rows.labels)).to(worker.device)
@@ -226,7 +170,7 @@ def _head(worker: Worker) -> nn.Linear:
 
 def _head_batches(worker: Worker, chosen: _Chosen) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """The kept rows as the head sees them, flat and in float64."""
-    table, columns = worker.job.tables[_TABLE], worker.job.columns[_TABLE]
+    table, columns = worker.job.tables[TABLE], worker.job.columns[TABLE]
     reader, cpu = BatchReader(table, columns), torch.device("cpu")
     for shard in table.shards:
         for batch in reader.read(shard, READ_ROWS):

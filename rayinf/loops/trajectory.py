@@ -20,8 +20,9 @@ from rayinf.data.scores import to_numpy
 from rayinf.data.tables import READ_ROWS, MemoryTable, Table, as_table
 from rayinf.engine.job import Cluster
 from rayinf.errors import RunError
+from rayinf.loops.evaluate import evaluate
 from rayinf.loops.oracle import Oracle, Question
-from rayinf.loops.retrain import evaluate, retrain
+from rayinf.loops.retrain import retrain
 from rayinf.task import Task
 
 

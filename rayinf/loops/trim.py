@@ -14,9 +14,9 @@ from rayinf.data.scores import Scores, to_numpy
 from rayinf.data.selection import Selection
 from rayinf.data.tables import as_table
 from rayinf.errors import InputError
-from rayinf.loops.retrain import evaluate
+from rayinf.loops.evaluate import evaluate
 from rayinf.loops.retrain import retrain as train_anew
-from rayinf.select.trim import UNSIGNED, candidates, pick, worst_first
+from rayinf.select.trim import UNSIGNED, candidates, pick, use_up, worst_first
 from rayinf.task import Task
 
 
@@ -31,6 +31,7 @@ def trim(
     train: Any = None,
     valid: Any = None,
     test: Any = None,
+    objective: Any = (),
     seed: int = 0,
 ) -> Selection:
     """Remove the rows that a column of scores calls the worst.
@@ -38,6 +39,9 @@ def trim(
     Of `fi`, `fi_rank` and `self_influence`, the `budget` rows of largest value (B Algorithm 3). Of every other column,
     an influence with a sign, the `min(budget, number of negative values)` most negative ones (C Algorithm 2). Of equal
     values the earlier row counts as the worse. Rows without a value (`fi`, where a share was scored) stay.
+
+    Of a gap between groups (`demographic_parity`, `equal_opportunity`) no more rows go than bring the predicted gap
+    nearest to 0: further ones would open it on the other side. `metadata` says what is predicted.
 
     Args:
         scores: of the training rows.
@@ -51,11 +55,12 @@ def trim(
         train: for `retrain`: the table that the scores belong to.
         valid: for `retrain`: what is measured on, where there is no `test`.
         test: for `retrain`: what is measured on.
+        objective: for `retrain`: what else is measured, as in `influence`; attacks are aimed at the task's own model.
         seed: of the training.
 
     Returns:
         A Selection: `.kept`, `.removed` (worst first), and with `retrain` the measures `before` and `after`: `rows`,
-        `loss`, `accuracy` and `accuracy_<label>` on `test`, and `train_rows`.
+        `loss`, `accuracy` and `accuracy_<label>` on `test`, those of `objective` (see `evaluate`), and `train_rows`.
 
     Raises:
         InputError: an unknown column, several and none named, a budget or floor out of range, a floor without labels,
@@ -86,15 +91,25 @@ def trim(
     signed = by not in UNSIGNED
     order = worst_first(values, signed)
     removed = pick(order, candidates(values, signed), budget, labels, floor)
+    gap = abs(scores.metadata.get("objective_details", {}).get(by, {}).get("signed", np.inf))
+    if gap < np.inf:
+        removed = use_up(order, removed, values, gap)
     rule = "most negative" if signed else "largest"
     metadata = {"by": by, "rule": rule, "budget": budget, "floor": floor, "removed": int(removed.sum())}
+    if gap < np.inf:
+        metadata |= {"gap": gap, "predicted_gap": abs(gap + float(values[removed].sum()))}
     # Rows without a value are neither good nor bad: after the best ones, before those that are removed.
     missing = np.isnan(values[order])
     best_first = np.concatenate([order[~missing][::-1], order[missing]])
     selection = Selection.of(ids, values, best_first, ~removed, metadata)
     if not retrain or task is None:
         return selection
-    return _retrained(selection, task, train, valid if test is None else test, seed)
+    test = valid if test is None else test
+    measured = []
+    for keep in (None, selection.mask):
+        measures = evaluate(train_anew(task, train, keep=keep, seed=seed), test, objective, against=task)
+        measured.append({**measures, "train_rows": len(selection.mask) if keep is None else len(selection)})
+    return replace(selection, before=measured[0], after=measured[1])
 
 
 def _column(scores: Scores, by: str | None) -> str:
@@ -112,15 +127,6 @@ def _column(scores: Scores, by: str | None) -> str:
     if by is not None and by not in have:
         raise InputError(f"by={by!r} is no column of the scores; they have {shown}.", "name one of these.")
     return have[0] if by is None else by
-
-
-def _retrained(selection: Selection, task: Task, train: Any, test: Any, seed: int) -> Selection:
-    """The selection with what models do on `test` that are trained before and after."""
-    found = []
-    for keep in (None, selection.mask):
-        measures = evaluate(train_anew(task, train, keep=keep, seed=seed), test)
-        found.append({**measures, "train_rows": len(selection.mask) if keep is None else len(selection)})
-    return replace(selection, before=found[0], after=found[1])
 
 
 def _check_retraining(scores: Scores, task: Task | None, train: Any, test: Any) -> None:

@@ -46,6 +46,25 @@ def pick(order: Array, may: Array, budget: int, labels: Array | None = None, flo
     return trimmed
 
 
+def use_up(order: Array, trimmed: Array, values: Array, gap: float) -> Array:
+    """The first of the trimmed rows, as many as bring a gap nearest to 0 by their predicted change.
+
+    Removing a row moves `|gap|` by its value while the gap keeps its sign, so that the predicted gap after k rows is
+    `| gap + sum of their values |`: beyond 0 each further row would open it on the other side.
+
+    Args:
+        order: positions `[n]`, worst first.
+        trimmed: `[n]`, by position.
+        values: `[n]`.
+        gap: the absolute gap before.
+    """
+    ranked = order[trimmed[order]]
+    left = np.abs(gap + np.concatenate([[0.0], np.cumsum(values[ranked])]))
+    out = np.zeros(len(order), bool)
+    out[ranked[: int(left.argmin())]] = True
+    return out
+
+
 def _rank_in_class(labels: Array) -> Array:
     """How many earlier rows have the row's label."""
     grouped = np.argsort(labels, kind="stable")

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import rayinf
 from rayinf import Objective
-from rayinf.core.objectives import LABEL, Target, parse, query_vectors, row_functions
+from rayinf.core.asked import parse
+from rayinf.core.objectives import LABEL, Target, query_vectors, sources, tell
 from rayinf.core.objectives import weights as group_weights
 from rayinf.errors import InputError
 
@@ -181,10 +182,11 @@ def test_combined_groups_in_a_half() -> None:
     sums["V0/layer"] = torch.tensor([1.0, 2.0, 4.0, 8.0]).view(4, 1, 1, 1)
     target = Target(Objective("gap", split="g", combine=gap_of_means), ("a", "b"))
     sums = {k: v.double() for k, v in sums.items()}
-    queries, values = query_vectors(sums, [target], [block], halves=True)
+    sums["H0"] = torch.zeros(4).double()
+    queries = query_vectors(sums, [target], [block], halves=True)
     truth = torch.tensor([10 / 7 - 5 / 3, 2 / 3 - 1 / 2, 8 / 4 - 4 / 1], dtype=torch.float64)
     torch.testing.assert_close(queries["layer"].flatten(), truth)
-    torch.testing.assert_close(values, torch.tensor([10 / 7 - 6 / 3], dtype=torch.float64))
+    assert tell(sums, [target]) == {"gap": {"value": pytest.approx(10 / 7 - 6 / 3)}}
 
 
 def test_objectives_of_one_function_share_its_backward_pass() -> None:
@@ -194,7 +196,7 @@ def test_objectives_of_one_function_share_its_backward_pass() -> None:
         Target(Objective("region", rows=brier, split="region"), ("east", "west")),
         Target(parse("category")[0], ("0", "1")),
     ]
-    assert row_functions(targets) == [None, brier]
+    assert sources(targets) == [(None, None), (None, brier)]
     codes = {LABEL: torch.tensor([0, 1, 1]), "region": torch.tensor([1, 0, 1])}
     found = group_weights([targets[0], targets[3]], codes, None, torch.zeros(3))
     assert found.tolist() == [[1, 1, 0], [1, 0, 1], [1, 0, 1]]

@@ -212,7 +212,7 @@ def test_duplicate_ids_among_rising_ones(kind: Any, monkeypatch: pytest.MonkeyPa
 def test_rising_ids_are_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     found = MemoryTable(pa.table({"id": np.arange(10)}))
     monkeypatch.setattr(MemoryTable, "open", lambda *_: pytest.fail("read again"))
-    check_unique_ids(found, "id", TableScan(10, "", {}, (), "", True))
+    check_unique_ids(found, "id", TableScan(10, "", {}, (), "", True, {}))
 
 
 # --- The copy in the run's folder

@@ -22,7 +22,8 @@ from torch import nn
 import rayinf
 from rayinf.data.history import TrailFolder
 from rayinf.loops import trajectory
-from rayinf.loops.retrain import evaluate, retrain
+from rayinf.loops.evaluate import evaluate
+from rayinf.loops.retrain import retrain
 
 
 def as_table(x: np.ndarray, **columns: Any) -> pa.Table:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import rayinf
 from rayinf.loops import shuffle
-from rayinf.loops.retrain import evaluate, retrain
+from rayinf.loops.evaluate import evaluate
+from rayinf.loops.retrain import retrain
 
 RNG = np.random.default_rng(0)
 N, D, K = 97, 5, 3

@@ -1,0 +1,103 @@
+"""How a model does on a table: loss and accuracy, and any objective, with attacks aimed at it or at another model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rayinf.core import objectives
+from rayinf.core.asked import parse
+from rayinf.core.kfac import Sums
+from rayinf.core.objectives import LABEL, Objective, Target, make_targets
+from rayinf.data.scan import TableScan
+from rayinf.engine.stages import codes_of
+from rayinf.engine.worker import Ready, Worker
+from rayinf.loops.opened import TABLE, open_table
+from rayinf.task import Task
+
+
+def evaluate(task: Task, table: Any, objective: Any = (), *, against: Task | None = None) -> dict[str, Any]:
+    """How the task's model does on a table, streamed.
+
+    Args:
+        task: around a trained model.
+        table: of any form.
+        objective: what else to measure, as in `influence`.
+        against: the task around the model that attacks are aimed at; None: the one that is measured. Influence on
+            `robustness` predicts the loss on inputs that were attacked *before* a refit: to compare a refit with it, or
+            two models on the same attacked rows, pass the first model's task. (The linear attack on the model itself
+            flips every prediction, so that its accuracy is one minus that on clean rows.)
+
+    Returns:
+        `rows`, `loss` (mean), `accuracy`, and `accuracy_<label>` of every class (None where no row is of it). Of every
+        column of the objectives its value under its name, and what is told beside it: `<gap>_signed` and `<gap>_hard`
+        (the gap between predicted classes, or true-positive rates), `robustness_accuracy`.
+
+    Raises:
+        InputError: a table that does not fit the task, a label that is no class, or as `influence` says of objectives.
+
+    Cost: one forward pass over the rows, and one an attack beside the attack's own.
+    """
+    asked = parse(objective, task.group) if objective != () else ()
+    worker, scan = open_table(task, table, "test", asked)
+    targets, worker = _settle(worker, scan, asked)
+    aimed = worker
+    if against is not None:
+        aimed = Worker(replace(worker.job, task=replace(worker.job.task, model=against.model)))
+    sums: Sums = {}
+    loss, classes = 0.0, worker.job.classes
+    seen, right = (torch.zeros(len(classes.labels), dtype=torch.int64) for _ in range(2))
+    size = worker.rows_a_batch(1)
+    with torch.no_grad():
+        for shard in worker.job.tables[TABLE].shards:
+            for ready in worker.read(TABLE, shard, size):
+                logits = worker.predict(ready.x)
+                loss += float(task.row_loss(logits, ready.y).double().sum())
+                y, hit = ready.y.cpu(), (logits.argmax(1) == ready.y).cpu()
+                seen += torch.bincount(y, minlength=len(seen))
+                right += torch.bincount(y[hit], minlength=len(seen))
+                _add(sums, targets, (worker, aimed), ready, logits)
+    shares = {
+        f"accuracy_{name}": int(r) / int(s) if s else None
+        for name, r, s in zip(classes.names, right, seen, strict=True)
+    }
+    told = {
+        column if name == "value" else f"{column}_{name}": value
+        for column, found in objectives.tell(sums, targets).items()
+        for name, value in found.items()
+    }
+    return {"rows": scan.rows, "loss": loss / scan.rows, "accuracy": int(right.sum()) / scan.rows, **shares, **told}
+
+
+def _settle(worker: Worker, scan: TableScan, asked: tuple[Objective, ...]) -> tuple[tuple[Target, ...], Worker]:
+    """The objectives with their groups, and the worker that knows these.
+
+    Raises:
+        InputError: groups that an objective cannot be taken of.
+    """
+    labels = worker.job.classes.labels
+    levels = {o.split: tuple(scan.counts[o.split]) for o in asked if o.split not in (None, LABEL)}
+    for objective in asked:
+        if objective.split in levels:
+            objective.settle(labels).check(labels, scan.joint[str(objective.split)])
+    held = {**{str(k): v for k, v in levels.items()}, LABEL: labels}
+    return make_targets(asked, labels, held), Worker(replace(worker.job, levels=held))
+
+
+def _add(sums: Sums, targets: tuple[Target, ...], workers: tuple[Worker, Worker], ready: Ready, clean: Tensor) -> None:
+    """Add a batch to the objectives' sums."""
+    worker, aimed = workers
+    codes = {t.objective.split: codes_of(worker.job.levels[s], ready, s) for t in targets if (s := t.objective.split)}
+    held = {str(k): v for k, v in codes.items()}
+    logits: dict[Any, Tensor] = {None: clean}
+    for j, source in enumerate(objectives.sources(targets)):
+        attack, function = source
+        if attack not in logits:
+            logits[attack] = worker.predict(aimed.attacked(attack, ready))
+        shared = [t for t in targets if t.source == source]
+        values = (function or worker.job.task.row_loss)(logits[attack], ready.y)
+        weights = objectives.weights(shared, held, None, ready.y)
+        objectives.add_values(sums, j, shared, values, weights, (logits[attack], ready.y))

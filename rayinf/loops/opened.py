@@ -1,0 +1,47 @@
+"""One table opened for training or measuring a task's model: found to be sound, with the classes settled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from rayinf.core.objectives import LABEL, Objective
+from rayinf.data.batches import BatchReader, Columns, check_columns
+from rayinf.data.labels import Classes, check_known, make_classes
+from rayinf.data.scan import TableScan, merge_scans, scan_shard
+from rayinf.data.tables import READ_ROWS, as_table
+from rayinf.engine.job import Job, Settings
+from rayinf.engine.probe import probe
+from rayinf.engine.worker import Worker
+from rayinf.task import Task
+
+# The one table of the worker's job; it measures batches on the table of this name.
+TABLE = "train"
+
+
+def open_table(task: Task, given: Any, name: str, objectives: Sequence[Objective] = ()) -> tuple[Worker, TableScan]:
+    """A worker on a table that is found to be sound, with the classes settled; and the table's scan.
+
+    Args:
+        task: around a model.
+        given: the table, of any form.
+        name: of the table, for errors.
+        objectives: whose columns are read too.
+
+    Raises:
+        InputError: a table that does not fit the task, or a label that is no class.
+    """
+    table = as_table(given, task.feature_columns, [task.label, *([task.group] if task.group else [])], name)
+    splits = dict.fromkeys(o.split for o in objectives if o.split not in (None, LABEL))
+    extra = tuple(s for s in splits if s is not None)
+    columns = Columns(tuple(task.feature_columns), isinstance(task.features, str), task.label, None, extra)
+    check_columns(table, columns)
+    job = Job(task, {TABLE: table}, {TABLE: columns}, Classes(()), Settings(curvature="identity"))
+    logits = probe(job, objectives).logits
+    reader = BatchReader(table, columns)
+    scan = merge_scans([scan_shard(reader, s, columns, READ_ROWS) for s in table.shards], table)
+    classes = make_classes(scan.counts[task.label], logits, task.classes)
+    check_known(classes, scan.counts[task.label], table.name)
+    settled = replace(task, classes=classes.labels)
+    return Worker(replace(job, task=settled, classes=classes)), scan

@@ -93,7 +93,9 @@ _Labeled = Annotated[
 _Pool = Annotated[
     str, Field(description="the rows to pick from, in the same forms; they need no labels, and labels are not read")
 ]
-_SomeValid = Annotated[str | None, Field(description='validation rows, in the same forms, which strategy "iv" needs')]
+_SomeValid = Annotated[
+    str | None, Field(description='validation rows, in the same forms, which strategies "iv" and "tree" need')
+]
 _Curvature = Annotated[
     str, Field(description='"ekfac" or "kfac"; "exact" (the Hessian) or "ggn" for few parameters; "identity"')
 ]
@@ -142,7 +144,7 @@ _Aggregate = Annotated[
     ),
 ]
 _Samples = Annotated[Whole, Field(description='dropout masks, for "bald" and "batchbald"')]
-_STRATEGIES = '"fi", "iv", "isal", "bald", "batchbald", "entropy", "margin", "least_confidence" or "random"'
+_STRATEGIES = '"fi", "iv", "isal", "tree", "bald", "batchbald", "entropy", "margin", "least_confidence" or "random"'
 
 
 class Influence(_Strict):

@@ -132,10 +132,12 @@ def acquire(
         strategy: "fi": FI of the row, with its likeliest label, against every labelled row, aggregated (B Eq. 4.1);
             "iv": influence of the row, with its likeliest label, on the validation loss (needs `valid`);
             "isal": the same on the loss of the labelled rows (Liu et al. 2021, with the model's own label as
-            pseudo-label); "bald" and "batchbald": mutual information under dropout (Houlsby et al. 2011; Kirsch et
-            al. 2019); "entropy", "margin", "least_confidence"; "random".
-        valid: for "iv".
-        curvature: for "fi", "iv" and "isal", as in `influence`; n is the number of labelled rows.
+            pseudo-label); "tree": a tree of the labelled rows' influence on the validation loss, grown on their
+            features alone, predicts that of the pool (C 5.5; needs `valid`); "bald" and "batchbald": mutual
+            information under dropout (Houlsby et al. 2011; Kirsch et al. 2019); "entropy", "margin",
+            "least_confidence"; "random".
+        valid: for "iv" and "tree".
+        curvature: for "fi", "iv", "isal" and "tree", as in `influence`; n is the number of labelled rows.
         aggregate: of a row's FI over the labelled rows: "trimmed_mean" (the middle 80 %), "mean", "median", or
             a quantile, as a number in [0, 1] or "quantile:0.9".
         rank: as in `influence_measure` (B Algorithm 7).

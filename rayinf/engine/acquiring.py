@@ -28,6 +28,7 @@ from rayinf.data.selection import Selection
 from rayinf.data.tables import Shard, Table
 from rayinf.engine import curvature as curv
 from rayinf.engine import measuring, pipeline, stages
+from rayinf.engine.by_tree import value_by_tree
 from rayinf.engine.job import Chunk, Settings
 from rayinf.engine.measuring import PairFactors, PairValues
 from rayinf.engine.probe import Probe
@@ -43,7 +44,7 @@ BY_LOGITS = {
     "least_confidence": uncertainty.least_confidence,
 }
 BY_DROPOUT = ("bald", "batchbald")
-BY_INFLUENCE = ("iv", "isal")
+BY_INFLUENCE = ("iv", "isal", "tree")
 STRATEGIES = ("fi", *BY_INFLUENCE, *BY_DROPOUT, *BY_LOGITS, "random")
 
 # Candidates of BatchBALD a row that is picked, and in all.
@@ -58,7 +59,7 @@ class Uncertain(stages.Scoring):
     def prepare(self, arrays: Arrays) -> None:
         """Nothing is needed but the model."""
 
-    def rows(self, shard: Shard) -> Iterator[tuple[Ready, Tensor]]:
+    def rows(self, shard: Shard, table: str | None = None) -> Iterator[tuple[Ready, Tensor]]:
         """Batches of a shard with their values `[B, 1]`, float64."""
         w = self.worker
         for ready in w.read("pool", shard, w.rows_a_batch(1)):
@@ -102,7 +103,7 @@ class DropoutSamples(Uncertain):
 class PoolScore(stages.Score):
     """Shard of a pool -> influence of its rows on the reference rows, each with its likeliest label."""
 
-    def rows(self, shard: Shard) -> Iterator[tuple[Ready, Tensor]]:
+    def rows(self, shard: Shard, table: str | None = None) -> Iterator[tuple[Ready, Tensor]]:
         """Batches of a shard with their values `[B, 1]`."""
         w = self.worker
         for ready in w.read("pool", shard, w.rows_a_batch(1)):
@@ -139,6 +140,11 @@ class Wish:
         return hashlib.sha256(repr((self.n, sorted(map(str, self.exclude)))).encode()).hexdigest()[:16]
 
     @property
+    def needs_valid(self) -> bool:
+        """Whether the strategy looks at validation rows."""
+        return self.strategy in ("iv", "tree")
+
+    @property
     def needs_dropout(self) -> bool:
         """Whether the model is sampled under dropout."""
         return self.strategy in BY_DROPOUT
@@ -162,11 +168,11 @@ class Wish:
         """
         if self.strategy not in STRATEGIES:
             raise InputError(f"strategy={self.strategy!r} is unknown.", f"use one of {', '.join(STRATEGIES)}.")
-        if self.strategy == "iv" and valid is None:
-            raise InputError('strategy="iv" needs validation rows.', "pass valid=..., or use isal.")
+        if self.needs_valid and valid is None:
+            raise InputError(f"strategy={self.strategy!r} needs validation rows.", "pass valid=..., or use isal.")
         if isinstance(self.n, bool) or not isinstance(self.n, Integral) or self.n < 1:
             raise InputError(f"n={self.n!r} picks nothing.", "pass a number of rows, 1 or more.")
-        reference = {"iv": {"valid": valid}, "isal": {"valid": labeled}}.get(self.strategy, {})
+        reference = {"valid": valid} if self.needs_valid else {"valid": labeled} if self.strategy == "isal" else {}
         return {"train": labeled, **reference, "pool": pool}
 
     def check(self, tables: Mapping[str, Table], probed: Probe, features: Sequence[str], settings: Settings) -> None:
@@ -249,6 +255,9 @@ def value_pool(run: Run) -> list[pa.Table]:
     if strategy == "fi":
         pipeline.fit_factors(run)
         return value_pairs(run)
+    if strategy == "tree":
+        pipeline.fit_factors(run)
+        return value_by_tree(run)
     if strategy in BY_INFLUENCE:
         pipeline.fit_factors(run)
         return pipeline.score(run, PoolScore, pipeline.solve_queries(run), [strategy])

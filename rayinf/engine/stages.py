@@ -232,10 +232,10 @@ class Scoring:
         hidden = {LABEL_COLUMN: pa.array(np.concatenate(labels))} if job.columns[job.scored].label else {}
         return pa.table({"row_id": pa.chunked_array(ids).combine_chunks(), **hidden, **columns})
 
-    def rows(self, shard: Shard) -> Iterator[tuple[Ready, Tensor]]:
-        """Batches of a shard with their values."""
+    def rows(self, shard: Shard, table: str | None = None) -> Iterator[tuple[Ready, Tensor]]:
+        """Batches of a shard, of the scored table or another, with their values."""
         w = self.worker
-        for ready in w.read(w.job.scored, shard, w.rows_a_batch(1)):
+        for ready in w.read(table or w.job.scored, shard, w.rows_a_batch(1)):
             with w.tape(ready.x) as taped:
                 _, cotangent = fisher.logit_gradient(w.job.task.row_loss, taped.logits, ready.y)
                 yield ready, self.values(taped, cotangent)

@@ -75,7 +75,7 @@ def active_learning(
         rounds: how often rows are picked.
         n: rows to pick a round.
         strategy: as in `acquire`, or a list of these: each with each seed is a trajectory of its own.
-        valid: validation rows, for "iv".
+        valid: validation rows, for "iv" and "tree".
         cluster: one trajectory shards its pool over the workers. Several run side by side, each in one worker (with
             the device of the task's own model); tables and a function as oracle are then sent to the workers.
         out: the run's folder. `<strategy>-seed<k>/round-<r>.parquet` holds the rows that round r added (`row_id`,
@@ -210,7 +210,7 @@ def _open(given: _Given, options: Options) -> _Opened:
     for wish, asked in wishes.items():
         job, own = _try(given, options, wish, {**asked, "test": tables["test"]})
         identity |= {k: own[k] for k in _SHARED} | {"labeled": own["train"]}
-        identity |= {"valid": own["valid"]} if wish.strategy == "iv" else {}
+        identity |= {"valid": own["valid"]} if wish.needs_valid else {}
     settled = replace(task, classes=job.classes.labels)
     x, y = _read(tables["labeled"], job.columns["train"])
     if task.fit is None:

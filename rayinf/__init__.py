@@ -1,5 +1,7 @@
 """rayinf: what every training row of a classifier is worth, to whom, and what to do about it."""
 
+from typing import TYPE_CHECKING, Any
+
 from rayinf.api import acquire, influence, influence_measure, logistic_regression, pairs, plan, self_influence
 from rayinf.core.attacks import robustness
 from rayinf.core.gaps import demographic_parity, equal_opportunity
@@ -17,10 +19,14 @@ from rayinf.loops.retrain import retrain
 from rayinf.loops.trim import trim
 from rayinf.task import Fit, Task
 
+if TYPE_CHECKING:
+    from rayinf.select.tree import InfluenceTree
+
 __all__ = [
     "Cluster",
     "Fit",
     "History",
+    "InfluenceTree",
     "InputError",
     "LabelFolder",
     "Objective",
@@ -45,3 +51,12 @@ __all__ = [
     "self_influence",
     "trim",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`InfluenceTree` is fetched when it is asked for: it needs scikit-learn, which takes a second to import."""
+    if name == "InfluenceTree":
+        from rayinf.select.tree import InfluenceTree
+
+        return InfluenceTree
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

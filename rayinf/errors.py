@@ -14,7 +14,7 @@ class RayinfError(Exception):
         return type(self), (self.what, self.fix)
 
 
-class InputError(RayinfError):
+class InputError(RayinfError, ValueError):
     """The task, a table or an argument is wrong; raised before any work is done (exit code 2)."""
 
 

@@ -10,10 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from rayinf.errors import InputError
+from rayinf.report.figures import COLOURS, save
 
-# Colours that the colour-blind can tell apart (Okabe and Ito); with the markers, nine lines also in print.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B", "#7F7F7F")
+# With the colours, nine lines that can be told apart also in print.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 
 
@@ -45,15 +44,7 @@ def plot(table: pa.Table, path: str | Path) -> Path:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(title=f"Mean of {seeds} seeds,\nband: standard deviation" if seeds > 1 else None, frameon=False)
-    target = Path(path).expanduser()
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(target, dpi=150)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{target} cannot be drawn: {error}.", "name a .png, .pdf or .svg that can be written."
-        ) from error
-    return target
+    return save(figure, path)
 
 
 def _line(axes: Axes, rows: pa.Table, strategy: str, k: int) -> None:
@@ -62,7 +53,7 @@ def _line(axes: Axes, rows: pa.Table, strategy: str, k: int) -> None:
     x = np.unique(labeled)
     held = [accuracy[labeled == v] for v in x]
     mean = np.array([h.mean() for h in held])
-    colour, marker = _COLOURS[k % len(_COLOURS)], _MARKERS[k % len(_MARKERS)]
+    colour, marker = COLOURS[k % len(COLOURS)], _MARKERS[k % len(_MARKERS)]
     axes.plot(x, mean, color=colour, marker=marker, markersize=4, linewidth=1.5, label=strategy)
     if max(map(len, held)) > 1:
         spread = np.array([h.std(ddof=1) if len(h) > 1 else 0.0 for h in held])

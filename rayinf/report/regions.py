@@ -1,0 +1,107 @@
+"""Where a model of two features is positive and where negative, with the rows it was made of (C Figure 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from rayinf.report.figures import COLOURS, save
+
+Array = np.ndarray[Any, Any]
+
+_GRID = 400
+_MARKERS = ("o", "x", "^", "s", "D", "v")
+_SHADES = ListedColormap(["#F6C9C5", "#CDEBC9"])
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of several: rows `[n, 2]`, and the value of any points `[m, 2]`.
+
+    Attributes:
+        title: over it.
+        rows: `[n, 2]`.
+        value: of points `[m, 2]`, `[m]`.
+        group: `[n]`, sets the markers.
+        gone: `[n]`, whether a row is ringed.
+    """
+
+    title: str
+    rows: Array
+    value: Callable[[Array], Array]
+    group: Array | None = None
+    gone: Array | None = None
+
+
+def draw(
+    panels: Sequence[Panel],
+    names: Sequence[str],
+    path: str | Path,
+    boundary: tuple[Any, float] | None = None,
+    title: str = "",
+) -> Path:
+    """Draw the panels side by side: green where the value is positive, red where it is not.
+
+    Args:
+        panels: one or more.
+        names: of both features.
+        path: of the figure.
+        boundary: `(w [2], b)` of a line `w'x + b = 0`.
+        title: over all.
+
+    Raises:
+        InputError: the figure cannot be written.
+    """
+    rows = np.concatenate([p.rows for p in panels])
+    low, high = rows.min(0), rows.max(0)
+    margin = 0.08 * np.where(high > low, high - low, 1.0)
+    low, high = low - margin, high + margin
+    figure = Figure(figsize=(4.6 * len(panels), 4.2), layout="constrained")
+    groups = sorted({v for p in panels if p.group is not None for v in p.group.tolist()})
+    for k, (axes, panel) in enumerate(zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True)):
+        x, y = (np.linspace(low[d], high[d], _GRID) for d in range(2))
+        grid = np.stack([v.ravel() for v in np.meshgrid(x, y)], axis=1)
+        positive = (panel.value(grid) > 0).reshape(_GRID, _GRID)
+        axes.pcolormesh(x, y, positive, cmap=_SHADES, vmin=0, vmax=1, shading="nearest", rasterized=True)
+        _rows(axes, panel, groups, COLOURS[k % len(COLOURS)])
+        if boundary is not None:
+            _line(axes, np.asarray(boundary[0], float), float(boundary[1]), low, high)
+        axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xlabel=names[0], ylabel=names[1], title=panel.title)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8, framealpha=0.9)
+    figure.suptitle(
+        f"{title}\ngreen: rows here help   red: they harm" if title else "green: rows here help   red: they harm"
+    )
+    return save(figure, path)
+
+
+def _rows(axes: Axes, panel: Panel, groups: Sequence[Any], colour: str) -> None:
+    whole = np.ones(len(panel.rows), bool)
+    parts = (
+        [(whole, "o", None)]
+        if panel.group is None
+        else [(panel.group == g, _MARKERS[j % len(_MARKERS)], f"group {g}") for j, g in enumerate(groups)]
+    )
+    for rows, marker, name in parts:
+        x, y = panel.rows[rows].T
+        axes.scatter(x, y, s=18, marker=marker, color=colour, linewidths=1.0, label=name)
+    if panel.gone is not None and panel.gone.any():
+        x, y = panel.rows[panel.gone].T
+        axes.scatter(x, y, s=90, facecolors="none", edgecolors="black", linewidths=1.2, label="trimmed")
+
+
+def _line(axes: Axes, w: Array, b: float, low: Array, high: Array) -> None:
+    """The line `w'x + b = 0`, drawn along the axis that it is less steep over."""
+    along = 0 if abs(w[1]) >= abs(w[0]) else 1
+    t = np.array([low[along], high[along]])
+    other = -(w[along] * t + b) / w[1 - along]
+    axes.plot(
+        *((t, other) if along == 0 else (other, t)), color="black", linestyle="--", linewidth=1.2, label="boundary"
+    )

@@ -1,0 +1,152 @@
+"""The influence tree against its formula, and as an estimator of scikit-learn."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.tree import DecisionTreeRegressor
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import rayinf
+from rayinf import InfluenceTree
+from rayinf.errors import InputError
+from rayinf.select.tree import shrink
+
+
+def problem(n: int = 300, classes: int = 2) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Values that hang on two features and on the label."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(n, 4))
+    y = rng.integers(0, classes, n)
+    values = np.where(y == 0, x[:, 0] > 0.3, x[:, 1] < 0) - 0.5 + 0.1 * y + 0.05 * rng.normal(size=n)
+    return x, y, values
+
+
+def naive(cart: DecisionTreeRegressor, row: np.ndarray[Any, Any], lam: float, parents: bool = True) -> float:
+    """The formula along a row's path, from the values and sizes of CART's own nodes."""
+    t = cart.tree_
+    node, out = 0, float(t.value[0, 0, 0])
+    while t.children_left[node] >= 0:
+        left = np.float32(row[t.feature[node]]) <= t.threshold[node]
+        child = t.children_left[node] if left else t.children_right[node]
+        size = t.n_node_samples[node if parents else child]
+        out += float(t.value[child, 0, 0] - t.value[node, 0, 0]) / (1 + lam / size)
+        node = child
+    return out
+
+
+@parametrize_with_checks(
+    [InfluenceTree(), InfluenceTree(max_depth=None, shrinkage=0.0), InfluenceTree(append_label=False)]
+)
+def test_it_is_an_estimator(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+@pytest.mark.parametrize("depth", [1, 4, None])
+@pytest.mark.parametrize("lam", [0.0, 0.5, 10.0, 1e4])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_shrinkage_is_the_formula_on_the_same_cart(depth: int | None, lam: float, classes: int) -> None:
+    x, y, values = problem(classes=classes)
+    tree = InfluenceTree(depth, lam).fit(x, y, values)
+    code = y[:, None].astype(float) if classes == 2 else np.eye(3)[y]
+    cart = DecisionTreeRegressor(max_depth=depth, random_state=0).fit(np.column_stack([x, code]), values)
+    q = np.column_stack([x, code])
+    np.testing.assert_allclose(tree.predict(x, y), [naive(cart, row, lam) for row in q], rtol=0, atol=1e-10)
+
+
+def test_shrinking_by_the_child_would_be_another_tree() -> None:
+    x, y, values = problem()
+    tree = InfluenceTree().fit(x, y, values)
+    q = np.column_stack([x, y])
+    wrong = np.array([naive(tree.tree_, row, 10.0, parents=False) for row in q])
+    assert np.abs(tree.predict(x, y) - wrong).max() > 1e-3
+
+
+def test_no_shrinkage_is_cart_and_endless_shrinkage_the_mean() -> None:
+    x, y, values = problem()
+    cart = DecisionTreeRegressor(max_depth=4, random_state=0).fit(np.column_stack([x, y]), values)
+    plain = InfluenceTree(shrinkage=0).fit(x, y, values).predict(x, y)
+    np.testing.assert_array_equal(plain, cart.predict(np.column_stack([x, y])))
+    np.testing.assert_allclose(InfluenceTree(shrinkage=1e15).fit(x, y, values).predict(x, y), values.mean(), atol=1e-10)
+    np.testing.assert_array_equal(shrink(cart.tree_, 0.0)[cart.apply(np.column_stack([x, y]))], plain)
+
+
+def test_labels_are_text_or_numbers_and_may_be_left_out() -> None:
+    x, y, values = problem()
+    by_number = InfluenceTree().fit(x, y, values)
+    by_name = InfluenceTree().fit(x, np.array(["no", "yes"], object)[y], values)
+    np.testing.assert_array_equal(by_number.predict(x, y), by_name.predict(x, np.array(["no", "yes"])[y]))
+    np.testing.assert_array_equal(by_number.predict(x, y), by_number.predict(x, y.astype(float)))
+    without = InfluenceTree().fit(x, None, values)
+    np.testing.assert_array_equal(without.predict(x), InfluenceTree(append_label=False).fit(x, y, values).predict(x))
+    np.testing.assert_array_equal(without.predict(x), InfluenceTree().fit(x, values).predict(x))
+    assert np.abs(without.predict(x) - by_number.predict(x, y)).max() > 0.1
+
+
+def test_order_of_three_classes_does_not_matter() -> None:
+    x, y, values = problem(classes=3)
+    names = np.array(["b", "c", "a"])
+    first = InfluenceTree().fit(x, y, values).predict(x, y)
+    np.testing.assert_allclose(InfluenceTree().fit(x, names[y], values).predict(x, names[y]), first, atol=1e-10)
+
+
+def test_text_tells_conditions_values_and_rows() -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"age": rng.uniform(20, 60, 200), "sex": rng.integers(0, 2, 200)})
+    job = np.where(rng.random(200) < 0.5, "clerk", "smith")
+    values = np.where(job == "clerk", np.where(frame["sex"] == 1, 3.0, 1.0), np.where(frame["age"] > 40, -1.5, -2.0))
+    tree = InfluenceTree(max_depth=2, shrinkage=0.0).fit(frame, job, values)
+    lines = tree.export_text().splitlines()
+    assert lines[0] == f"all rows: {values.mean():+.3g} (200 rows)"
+    clerks = job == "clerk"
+    assert f"|- label = clerk: {values[clerks].mean():+.3g} ({clerks.sum()} rows)" in lines
+    assert f"|  |- sex = 1: +3 ({(clerks & (frame['sex'] == 1)).sum()} rows)" in lines
+    assert any(line.startswith(("|  |- age > 40", "|  |- age > 39")) for line in lines)
+    assert len(lines) == 7 == len(tree.nodes())
+    three = InfluenceTree(max_depth=1).fit(frame, np.resize(["u", "v", "w"], 200), np.resize([0.0, 5.0, 0.0], 200))
+    assert "|- label is not v: " in three.export_text()
+    assert "|- label = v: " in three.export_text()
+
+
+def test_it_is_cloned_pickled_and_deterministic() -> None:
+    x, y, values = problem()
+    tree = InfluenceTree(max_depth=None, shrinkage=2.0).fit(x, y, values)
+    again = clone(tree).fit(x, y, values)
+    assert again.get_params() == tree.get_params()
+    for other in (again, pickle.loads(pickle.dumps(tree))):
+        np.testing.assert_array_equal(other.predict(x, y), tree.predict(x, y))
+
+
+def test_it_fits_scores_of_a_run() -> None:
+    x, y, _ = problem()
+    task = rayinf.logistic_regression((x, y), l2=0.01)
+    scores = rayinf.influence(task, (x, y), (x[:50], y[:50]), curvature="exact")
+    tree = InfluenceTree().fit(x, y, scores.to_numpy()[:, 0])
+    assert np.corrcoef(tree.predict(x, y), scores.to_numpy()[:, 0])[0, 1] > 0.5
+
+
+def refused(call: Any, what: str) -> None:
+    with pytest.raises(InputError, match=what) as caught:
+        call()
+    assert "Fix: " in str(caught.value)
+
+
+def test_bad_input_is_refused() -> None:
+    x, y, values = problem()
+    tree = InfluenceTree().fit(x, y, values)
+    refused(lambda: InfluenceTree(shrinkage=-1).fit(x, y, values), "shrinkage=-1")
+    refused(lambda: InfluenceTree().fit(x, y[:10], values), "10 labels for 300 rows")
+    refused(lambda: InfluenceTree().fit(x, y + 0.5, values), "fractions")
+    refused(lambda: InfluenceTree().fit(x, np.zeros(300, int), values), "one label")
+    refused(lambda: tree.predict(x), "with labels")
+    refused(lambda: InfluenceTree().fit(x, None, values).predict(x, y), "without labels")
+    refused(lambda: tree.predict(x, y + 5), "has not seen")
+    with pytest.raises(ValueError, match="NaN"):
+        InfluenceTree().fit(x, y, np.where(values > 0, np.nan, values))
+    with pytest.raises(ValueError, match="features"):
+        tree.predict(x[:, :2], y)

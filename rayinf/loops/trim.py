@@ -92,12 +92,14 @@ def trim(
     order = worst_first(values, signed)
     removed = pick(order, candidates(values, signed), budget, labels, floor)
     gap = abs(scores.metadata.get("objective_details", {}).get(by, {}).get("signed", np.inf))
+    harmful = int(removed.sum())
     if gap < np.inf:
         removed = use_up(order, removed, values, gap)
     rule = "most negative" if signed else "largest"
     metadata = {"by": by, "rule": rule, "budget": budget, "floor": floor, "removed": int(removed.sum())}
     if gap < np.inf:
-        metadata |= {"gap": gap, "predicted_gap": abs(gap + float(values[removed].sum()))}
+        left = abs(gap + float(values[removed].sum()))
+        metadata |= {"gap": gap, "predicted_gap": left, "used_up": int(removed.sum()) < harmful}
     # Rows without a value are neither good nor bad: after the best ones, before those that are removed.
     missing = np.isnan(values[order])
     best_first = np.concatenate([order[~missing][::-1], order[missing]])

@@ -96,6 +96,7 @@ def test_trimming_by_a_gap_stops_where_it_is_used_up(
         for held in (scores, Scores.load(tmp_path / "run")):
             kept = rayinf.trim(held, 400, by=by)
             assert len(kept.removed) == best
+            assert kept.metadata["used_up"] == (best < (values < 0).sum())
             assert kept.metadata["gap"] == pytest.approx(gap)
             assert kept.metadata["predicted_gap"] == pytest.approx(left[best])
         few = rayinf.trim(scores, best // 2, by=by)

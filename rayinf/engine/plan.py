@@ -21,6 +21,7 @@ from rayinf.data.labels import Classes
 from rayinf.data.tables import Shard
 from rayinf.engine import stages
 from rayinf.engine.acquiring import BY_INFLUENCE, TILE_BYTES, PoolScore, Uncertain
+from rayinf.engine.by_tree import LabeledValues
 from rayinf.engine.curvature import DENSE, KRONECKER, column_names
 from rayinf.engine.job import Chunk, Job
 from rayinf.engine.measuring import Measure, PairFactors, PairValues
@@ -121,6 +122,8 @@ def make_plan(request: Request) -> Cost:
         query = 8 * trial.parameters * trial.columns
         found.append(trial.cost("queries", lambda w: stages.Queries(w, {}), "valid", query, 3 * query))
     found += trial.pairs() if request.settings.strategy == "fi" else [trial.scores()]
+    if request.settings.strategy == "tree":
+        found.append(trial.labelled())
     if request.settings.subsample < 1:
         found.append(trial.forest())
     free = shutil.disk_usage(_existing(Path(request.out))).free if request.out is not None else None
@@ -179,8 +182,7 @@ class _Trial:
     def scores(self) -> StageCost:
         """What gives the rows of the scored table their values."""
         settings, scored = self.job.settings, self.job.scored
-        names = [str(k) for k in range(max(self.columns, 1))]
-        ones = {f"U/{b.name}": np.ones((len(names), *b.shape), np.float32) for b in self.blocks}
+        names, ones = self._names, self._ones
         make: Callable[[Worker], Any] = lambda w: stages.Score(w, ones, names=names)  # noqa: E731
         if settings.mixed:
             make = lambda w: Measure(w, {**ones, **self._inverse()}, names=["fi"])  # noqa: E731
@@ -190,6 +192,21 @@ class _Trial:
             make = lambda w: Uncertain(w, {}, names=names)  # noqa: E731
         memory = sum(v.nbytes for v in ones.values()) + (self._inverse_bytes() if settings.mixed else 0)
         return self.cost("scores", make, scored, memory, self.rows[scored] * (16 + self.item * len(names)))
+
+    def labelled(self) -> StageCost:
+        """What gives the labelled rows the values that a tree learns from."""
+        ones = self._ones
+        memory = sum(v.nbytes for v in ones.values())
+        return self.cost("labelled values", lambda w: LabeledValues(w, ones, share=1.0), "train", memory, 0)
+
+    @property
+    def _names(self) -> list[str]:
+        return [str(k) for k in range(max(self.columns, 1))]
+
+    @property
+    def _ones(self) -> Arrays:
+        """Queries of the right shape, whatever they are."""
+        return {f"U/{b.name}": np.ones((len(self._names), *b.shape), np.float32) for b in self.blocks}
 
     def pairs(self) -> list[StageCost]:
         """FI of every pool row on every labelled one: the labelled rows' factors, then products, tile by tile."""

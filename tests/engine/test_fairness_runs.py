@@ -76,6 +76,8 @@ def test_the_plan_prices_them(tables: tuple[Path, Path, Path]) -> None:
     task = rayinf.Task(job.model(), group="group", transform=job.same)
     cost = rayinf.plan(task, train, valid, objective=[*OBJECTIVES, "category"])
     assert {"queries", "scores"} <= {s.name for s in cost.stages}
+    tree = rayinf.plan(task, train, valid, verb="acquire", pool=train, strategy="tree")
+    assert {"queries", "labelled values", "scores"} <= {s.name for s in tree.stages}
 
 
 # --- Bad input

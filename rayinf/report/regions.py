@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from rayinf.report.figures import COLOURS, save
 
@@ -74,27 +75,39 @@ def draw(
         if boundary is not None:
             _line(axes, np.asarray(boundary[0], float), float(boundary[1]), low, high)
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xlabel=names[0], ylabel=names[1], title=panel.title)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8, framealpha=0.9)
-    figure.suptitle(
-        f"{title}\ngreen: rows here help   red: they harm" if title else "green: rows here help   red: they harm"
-    )
+    keys = _keys(groups, any(p.gone is not None and p.gone.any() for p in panels), boundary is not None)
+    if keys:
+        figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), fontsize=9, frameon=False)
+    note = "green: rows here help   red: they harm"
+    figure.suptitle(f"{title}\n{note}" if title else note, fontsize=11)
     return save(figure, path)
 
 
+def _keys(groups: Sequence[Any], gone: bool, line: bool) -> list[Line2D]:
+    """The legend, one for all panels, where it hides no row: markers without a class's colour."""
+    marks = [(_marker(j), "#444444", f"group {g}") for j, g in enumerate(groups)]
+    keys = [Line2D([], [], linestyle="", marker=m, color=c, markersize=5, label=n) for m, c, n in marks]
+    if gone:
+        keys.append(
+            Line2D([], [], linestyle="", marker="o", color="black", fillstyle="none", markersize=9, label="trimmed")
+        )
+    return [*keys, Line2D([], [], color="black", linestyle="--", linewidth=1.2, label="boundary")] if line else keys
+
+
+def _marker(j: int) -> str:
+    return _MARKERS[j % len(_MARKERS)]
+
+
 def _rows(axes: Axes, panel: Panel, groups: Sequence[Any], colour: str) -> None:
-    whole = np.ones(len(panel.rows), bool)
-    parts = (
-        [(whole, "o", None)]
-        if panel.group is None
-        else [(panel.group == g, _MARKERS[j % len(_MARKERS)], f"group {g}") for j, g in enumerate(groups)]
-    )
-    for rows, marker, name in parts:
+    parts = [(np.ones(len(panel.rows), bool), "o")]
+    if panel.group is not None:
+        parts = [(panel.group == g, _marker(j)) for j, g in enumerate(groups)]
+    for rows, marker in parts:
         x, y = panel.rows[rows].T
-        axes.scatter(x, y, s=18, marker=marker, color=colour, linewidths=1.0, label=name)
-    if panel.gone is not None and panel.gone.any():
+        axes.scatter(x, y, s=18, marker=marker, color=colour, linewidths=1.0)
+    if panel.gone is not None:
         x, y = panel.rows[panel.gone].T
-        axes.scatter(x, y, s=90, facecolors="none", edgecolors="black", linewidths=1.2, label="trimmed")
+        axes.scatter(x, y, s=90, facecolors="none", edgecolors="black", linewidths=1.2)
 
 
 def _line(axes: Axes, w: Array, b: float, low: Array, high: Array) -> None:
@@ -102,6 +115,4 @@ def _line(axes: Axes, w: Array, b: float, low: Array, high: Array) -> None:
     along = 0 if abs(w[1]) >= abs(w[0]) else 1
     t = np.array([low[along], high[along]])
     other = -(w[along] * t + b) / w[1 - along]
-    axes.plot(
-        *((t, other) if along == 0 else (other, t)), color="black", linestyle="--", linewidth=1.2, label="boundary"
-    )
+    axes.plot(*((t, other) if along == 0 else (other, t)), color="black", linestyle="--", linewidth=1.2)

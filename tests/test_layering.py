@@ -12,7 +12,7 @@ FLOORS = (
     ("task",),
     ("core",),
     ("report",),
-    ("data", "select"),
+    ("data", "select", "pareto"),
     ("engine",),
     ("api", "references", "keys"),
     ("loops",),

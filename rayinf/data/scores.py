@@ -64,7 +64,7 @@ class Scores:
                 f"{folder}/scores holds {len(parts)} of {run['parts']} shards.",
                 "run the same command again: it computes those that are gone.",
             )
-        with _readable(folder):
+        with readable(folder):
             return cls(pads.dataset(parts, format=_CHECKED), run["metadata"], folder)
 
     @classmethod
@@ -74,6 +74,7 @@ class Scores:
         columns: Sequence[str],
         row_ids: Sequence[Any] | np.ndarray[Any, Any] | None = None,
         labels: Sequence[Any] | np.ndarray[Any, Any] | None = None,
+        halves: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None = None,
     ) -> Scores:
         """Scores of any origin, from `[n, columns]` (or `[n]` for one column).
 
@@ -82,6 +83,7 @@ class Scores:
             columns: a name for each column.
             row_ids: `[n]`, all different; None: positions.
             labels: `[n]`, integers or strings, for choices that must know the classes (`trim(floor=...)`).
+            halves: the same values from each half of the validation rows, as `influence(halves=True)` gives them.
 
         Raises:
             InputError: shapes that do not fit, a value that is not finite, an id that stands twice.
@@ -90,23 +92,19 @@ class Scores:
             raise InputError("columns name 'row_id', which is the ids' own.", "pass the ids as row_ids.")
         if LABEL_COLUMN in columns:
             raise InputError(f"columns name {LABEL_COLUMN!r}, which is the labels' own.", "pass them as labels.")
-        held = np.asarray(values, dtype=float)
-        held = held[:, None] if held.ndim == 1 else held
-        if held.ndim != 2 or held.shape[1] != len(columns) or len(set(columns)) != len(columns):
-            raise InputError(
-                f"values are {np.shape(values)}, with columns {list(columns)}.", "pass [n, columns], one name a column."
-            )
-        if not np.isfinite(held).all():
-            row, column = np.argwhere(~np.isfinite(held))[0]
-            raise InputError(f"values[{row}, {column}] is {held[row, column]}.", "pass finite scores.")
+        held = _values(values, columns, "values")
+        parts = [_values(half, columns, f"halves[{k}]") for k, half in enumerate(halves or ())]
+        if len(parts) not in (0, 2) or any(part.shape != held.shape for part in parts):
+            raise InputError(f"{len(parts)} halves for values {list(held.shape)}.", "pass two, of the values' shape.")
         ids = pa.array(np.arange(len(held)) if row_ids is None else row_ids)
         if len(ids) != len(held) or len(ids.unique()) != len(ids):
             raise InputError(
                 f"{len(ids)} row ids ({len(ids.unique())} different) for {len(held)} rows.", "pass one id a row."
             )
         hidden = {} if labels is None else {LABEL_COLUMN: _labels(labels, len(held))}
-        table = {"row_id": ids, **hidden, **{c: held[:, k] for k, c in enumerate(columns)}}
-        return cls(pa.table(table), {"origin": "from_numpy"})
+        shown = zip(("", *HALVES), (held, *parts), strict=False)
+        table = {p + c: part[:, k] for p, part in shown for k, c in enumerate(columns)}
+        return cls(pa.table({"row_id": ids, **hidden, **table}), {"origin": "from_numpy"})
 
     @property
     def columns(self) -> list[str]:
@@ -159,7 +157,7 @@ class Scores:
         """Some columns of the source, `row_id` among them or not, in row order; no others are read."""
         if isinstance(self.source, pa.Table):
             return self.source.select(columns)
-        with _readable(self.path):
+        with readable(self.path):
             for shard in self.source.get_fragments():
                 # Else a column that is missing from one shard would be read as nulls.
                 if not shard.physical_schema.equals(self.source.schema):
@@ -175,6 +173,24 @@ def to_numpy(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
     return array
 
 
+def _values(given: np.ndarray[Any, Any], columns: Sequence[str], name: str) -> np.ndarray[Any, Any]:
+    """Finite values `[n, columns]`.
+
+    Raises:
+        InputError: another shape, or a value that is not finite.
+    """
+    held = np.asarray(given, dtype=float)
+    held = held[:, None] if held.ndim == 1 else held
+    if held.ndim != 2 or held.shape[1] != len(columns) or len(set(columns)) != len(columns):
+        raise InputError(
+            f"{name} are {np.shape(given)}, with columns {list(columns)}.", "pass [n, columns], one name a column."
+        )
+    if not np.isfinite(held).all():
+        row, column = np.argwhere(~np.isfinite(held))[0]
+        raise InputError(f"{name}[{row}, {column}] is {held[row, column]}.", "pass finite scores.")
+    return held
+
+
 def _labels(given: Sequence[Any] | np.ndarray[Any, Any], rows: int) -> pa.Array:
     """Labels as runs write them: integers or text.
 
@@ -188,7 +204,7 @@ def _labels(given: Sequence[Any] | np.ndarray[Any, Any], rows: int) -> pa.Array:
 
 
 @contextmanager
-def _readable(folder: Path | None) -> Generator[None]:
+def readable(folder: Path | None) -> Generator[None]:
     """Turn what pyarrow says of a damaged shard into an error that a user can act on."""
     try:
         yield

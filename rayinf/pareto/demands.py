@@ -1,0 +1,114 @@
+"""What is demanded of every class: the right-hand sides and the box of the reweighting LP, in one form for both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rayinf.errors import InputError
+
+Array = np.ndarray[Any, Any]
+SLACKS = ("paper", "scaled")
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over the n training rows of `P [n, K]`.
+
+    Attributes:
+        rows: n.
+        total: `S_k = sum_i P_i^k`.
+        absolute: `b_k = sum_i |P_i^k|`.
+    """
+
+    rows: int
+    total: Array
+    absolute: Array
+
+    @classmethod
+    def of(cls, batches: Iterable[Array]) -> Sums:
+        """The sums of `[B, K]` batches, of which there is at least one.
+
+        Raises:
+            InputError: a score that is not finite, or no row.
+        """
+        rows, total, absolute = 0, np.zeros(1), np.zeros(1)
+        for batch in batches:
+            total, absolute = total + batch.sum(0), absolute + np.abs(batch).sum(0)
+            if not np.isfinite(absolute).all():
+                bad = np.argwhere(~np.isfinite(batch))
+                row, k = bad[0] if len(bad) else (0, int(np.flatnonzero(~np.isfinite(absolute))[0]))
+                raise InputError(
+                    f"The influence of row {rows + row} on class {k} is {batch[row, k]}, or too large to be summed.",
+                    "compute the scores anew, or leave that row out.",
+                )
+            rows += len(batch)
+        if not rows:
+            raise InputError("There are no influence vectors.", "pass scores of at least one row.")
+        return cls(rows, total, absolute)
+
+
+@dataclass(frozen=True)
+class Demands:
+    """`w = centre + half v` with `|v_i| <= 1`, and `w'P^k >= floor_k`.
+
+    Attributes:
+        alpha: `[K]`.
+        centre: the middle of the box.
+        half: half its width.
+        floor: `[K]`, the least `w'P^k`.
+        slope: `[K]`, how fast it rises where all alphas rise together.
+    """
+
+    alpha: Array
+    centre: float
+    half: float
+    floor: Array
+    slope: Array
+
+    @classmethod
+    def of(cls, sums: Sums, alpha: Any, upper: float, radius: float | None, slack: str) -> Demands:
+        """The demands of one candidate.
+
+        Args:
+            sums: of the influence vectors.
+            alpha: one number, or one a class.
+            upper: `0 <= w <= upper`, where there is no radius.
+            radius: `|w - 1| <= radius`.
+            slack: "paper" (A Algorithm 1, line 4): `floor_k = alpha_k S_k`, which for a class with `S_k < 0` and
+                alpha < 1 is above `S_k`: it demands a gain. "scaled": `S_k - (1 - alpha_k) b_k`, and with a radius
+                `S_k - (1 - alpha_k) radius b_k`: alpha < 1 allows a loss to every class, whatever the sign of S_k.
+
+        Raises:
+            InputError: an alpha, upper, radius or slack that makes no sense.
+        """
+        k = len(sums.total)
+        try:
+            held = np.asarray(alpha, float)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"alpha={alpha!r} is no number.", "pass a number, or one a class.") from error
+        if held.ndim > 1 or (held.ndim == 1 and len(held) != k):
+            raise InputError(f"alpha has shape {list(held.shape)} for {k} classes.", "pass a number, or one a class.")
+        if not np.isfinite(held).all():
+            raise InputError(f"alpha={alpha!r} is not finite.", "pass finite numbers, such as 0.95.")
+        if slack not in SLACKS:
+            raise InputError(f"slack={slack!r} is unknown.", 'pass "paper" or "scaled".')
+        _check_box(upper, radius)
+        held = np.broadcast_to(held, k).copy()
+        centre, half = (upper / 2, upper / 2) if radius is None else (1.0, float(radius))
+        slope = sums.total if slack == "paper" else sums.absolute * (1.0 if radius is None else radius)
+        floor = held * sums.total if slack == "paper" else sums.total - (1 - held) * slope
+        return cls(held, centre, half, floor, slope)
+
+
+def _check_box(upper: float, radius: float | None) -> None:
+    for name, value in (("upper", upper), ("radius", radius)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float | np.number)):
+            raise InputError(f"{name}={value!r} is no number.", f"pass a number as {name}.")
+    if not (np.isfinite(upper) and upper > 0):
+        raise InputError(f"upper={upper!r} leaves no weights.", "pass a finite bound above 0, such as 2.0.")
+    if radius is not None and not 0 < radius <= 1:
+        raise InputError(f"radius={radius!r} is outside (0, 1].", "pass a radius such as 0.3, or None for the box.")

@@ -17,6 +17,7 @@ from rayinf.loops.evaluate import evaluate
 from rayinf.loops.oracle import LabelFolder
 from rayinf.loops.retrain import retrain
 from rayinf.loops.trim import trim
+from rayinf.loops.trim_rounds import TrimRounds, trim_rounds
 from rayinf.loops.trim_stream import TrimmedBatch, trim_stream
 from rayinf.task import Fit, Task
 
@@ -37,6 +38,7 @@ __all__ = [
     "Scores",
     "Selection",
     "Task",
+    "TrimRounds",
     "TrimmedBatch",
     "acquire",
     "active_learning",
@@ -52,6 +54,7 @@ __all__ = [
     "robustness",
     "self_influence",
     "trim",
+    "trim_rounds",
     "trim_stream",
 ]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +41,7 @@ class Shard:
     offset: int = 0
 
 
+@runtime_checkable
 class Table(Protocol):
     """What the engine asks of a table; picklable, and cheap to pickle where it lies on disk."""
 
@@ -212,7 +213,7 @@ def as_table(given: Any, features: Sequence[str], others: Sequence[str], name: s
     Raises:
         InputError: nothing there, no such form, no rows, or a file that is no Parquet.
     """
-    if isinstance(given, MemoryTable | ParquetTable):
+    if isinstance(given, Table):
         return given
     if isinstance(given, str | Path):
         table: Table = _parquet(str(given), name)

@@ -73,7 +73,7 @@ def retrain(
                 f"Task(fit=...) is a function that returned a {type(model).__name__}.", "return the trained nn.Module."
             )
     else:
-        fit_head(_head(worker), lambda: _head_batches(worker, chosen), over, settled.l2)
+        fit_head(_head(worker.model, settled), lambda: _head_batches(worker, chosen), over, settled.l2)
         model = worker.model
     return replace(settled, model=model.eval())
 
@@ -149,18 +149,27 @@ def _train(worker: Worker, chosen: _Chosen, fit: Fit, l2: float, seed: int) -> N
     train_epochs(worker.model, epoch, Recipe(fit, job.task.row_loss, steps, seed, l2, ridged))
 
 
-def _head(worker: Worker) -> nn.Linear:
+def check_trainable(task: Task) -> None:
+    """Refuse a task that does not say how its model is trained, before any work is done that leads up to that.
+
+    Raises:
+        InputError: there is no fit, and the model is no linear softmax head.
+    """
+    if task.fit is None:
+        _head(task.build(), task)
+
+
+def _head(model: nn.Module, task: Task) -> nn.Linear:
     """The one linear layer of a softmax regression, the model that has a fit of its own.
 
     Raises:
         InputError: the model is another.
     """
-    model = worker.model
     layers: list[nn.Module] = list(model) if type(model) is nn.Sequential else [model]
     if len(layers) == 2 and type(layers[0]) is nn.Flatten:
         layers = layers[1:]
     head = layers[0]
-    if len(layers) == 1 and type(head) is nn.Linear and head.bias is not None and worker.job.task.is_cross_entropy:
+    if len(layers) == 1 and type(head) is nn.Linear and head.bias is not None and task.is_cross_entropy:
         return head
     raise InputError(
         "The Task does not say how its model is trained, and only a linear softmax head can do without.",

@@ -15,13 +15,14 @@ _QUIET_SECONDS = 5.0
 
 
 @contextmanager
-def bar(stage: str, total: int, done: int = 0) -> Generator[Callable[[int], None]]:
-    """A context whose value is called with the rows of each finished shard.
+def bar(stage: str, total: int, done: int = 0, unit: str = "rows") -> Generator[Callable[[int], None]]:
+    """A context whose value is called with the rows of each finished shard (or whatever else is counted).
 
     Args:
         stage: its name.
         total: rows in all.
         done: rows that an earlier run has finished.
+        unit: what is counted.
     """
     if sys.stderr.isatty():
         console = Console(stderr=True)
@@ -35,14 +36,14 @@ def bar(stage: str, total: int, done: int = 0) -> Generator[Callable[[int], None
                 nonlocal count
                 count += rows
                 rate = count / max(time.monotonic() - begin, 1e-9)
-                progress.update(task, advance=rows, rate=f"{rate:,.0f} rows/s")
+                progress.update(task, advance=rows, rate=_speed(rate, unit))
 
             yield advance
     else:
-        yield _lines(stage, total, done)
+        yield _lines(stage, total, done, unit)
 
 
-def _lines(stage: str, total: int, done: int) -> Callable[[int], None]:
+def _lines(stage: str, total: int, done: int, unit: str) -> Callable[[int], None]:
     begin, count = time.monotonic(), 0
     said = begin
 
@@ -57,9 +58,14 @@ def _lines(stage: str, total: int, done: int) -> Callable[[int], None]:
         left = (total - done - count) / rate if rate else float("inf")
         share = (done + count) / max(total, 1)
         print(
-            f"rayinf {stage}: {done + count:,} of {total:,} rows ({share:.0%}), {rate:,.0f} rows/s, {left:,.0f} s left",
+            f"rayinf {stage}: {done + count:,} of {total:,} {unit} ({share:.0%}), {_speed(rate, unit)}, "
+            f"{left:,.0f} s left",
             file=sys.stderr,
             flush=True,
         )
 
     return advance
+
+
+def _speed(rate: float, unit: str) -> str:
+    return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.2g} {unit}/s"

@@ -25,8 +25,9 @@ from rayinf.engine.run import Request, open_run
 from rayinf.errors import InputError
 from rayinf.loops.oracle import Pool, make_oracle
 from rayinf.loops.retrain import retrain
+from rayinf.loops.run_identity import absolute, fit_identity, local_folder
 from rayinf.loops.trajectory import Learning, Options, tell_round
-from rayinf.task import Fit, Task
+from rayinf.task import Task
 
 # Of a run of `acquire`, what says which task and which data it is about.
 _SHARED = ("model", "loss", "features", "label", "transform", "mask", "parameters", "l2", "classes", "pool", "test")
@@ -104,13 +105,13 @@ def active_learning(
     given = _Given(task, {"labeled": labeled, "pool": pool, "test": test, "valid": valid}, rounds, n, wanted)
     options = Options(curvature, aggregate, rank, subsample, fisher, damping, samples)
     opened = _open(given, options)
-    place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(_folder(out))
+    place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(local_folder(out))
     with place as folder:
         learning = Learning(
             opened.task,
             opened.labeled,
             {name: opened.tables.get(name) for name in ("pool", "test", "valid")},
-            {k: _absolute(v) for k, v in given.tables.items() if k != "labeled" and isinstance(v, str | Path)},
+            {k: absolute(v) for k, v in given.tables.items() if k != "labeled" and isinstance(v, str | Path)},
             opened.columns,
             make_oracle(oracle, Pool(opened.task, opened.tables["pool"].num_rows, opened.columns.row_id)),
             rounds,
@@ -216,16 +217,9 @@ def _open(given: _Given, options: Options) -> _Opened:
     if task.fit is None:
         # A model that no fit says how to train must be refused before a folder is claimed.
         retrain(settled, tables["labeled"], seed=given.seeds[0])
-    if _starts_anew(task):  # the parameters that the model came with are never used
-        identity["model"] = repr(task.build())
     identity |= {"strategy": given.strategies, "seed": given.seeds, "rounds": given.rounds, "n": given.n}
-    identity |= {**asdict(options), "row_id": job.columns["pool"].row_id, "fit": _fit_name(task)}
+    identity |= {**asdict(options), "row_id": job.columns["pool"].row_id, **fit_identity(task)}
     return _Opened(settled, tables, (x, y), job.columns["pool"], identity)
-
-
-def _starts_anew(task: Task) -> bool:
-    """Whether training does not depend on the parameters that the task's model came with."""
-    return task.fit is None or (isinstance(task.fit, Fit) and task.fit.fresh)
 
 
 def _try(given: _Given, o: Options, wish: Wish, tables: Mapping[str, Any]) -> tuple[Job, dict[str, Any]]:
@@ -283,26 +277,3 @@ def _seeds(seed: int | Sequence[int]) -> list[int]:
     if not found or not whole or len(set(found)) < len(found):
         raise InputError(f"seed={seed!r} holds no seeds, or one twice.", "pass an integer >= 0, or a list of these.")
     return [int(s) for s in found]
-
-
-def _folder(out: str | Path) -> Path:
-    """The run's folder.
-
-    Raises:
-        InputError: it is no local one.
-    """
-    if "://" in str(out):
-        raise InputError(f"out={str(out)!r} is a URI.", "pass a local or mounted folder, and copy the run from there.")
-    return Path(out).expanduser().absolute()
-
-
-def _absolute(path: str | Path) -> str:
-    """The same in any process."""
-    return str(path) if "://" in str(path) else str(Path(path).expanduser().absolute())
-
-
-def _fit_name(task: Task) -> str | None:
-    """What the identity says of how the model is trained."""
-    if task.fit is None or isinstance(task.fit, Fit):
-        return repr(task.fit) if task.fit else None
-    return getattr(task.fit, "__qualname__", type(task.fit).__qualname__)

@@ -7,15 +7,13 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from rayinf.data.batches import Array
-from rayinf.data.scores import Scores, to_numpy
+from rayinf.data.scores import Scores
 from rayinf.data.selection import Selection
-from rayinf.data.tables import as_table
 from rayinf.errors import InputError
 from rayinf.loops.evaluate import evaluate
 from rayinf.loops.retrain import retrain as train_anew
+from rayinf.loops.scored_table import check_scored
 from rayinf.select.trim import UNSIGNED, candidates, pick, use_up, worst_first
 from rayinf.task import Task
 
@@ -143,31 +141,4 @@ def _check_retraining(scores: Scores, task: Task | None, train: Any, test: Any) 
             "pass trim(scores, ..., retrain=True, task=task, train=train, test=test).",
         )
     assert task is not None
-    table = as_table(train, task.feature_columns, [task.label, *([task.group] if task.group else [])], "train")
-    if table.num_rows != len(scores):
-        raise InputError(
-            f"train has {table.num_rows:,} rows, and the scores have {len(scores):,}.",
-            "pass the table that was scored.",
-        )
-    column = task.row_id or "row_id"
-    if column in table.schema.names:
-        reader, held = table.open([column]), to_numpy(scores.select(["row_id"])["row_id"])
-        for shard in table.shards:
-            ids = to_numpy(pa.chunked_array([b.column(column) for b in reader.read(shard)]))
-            _check_ids(ids, held, shard.start)
-
-
-def _check_ids(ids: Array, held: Array, start: int) -> None:
-    """Scores belong to a table by its ids in its order, or by positions.
-
-    Raises:
-        InputError: they do not.
-    """
-    own, positions = held[start : start + len(ids)], np.arange(start, start + len(ids))
-    if not np.array_equal(ids, own) and not np.array_equal(own, positions):
-        row = int(np.flatnonzero(ids != own)[0])
-        told, here = own[row].item(), ids[row].item()
-        raise InputError(
-            f"Row {start + row} of train has the id {here!r}, and the scores have {told!r} there.",
-            "pass the table that was scored, in the same order.",
-        )
+    check_scored(scores, task, train)

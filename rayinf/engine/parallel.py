@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rayinf.engine.job import Cluster
 from rayinf.engine.runner import guard_local_ray as guard_local_ray
@@ -32,17 +32,51 @@ def session(cluster: Cluster | None) -> Generator[None]:
         yield
 
 
+# Item by key -> (key, result) as they finish.
+Calls = Callable[[Mapping[Key, Item]], Iterator[tuple[Key, Result]]]
+
+
+@contextmanager
+def standing(
+    function: Callable[[Item], Result],
+    cluster: Cluster | None,
+    tick: Callable[[], None] | None = None,
+    workers: int | None = None,
+) -> Generator[Calls[Any, Item, Result]]:
+    """Workers that stay, for one set of items after another: the context's value is called with each set.
+
+    Without a cluster items are done in this process and in order; else as they finish, every item in one worker of
+    Ray. A worker gets the function once, so that an object keeps what it has built up (a model, a table) from item to
+    item, and from set to set. The item of a worker that is lost is begun again in another, which builds anew: what it
+    had done counts if the function keeps it on disk. A run is given up where nothing finishes in `Cluster.patience`
+    seconds and no worker has lived through them.
+
+    Args:
+        function: picklable; sent to the workers once.
+        cluster: where.
+        tick: called here about once a second, on a cluster.
+        workers: at most so many of the cluster's.
+
+    Raises:
+        RayinfError: what the function raised, or workers that cannot be had or kept alive.
+    """
+    if cluster is None:
+        yield lambda items: ((key, function(item)) for key, item in items.items())
+        return
+    with session(cluster):
+        from rayinf.engine import ray_runner
+
+        with ray_runner.benches(function, cluster, min(workers or cluster.workers, cluster.workers)) as made:
+            yield lambda items: made.call(items, tick or _nothing)
+
+
 def side_by_side(
     function: Callable[[Item], Result],
     items: Mapping[Key, Item],
     cluster: Cluster | None,
     tick: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Key, Result]]:
-    """The function's result for every item, with its key.
-
-    Without a cluster in this process and in order; else as they finish, every item in one worker of Ray. The item of a
-    worker that is lost is begun again in another: what it had done counts if the function keeps it on disk. A run is
-    given up where nothing finishes in `Cluster.patience` seconds and no worker has lived through them.
+    """The function's result for every item, with its key; see `standing`.
 
     Args:
         function: picklable; sent to the workers once.
@@ -53,14 +87,9 @@ def side_by_side(
     Raises:
         RayinfError: what the function raised, or workers that cannot be had or kept alive.
     """
-    if cluster is None:
-        for key, item in items.items():
-            yield key, function(item)
-        return
-    with session(cluster):
-        from rayinf.engine import ray_runner
-
-        yield from ray_runner.call_side_by_side(function, items, cluster, tick or _nothing)
+    if items:
+        with standing(function, cluster, tick, len(items)) as calls:
+            yield from calls(items)
 
 
 def _nothing() -> None:

@@ -192,18 +192,22 @@ def _spread(
 class _Bench:
     """A process that calls a function for one item at a time, and says meanwhile that it lives."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, function: list[Any]) -> None:
         torch.set_num_threads(threads)
         pa.set_cpu_count(threads)
         self._name = uuid.uuid4().hex
+        self._sent = function  # a reference in a list: what it stands for is fetched once, not with every call
+        self._function: Callable[[Any], Any] | None = None
 
     def ready(self) -> str:
         """Answers at any time: a name that is another after a restart."""
         return self._name
 
-    def call(self, function: Callable[[Any], Any], item: Any) -> Any:
-        """The function's result."""
-        return function(item)
+    def call(self, item: Any) -> Any:
+        """The function's result. Its object stays, with what it has built up."""
+        if self._function is None:
+            self._function = ray.get(self._sent[0])
+        return self._function(item)
 
 
 class _Pulse(_Patience):
@@ -239,23 +243,34 @@ class _Pulse(_Patience):
         return {_get(ref) for ref in there}
 
 
-def call_side_by_side(
-    function: Callable[[Any], Any], items: Mapping[Any, Any], cluster: Cluster, tick: Callable[[], None]
-) -> Iterator[tuple[Any, Any]]:
-    """See `parallel.side_by_side`."""
+class Benches:
+    """Processes that stay, each with a function of its own; see `parallel.standing`."""
+
+    def __init__(self, cluster: Cluster, actors: Sequence[Any]) -> None:
+        self._cluster, self._actors = cluster, actors
+
+    def call(self, items: Mapping[Any, Any], tick: Callable[[], None]) -> Iterator[tuple[Any, Any]]:
+        """Results by key, as they finish."""
+        pulse = _Pulse(self._cluster, self._actors, tick)
+        for key, ref in _spread(self._actors, items, lambda actor, key: actor.call.remote(items[key]), pulse):
+            yield key, _get(ref)
+
+
+@contextmanager
+def benches(function: Callable[[Any], Any], cluster: Cluster, workers: int) -> Generator[Benches]:
+    """Benches for as long as the context lasts, on a Ray that is there."""
     threads = max(1, int(cluster.cpus_per_worker))
     talks: dict[str, Any] = {"max_concurrency": 2}  # that it answers while it works
     bench: Any = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, **talks, **_FAULTS)(
         _Bench
     )
-    benches = [bench.remote(threads) for _ in range(min(cluster.workers, len(items)))]
+    held = ray.put(function)  # lives as long as this frame: a restarted process fetches it again
+    actors = [bench.remote(threads, [held]) for _ in range(workers)]
     try:
-        _wait_ready(benches, cluster)
-        held, pulse = ray.put(function), _Pulse(cluster, benches, tick)
-        for key, ref in _spread(benches, items, lambda actor, key: actor.call.remote(held, items[key]), pulse):
-            yield key, _get(ref)
+        _wait_ready(actors, cluster)
+        yield Benches(cluster, actors)
     finally:
-        for actor in benches:
+        for actor in actors:
             ray.kill(actor)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import rayinf
-from rayinf.engine.parallel import session, side_by_side
+from rayinf.engine.parallel import session, side_by_side, standing
 
 WORKERS = rayinf.Cluster(workers=2)
 
@@ -88,7 +88,7 @@ def test_long_items_are_waited_for_and_hopeless_ones_given_up(ray_session, monke
 def test_a_session_starts_ray_once_and_ends_it():
     code = (
         "import rayinf\n"
-        "from rayinf.engine.parallel import session, side_by_side\n"
+        "from rayinf.engine.parallel import session, side_by_side, standing\n"
         "with session(rayinf.Cluster(workers=1)):\n"
         "    import ray\n"
         "    node = ray.get_runtime_context().get_node_id()\n"
@@ -103,3 +103,39 @@ def test_a_session_starts_ray_once_and_ends_it():
 def test_no_session_without_a_cluster():
     with session(None):
         pass
+
+
+class Counting:
+    """Says how often this object was called, in which process; dies once when told to."""
+
+    def __init__(self, mark: Path | None = None) -> None:
+        self.calls, self.mark = 0, mark
+
+    def __call__(self, x: int) -> tuple[int, int, int]:
+        if self.mark is not None and x == 5 and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.calls += 1
+        return x * x, self.calls, os.getpid()
+
+
+def test_standing_keeps_the_function_in_this_process():
+    with standing(Counting(), None) as calls:
+        assert list(calls({0: 2, 1: 3})) == [(0, (4, 1, os.getpid())), (1, (9, 2, os.getpid()))]
+        assert list(calls({0: 4})) == [(0, (16, 3, os.getpid()))]
+
+
+def test_standing_keeps_workers_and_their_state_over_sets(ray_session):
+    with standing(Counting(), rayinf.Cluster(workers=2)) as calls:
+        first, second = (dict(calls({k: k for k in range(4)})) for _ in range(2))
+    assert [first[k][0] for k in range(4)] == [second[k][0] for k in range(4)] == [0, 1, 4, 9]
+    processes = {v[2] for v in first.values()}
+    assert {v[2] for v in second.values()} <= processes and os.getpid() not in processes
+    assert max(v[1] for v in second.values()) > max(v[1] for v in first.values())  # counted on from the first set
+
+
+def test_standing_survives_the_death_of_a_worker(ray_session, tmp_path):
+    with standing(Counting(tmp_path / "dead"), rayinf.Cluster(workers=2)) as calls:
+        for _ in range(2):
+            assert {k: v[0] for k, v in calls({k: k for k in range(8)})} == {k: k * k for k in range(8)}
+    assert (tmp_path / "dead").exists()

@@ -1,0 +1,99 @@
+"""Commands that take a config: each calls the verb of its name, and tells what came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from rayinf import api, summaries
+from rayinf.cli.app import Address, ConfigFile, Debug, Overrides, Workers, app, changes, keys_help, read
+from rayinf.cli.exits import exit_codes, telling_if_done
+from rayinf.data.files import write_part
+from rayinf.loops.active_learning import active_learning as learn
+
+
+@app.command(epilog=keys_help("influence"))
+def influence(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    address: Address = None,
+    workers: Workers = None,
+    debug: Debug = False,
+) -> None:
+    """Value every training row: how much each objective would rise if the row were removed.
+
+    The same command again finishes an interrupted run, and does nothing to a finished one.
+    """
+    with exit_codes(debug):
+        given = read(config_file, changes(overrides, address, workers), "influence")
+        with telling_if_done(given["out"]):
+            scores = api.influence(**given)
+        summaries.tell_influence(scores)
+
+
+@app.command(epilog=keys_help("measure"))
+def measure(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    address: Address = None,
+    workers: Workers = None,
+    debug: Debug = False,
+) -> None:
+    """Measure every training row: how far the fit hangs on small changes of it (FI).
+
+    The same command again finishes an interrupted run, and does nothing to a finished one.
+    """
+    with exit_codes(debug):
+        given = read(config_file, changes(overrides, address, workers), "measure")
+        with telling_if_done(given["out"]):
+            scores = api.influence_measure(**given)
+        summaries.tell_measure(scores)
+
+
+@app.command(epilog=keys_help("acquire"))
+def acquire(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    address: Address = None,
+    workers: Workers = None,
+    debug: Debug = False,
+) -> None:
+    """Pick the rows of a pool whose labels are most worth asking for.
+
+    Writes picked.parquet (row_id, rank from 1, value) and scores/ (all rows).
+
+    The same command again finishes an interrupted run. Of a finished one,
+    nothing is computed again: another n or exclude picks from its values.
+    """
+    with exit_codes(debug):
+        given = read(config_file, changes(overrides, address, workers), "acquire")
+        out = Path(given["out"])
+        with telling_if_done(out):
+            selection = api.acquire(**given)
+        picked = selection.source.filter(selection.source["kept"]).select(["row_id", "value"])
+        picked = picked.add_column(1, "rank", pa.array(range(1, len(picked) + 1), pa.int64()))
+        write_part(out / "picked.parquet", picked)
+        summaries.tell_acquire(selection, given["strategy"], out, out / "picked.parquet")
+
+
+@app.command("active-learning", epilog=keys_help("active-learning"))
+def active_learning(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    address: Address = None,
+    workers: Workers = None,
+    debug: Debug = False,
+) -> None:
+    """Pick rows of a pool, have them labelled, train and measure, round by round; strategies and seeds side by side.
+
+    Writes learning_curve.png into the run's folder. The same command again
+    finishes an interrupted run, goes on where labels were awaited, and does
+    nothing to a finished one.
+    """
+    with exit_codes(debug):
+        given = read(config_file, changes(overrides, address, workers), "active-learning")
+        with telling_if_done(given["out"]):
+            history = learn(**given)
+        plot = history.plot(Path(given["out"]) / "learning_curve.png")
+        summaries.tell_active_learning(history, plot)

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from rayinf.engine.job import Cluster
 from rayinf.errors import InputError
-from rayinf.keys import VERBS, ClusterConfig, homes_of
+from rayinf.keys import MAPPINGS, VERBS, homes_of
 from rayinf.references import Places, as_objective, as_task
 
 # Keys that name a table or a folder.
@@ -187,16 +187,16 @@ def _explain(problem: ErrorDetails, shown: _Shown) -> tuple[str, str]:
     parts = [str(p) for p in problem["loc"]]
     key, kind = ".".join(parts), problem["type"]
     where = f"--set {key}" if any(_nested(key, c) for c in shown.changed) else f"{shown.file}: {key}"
-    inner = len(parts) > 1 and parts[0] == "cluster"
-    model: type[BaseModel] = ClusterConfig if inner else VERBS[shown.verb]
-    field = model.model_fields.get(parts[1] if inner else parts[0])
+    inside = len(parts) > 1 and parts[0] in MAPPINGS
+    model: type[BaseModel] = MAPPINGS[parts[0]] if inside else VERBS[shown.verb]
+    field = model.model_fields.get(parts[1] if inside else parts[0])
     if kind == "missing":
         return f"{where} is missing", f"add {key}: {field.description if field else ''}"
     if field is None:
         return f"{where} {_stranger(parts[-1], model, shown.verb)}", f"use the keys {', '.join(model.model_fields)}"
     given, text = problem["input"], problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
     if kind in ("model_type", "model_attributes_type"):
-        text = f"should be a mapping of {', '.join(ClusterConfig.model_fields)}"
+        text = f"should be a mapping of {', '.join(MAPPINGS[parts[0]].model_fields)}"
     elif kind == "string_type":
         text = "should be text" + ("" if given is None else ": put quotes around it")
     value = json.dumps(given, default=str)
@@ -206,7 +206,7 @@ def _explain(problem: ErrorDetails, shown: _Shown) -> tuple[str, str]:
 
 def _stranger(name: str, model: type[BaseModel], verb: str) -> str:
     """What a key is that a model does not have: another verb's, or a slip of the pen."""
-    homes = homes_of(name) if model is not ClusterConfig else []
+    homes = homes_of(name) if model in VERBS.values() else []
     if homes:
         return f"is a key of {', '.join(homes)}, not of {verb}"
     close = difflib.get_close_matches(name, model.model_fields, 1)

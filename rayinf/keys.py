@@ -258,10 +258,15 @@ VERBS: dict[str, type[_Strict]] = {
 }
 
 
+# Keys that hold keys of their own.
+MAPPINGS: dict[str, type[_Strict]] = {"cluster": ClusterConfig}
+
+
 def describe_keys(verb: str) -> list[tuple[str, str, str]]:
     """Every key of a verb's config with its default (empty where it is required) and its meaning, for `--help`."""
     found = []
-    for prefix, model in (("", VERBS[verb]), ("cluster.", ClusterConfig)):
+    inner = [(f"{key}.", model) for key, model in MAPPINGS.items() if key in VERBS[verb].model_fields]
+    for prefix, model in (("", VERBS[verb]), *inner):
         for name, field in model.model_fields.items():
             default = "" if field.is_required() else yaml.safe_dump(field.default).splitlines()[0]
             found.append((prefix + name, default, field.description or ""))

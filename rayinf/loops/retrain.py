@@ -63,7 +63,9 @@ def retrain(
     over = chosen.rows if rows is None else int(rows)
     settled = worker.job.task
     if isinstance(task.fit, Fit):
-        _train(worker, chosen, task.fit, settled.l2 * over / chosen.rows, int(seed))
+        job, ridge = worker.job, settled.l2 * over / chosen.rows
+        shuffled = Shuffled(job.tables[TABLE], job.columns[TABLE], chosen.keep, task.fit.batch_size)
+        train_in_place(worker, shuffled, chosen.weights, task.fit, ridge, int(seed))
         model = worker.model
     elif task.fit is not None:
         asked = replace(settled, l2=settled.l2 * over / chosen.rows)
@@ -132,14 +134,14 @@ def _choose(rows: int, keep: Array | Iterable[int] | None, weights: Array | None
     return _Chosen(mask, weights)
 
 
-def _train(worker: Worker, chosen: _Chosen, fit: Fit, l2: float, seed: int) -> None:
-    """Train the worker's model in place, by minibatches."""
-    job = worker.job
-    shuffled = Shuffled(job.tables[TABLE], job.columns[TABLE], chosen.keep, fit.batch_size)
+def train_in_place(worker: Worker, shuffled: Shuffled, weights: Array | None, fit: Fit, l2: float, seed: int) -> None:
+    """Train the worker's model by minibatches of a table, with a weight `[n]` for each of its rows or None."""
+    job, device = worker.job, worker.device
 
     def tensors(rows: Rows) -> tuple[Any, Tensor, Tensor | None]:
-        y = torch.from_numpy(job.classes.encode(rows.labels)).to(worker.device)
-        return worker.input(rows.x), y, chosen.of(rows.positions, worker.device)
+        y = torch.from_numpy(job.classes.encode(rows.labels)).to(device)
+        w = None if weights is None else torch.from_numpy(weights[rows.positions]).to(device)
+        return worker.input(rows.x), y, w
 
     def epoch(generator: torch.Generator) -> Iterator[tuple[Any, Tensor, Tensor | None]]:
         return map(tensors, shuffled.epoch(generator))

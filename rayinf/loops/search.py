@@ -1,0 +1,132 @@
+"""How `pareto_reweight` searches: the population, what its candidates may be, and which one is chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any
+
+from rayinf.errors import InputError
+from rayinf.pareto.demands import SLACKS
+from rayinf.pareto.genetic import Breeding
+
+_PARTS = ("elites", "mutated_elites", "randoms", "crossover_children")
+GENE = "gene"
+PAPER = "paper"
+
+
+@dataclass(frozen=True)
+class Search:
+    """The genetic search (A Algorithm 1). The defaults are A's Table 2, but for the trust region and the choice.
+
+    Args:
+        elites: candidates of a population that are the best of the one before.
+        mutated_elites: copies of these, mutated.
+        randoms: new ones.
+        crossover_children: children of two parents.
+        population: the sum of the four, to be checked; None: not said.
+        iterations: populations that are trained.
+        crossover_rate: how probably a child takes each gene from either parent at random.
+        mutation_rate: how probably a gene mutates.
+        strength: standard deviation of what is added to an alpha that mutates.
+        upper: alphas lie in `[0, upper]`, and without a radius so do the weights.
+        radius: of the trust region `|w - 1| <= radius`: "gene" searches it in (0, 1]; a number fixes it; None is A's
+            box `0 <= w <= upper`. Influence predicts small changes, and the optimum over the box sits at its corners.
+        slack: "scaled" or "paper", see `reweight_lp`; None: "scaled" with a trust region, "paper" in the box.
+        prefer: what the search is for, and which candidate is chosen. "paper": the fitness of A's line 7, which is 0
+            for all who cost no other class anything, so that it can be met by doing nothing. A number is a price: the
+            candidate of largest `gain of the targets + price * change of the others` (means over classes, against
+            the unweighted epoch).
+        epochs: that a candidate is trained for.
+        lr: the learning rate; None: that of `Task(fit=...)`. Influence predicts an epoch that stays near the
+            checkpoint (A: 1e-4).
+        threads: of a candidate's training. More or fewer move the last bits, so it is a part of the run's identity.
+    """
+
+    elites: int = 6
+    mutated_elites: int = 6
+    randoms: int = 6
+    crossover_children: int = 6
+    population: int | None = None
+    iterations: int = 20
+    crossover_rate: float = 1.0
+    mutation_rate: float = 0.25
+    strength: float = 0.25
+    upper: float = 2.0
+    radius: str | float | None = GENE
+    slack: str | None = None
+    prefer: str | float = 1.0
+    epochs: int = 1
+    lr: float | None = None
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse a search that could not go on.
+
+        Raises:
+            InputError: a number out of range, or parts that do not add up.
+        """
+        for name in _PARTS:
+            _check(_whole(getattr(self, name), 0), name, getattr(self, name), "an integer >= 0")
+        for name in ("iterations", "epochs", "threads"):
+            _check(_whole(getattr(self, name), 1), name, getattr(self, name), "an integer >= 1")
+        for name in ("crossover_rate", "mutation_rate"):
+            _check(_number(getattr(self, name), 0, 1), name, getattr(self, name), "a number in [0, 1]")
+        _check(_number(self.strength, 0), "strength", self.strength, "a finite number >= 0")
+        _check(_number(self.upper, 0) and self.upper > 0, "upper", self.upper, "a finite number > 0, such as 2.0")
+        region = self.radius is None or self.radius == GENE or (_number(self.radius, 0, 1) and self.radius != 0)
+        _check(region, "radius", self.radius, '"gene", a number in (0, 1], or None for 0 <= w <= upper')
+        _check(self.slack in (None, *SLACKS), "slack", self.slack, '"scaled", "paper" or None')
+        wish = '"paper", or a price of the other classes\' loss (a number >= 0)'
+        _check(self.prefer == PAPER or _number(self.prefer, 0), "prefer", self.prefer, wish)
+        _check(self.lr is None or (_number(self.lr, 0) and self.lr > 0), "lr", self.lr, "a learning rate > 0, or None")
+        self._check_parts()
+
+    @property
+    def size(self) -> int:
+        """Candidates of a population."""
+        return sum(getattr(self, name) for name in _PARTS)
+
+    @property
+    def demand(self) -> str:
+        """The slack, settled."""
+        return self.slack or ("paper" if self.radius is None else "scaled")
+
+    def breeding(self, classes: int) -> Breeding:
+        """The same as the genetic operators take it."""
+        shared = {f.name: getattr(self, f.name) for f in fields(Breeding) if f.name not in ("classes", "radius")}
+        return Breeding(classes, radius=self.radius == GENE, **shared)
+
+    def _check_parts(self) -> None:
+        parts = " + ".join(f"{getattr(self, name)} {name}" for name in _PARTS)
+        if self.population is not None and self.population != self.size:
+            smaller = "less than the elites" if self.population < self.elites else "another number"
+            raise InputError(
+                f"Search(population={self.population!r}) is {smaller}: {parts} = {self.size}.",
+                "pass parts that add up to the population, or leave population out.",
+            )
+        if self.size < 1 or (self.iterations > 1 and self.size == self.elites):
+            raise InputError(
+                f"Search of {parts} has no one new in a population.",
+                "pass mutated_elites, randoms or crossover_children.",
+            )
+
+
+def _check(fine: bool, name: str, given: Any, wish: str) -> None:
+    """Refuse an argument.
+
+    Raises:
+        InputError: it is not fine.
+    """
+    if not fine:
+        raise InputError(f"Search({name}={given!r}) makes no sense.", f"pass {wish}.")
+
+
+def _whole(given: Any, least: int) -> bool:
+    return isinstance(given, Integral) and not isinstance(given, bool) and int(given) >= least
+
+
+def _number(given: Any, least: float, most: float = float("inf")) -> bool:
+    if not isinstance(given, Real) or isinstance(given, bool):
+        return False
+    return least <= float(given) <= most and float(given) < float("inf")

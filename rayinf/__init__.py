@@ -8,6 +8,7 @@ from rayinf.core.gaps import demographic_parity, equal_opportunity
 from rayinf.core.objectives import Objective
 from rayinf.data.history import History
 from rayinf.data.pairs import Pairs
+from rayinf.data.removals import RemovalCheck
 from rayinf.data.scores import Scores
 from rayinf.data.selection import Selection
 from rayinf.engine.job import Cluster
@@ -15,6 +16,7 @@ from rayinf.errors import InputError, RayinfError, RunError
 from rayinf.loops.active_learning import active_learning
 from rayinf.loops.evaluate import evaluate
 from rayinf.loops.oracle import LabelFolder
+from rayinf.loops.removal_check import removal_check
 from rayinf.loops.retrain import retrain
 from rayinf.loops.trim import trim
 from rayinf.loops.trim_rounds import TrimRounds, trim_rounds
@@ -34,6 +36,7 @@ __all__ = [
     "Objective",
     "Pairs",
     "RayinfError",
+    "RemovalCheck",
     "RunError",
     "Scores",
     "Selection",
@@ -50,6 +53,7 @@ __all__ = [
     "logistic_regression",
     "pairs",
     "plan",
+    "removal_check",
     "retrain",
     "robustness",
     "self_influence",

@@ -80,14 +80,18 @@ class Vectors:
             raise InputError(f"targets={targets!r} names no class, or one twice.", f"name some of {self._shown()}.")
         return sorted(found)
 
-    def batches(self, half: int | None = None) -> Iterator[Array]:
+    def batches(self, half: int | None = None, only: Sequence[int] | None = None) -> Iterator[Array]:
         """`P` in row order, as float64 `[B, K]`; of the first (0) or second (1) half of the validation rows, if asked.
+
+        Args:
+            half: of the validation rows.
+            only: positions of the columns to read; None: all.
 
         Raises:
             InputError: a value that is not finite, or a damaged shard.
         """
         prefix = "" if half is None else HALVES[half]
-        names = [prefix + c for c in self.columns]
+        names = [prefix + c for c in (self.columns if only is None else [self.columns[k] for k in only])]
         start = 0
         for batch in self._read(names):
             values = np.stack([batch.column(n).to_numpy(zero_copy_only=False) for n in names], axis=1)

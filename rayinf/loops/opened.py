@@ -10,10 +10,11 @@ from rayinf.core.objectives import LABEL, Objective
 from rayinf.data.batches import BatchReader, Columns, check_columns
 from rayinf.data.labels import Classes, check_known, make_classes
 from rayinf.data.scan import TableScan, merge_scans, scan_shard
-from rayinf.data.tables import READ_ROWS, as_table
+from rayinf.data.tables import READ_ROWS, Table, as_table
 from rayinf.engine.job import Job, Settings
 from rayinf.engine.probe import probe
 from rayinf.engine.worker import Worker
+from rayinf.errors import RunError
 from rayinf.task import Task
 
 # The one table of the worker's job; it measures batches on the table of this name.
@@ -45,3 +46,21 @@ def open_table(task: Task, given: Any, name: str, objectives: Sequence[Objective
     check_known(classes, scan.counts[task.label], table.name)
     settled = replace(task, classes=classes.labels)
     return Worker(replace(job, task=settled, classes=classes)), scan
+
+
+def check_unchanged(table: Table, given: Any, name: str) -> None:
+    """Refuse to go on over a table that was rewritten meanwhile.
+
+    Args:
+        table: as it was opened.
+        given: what it was opened from.
+        name: of the table, for errors.
+
+    Raises:
+        RunError: a Parquet file changed since the run began.
+    """
+    if table.stat and as_table(given, [], [], name).stat != table.stat:
+        raise RunError(
+            f"{name} ({given}) changed while the run was going.",
+            "leave the table as it is during a run, and run again into a new folder.",
+        )

@@ -19,8 +19,8 @@ from rayinf.data.history import Key, Trail, TrailFolder
 from rayinf.data.scores import to_numpy
 from rayinf.data.tables import READ_ROWS, MemoryTable, Table, as_table
 from rayinf.engine.job import Cluster
-from rayinf.errors import RunError
 from rayinf.loops.evaluate import evaluate
+from rayinf.loops.opened import check_unchanged
 from rayinf.loops.oracle import Oracle, Question
 from rayinf.loops.retrain import retrain
 from rayinf.task import Task
@@ -137,11 +137,8 @@ class Learning:
         """
         for name, path in self.paths.items():
             table = self.tables[name]
-            if table is not None and as_table(path, [], [], name).stat != table.stat:
-                raise RunError(
-                    f"{name} ({path}) changed while the run was going.",
-                    "leave the table as it is during a run, and run again into a new folder.",
-                )
+            if table is not None:
+                check_unchanged(table, path, name)
 
 
 class Trajectory:

@@ -21,8 +21,9 @@ from rayinf.data.tables import Table, as_table
 from rayinf.data.vectors import Vectors
 from rayinf.engine.job import Cluster
 from rayinf.engine.parallel import session
-from rayinf.errors import InputError, RunError
+from rayinf.errors import InputError
 from rayinf.loops.evaluate import evaluate
+from rayinf.loops.opened import check_unchanged
 from rayinf.loops.retrain import check_trainable, retrain
 from rayinf.task import Task
 
@@ -183,7 +184,7 @@ class _Trimming:
                 break
             trained = retrain(first, self.given, keep=rest, seed=self.how["seed"], rows=n)
             trained = replace(trained, l2=first.l2 * n / len(rest))
-            self._check_unchanged()
+            check_unchanged(self.table, self.given, "train")
             lines.append(self._line(trained, r, len(rest), len(harmful)))
             now, before = (line["valid_accuracy"] for line in (lines[-1], lines[-2]))
             lines[-1]["undone"] = now < before
@@ -205,17 +206,6 @@ class _Trimming:
             found = evaluate(task, table)
             line |= {f"{name}_{key}": value for key, value in found.items() if key != "rows"}
         return line
-
-    def _check_unchanged(self) -> None:
-        """Refuse to go on over a table that was rewritten meanwhile.
-
-        Raises:
-            RunError: a Parquet file changed since the rounds began.
-        """
-        if self.table.stat and as_table(self.given, [], [], "train").stat != self.table.stat:
-            raise RunError(
-                f"train ({self.given}) changed while rounds were going.", "leave the table as it is, and begin anew."
-            )
 
     def _say(self, line: Mapping[str, Any]) -> None:
         print(f"rayinf trim_rounds {_told(line, line['round'])}", file=sys.stderr, flush=True)

@@ -146,8 +146,8 @@ class RemovalCheck:
         names = [str(label) for label in self.labels]
         sides = []
         for side, s in self.summary.items():
-            maps = (self.values(side, name) for name in ("predicted_mean", "loss_mean", "accuracy"))
-            sides.append(removal.SideMaps(side, *maps, s["spearman_loss"]))
+            predicted, loss, accuracy = (self.values(side, n) for n in ("predicted_mean", "loss_mean", "accuracy"))
+            sides.append(removal.SideMaps(side, predicted, loss, accuracy, s["spearman_loss"]))
         return removal.plot(sides, names, path)
 
     def save(self, folder: Path) -> None:

@@ -16,8 +16,11 @@ from rayinf.errors import InputError, RayinfError, RunError
 from rayinf.loops.active_learning import active_learning
 from rayinf.loops.evaluate import evaluate
 from rayinf.loops.oracle import LabelFolder
+from rayinf.loops.pareto_reweight import pareto_reweight
 from rayinf.loops.removal_check import removal_check
 from rayinf.loops.retrain import retrain
+from rayinf.loops.reweighting import Reweighting
+from rayinf.loops.search import Search
 from rayinf.loops.trim import trim
 from rayinf.loops.trim_rounds import TrimRounds, trim_rounds
 from rayinf.loops.trim_stream import TrimmedBatch, trim_stream
@@ -37,8 +40,10 @@ __all__ = [
     "Pairs",
     "RayinfError",
     "RemovalCheck",
+    "Reweighting",
     "RunError",
     "Scores",
+    "Search",
     "Selection",
     "Task",
     "TrimRounds",
@@ -52,6 +57,7 @@ __all__ = [
     "influence_measure",
     "logistic_regression",
     "pairs",
+    "pareto_reweight",
     "plan",
     "removal_check",
     "retrain",

@@ -17,10 +17,11 @@ from pydantic_core import ErrorDetails
 from rayinf.engine.job import Cluster
 from rayinf.errors import InputError
 from rayinf.keys import MAPPINGS, VERBS, homes_of
+from rayinf.loops.search import Search
 from rayinf.references import Places, as_objective, as_task
 
 # Keys that name a table or a folder.
-_PATHS = ("train", "valid", "labeled", "pool", "test", "factors", "out")
+_PATHS = ("train", "valid", "labeled", "pool", "test", "factors", "scores", "out")
 _SHOWN_PROBLEMS = 3
 _SHOWN_VALUE = 80
 _UNKNOWN = ("extra_forbidden", "invalid_key")
@@ -53,6 +54,8 @@ def read_config(path: str | Path, overrides: Sequence[str] = (), verb: str = "in
         given["objective"] = held[0] if isinstance(asked, str) else held
     if "oracle" in given:
         given["oracle"] = _as_oracle(places, given["oracle"])
+    if given.get("search") is not None:
+        given["search"] = Search(**given["search"])
     if given["cluster"] is not None:
         env = places.runtime_env(given["cluster"]["runtime_env"])
         given["cluster"] = Cluster(**{**given["cluster"], "runtime_env": env})

@@ -44,6 +44,25 @@ def _aggregate(value: object) -> object:
     return value
 
 
+def _targets(value: object) -> object:
+    held = value if isinstance(value, list) else [value]
+    if not held or any(isinstance(v, bool) or not isinstance(v, int | str) for v in held):
+        raise ValueError("should be a class or a list of classes: put quotes around yes, no and dates")
+    return held
+
+
+def _radius(value: object) -> object:
+    if isinstance(value, bool) or not (value is None or isinstance(value, str | int | float)):
+        raise ValueError('should be "gene", a number in (0, 1], or null')
+    return value
+
+
+def _prefer(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError('should be "paper" or a number >= 0')
+    return value
+
+
 def _ids(value: object) -> object:
     held = value if isinstance(value, list) else [value]
     if value is not None and any(isinstance(v, bool) or not isinstance(v, int | str) for v in held):
@@ -76,6 +95,37 @@ class ClusterConfig(_Strict):
     runtime_env: dict[str, Any] | None = Field(
         None, description="Ray's runtime_env, for code that the cluster's machines lack (pip, working_dir, ...)"
     )
+
+
+class SearchConfig(_Strict):
+    """The keys under `search`: the fields of `rayinf.Search`."""
+
+    elites: Whole = Field(6, description="candidates of a population that are the best of the one before")
+    mutated_elites: Whole = Field(6, description="copies of these, mutated")
+    randoms: Whole = Field(6, description="new candidates")
+    crossover_children: Whole = Field(6, description="children of two parents")
+    population: Whole | None = Field(None, description="the sum of these four, to be checked")
+    iterations: Whole = Field(20, description="populations that are trained")
+    crossover_rate: Number = Field(1.0, description="how probably a child takes each gene from either parent")
+    mutation_rate: Number = Field(0.25, description="how probably a gene mutates")
+    strength: Number = Field(0.25, description="standard deviation of what is added to an alpha that mutates")
+    upper: Number = Field(2.0, description="alphas lie in [0, upper], and without a radius so do the weights")
+    radius: Annotated[str | float | None, BeforeValidator(_radius)] = Field(
+        "gene",
+        description='of the trust region |w - 1| <= radius: "gene" searches it, a number in (0, 1] fixes it, null is '
+        "the paper's box 0 <= w <= upper",
+    )
+    slack: str | None = Field(
+        None, description='"scaled" or "paper"; null is "scaled" with a trust region and "paper" in the box'
+    )
+    prefer: Annotated[str | float, BeforeValidator(_prefer)] = Field(
+        1.0,
+        description='which candidate is chosen: "paper" by its fitness (line 7), a number by gain of the targets plus '
+        "that price times the change of the others",
+    )
+    epochs: Whole = Field(1, description="epochs that a candidate is trained for")
+    lr: Number | None = Field(None, description="learning rate of these epochs; null is that of Task(fit=...)")
+    threads: Whole = Field(1, description="threads of a candidate's training; they are a part of the run's identity")
 
 
 # What verbs share: a key means the same wherever it stands.
@@ -249,17 +299,65 @@ class ActiveLearning(_Strict):
     samples: _Samples = 20
 
 
+_ClassScores = Annotated[
+    str,
+    Field(description="the folder of a finished run of influence over the same train and valid, objective: category"),
+]
+
+
+class Reweight(_Strict):
+    """The arguments of `rayinf.pareto_reweight`."""
+
+    task: _Task
+    train: _Train
+    valid: str = Field(description="the rows that classes' accuracy is measured on, in the same forms")
+    scores: _ClassScores
+    targets: Annotated[list[int | str], BeforeValidator(_targets)] = Field(
+        description="the classes to improve, by their labels: one or a list"
+    )
+    mode: str = Field(
+        "direct",
+        description='"direct" compares with the checkpoint, "correct" with the unweighted epoch after it',
+    )
+    search: Annotated[
+        SearchConfig | None,
+        Field(description="the genetic search, a mapping of the keys below; null takes all their defaults"),
+    ] = None
+    cluster: _Cluster = None
+    out: _Out = None
+    seed: Whole = Field(0, description="an integer that fixes the search and the order of the training rows")
+
+
+class RemovalCheck(_Strict):
+    """The arguments of `rayinf.removal_check`."""
+
+    task: _Task
+    train: _Train
+    valid: str = Field(description="the rows that the scores were computed with, in the same forms")
+    test: str = Field(description="the rows that changes are measured on, in the same forms")
+    scores: _ClassScores
+    share: Number = Field(
+        0.1, description="share of the rows that help (and of those that harm) a class which is removed, in (0, 1)"
+    )
+    seeds: Whole = Field(3, description="trainings that every measure is the mean of")
+    cluster: _Cluster = None
+    out: _Out = None
+    seed: Whole = Field(0, description="an integer, the first of the seeds")
+
+
 # By the name of the command.
 VERBS: dict[str, type[_Strict]] = {
     "influence": Influence,
     "measure": Measure,
     "acquire": Acquire,
     "active-learning": ActiveLearning,
+    "reweight": Reweight,
+    "removal-check": RemovalCheck,
 }
 
 
 # Keys that hold keys of their own.
-MAPPINGS: dict[str, type[_Strict]] = {"cluster": ClusterConfig}
+MAPPINGS: dict[str, type[_Strict]] = {"cluster": ClusterConfig, "search": SearchConfig}
 
 
 def describe_keys(verb: str) -> list[tuple[str, str, str]]:

@@ -14,8 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rayinf.data.history import History
+from rayinf.data.removals import RemovalCheck
 from rayinf.data.scores import Scores, to_numpy
 from rayinf.data.selection import Selection
+from rayinf.loops.reweighting import Reweighting
 from rayinf.select.top_rows import TopRows
 
 _TOP = 5
@@ -151,6 +153,29 @@ def tell_active_learning(history: History, plot: Path) -> None:
     if history.waiting:
         typer.echo("Put them there and run the same command again: it goes on.")
     typer.echo(f"Learning curve: {plot}")
+
+
+def tell_reweight(found: Reweighting, plot: Path) -> None:
+    """Print what the search found, and where weights, checkpoint and plot lie.
+
+    Args:
+        found: from `pareto_reweight`, with a folder.
+        plot: of the trade-off.
+    """
+    typer.echo(found.to_text())
+    typer.echo(f"Weights, checkpoint and all candidates: {found.path}")
+    typer.echo(f"Trade-off: {plot}")
+
+
+def tell_removal_check(check: RemovalCheck, plot: Path) -> None:
+    """Print how well prediction and measurement agree, and where the heat maps lie.
+
+    Args:
+        check: from `removal_check`.
+        plot: the heat maps.
+    """
+    typer.echo(check.to_text())
+    typer.echo(f"Heat maps: {plot}")
 
 
 def most(scores: Scores, column: str) -> TopRows | None:

@@ -21,6 +21,8 @@ FUNCTIONS = [
     ("measure", "influence_measure"),
     ("acquire", "acquire"),
     ("active-learning", "active_learning"),
+    ("reweight", "pareto_reweight"),
+    ("removal-check", "removal_check"),
 ]
 
 
@@ -46,6 +48,11 @@ def test_cluster_keys_and_defaults_are_those_of_cluster(folder: Path) -> None:
     assert dataclasses.replace(cluster, runtime_env=None) == rayinf.Cluster()
 
 
+def test_search_keys_and_defaults_are_those_of_search(folder: Path) -> None:
+    assert list(keys.SearchConfig.model_fields) == [f.name for f in dataclasses.fields(rayinf.Search)]
+    assert read_config(write_for(folder, "reweight", search="{}"), (), "reweight")["search"] == rayinf.Search()
+
+
 @pytest.mark.parametrize("verb", keys.VERBS)
 def test_every_key_is_described(verb: str) -> None:
     assert all(meaning for _, _, meaning in keys.describe_keys(verb))
@@ -59,7 +66,7 @@ class TestKeysOfVerbs:
             ("influence", "rounds=3", "--set rounds is a key of active-learning, not of influence"),
             ("measure", "objective=total", "--set objective is a key of influence, not of measure"),
             ("measure", "precision=bf16", "--set precision is a key of influence, not of measure"),
-            ("acquire", "train=a", "--set train is a key of influence, measure, not of acquire"),
+            ("acquire", "train=a", "--set train is a key of influence, measure, reweight, removal-check, not of acquire"),
             ("acquire", "oracle=a", "--set oracle is a key of active-learning, not of acquire"),
             ("active-learning", "exclude=[1]", "--set exclude is a key of acquire, not of active-learning"),
             ("acquire", "stratgy=fi", "--set stratgy is an unknown key (did you mean 'strategy'?)"),

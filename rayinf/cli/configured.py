@@ -10,7 +10,10 @@ from rayinf import api, summaries
 from rayinf.cli.app import Address, ConfigFile, Debug, Overrides, Workers, app, changes, keys_help, read
 from rayinf.cli.exits import exit_codes, telling_if_done
 from rayinf.data.files import write_part
+from rayinf.data.scores import Scores
 from rayinf.loops.active_learning import active_learning as learn
+from rayinf.loops.pareto_reweight import pareto_reweight
+from rayinf.loops.removal_check import removal_check as check_removal
 
 
 @app.command(epilog=keys_help("influence"))
@@ -97,3 +100,48 @@ def active_learning(
             history = learn(**given)
         plot = history.plot(Path(given["out"]) / "learning_curve.png")
         summaries.tell_active_learning(history, plot)
+
+
+@app.command(epilog=keys_help("reweight"))
+def reweight(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    address: Address = None,
+    workers: Workers = None,
+    debug: Debug = False,
+) -> None:
+    """Search row weights that improve some classes and spare the others, each candidate trained for an epoch.
+
+    Writes weights.parquet (row_id, weight), the weighted checkpoint, and
+    trade_off.png into the run's folder. The same command again goes on after
+    the last candidate that was trained, and does nothing to a finished run.
+    """
+    with exit_codes(debug):
+        given = read(config_file, changes(overrides, address, workers), "reweight")
+        given["scores"] = Scores.load(given["scores"])
+        with telling_if_done(given["out"]):
+            found = pareto_reweight(**given)
+        plot = found.plot(Path(given["out"]) / "trade_off.png")
+        summaries.tell_reweight(found, plot)
+
+
+@app.command("removal-check", epilog=keys_help("removal-check"))
+def removal_check(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    address: Address = None,
+    workers: Workers = None,
+    debug: Debug = False,
+) -> None:
+    """Remove the rows that help or harm each class most, train again, and hold what changes against the prediction.
+
+    Writes heat maps into the run's folder. The same command again goes on
+    after the last training, and does nothing to a finished run.
+    """
+    with exit_codes(debug):
+        given = read(config_file, changes(overrides, address, workers), "removal-check")
+        given["scores"] = Scores.load(given["scores"])
+        with telling_if_done(given["out"]):
+            check = check_removal(**given)
+        plot = check.plot(Path(given["out"]) / "removal_check.png")
+        summaries.tell_removal_check(check, plot)

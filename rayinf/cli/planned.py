@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rayinf import api, config, keys, references
+from rayinf import api, config, references
 from rayinf.cli.app import CODES, Address, ConfigFile, Debug, Overrides, Workers, app, changes
 from rayinf.cli.exits import exit_codes
 from rayinf.errors import InputError
@@ -33,9 +33,13 @@ _PRICED = (
 )
 
 
+# The others train the task's model: how long that takes, a first candidate tells.
+_PLANNED = ("influence", "measure", "acquire", "active-learning")
+
+
 def _plan_help() -> str:
     which = (
-        f"Keys of CONFIG: those of {', '.join(keys.VERBS)}; `rayinf COMMAND --help` says what they mean. The config is "
+        f"Keys of CONFIG: those of {', '.join(_PLANNED)}; `rayinf COMMAND --help` says what they mean. The config is "
         "for the command that knows most of its keys: with pool, acquire; with rounds or oracle, active-learning; "
         "with rank or subsample, measure."
     )
@@ -58,8 +62,8 @@ def plan(
     with exit_codes(debug):
         items = changes(overrides, address, workers)
         verb = config.find_verb(config_file, items) if verb is None else verb
-        if verb not in keys.VERBS:
-            raise InputError(f"--for {verb} is no command that has a plan.", f"use one of {', '.join(keys.VERBS)}.")
+        if verb not in _PLANNED:
+            raise InputError(f"{verb} is no command that has a plan.", f"pass --for, one of {', '.join(_PLANNED)}.")
         for heading, arguments in _priced(config.read_config(config_file, items, verb), verb):
             typer.echo(heading)
             typer.echo(api.plan(**arguments).to_text())

@@ -1,0 +1,123 @@
+"""The commands that weigh and remove rows by class: what they write and print, and what they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from cli_cases import TASK, call, imports_of, make_folder, refused
+from click.testing import Result
+
+from rayinf import Scores
+
+TRAINABLE = """
+
+def trainable():
+    return rayinf.Task(net, l2=1e-2, fit=rayinf.Fit("sgd", lr=0.05, epochs=2, batch_size=20))
+"""
+REWEIGHT = """
+task: mytask.py:trainable
+train: train.parquet
+valid: valid.parquet
+scores: runs/a
+targets: [0, 2]
+search: {elites: 1, mutated_elites: 1, randoms: 1, crossover_children: 1, iterations: 2}
+out: runs/w
+"""
+REMOVAL = """
+task: mytask.py:trainable
+train: train.parquet
+valid: valid.parquet
+test: test.parquet
+scores: runs/a
+seeds: 1
+out: runs/r
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a finished run of influence in runs/a."""
+    home = make_folder(tmp_path / "conf")
+    (home / "mytask.py").write_text(TASK + TRAINABLE)
+    with imports_of(tmp_path):
+        done = call("influence", home / "run.yaml", "--set", "curvature=ggn")
+        assert done.exit_code == 0, done.output
+        yield home
+
+
+def run(command: str, folder: Path, config: str, *changes: str) -> Result:
+    file = folder / "second.yaml"
+    file.write_text(config)
+    return call(command, file, *(word for c in changes for word in ("--set", c)))
+
+
+class TestReweight:
+    def test_writes_weights_and_a_picture(self, folder: Path) -> None:
+        result = run("reweight", folder, REWEIGHT)
+        assert result.exit_code == 0, result.output
+        out = folder / "runs" / "w"
+        weights = pq.read_table(out / "weights.parquet")
+        assert weights.schema.names == ["row_id", "weight"]
+        assert weights["row_id"].to_pylist() == [f"train-{k}" for k in range(60)]
+        assert (weights["weight"].to_numpy() >= 0).all()
+        assert (out / "trade_off.png").read_bytes().startswith(b"\x89PNG")
+        assert f"Trade-off: {out / 'trade_off.png'}" in result.stdout
+        assert result.stdout.count(" *") >= 2  # both targets are marked
+
+    def test_again_computes_nothing(self, folder: Path) -> None:
+        first, second = (run("reweight", folder, REWEIGHT) for _ in range(2))
+        assert second.stdout == "already finished: nothing was computed\n" + first.stdout
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ("targets=[7]", "targets: 7 is no class of the scores"),
+            ("targets=yes", "should be a class or a list of classes"),
+            ("search.elites=-1", "Search(elites=-1) makes no sense"),
+            ("search.elits=1", "is an unknown key (did you mean 'elites'?)"),
+            ("search.radius=true", 'should be "gene", a number in (0, 1], or null'),
+            ("mode=sideways", "mode='sideways'"),
+            ("scores=runs/none", "holds no run"),
+            ("task=mytask.py:task", "how its model is trained"),
+        ],
+    )
+    def test_refusals(self, folder: Path, change: str, said: str) -> None:
+        assert said in refused(run("reweight", folder, REWEIGHT, change))
+        assert not (folder / "runs" / "w").exists()
+
+
+class TestRemovalCheck:
+    def test_tells_and_draws(self, folder: Path) -> None:
+        result = run("removal-check", folder, REMOVAL)
+        assert result.exit_code == 0, result.output
+        picture = folder / "runs" / "r" / "removal_check.png"
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert f"Heat maps: {picture}" in result.stdout
+        again = run("removal-check", folder, REMOVAL)
+        assert again.stdout == "already finished: nothing was computed\n" + result.stdout
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ("share=1.5", "share=1.5 is no share of rows"),
+            ("seeds=0", "seeds=0 is out of range"),
+            ("sides=both", "sides is an unknown key"),
+            ("valid=test.parquet", "valid has 30 rows, and the scores were computed for 20"),
+        ],
+    )
+    def test_refusals(self, folder: Path, change: str, said: str) -> None:
+        assert said in refused(run("removal-check", folder, REMOVAL, change))
+        assert not (folder / "runs" / "r").exists()
+
+    def test_scores_of_another_table(self, folder: Path) -> None:
+        x = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(40, np.float32)), 4)
+        other = pa.table({"row_id": [f"o{k}" for k in range(10)], "features": x, "label": np.arange(10) % 3})
+        pq.write_table(other, folder / "other.parquet")
+        assert len(Scores.load(folder / "runs" / "a")) == 60
+        said = refused(run("removal-check", folder, REMOVAL, "train=other.parquet"))
+        assert "10 rows, and the scores have 60" in said

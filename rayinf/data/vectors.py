@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from rayinf.data.scores import HALVES, Scores, readable
+from rayinf.data.scores import HALVES, LABEL_COLUMN, Scores, readable
 from rayinf.errors import InputError
 
 Array = np.ndarray[Any, Any]
@@ -94,16 +95,29 @@ class Vectors:
         names = [prefix + c for c in (self.columns if only is None else [self.columns[k] for k in only])]
         start = 0
         for batch in self._read(names):
-            values = np.stack([batch.column(n).to_numpy(zero_copy_only=False) for n in names], axis=1)
-            values = values.astype(np.float64, copy=False)
-            if not np.isfinite(values).all():
-                row, k = np.argwhere(~np.isfinite(values))[0]
-                raise InputError(
-                    f"The score of row {start + row} in {names[k]!r} is {values[row, k]}.",
-                    "compute the scores anew, or leave that row out.",
-                )
-            start += len(values)
-            yield values
+            yield _finite(batch, names, start)
+            start += batch.num_rows
+
+    def joint(self, codes: dict[Any, int] | None = None) -> Iterator[tuple[Array, ...]]:
+        """All that is known of the rows, from one reading: `P`, then that of each half, if there are halves.
+
+        Args:
+            codes: filled with the code of each label of a row as it turns up; the last array of a batch is then the
+                rows' codes `[B]`, -1 where the scores have no labels. None: without.
+
+        Raises:
+            InputError: as `batches`.
+        """
+        prefixes = ("", *HALVES) if self.has_halves else ("",)
+        named = [[p + c for c in self.columns] for p in prefixes]
+        label = [LABEL_COLUMN] if codes is not None and LABEL_COLUMN in self.scores.source.schema.names else []
+        start = 0
+        for batch in self._read([*(c for names in named for c in names), *label]):
+            parts = tuple(_finite(batch, names, start) for names in named)
+            if codes is not None:
+                parts += (_codes(batch.column(LABEL_COLUMN), codes) if label else np.full(batch.num_rows, -1),)
+            start += batch.num_rows
+            yield parts
 
     def to_numpy(self, half: int | None = None) -> Array:
         """All of `P [n, K]`: `O(n)` memory."""
@@ -140,3 +154,28 @@ class Vectors:
     def _shown(self) -> str:
         more = ", ..." if len(self.labels) > 12 else ""
         return ", ".join(map(repr, self.labels[:12])) + more
+
+
+def _finite(batch: pa.RecordBatch, names: Sequence[str], start: int) -> Array:
+    """Some columns of a batch whose first row is `start`, as float64 `[B, columns]`.
+
+    Raises:
+        InputError: a value that is not finite.
+    """
+    values = np.empty((batch.num_rows, len(names)))
+    for k, name in enumerate(names):
+        values[:, k] = batch.column(name).to_numpy(zero_copy_only=False)
+    if not np.isfinite(values).all():
+        row, k = np.argwhere(~np.isfinite(values))[0]
+        raise InputError(
+            f"The score of row {start + row} in {names[k]!r} is {values[row, k]}.",
+            "compute the scores anew, or leave that row out.",
+        )
+    return values
+
+
+def _codes(column: pa.Array, known: dict[Any, int]) -> Array:
+    """Codes of labels, numbered in the order in which they turn up."""
+    encoded = pc.dictionary_encode(column)
+    held = [known.setdefault(v, len(known)) for v in encoded.dictionary.to_pylist()]
+    return np.asarray(held, np.int64)[encoded.indices.to_numpy(zero_copy_only=False)]

@@ -1,0 +1,256 @@
+"""Whether all classes can gain in common: regions, variance, the certificate and its cross-fit, over passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rayinf.pareto.blocks import GROUPS, blocks, group_sums
+from rayinf.pareto.certificate import Certifier, Sample, Sampler
+from rayinf.pareto.regions import Moments, Regions
+
+Array = np.ndarray[Any, Any]
+# Batches `(P,)`, or `(P, P of the first half, P of the second)`, `[B, K]` each, in row order; called with True, the
+# rows' labels as codes `[B]` come last.
+Source = Callable[[bool], Iterator[tuple[Array, ...]]]
+
+_LEVELS = (0.025, 0.975)
+_AT_ONCE = 200  # resamples
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to look for it.
+
+    Attributes:
+        sample: rows that the search starts from; as many as there are: HiGHS solves the whole LP.
+        near: rows that keep a cut of their own.
+        gap: relative, between the certificate's bounds.
+        passes: at most, to close it.
+        resamples: of the bootstrap.
+        seed: of the sample and of the bootstrap.
+    """
+
+    sample: int
+    near: int
+    gap: float
+    passes: int
+    resamples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The certificate.
+
+    Attributes:
+        value: `F(y)`.
+        lower: what the best row weights that were judged give; `value - lower` is the gap.
+        interval: 95% of the bootstrap.
+        y: `[K]`, 0 for classes that are left out.
+        prices: `[K]`, `y_k / b_k`.
+        total: `[K]`, `b_k`.
+        used: positions of the classes with `b_k > 0`.
+        passes: that closed the gap.
+    """
+
+    value: float
+    lower: float
+    interval: tuple[float, float]
+    y: Array
+    prices: Array
+    total: Array
+    used: Array
+    passes: int
+
+
+@dataclass(frozen=True)
+class CrossFit:
+    """What row weights chosen on one half give on the other.
+
+    Attributes:
+        value: the mean of both directions.
+        interval: 95% of the bootstrap.
+        directions: chosen on the first half and judged on the second; the other way round.
+        by_class: `[2, K]`, what each class gains in each direction, in units of its b; NaN where a class is left out.
+        gain: `[2]`, in-sample, of each half.
+    """
+
+    value: float
+    interval: tuple[float, float]
+    directions: tuple[float, float]
+    by_class: Array
+    gain: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that the passes found; `gain` and `sample` are None where fewer than two classes have any influence."""
+
+    regions: Regions
+    moments: Moments
+    total: Array
+    sample: Sample
+    gain: Gain | None
+    cross_fit: CrossFit | None
+
+
+def find(source: Source, options: Options) -> Found:
+    """Read the rows a few times and say what they leave room for.
+
+    Raises:
+        RunError: HiGHS gave up.
+        Exception: what the source raises.
+
+    Cost: one pass for regions, moments and the samples, and about three for the certificate; `O(K)` a row and pass,
+    `O(K^2)` in the first. Memory does not grow with rows beyond `options.sample`.
+    """
+    first = _first_pass(source, options)
+    absolute = first.absolute
+    total = absolute[0].sum(0)
+    used = [np.flatnonzero(total > 0)]
+    if len(absolute) > 1:
+        used += [np.flatnonzero((absolute[1].sum(0) > 0) & (absolute[2].sum(0) > 0))] * 2
+    active = [k for k, held in enumerate(used) if len(held) > 1]
+    searches = {k: _Search(first, k, used[k], options) for k in active}
+    _pass_until_done(source, searches, options.passes)
+    draws = _Draws(min(first.rows, GROUPS), options)
+    gain = _gain(searches[0], absolute[0], draws) if 0 in searches else None
+    cross = _cross_fit((searches[1], searches[2]), absolute, draws) if 1 in searches else None
+    return Found(first.regions, first.moments, total, first.samples[0], gain, cross)
+
+
+@dataclass(frozen=True)
+class _First:
+    rows: int
+    regions: Regions
+    moments: Moments
+    absolute: list[Array]
+    samples: list[Sample]
+
+
+def _first_pass(source: Source, options: Options) -> _First:
+    """Regions and moments; of each half too: `b_k` by groups of rows `[GROUPS, K]`, and a sample."""
+    rng, start = np.random.default_rng(options.seed), 0
+    counted: list[tuple[Regions, Moments]] = []
+    absolute: list[Array] = []
+    samplers: list[Sampler] = []
+    for *parts, codes in blocks(source(True)):
+        known = codes if (codes >= 0).all() else None
+        here = (Regions.of(parts[0], known), Moments.of(parts[0]))
+        counted = [(counted[0][0].merge(here[0]), counted[0][1].merge(here[1]))] if counted else [here]
+        sums = [group_sums(np.abs(p)) for p in parts]
+        absolute = [a + b for a, b in zip(absolute, sums, strict=True)] if absolute else sums
+        samplers = samplers or [Sampler(options.sample, parts[0].shape[1]) for _ in parts]
+        uniform = 1.0 - rng.random(len(parts[0]))
+        for sampler, p in zip(samplers, parts, strict=True):
+            sampler.add(p, uniform, start)
+        start += len(parts[0])
+    return _First(start, *counted[0], absolute, [s.take() for s in samplers])
+
+
+class _Search:
+    """The certificate of one part; of a half also what its weights give on the other half, by groups of rows."""
+
+    def __init__(self, first: _First, part: int, used: Array, options: Options) -> None:
+        whole = len(used) == first.samples[part].p.shape[1]
+        self._columns = slice(None) if whole else used
+        held = first.samples[part]
+        sample = Sample(np.ascontiguousarray(held.p[:, self._columns]), held.rows, held.weight)
+        self.certifier = Certifier(first.absolute[part].sum(0)[used], sample, options.near, options.gap)
+        self.used, self._part, self._other = used, part, {0: 0, 1: 2, 2: 1}[part]
+        self._judged = np.zeros((GROUPS, len(used)))
+        self.judged = self._judged
+
+    def add(self, parts: tuple[Array, ...], start: int) -> None:
+        """Add a block."""
+        delta = self.certifier.add(parts[self._part][:, self._columns], start)
+        if self._part:
+            self._judged += group_sums(delta[:, None] * parts[self._other][:, self._columns])
+
+    def close(self) -> None:
+        """End a pass."""
+        self.certifier.close()
+        if self.certifier.judged_best:
+            self.judged = self._judged
+        self._judged = np.zeros_like(self._judged)
+
+
+def _pass_until_done(source: Source, searches: dict[int, _Search], passes: int) -> None:
+    for _ in range(passes):
+        open_ones = [s for s in searches.values() if not s.certifier.done]
+        if not open_ones:
+            return
+        start = 0
+        for parts in blocks(source(False)):
+            for search in open_ones:
+                search.add(parts, start)
+            start += len(parts[0])
+        for search in open_ones:
+            search.close()
+
+
+class _Draws:
+    """Multinomial weights of groups of rows, the same for all that is resampled."""
+
+    def __init__(self, groups: int, options: Options) -> None:
+        self._groups, self._options = groups, options
+
+    def interval(self, statistic: Callable[[Array], Array]) -> tuple[float, float]:
+        """95% of a statistic, which is given weights `[R, groups]` and gives `[R]`."""
+        rng, left, found = np.random.default_rng(self._options.seed), self._options.resamples, []
+        while left > 0:
+            count = min(left, _AT_ONCE)
+            weights = rng.multinomial(self._groups, np.full(self._groups, 1 / self._groups), count)
+            found.append(statistic(weights.astype(float)))
+            left -= count
+        low, high = np.quantile(np.concatenate(found), _LEVELS)
+        return float(low), float(high)
+
+    def sums(self, weights: Array, of_groups: Array) -> Array:
+        """Weighted sums of `[GROUPS, ...]`."""
+        summed: Array = weights @ of_groups[: self._groups]
+        return summed
+
+
+def _gain(search: _Search, absolute: Array, draws: _Draws) -> Gain:
+    """The certificate in terms of all classes, with its interval: prices held, the bootstrap to first order.
+
+    `gain = min over pi >= 0 of sum_i |P_i pi| / sum_k pi_k b_k`, whose slope in the weights of rows at the best pi is
+    that of this ratio at pi (the envelope theorem), so that no resample needs another LP.
+    """
+    found, used = search.certifier, search.used
+    total = absolute.sum(0)
+    y, prices = np.zeros(len(total)), np.zeros(len(total))
+    y[used] = found.y
+    prices[used] = found.y / total[used]
+    most = absolute @ prices
+    interval = draws.interval(lambda w: _ratio(draws.sums(w, found.values), draws.sums(w, most)))
+    return Gain(found.upper, found.lower, interval, y, prices, total, used, found.passes)
+
+
+def _cross_fit(searches: tuple[_Search, _Search], absolute: list[Array], draws: _Draws) -> CrossFit:
+    """Both directions, their mean, and the bootstrap over rows of it, with the chosen weights held."""
+    used = searches[0].used
+    judged = [s.judged for s in searches]
+    total = [absolute[2][:, used], absolute[1][:, used]]  # each is judged on the other half
+
+    def least(weights: Array) -> Array:
+        gains = [
+            _ratio(draws.sums(weights, j), draws.sums(weights, b)).min(1) for j, b in zip(judged, total, strict=True)
+        ]
+        return np.mean(gains, axis=0)
+
+    by_class = np.full((2, absolute[0].shape[1]), np.nan)
+    by_class[:, used] = [j.sum(0) / b.sum(0) for j, b in zip(judged, total, strict=True)]
+    first, second = (float(line[used].min()) for line in by_class)
+    gains = (searches[0].certifier.upper, searches[1].certifier.upper)
+    return CrossFit((first + second) / 2, draws.interval(least), (first, second), by_class, gains)
+
+
+def _ratio(above: Array, below: Array) -> Array:
+    """0 where a resample has none of a class's rows."""
+    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
@@ -71,8 +72,8 @@ def _map(axes: Axes, values: Array, names: Sequence[str], title: str, colours: s
     """One heat map, with the classes' own cells in bold borders."""
     largest = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
     norm = SymLogNorm(_LINEAR * largest, vmin=-largest, vmax=largest)
-    image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=norm, aspect="auto")
-    image.get_cmap().set_bad("#cccccc")
+    shades = colormaps[colours].with_extremes(bad="#cccccc")
+    image = axes.imshow(np.ma.masked_invalid(values), cmap=shades, norm=norm, aspect="auto")
     bar = axes.figure.colorbar(image, ax=axes, pad=0.02, fraction=0.06)
     bar.ax.tick_params(labelsize=8)
     ticks = [-largest, -largest / 5, 0.0, largest / 5, largest]

@@ -2,7 +2,17 @@
 
 from typing import TYPE_CHECKING, Any
 
-from rayinf.api import acquire, influence, influence_measure, logistic_regression, pairs, plan, self_influence
+from rayinf.api import (
+    Ceiling,
+    acquire,
+    ceiling,
+    influence,
+    influence_measure,
+    logistic_regression,
+    pairs,
+    plan,
+    self_influence,
+)
 from rayinf.core.attacks import robustness
 from rayinf.core.gaps import demographic_parity, equal_opportunity
 from rayinf.core.objectives import Objective
@@ -30,6 +40,7 @@ if TYPE_CHECKING:
     from rayinf.select.tree import InfluenceTree
 
 __all__ = [
+    "Ceiling",
     "Cluster",
     "Fit",
     "History",
@@ -50,6 +61,7 @@ __all__ = [
     "TrimmedBatch",
     "acquire",
     "active_learning",
+    "ceiling",
     "demographic_parity",
     "equal_opportunity",
     "evaluate",

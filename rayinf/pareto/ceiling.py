@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rayinf.pareto.blocks import GROUPS, blocks, group_sums
-from rayinf.pareto.certificate import Certifier, Sample, Sampler
+from rayinf.pareto.certificate import Certifier, Sample, Sampler, thinned
 from rayinf.pareto.regions import Moments, Regions
 
 Array = np.ndarray[Any, Any]
@@ -120,7 +120,8 @@ def find(source: Source, options: Options) -> Found:
     draws = _Draws(min(first.rows, GROUPS), options)
     gain = _gain(searches[0], absolute[0], draws) if 0 in searches else None
     cross = _cross_fit((searches[1], searches[2]), absolute, draws) if 1 in searches else None
-    return Found(first.regions, first.moments, total, first.samples[0], gain, cross)
+    shown = thinned(first.samples[0], options.near, options.seed)
+    return Found(first.regions, first.moments, total, shown, gain, cross)
 
 
 @dataclass(frozen=True)

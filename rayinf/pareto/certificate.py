@@ -109,6 +109,16 @@ class Sampler:
         return Sample(held["p"], held["rows"], weight)
 
 
+def thinned(sample: Sample, capacity: int, seed: int) -> Sample:
+    """A sample of all rows, drawn down to some of them."""
+    if len(sample.rows) <= capacity:
+        return sample
+    sampler = Sampler(capacity, sample.p.shape[1])
+    sampler.add(sample.p, 1.0 - np.random.default_rng(seed).random(len(sample.p)), 0)
+    drawn = sampler.take()
+    return Sample(drawn.p, sample.rows[drawn.rows], drawn.weight)
+
+
 class Certifier:
     """Minimises F over passes: `add` all blocks, then `close` the pass; until `done`.
 

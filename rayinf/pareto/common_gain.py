@@ -9,10 +9,10 @@ import highspy
 import numpy as np
 
 from rayinf.errors import RunError
+from rayinf.pareto.highs import Highs
 
 Array = np.ndarray[Any, Any]
 _OPTIONS: dict[str, Any] = {
-    "output_flag": False,
     "presolve": "off",  # dense and without structure: it would cost more than the solve
     "parallel": "off",
     "simplex_strategy": 1,
@@ -50,7 +50,7 @@ def common_gain(p_nk: Array, rest_k: Array | None = None) -> Optimum:
     # HiGHS's tolerances are absolute: bring the entries to about 1.
     scale = 1.0 / max(float(np.abs(p_nk).mean()) if rows else 0.0, np.finfo(float).tiny)
     rest = np.zeros(classes) if rest_k is None else rest_k * scale
-    highs = highspy.Highs()
+    highs = Highs()
     for name, value in _OPTIONS.items():
         highs.setOptionValue(name, value)
     highs.passModel(_model(p_nk * scale, rest))

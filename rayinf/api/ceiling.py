@@ -1,0 +1,105 @@
+"""Whether a classifier has reached its ceiling: what its rows' influence vectors leave for all classes in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from rayinf.api.ceiling_report import Ceiling
+from rayinf.data.scores import Scores
+from rayinf.data.vectors import Vectors
+from rayinf.errors import InputError
+from rayinf.pareto.ceiling import Found, Options, find
+
+_PASSES = 60
+# Up to so many values HiGHS takes the whole LP; above, it takes it in pieces.
+_WHOLE = 500_000
+# Values of the rows that keep a cut of their own, and of the sample; and rows, at least and at most.
+_PIECE, _LEAST, _MOST = 200_000, 5_000, 20_000
+
+
+def ceiling(
+    scores: Scores,
+    *,
+    method: str | None = None,
+    gap: float = 1e-8,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Ceiling:
+    """Whether all classes can still gain in common, or gain only at each other's cost (A sections 3.3 and 5.2).
+
+    A reads the regions of influence vectors and the variance along their first component. Beside these stands what A
+    lacks, a certificate: `gain`, the largest t such that row weights in [0, 2] are predicted (to first order) to lower
+    the summed validation loss of every class k by at least `t b_k`, where `b_k = sum_i |P_i^k|` is the most that such
+    weights could do for k alone. It lies in [0, 1]: 0 where all vectors lie in one hyperplane with a normal >= 0 (A's
+    "all samples on the line y = -x"), 1 only if one choice of rows serves every class.
+
+    Influence vectors are noisy, and choosing weights by them fits the noise: on pure noise `gain` is 0.58 for three
+    classes. So the verdict follows `cross_fit`: weights chosen on one half of the validation rows, judged on the other.
+
+    Args:
+        scores: with a column a class, as `influence(..., objective="category")` gives them; with `halves=True` for
+            `cross_fit`. A class without any influence (`b_k = 0`) is left out, and named.
+        method: "highs" solves the whole LP in memory; "cuts" reads the rows a few times and keeps 20,000 of them at
+            most (5,000 above 40 classes). Both close the gap. None: "highs" up to 500,000 values.
+        gap: relative, between the bounds of the certificate; reported as `gap`.
+        resamples: of the bootstrap over rows.
+        seed: of the bootstrap, and of the sample of rows that "cuts" starts from.
+
+    Returns:
+        A Ceiling: `.gain`, `.cross_fit`, `.prices`, `.regions`, `.explained_variance`, `.verdict`, `.to_text()`,
+        `.to_dict()`, `.plot(path)`, `.plot_classes(path)`.
+
+    Raises:
+        InputError: fewer than two classes with any influence, a value that is not finite, an option out of range.
+        RunError: HiGHS gave up.
+
+    Cost: about four passes over the rows (two where "highs" solves it), `O(K)` a row and pass and `O(K^2)` in the
+    first; and for each pass an LP of 40,000 rows at most. Memory grows with rows in "highs" alone.
+    """
+    vectors = Vectors.of(scores)
+    _check(vectors, method, gap, resamples, seed)
+    rows, classes = len(vectors), len(vectors.columns)
+    near = max(_LEAST, min(_MOST, _PIECE // classes))
+    whole = rows * classes <= _WHOLE if method is None else method == "highs"
+    codes: dict[Any, int] = {}
+
+    def source(labels: bool) -> Iterator[tuple[Any, ...]]:
+        return vectors.joint(codes if labels else None)
+
+    options = Options(rows if whole else near, near, float(gap), _PASSES, int(resamples), int(seed))
+    found = find(source, options)
+    if found.gain is None:
+        raise InputError(_too_few(vectors, found), "value rows that the fit feels, on validation rows of all classes.")
+    return Ceiling(found, vectors.labels, tuple(codes), vectors.has_halves)
+
+
+def _check(vectors: Vectors, method: Any, gap: Any, resamples: Any, seed: Any) -> None:
+    """Refuse what cannot be worked on.
+
+    Raises:
+        InputError: too few rows or classes, or an option out of range.
+    """
+    if len(vectors.columns) < 2:
+        raise InputError(
+            f"The scores have one class, {vectors.columns[0]!r}: a ceiling is about classes in common.",
+            'pass scores of objective="category", with at least two classes.',
+        )
+    if not len(vectors):
+        raise InputError("The scores have no rows.", "pass scores of at least one row.")
+    if method not in (None, "highs", "cuts"):
+        raise InputError(f"method={method!r} is unknown.", 'pass "highs", "cuts" or None.')
+    if not isinstance(gap, float | np.floating) or not 0 < gap < 1:
+        raise InputError(f"gap={gap!r} is no relative gap.", "pass a number between 0 and 1, such as 1e-8.")
+    for name, value, least in (("resamples", resamples, 10), ("seed", seed, 0)):
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise InputError(f"{name}={value!r} is out of range.", f"pass an integer >= {least}.")
+
+
+def _too_few(vectors: Vectors, found: Found) -> str:
+    felt = [n for n, b in zip(vectors.names, found.total, strict=True) if b > 0]
+    told = f"only {felt[0]!r} has" if felt else "none has"
+    return f"Of {len(vectors.columns)} classes {told} any influence: all other values are 0."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,3 +122,33 @@ class TestRemovalCheck:
         assert len(Scores.load(folder / "runs" / "a")) == 60
         said = refused(run("removal-check", folder, REMOVAL, "train=other.parquet"))
         assert "10 rows, and the scores have 60" in said
+
+
+class TestCeiling:
+    def test_without_halves_there_is_no_verdict(self, folder: Path) -> None:
+        result = call("ceiling", folder / "runs" / "a")
+        assert result.exit_code == 0, result.output
+        assert "No verdict: the scores have no halves" in result.stdout
+        held = json.loads((folder / "runs" / "a" / "ceiling" / "ceiling.json").read_text())
+        assert held["cross_fit"] is None
+        assert held["classes"] == ["0", "1", "2"]
+        for name in ("influence_plane", "classes"):
+            assert (folder / "runs" / "a" / "ceiling" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_with_halves(self, folder: Path) -> None:
+        done = call("influence", folder / "run.yaml", "--set", "halves=true", "--set", "out=runs/h")
+        assert done.exit_code == 0, done.output
+        result = call("ceiling", folder / "runs" / "h", "--out", folder / "told", "--plane", "2, 0")
+        assert result.exit_code == 0, result.output
+        held = json.loads((folder / "told" / "ceiling.json").read_text())
+        assert f"Cross-fitted gain {held['cross_fit']:+.4f}" in result.stdout
+        assert held["verdict"] in result.stdout
+        assert not (folder / "runs" / "h" / "ceiling").exists()
+
+    def test_refusals(self, folder: Path) -> None:
+        assert "holds no run" in refused(call("ceiling", folder / "runs"))
+        said = refused(call("ceiling", folder / "runs" / "a", "--plane", "0,7"))
+        assert "are not two of the classes" in said
+        done = call("influence", folder / "run.yaml", "--set", "objective=total", "--set", "out=runs/t")
+        assert done.exit_code == 0, done.output
+        assert 'objective="category"' in refused(call("ceiling", folder / "runs" / "t"))

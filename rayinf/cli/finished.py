@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import typer
 
-from rayinf import summaries
+from rayinf import api, summaries
 from rayinf.cli.app import Debug, app
 from rayinf.cli.exits import exit_codes
-from rayinf.data.files import write_part
+from rayinf.data.files import write_json, write_part
 from rayinf.data.run_folder import RunFolder
 from rayinf.data.scores import Scores
 from rayinf.errors import InputError
@@ -57,6 +57,47 @@ def trim(
         for file, table in zip(files, (kept, gone), strict=True):
             write_part(file, table.select(["row_id", "value"]))
         summaries.tell_trim(selection, scores.labels, files)
+
+
+@app.command()
+def ceiling(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run of influence, by category.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where ceiling.json, influence_plane.png and classes.png are written. By default, RUN/ceiling.",
+            show_default=False,
+        ),
+    ] = None,
+    plane: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLASS,CLASS",
+            help="The two classes of influence_plane.png; by default those that can gain least in common.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Say whether all classes can still gain in common, or gain only at each other's cost.
+
+    The verdict needs scores with halves: true; without, it is left open.
+    """
+    with exit_codes(debug):
+        scores = _training_scores(run)
+        report = api.ceiling(scores, seed=seed)
+        folder = run.expanduser() / "ceiling" if out is None else out.expanduser()
+        pair = None if plane is None else [name.strip() for name in plane.split(",")]
+        pictures = [
+            report.plot(folder / "influence_plane.png", pair),
+            report.plot_classes(folder / "classes.png"),
+        ]
+        write_json(folder / "ceiling.json", report.to_dict())
+        typer.echo(report.to_text())
+        typer.echo(f"Figures: {', '.join(map(str, pictures))}")
+        typer.echo(f"All numbers: {folder / 'ceiling.json'}")
 
 
 def _training_scores(run: Path) -> Scores:

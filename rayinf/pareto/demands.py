@@ -2,53 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from rayinf.errors import InputError
+from rayinf.pareto.decomposition import Survey
 
 Array = np.ndarray[Any, Any]
 SLACKS = ("paper", "scaled")
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Sums over the n training rows of `P [n, K]`.
-
-    Attributes:
-        rows: n.
-        total: `S_k = sum_i P_i^k`.
-        absolute: `b_k = sum_i |P_i^k|`.
-    """
-
-    rows: int
-    total: Array
-    absolute: Array
-
-    @classmethod
-    def of(cls, batches: Iterable[Array]) -> Sums:
-        """The sums of `[B, K]` batches, of which there is at least one.
-
-        Raises:
-            InputError: a score that is not finite, or no row.
-        """
-        rows, total, absolute = 0, np.zeros(1), np.zeros(1)
-        for batch in batches:
-            total, absolute = total + batch.sum(0), absolute + np.abs(batch).sum(0)
-            if not np.isfinite(absolute).all():
-                bad = np.argwhere(~np.isfinite(batch))
-                row, k = bad[0] if len(bad) else (0, int(np.flatnonzero(~np.isfinite(absolute))[0]))
-                raise InputError(
-                    f"The influence of row {rows + row} on class {k} is {batch[row, k]}, or too large to be summed.",
-                    "compute the scores anew, or leave that row out.",
-                )
-            rows += len(batch)
-        if not rows:
-            raise InputError("There are no influence vectors.", "pass scores of at least one row.")
-        return cls(rows, total, absolute)
 
 
 @dataclass(frozen=True)
@@ -70,11 +33,11 @@ class Demands:
     slope: Array
 
     @classmethod
-    def of(cls, sums: Sums, alpha: Any, upper: float, radius: float | None, slack: str) -> Demands:
+    def of(cls, survey: Survey, alpha: Any, upper: float, radius: float | None, slack: str) -> Demands:
         """The demands of one candidate.
 
         Args:
-            sums: of the influence vectors.
+            survey: of the influence vectors.
             alpha: one number, or one a class.
             upper: `0 <= w <= upper`, where there is no radius.
             radius: `|w - 1| <= radius`.
@@ -85,7 +48,7 @@ class Demands:
         Raises:
             InputError: an alpha, upper, radius or slack that makes no sense.
         """
-        k = len(sums.total)
+        k = len(survey.total)
         try:
             held = np.asarray(alpha, float)
         except (TypeError, ValueError) as error:
@@ -94,14 +57,28 @@ class Demands:
             raise InputError(f"alpha has shape {list(held.shape)} for {k} classes.", "pass a number, or one a class.")
         if not np.isfinite(held).all():
             raise InputError(f"alpha={alpha!r} is not finite.", "pass finite numbers, such as 0.95.")
-        if slack not in SLACKS:
-            raise InputError(f"slack={slack!r} is unknown.", 'pass "paper" or "scaled".')
+        check_slack(slack)
         _check_box(upper, radius)
         held = np.broadcast_to(held, k).copy()
         centre, half = (upper / 2, upper / 2) if radius is None else (1.0, float(radius))
-        slope = sums.total if slack == "paper" else sums.absolute * (1.0 if radius is None else radius)
-        floor = held * sums.total if slack == "paper" else sums.total - (1 - held) * slope
+        slope = survey.total if slack == "paper" else survey.absolute * (1.0 if radius is None else radius)
+        floor = held * survey.total if slack == "paper" else survey.total - (1 - held) * slope
         return cls(held, centre, half, floor, slope)
+
+    def of_v(self, floor: Array, total: Array, unit: Array) -> Array:
+        """What a floor of `w'P^k` asks of `sum_i v_i P_i^k / unit_k`."""
+        asked: Array = (floor - self.centre * total) / (self.half * unit)
+        return asked
+
+
+def check_slack(slack: str) -> None:
+    """Refuse a slack that is not known.
+
+    Raises:
+        InputError: it is not.
+    """
+    if slack not in SLACKS:
+        raise InputError(f"slack={slack!r} is unknown.", 'pass "paper" or "scaled".')
 
 
 def _check_box(upper: float, radius: float | None) -> None:

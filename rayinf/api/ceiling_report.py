@@ -69,7 +69,12 @@ class Ceiling:
 
     @property
     def cross_fit_interval(self) -> tuple[float, float] | None:
-        """95% of a bootstrap over rows with the chosen weights held. The validation rows' own noise is not in it."""
+        """95% (at least) over rows, by a bootstrap with the chosen weights held.
+
+        Below, the least over classes of their lower ends; above, the least of upper ends that hold for all at once: the
+        least of several noisy gains lies below the least true one. The validation rows' own noise is not in it: see how
+        far the two directions differ.
+        """
         return None if self.found.cross_fit is None else self.found.cross_fit.interval
 
     @property

@@ -18,6 +18,7 @@ Array = np.ndarray[Any, Any]
 Source = Callable[[bool], Iterator[tuple[Array, ...]]]
 
 _LEVELS = (0.025, 0.975)
+_NORMAL = 1.96
 _AT_ONCE = 200  # resamples
 
 
@@ -73,7 +74,7 @@ class CrossFit:
 
     Attributes:
         value: the mean of both directions.
-        interval: 95% of the bootstrap.
+        interval: 95% at least, by the bootstrap; `value`, a least of estimates, lies in its lower half.
         directions: chosen on the first half and judged on the second; the other way round.
         by_class: `[2, K]`, what each class gains in each direction, in units of its b; NaN where a class is left out.
         gain: `[2]`, in-sample, of each half.
@@ -200,21 +201,17 @@ class _Draws:
     def __init__(self, groups: int, options: Options) -> None:
         self._groups, self._options = groups, options
 
-    def interval(self, statistic: Callable[[Array], Array]) -> tuple[float, float]:
-        """95% of a statistic, which is given weights `[R, groups]` and gives `[R]`."""
+    def ratios(self, above: Array, below: Array) -> Array:
+        """Ratios of weighted sums of `[GROUPS, ...]`, `[R, ...]`; 0 where a resample has nothing below."""
         rng, left, found = np.random.default_rng(self._options.seed), self._options.resamples, []
         while left > 0:
             count = min(left, _AT_ONCE)
-            weights = rng.multinomial(self._groups, np.full(self._groups, 1 / self._groups), count)
-            found.append(statistic(weights.astype(float)))
+            shares = np.full(self._groups, 1 / self._groups)
+            weights = rng.multinomial(self._groups, shares, count).astype(float)
+            over, under = (weights @ sums[: self._groups] for sums in (above, below))
+            found.append(np.divide(over, under, out=np.zeros_like(over), where=under > 0))
             left -= count
-        low, high = np.quantile(np.concatenate(found), _LEVELS)
-        return float(low), float(high)
-
-    def sums(self, weights: Array, of_groups: Array) -> Array:
-        """Weighted sums of `[GROUPS, ...]`."""
-        summed: Array = weights @ of_groups[: self._groups]
-        return summed
+        return np.concatenate(found)
 
 
 def _gain(search: _Search, absolute: Array, draws: _Draws) -> Gain:
@@ -228,30 +225,32 @@ def _gain(search: _Search, absolute: Array, draws: _Draws) -> Gain:
     y, prices = np.zeros(len(total)), np.zeros(len(total))
     y[used] = found.y
     prices[used] = found.y / total[used]
-    most = absolute @ prices
-    interval = draws.interval(lambda w: _ratio(draws.sums(w, found.values), draws.sums(w, most)))
-    return Gain(found.upper, found.lower, interval, y, prices, total, used, found.passes)
+    low, high = np.quantile(draws.ratios(found.values, absolute @ prices), _LEVELS)
+    return Gain(found.upper, found.lower, (float(low), float(high)), y, prices, total, used, found.passes)
 
 
 def _cross_fit(searches: tuple[_Search, _Search], absolute: list[Array], draws: _Draws) -> CrossFit:
-    """Both directions, their mean, and the bootstrap over rows of it, with the chosen weights held."""
+    """Both directions, their mean, and an interval over rows with the chosen weights held."""
     used = searches[0].used
-    judged = [s.judged for s in searches]
-    total = [absolute[2][:, used], absolute[1][:, used]]  # each is judged on the other half
-
-    def least(weights: Array) -> Array:
-        gains = [
-            _ratio(draws.sums(weights, j), draws.sums(weights, b)).min(1) for j, b in zip(judged, total, strict=True)
-        ]
-        return np.mean(gains, axis=0)
-
     by_class = np.full((2, absolute[0].shape[1]), np.nan)
-    by_class[:, used] = [j.sum(0) / b.sum(0) for j, b in zip(judged, total, strict=True)]
-    first, second = (float(line[used].min()) for line in by_class)
+    least, ends = [], []
+    for k, search in enumerate(searches):
+        sums = absolute[2 - k][:, used]  # of the half that judges
+        by_class[k, used] = search.judged.sum(0) / sums.sum(0)
+        least.append(float(by_class[k, used].min()))
+        ends.append(_of_least(by_class[k, used], draws.ratios(search.judged, sums)))
+    low, high = np.mean(ends, axis=0)
     gains = (searches[0].certifier.upper, searches[1].certifier.upper)
-    return CrossFit((first + second) / 2, draws.interval(least), (first, second), by_class, gains)
+    return CrossFit((least[0] + least[1]) / 2, (float(low), float(high)), (least[0], least[1]), by_class, gains)
 
 
-def _ratio(above: Array, below: Array) -> Array:
-    """0 where a resample has none of a class's rows."""
-    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+def _of_least(value_k: Array, drawn_rk: Array) -> tuple[float, float]:
+    """An interval for the least of several means, of which the least estimate lies below it when they are close.
+
+    Below: the least lower end, since the true least is one of them. Above: the least of upper ends that hold for all
+    classes at once.
+    """
+    error = drawn_rk.std(0)
+    apart = np.divide(value_k - drawn_rk, error, out=np.zeros_like(drawn_rk), where=error > 0).max(1)
+    wide = max(float(np.quantile(apart, _LEVELS[1])), _NORMAL)
+    return float((value_k - _NORMAL * error).min()), float((value_k + wide * error).min())

@@ -142,7 +142,7 @@ class Certifier:
         self._b, self._sample, self._capacity, self._gap = b_k, sample, capacity, gap
         self._unit_sample = sample.p * (sample.weight[:, None] / b_k)
         self.upper, self.lower, self.passes, self.judged_best = np.inf, 0.0, 0, False
-        self._stalled = False
+        self._stalled, self._sampled = False, True
         self.values = np.zeros(GROUPS)
         found = common_gain(self._unit_sample)
         self.y = found.y
@@ -183,15 +183,16 @@ class Certifier:
             self._open((self.y + self._y) / 2, np.zeros(0, np.int64), np.zeros(0))
             return
         if value > was * (1 - _ROUNDING) and not self.judged_best:
-            self._stalled = True
-            return
-        self._step()
+            # Rows on the hyperplane balance the others exactly; rows that stand for many others would do so in vain.
+            self._stalled, self._sampled = not self._sampled, False
+        if not self._stalled:
+            self._step()
 
     def _step(self) -> None:
         """Minimise the model around this pass's y, and go there."""
         near, sample = self._near.take(), self._sample
         p = near["p"] / self._b
-        others = ~np.isin(sample.rows, near["rows"], assume_unique=True)
+        others = ~np.isin(sample.rows, near["rows"], assume_unique=True) & self._sampled
         drawn = self._unit_sample[others]
         signs, _ = self._trial.signs(sample.p[others] @ self._trial.pi, np.abs(sample.p[others]) @ (1 / self._b), 0)
         slope = self._cut / self._b - near["sign"] @ p - signs @ drawn

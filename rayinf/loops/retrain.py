@@ -30,6 +30,7 @@ def retrain(
     weights: Array | None = None,
     seed: int = 0,
     rows: int | None = None,
+    paired: bool = False,
 ) -> Task:
     """Train the task's model anew, as `task.fit` says: minimise `sum_i w_i l_i / n + l2/2 ||theta||^2`.
 
@@ -43,6 +44,9 @@ def retrain(
         seed: of the first parameters, the order of rows, and dropout.
         rows: n. None: the kept rows, whatever their weights, so that `l2` is a ridge on their mean. Influence predicts
             refits that keep the *sum* of the ridge: pass the rows of the first fit, to compare with a prediction.
+        paired: take the order and the minibatches of a fit to all rows under this seed, with gaps where rows are left
+            out. The two fits then differ by these rows, and far less by the noise of training. Of a `Fit` only:
+            a function as fit sees to that itself, and a head goes to convergence.
 
     Returns:
         A copy of the task around the new model, with its classes settled.
@@ -64,7 +68,7 @@ def retrain(
     settled = worker.job.task
     if isinstance(task.fit, Fit):
         job, ridge = worker.job, settled.l2 * over / chosen.rows
-        shuffled = Shuffled(job.tables[TABLE], job.columns[TABLE], chosen.keep, task.fit.batch_size)
+        shuffled = Shuffled(job.tables[TABLE], job.columns[TABLE], chosen.keep, task.fit.batch_size, paired)
         train_in_place(worker, shuffled, chosen.weights, task.fit, ridge, int(seed))
         model = worker.model
     elif task.fit is not None:

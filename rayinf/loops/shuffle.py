@@ -49,25 +49,33 @@ class Shuffled:
 
     A table that fits the buffer is read once and permuted as a whole, whatever its shards. Of a larger one, an epoch
     permutes the shards and shuffles inside the buffer.
+
+    With `gaps`, order and minibatches are those of all rows, and rows that are not kept leave gaps in them.
     """
 
-    def __init__(self, table: Table, columns: Columns, keep: Array, size: int) -> None:
-        self._table, self._keep, self._size = table, keep, size
+    def __init__(self, table: Table, columns: Columns, keep: Array, size: int, gaps: bool = False) -> None:
+        self._table, self._size = table, size
+        self._keep = np.ones_like(keep) if gaps else keep
+        self._thinned: Array | None = keep if gaps else None
         self._reader = BatchReader(table, columns)
         first = next(self._reader.read(table.shards[0], 64))
         self._capacity = max(min(BUFFER_ROWS, BUFFER_BYTES // _row_bytes(first.x)), 2 * size)
-        self.rows = int(keep.sum())
+        self._rows = int(self._keep.sum())
         self._held: Rows | None = None
-        if self.rows <= self._capacity:
+        if self._rows <= self._capacity:
             self._held = Rows.join(list(self._kept(range(len(table.shards)))))
 
     @property
     def steps(self) -> int:
         """Minibatches of an epoch."""
-        return len(_cuts(self.rows, self._size))
+        return len(_cuts(self._rows, self._size))
 
     def epoch(self, generator: torch.Generator) -> Iterator[Rows]:
-        """Minibatches of `size` rows, and a last one of the rest."""
+        """Minibatches of `size` rows, and a last one of the rest; fewer rows where there are gaps."""
+        batches = self._epoch(generator)
+        return batches if self._thinned is None else _thin(batches, self._thinned, min(self._size, 2))
+
+    def _epoch(self, generator: torch.Generator) -> Iterator[Rows]:
         if self._held is not None:
             yield from self._split(_permuted(self._held, generator))
             return
@@ -105,6 +113,20 @@ def _cuts(rows: int, size: int) -> list[tuple[int, int]]:
     if size > 1 and rows > size and rows % size == 1:
         starts.pop()
     return list(zip(starts, [*starts[1:], rows], strict=True))
+
+
+def _thin(batches: Iterator[Rows], keep: Array, fewest: int) -> Iterator[Rows]:
+    """The kept rows of every minibatch. One of less than `fewest` rows joins the next, or the last one before it."""
+    ready: list[Rows] = []
+    waiting: list[Rows] = []
+    for rows in batches:
+        waiting.append(rows.take(np.flatnonzero(keep[rows.positions])))
+        if sum(map(len, waiting)) >= fewest:
+            if ready:
+                yield Rows.join(ready)
+            ready, waiting = waiting, []
+    if sum(map(len, ready + waiting)):
+        yield Rows.join(ready + waiting)
 
 
 def _permuted(rows: Rows, generator: torch.Generator) -> Rows:

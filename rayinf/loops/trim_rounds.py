@@ -106,8 +106,9 @@ def trim_rounds(
 
     A round values the rows that are left by `influence(objective="category")` under the last model, removes the
     *jointly harmful* ones (all values <= 0, and one at least < 0), and fits the task's model to the rest. A refit keeps
-    the *sum* of the ridge (`l2 n / n'`), as the values assume. It ends where no row is jointly harmful, or where the
-    accuracy on `valid` falls: that round is undone. A lets rounds go on until none is left.
+    the *sum* of the ridge (`l2 n / n'`), as the values assume, and the minibatches of a fit to all rows (see
+    `retrain(paired=True)`). It ends where no row is jointly harmful, or where the accuracy on `valid` falls: that round
+    is undone. A lets rounds go on until none is left.
 
     A wrong label that helps a class stays: the rounds do not find all of them.
 
@@ -182,7 +183,7 @@ class _Trimming:
             if lost := _emptied(scores, np.isin(left, rest)):
                 reason = f"round {r} would leave no row of class {lost[0]!r}."
                 break
-            trained = retrain(first, self.given, keep=rest, seed=self.how["seed"], rows=n)
+            trained = retrain(first, self.given, keep=rest, seed=self.how["seed"], rows=n, paired=True)
             trained = replace(trained, l2=first.l2 * n / len(rest))
             check_unchanged(self.table, self.given, "train")
             lines.append(self._line(trained, r, len(rest), len(harmful)))

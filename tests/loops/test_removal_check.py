@@ -80,7 +80,7 @@ def naive(task: rayinf.Task, values: np.ndarray, seeds: list[int], side: str) ->
         predicted[k] = sum(values[i] for i in gone) * test / valid
         keep = np.array([i not in gone for i in range(len(values))])
         for s, seed in enumerate(seeds):
-            without = naive_measures(rayinf.retrain(task, TRAIN, keep=keep, seed=seed, rows=len(values)))
+            without = naive_measures(rayinf.retrain(task, TRAIN, keep=keep, seed=seed, rows=len(values), paired=True))
             whole = naive_measures(rayinf.retrain(task, TRAIN, seed=seed))
             loss[s, k], accuracy[s, k] = (a - b for a, b in zip(without, whole, strict=True))
     means = loss / test

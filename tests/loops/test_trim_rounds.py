@@ -226,7 +226,7 @@ def test_a_network_is_trained_as_its_fit_says() -> None:
     scores = rayinf.influence(task, (x, train[1]), held, "category").to_numpy()
     harmful = (scores <= 0).all(1)
     assert 0 < harmful.sum() < len(x) / 2
-    again = rayinf.retrain(task, (x, train[1]), keep=~harmful, seed=3, rows=len(x))
+    again = rayinf.retrain(task, (x, train[1]), keep=~harmful, seed=3, rows=len(x), paired=True)
     line = found.to_pandas().iloc[1]
     assert line["removed"] == harmful.sum()
     assert line["valid_loss"] == rayinf.evaluate(again, held)["loss"]

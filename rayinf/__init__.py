@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayinf.api import (
     Ceiling,
+    RowWeights,
     acquire,
     ceiling,
     influence,
@@ -11,6 +12,7 @@ from rayinf.api import (
     logistic_regression,
     pairs,
     plan,
+    reweight_lp,
     self_influence,
 )
 from rayinf.core.attacks import robustness
@@ -52,6 +54,7 @@ __all__ = [
     "RayinfError",
     "RemovalCheck",
     "Reweighting",
+    "RowWeights",
     "RunError",
     "Scores",
     "Search",
@@ -73,6 +76,7 @@ __all__ = [
     "plan",
     "removal_check",
     "retrain",
+    "reweight_lp",
     "robustness",
     "self_influence",
     "trim",

@@ -6,9 +6,12 @@ from rayinf.api.fit import logistic_regression
 from rayinf.api.influence import influence, pairs, self_influence
 from rayinf.api.measure import acquire, influence_measure
 from rayinf.api.plan import plan
+from rayinf.api.reweight import reweight_lp
+from rayinf.api.row_weights import RowWeights
 
 __all__ = [
     "Ceiling",
+    "RowWeights",
     "acquire",
     "ceiling",
     "influence",
@@ -16,5 +19,6 @@ __all__ = [
     "logistic_regression",
     "pairs",
     "plan",
+    "reweight_lp",
     "self_influence",
 ]

@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from rayinf.data.scores import HALVES, LABEL_COLUMN, Scores, readable
+from rayinf.data.tables import READ_ROWS
 from rayinf.errors import InputError
 
 Array = np.ndarray[Any, Any]
 _PREFIX = "category_"
+# Bytes that are read of a column at a time.
+_BUFFER = 1 << 18
 # Columns of scores that are no class's.
 _OTHERS = (
     "total",
@@ -121,7 +125,16 @@ class Vectors:
 
     def to_numpy(self, half: int | None = None) -> Array:
         """All of `P [n, K]`: `O(n)` memory."""
-        return np.concatenate([np.empty((0, len(self.columns))), *self.batches(half)])
+        out, start = np.empty((len(self), len(self.columns))), 0
+        for batch in self.batches(half):
+            out[start : start + len(batch)] = batch
+            start += len(batch)
+        return out
+
+    def row_ids(self) -> Iterator[pa.Array]:
+        """The rows' ids in row order, some thousand at a time."""
+        for batch in self._read(["row_id"]):
+            yield batch.column(0)
 
     @property
     def has_halves(self) -> bool:
@@ -132,13 +145,22 @@ class Vectors:
         """Training rows."""
         return len(self.scores)
 
-    def _read(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+    def _read(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         source = self.scores.source
         if isinstance(source, pa.Table):
-            yield from source.select(names).to_batches()
+            yield from source.select(names).to_batches(max_chunksize=READ_ROWS)
             return
         with readable(self.scores.path):
-            yield from source.to_batches(columns=names, batch_readahead=1, fragment_readahead=1)
+            for shard in source.get_fragments():
+                # Else a column that is missing from one shard would not be read.
+                if not shard.physical_schema.equals(source.schema):
+                    raise pa.ArrowInvalid(f"{shard.path} has other columns than the first shard")
+                # Plain buffered reads: a dataset's scanner holds whole row groups.
+                with shard.filesystem.open_input_file(shard.path) as file:
+                    opened = pq.ParquetFile(
+                        file, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True
+                    )
+                    yield from opened.iter_batches(READ_ROWS, columns=list(names), use_threads=False)
 
     def _find_one(self, target: Any) -> int:
         if target in self.columns:

@@ -34,7 +34,7 @@ Blocks = Callable[[], Iterator[Array]]
 SAMPLE = 5000
 EXPLICIT = 2000
 _MOST_PASSES = 500
-# Relative to the sum of all rows' worth: bounds this near are equal; and no step can do better than this.
+# Relative to what all rows are worth: bounds this near have met; and so have these, where a pass brings no more.
 _GAP = 1e-12
 _ROUNDING = 1e-9
 # Demands that are missed by less, in units of the class's `b_k`, are met.
@@ -145,6 +145,8 @@ class Search:
         self._directions, self._points = np.zeros((1, classes)), np.zeros((1, classes))
         self._explicit, self._positions = np.zeros((0, classes)), np.zeros(0, np.int64)
         self._passes = 0
+        # What the rows' influences on a class add up to, in absolute value.
+        self._whole = float((survey.absolute / unit).max())
 
     def best(self, gain: Array, floor: Array) -> Optimum:
         """The best v for `gain'x` that meets the demands.
@@ -171,7 +173,7 @@ class Search:
             RunError: no end in sight.
         """
         goal = Goal(np.zeros(len(floor)), np.ones(len(floor)), 0.0)
-        missed = _MISSED * float((self._survey.absolute / self._unit).max())
+        missed = _MISSED * self._whole
         found = self._climb(goal, floor, self._start(goal, floor), enough=-missed)
         assert found is not None
         if found.height < -missed:
@@ -216,20 +218,19 @@ class Search:
             RunError: no end in sight.
         """
         asked = np.where(np.isfinite(floor), floor, 0.0)
-        bound, scale, best, tried = np.inf, 1.0, prices, set()
+        bound, scale, best = np.inf, 1.0, prices
         for _ in range(_MOST_PASSES):
             worth = self._pass(goal.gain + prices)
-            tried.add(prices.tobytes())
-            above = worth - float(asked @ prices)
+            above, before = worth - float(asked @ prices), bound
             if above < bound:
-                bound, scale, best = above, worth + abs(float(asked @ prices)), prices
+                bound, scale, best = above, max(worth + abs(float(asked @ prices)), self._whole), prices
             signs = np.stack([np.sign(_times(self._explicit, d)) for d in self._directions])
             rows = self._explicit / self._unit
             found = solve(rows, self._points - signs @ rows, floor, goal)
             if found is None:
                 return None
             gap = bound - found.value
-            met = gap <= _GAP * scale or (found.prices.tobytes() in tried and gap <= _ROUNDING * scale)
+            met = gap <= _GAP * scale or (gap <= _ROUNDING * scale and bound > before - gap / 2)
             if met or (enough < np.inf and (found.value >= enough or bound < enough)):
                 return self._optimum(found, best)
             self._prune(found, signs)

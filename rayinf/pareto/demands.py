@@ -46,20 +46,9 @@ class Demands:
                 `S_k - (1 - alpha_k) radius b_k`: alpha < 1 allows a loss to every class, whatever the sign of S_k.
 
         Raises:
-            InputError: an alpha, upper, radius or slack that makes no sense.
+            InputError: one of these makes no sense, see `checked`.
         """
-        k = len(survey.total)
-        try:
-            held = np.asarray(alpha, float)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"alpha={alpha!r} is no number.", "pass a number, or one a class.") from error
-        if held.ndim > 1 or (held.ndim == 1 and len(held) != k):
-            raise InputError(f"alpha has shape {list(held.shape)} for {k} classes.", "pass a number, or one a class.")
-        if not np.isfinite(held).all():
-            raise InputError(f"alpha={alpha!r} is not finite.", "pass finite numbers, such as 0.95.")
-        check_slack(slack)
-        _check_box(upper, radius)
-        held = np.broadcast_to(held, k).copy()
+        held = checked(alpha, len(survey.total), upper, radius, slack)
         centre, half = (upper / 2, upper / 2) if radius is None else (1.0, float(radius))
         slope = survey.total if slack == "paper" else survey.absolute * (1.0 if radius is None else radius)
         floor = held * survey.total if slack == "paper" else survey.total - (1 - held) * slope
@@ -71,17 +60,21 @@ class Demands:
         return asked
 
 
-def check_slack(slack: str) -> None:
-    """Refuse a slack that is not known.
+def checked(alpha: Any, classes: int, upper: float, radius: float | None, slack: str) -> Array:
+    """Alphas `[K]`, where all of a candidate's numbers make sense.
 
     Raises:
-        InputError: it is not.
+        InputError: an alpha that is not finite, or not one a class; upper <= 0; a radius outside (0, 1]; another slack.
     """
-    if slack not in SLACKS:
-        raise InputError(f"slack={slack!r} is unknown.", 'pass "paper" or "scaled".')
-
-
-def _check_box(upper: float, radius: float | None) -> None:
+    check_slack(slack)
+    try:
+        held = np.asarray(alpha, float)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"alpha={alpha!r} is no number.", "pass a number, or one a class.") from error
+    if held.ndim > 1 or (held.ndim == 1 and len(held) != classes):
+        raise InputError(f"alpha has shape {list(held.shape)} for {classes} classes.", "pass a number, or one a class.")
+    if not np.isfinite(held).all():
+        raise InputError(f"alpha={alpha!r} is not finite.", "pass finite numbers, such as 0.95.")
     for name, value in (("upper", upper), ("radius", radius)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float | np.number)):
             raise InputError(f"{name}={value!r} is no number.", f"pass a number as {name}.")
@@ -89,3 +82,14 @@ def _check_box(upper: float, radius: float | None) -> None:
         raise InputError(f"upper={upper!r} leaves no weights.", "pass a finite bound above 0, such as 2.0.")
     if radius is not None and not 0 < radius <= 1:
         raise InputError(f"radius={radius!r} is outside (0, 1].", "pass a radius such as 0.3, or None for the box.")
+    return np.broadcast_to(held, classes).copy()
+
+
+def check_slack(slack: str) -> None:
+    """Refuse a slack that is not known.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not isinstance(slack, str) or slack not in SLACKS:
+        raise InputError(f"slack={slack!r} is unknown.", 'pass "paper" or "scaled".')

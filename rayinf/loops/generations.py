@@ -138,7 +138,8 @@ class Generations:
         gain, others = trade_off(outcome.accuracy, self.plain.accuracy, self.wanted.targets)
         order = (fitness, tie)
         if self.wanted.prefer != PAPER:
-            order = (value(gain, others, float(self.wanted.prefer)), gain)
+            worth = value(gain, others, float(self.wanted.prefer))
+            order = (float(np.isfinite(fitness) and worth > 0), worth)
         return Candidate(key, *place, trial, outcome, fitness, order, gain, others)
 
     def _file(self, key: str) -> Path:

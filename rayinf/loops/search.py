@@ -36,7 +36,8 @@ class Search:
         prefer: what the search is for, and which candidate is chosen. "paper": the fitness of A's line 7, which is 0
             for all who cost no other class anything, so that it can be met by doing nothing. A number is a price: the
             candidate of largest `gain of the targets + price * change of the others` (means over classes, against
-            the unweighted epoch).
+            the unweighted epoch), of those in which every target gains where some are worth more than the unweighted
+            epoch.
         epochs: that a candidate is trained for.
         lr: the learning rate; None: that of `Task(fit=...)`. Influence predicts an epoch that stays near the
             checkpoint (A: 1e-4).
@@ -55,7 +56,7 @@ class Search:
     upper: float = 2.0
     radius: str | float | None = GENE
     slack: str | None = None
-    prefer: str | float = 1.0
+    prefer: str | float = 2.0
     epochs: int = 1
     lr: float | None = None
     threads: int = 1

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayinf.api.row_weights import Asked, RowWeights
+from rayinf.api.row_weights import Asked, RowWeights, short_names
 from rayinf.data.files import write_whole
 from rayinf.data.scores import Scores
 from rayinf.data.vectors import Vectors
@@ -82,7 +82,7 @@ def reweight_lp(
     if len(scores) == 0:
         raise InputError("The scores have no rows.", "pass the scores of at least one row.")
     held = not stream if stream is not None else len(scores) <= _IN_MEMORY
-    lp = ReweightLP(vectors.to_numpy() if held else vectors.batches, found, slack, vectors.names)
+    lp = ReweightLP(vectors.to_numpy() if held else vectors.batches, found, slack, short_names(vectors))
     asked = Asked(alphas, upper, radius, slack, tuple(found))
     if file is None:
         return RowWeights.of(vectors, lp.survey, asked, lp.solve(alphas, upper, radius))

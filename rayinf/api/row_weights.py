@@ -61,7 +61,7 @@ class RowWeights:
         demands = Demands.of(survey, asked.alpha, asked.upper, asked.radius, asked.slack)
         every = range(len(vectors.columns))
         classes = {
-            "class": list(vectors.names),
+            "class": short_names(vectors),
             "target": [k in asked.targets for k in every],
             "alpha": asked.alpha,
             "total": survey.total,
@@ -183,6 +183,11 @@ class RowWeights:
     def __len__(self) -> int:
         """Training rows."""
         return len(self.solution.weights) if self.path is None else int(pq.read_metadata(self.path).num_rows)
+
+
+def short_names(vectors: Vectors) -> list[str]:
+    """The labels as text; of columns whose labels the scores do not tell, the columns' names without their prefix."""
+    return [name.removeprefix("category_") for name in vectors.names]
 
 
 def _list(names: list[str]) -> str:

@@ -54,16 +54,15 @@ def conflict(
         why = ", which is negative: an alpha under 1 demands a gain" if gain else ""
         asked = f"alpha {demands.alpha[k]:.4g}: w'P >= {demands.floor[k]:.4g}"
         told.append(f"{names[k]} ({asked}; the sum of P is {survey.total[k]:.4g}{why})")
-    rises = [str(names[k]) for k in classes if demands.slope[k] < 0]
-    falls = [str(names[k]) for k in classes if demands.slope[k] >= 0]
-    advice = [f"lower the alpha of {' or '.join(falls)}"] * bool(falls) + [
-        f"raise that of {' or '.join(rises)}"
-    ] * bool(rises)
-    common = "has no upper limit" if np.isinf(largest) else f"is {_down(largest)}"
+    common = (
+        "all classes can have any larger alpha in common"
+        if np.isinf(largest)
+        else f"the largest alpha that all classes can have in common is {_down(largest)}"
+    )
     return InfeasibleError(
         f"No weights meet the demands of class{'es' * (len(told) > 1)} {' and '.join(told)}"
         f"{' together' * (len(told) > 1)}, {_box(demands)}.",
-        f"{', or '.join(advice)}; the largest alpha that all classes can have in common {common}.",
+        f"{_advice(names, classes, demands)}; {common}.",
         classes,
         largest,
     )
@@ -83,6 +82,16 @@ def _smallest(search: Search, floor: Array, prices: Array) -> list[int]:
         except NoWay as proof:
             left = np.flatnonzero(proof.prices > 0)
     return [int(k) for k in left]
+
+
+def _advice(names: Sequence[str], classes: Sequence[int], demands: Demands) -> str:
+    """Which alphas to move, and where to: a class of negative sum is asked for less by a larger one."""
+    falls = [names[k] for k in classes if demands.slope[k] >= 0]
+    rises = [names[k] for k in classes if demands.slope[k] < 0]
+    told = [
+        f"{verb} the alpha of {' or '.join(named)}" for verb, named in (("lower", falls), ("raise", rises)) if named
+    ]
+    return ", or ".join(told)
 
 
 def _box(demands: Demands) -> str:

@@ -166,7 +166,7 @@ def test_a_class_of_negative_sum_must_gain_under_alpha_1_and_the_error_says_so()
     assert found.predicted_change[0] >= 0.5 * abs(total[0]) * (1 - 1e-9)
     with pytest.raises(InfeasibleError, match="negative: an alpha under 1 demands a gain") as caught:
         ReweightLP(p, [1]).solve([-1e6, 0.0])
-    assert "raise that of 0" in caught.value.fix
+    assert "raise the alpha of 0" in caught.value.fix
     # The common alpha can rise as the other class lets it.
     assert caught.value.largest_alpha == pytest.approx(largest_common(p), rel=1e-7)
 
@@ -175,7 +175,7 @@ def test_where_no_sum_is_positive_there_is_no_largest_alpha():
     p = -np.abs(influences(2, 100, 2))
     p[:10] *= -1
     assert (p.sum(0) < 0).all()
-    with pytest.raises(InfeasibleError, match="has no upper limit") as caught:
+    with pytest.raises(InfeasibleError, match="any larger alpha in common") as caught:
         ReweightLP(p, [1]).solve(-1e6)
     assert caught.value.largest_alpha == np.inf
 

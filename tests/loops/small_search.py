@@ -18,7 +18,7 @@ from torch import nn
 import rayinf
 
 CLASSES, WIDTH = 4, 6
-SMALL = rayinf.Search(elites=2, mutated_elites=2, randoms=2, crossover_children=2, iterations=3)
+SMALL = rayinf.Search(elites=2, mutated_elites=2, randoms=2, crossover_children=2, iterations=3, prefer=0.5)
 
 
 def rows(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

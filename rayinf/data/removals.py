@@ -59,7 +59,7 @@ class RemovalCheck:
             `predicted` and `loss` of the *sum* of the class's test losses, `predicted_mean` and `loss_mean` of their
             mean, `accuracy`; measured ones are means over seeds, with standard deviations `loss_std`,
             `loss_mean_std` and `accuracy_std` (null for one seed). Null where no row was there to remove.
-        summary: side -> its figures: `spearman_loss` over all cells, predicted against measured change of the mean
+        summary: side -> its figures: `spearman_loss` over all `cells`, predicted against measured change of the mean
             loss; `spearman_loss_sum` of the sum; `spearman_accuracy` of predicted mean loss against minus the change
             of accuracy; `sign_loss` and `sign_accuracy`, on the diagonal for how many classes the sign was right (no
             change is not right) out of `classes`; `ratio`, the median of measured to predicted change of loss there.

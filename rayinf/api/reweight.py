@@ -70,8 +70,8 @@ def reweight_lp(
             conflict, and the largest alpha that all can have in common.
         RunError: HiGHS gave up, or `out` cannot be written.
 
-    Cost: 5 to 15 passes over the rows and as many small linear programs; with ten classes 0.3 s for 200,000 rows in
-    memory. Memory: `O(n K)` held; streamed, `O(K)` times 20,000 rows, and the weights unless there is `out`.
+    Cost: 5 to 15 passes over the rows and as many small linear programs; with ten classes 0.2 to 1 s for 200,000
+    rows in memory. Memory: `O(n K)` held; streamed, `O(K)` times 20,000 rows, and the weights unless there is `out`.
     """
     vectors = Vectors.of(scores)
     found = vectors.find(targets)

@@ -50,8 +50,8 @@ class ReweightLP:
     of each `b_k` (checked). Weights are at a bound but for as many rows as demands bind. A row without any influence
     has the weight 1 (or `upper`, where that is less).
 
-    Cost: 4 to 12 passes over `P` and as many linear programs of some thousand columns: 0.2 s for 200,000 rows and ten
-    classes, and up to twice that where the demands are nearly too much. Memory: `P`, or none of it where it streams.
+    Cost: 4 to 15 passes over `P` and as many linear programs of some thousand columns: 0.2 s for 200,000 rows and ten
+    classes, 1 s where the demands are nearly too much. Memory: `P`, or none of it where it streams.
 
     Args:
         p_nk: influence vectors `[n, K]`, finite; or a function that gives batches `[B, K]` of them, anew at every call.

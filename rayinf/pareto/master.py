@@ -11,11 +11,12 @@ import numpy as np
 from rayinf.errors import RunError
 
 Array = np.ndarray[Any, Any]
+_DUAL, _PRIMAL = 1, 4
 _OPTIONS: dict[str, bool | int | float | str] = {
     "output_flag": False,
     "presolve": "off",
     "solver": "simplex",
-    "simplex_strategy": 1,  # dual
+    "simplex_scale_strategy": 0,  # rows come in units that fit; HiGHS's own scaling has made it give up
     "threads": 1,
     "parallel": "off",
     "primal_feasibility_tolerance": 1e-9,
@@ -82,17 +83,22 @@ def solve(rows: Array, points: Array, floor: Array, goal: Goal) -> Mixture | Non
     a[:free, :demands], a[free : free + mixed, :demands] = rows, points
     a[free : free + mixed, demands:] = 1.0
     cost = a[:, :demands] @ goal.gain
-    lower, upper = np.r_[np.full(free, -1.0), np.zeros(n - free)], np.r_[np.ones(free), np.full(n - free, np.inf)]
+    # A share is at most 1 anyway; with both bounds, any prices are a start for the dual simplex.
+    lower, upper = np.r_[np.full(free, -1.0), np.zeros(n - free)], np.ones(n)
     if goal.lift is not None:
         a[-1, :demands], cost[-1], lower[-1], upper[-1] = -goal.lift, 1.0, -np.inf, goal.most
-    highs = _model(
-        a, cost, (lower, upper), (np.r_[floor, np.ones(m - demands)], np.r_[_infinite(demands), np.ones(m - demands)])
-    )
-    highs.run()
-    status = highs.getModelStatus()
-    if status == highspy.HighsModelStatus.kInfeasible:
-        return None
-    if status != highspy.HighsModelStatus.kOptimal:
+    sides = np.r_[floor, np.ones(m - demands)], np.r_[_infinite(demands), np.ones(m - demands)]
+    highs = _model(a, cost, (lower, upper), sides)
+    for strategy in (_DUAL, _PRIMAL):
+        highs.setOptionValue("simplex_strategy", strategy)
+        highs.clearSolver()
+        highs.run()
+        status = highs.getModelStatus()
+        if status == highspy.HighsModelStatus.kInfeasible:
+            return None
+        if status == highspy.HighsModelStatus.kOptimal:
+            break
+    else:
         raise RunError(
             f"HiGHS gave up on a program of {m} rows and {n} columns: {highs.modelStatusToString(status)}.",
             "scale the scores, or ask for less (a lower alpha).",

@@ -276,6 +276,16 @@ def test_a_live_table_is_plain_lines_off_a_terminal(valued, capsys):
     assert len(lines) == 3 and "generation 1 of 3" in lines[0] and "best fitness" in lines[2]
 
 
+def test_a_live_table_on_a_terminal(valued, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "150")
+    search(scores=valued)
+    told = capsys.readouterr().err
+    assert "candidate 8 of 8" in told and "0 (target)" in told and "checkpoint" in told
+    assert "generation 3 of 3" in told and "rayinf pareto_reweight" not in told
+
+
 def test_plot(first, tmp_path):
     assert first[0].plot(tmp_path / "front.png").stat().st_size > 10_000
 

@@ -15,10 +15,9 @@ from rayinf.errors import InputError
 from rayinf.pareto.ceiling import Found, Options, find
 
 _PASSES = 60
-# Up to so many values HiGHS takes the whole LP; above, it takes it in pieces.
-_WHOLE = 500_000
-# Values of the rows that keep a cut of their own, and of the sample; and rows, at least and at most.
-_PIECE, _LEAST, _MOST = 200_000, 5_000, 20_000
+# Rows of the sample, and rows that keep a cut of their own: so many times the root of all, within these bounds, and no
+# more values than that. With fewer the search takes more passes, with more each LP takes longer.
+_ROOT, _LEAST, _MOST, _VALUES = 10, 5_000, 50_000, 500_000
 
 
 def ceiling(
@@ -43,8 +42,8 @@ def ceiling(
     Args:
         scores: with a column a class, as `influence(..., objective="category")` gives them; with `halves=True` for
             `cross_fit`. A class without any influence (`b_k = 0`) is left out, and named.
-        method: "highs" solves the whole LP in memory; "cuts" reads the rows a few times and keeps 20,000 of them at
-            most (5,000 above 40 classes). Both close the gap. None: "highs" up to 500,000 values.
+        method: "highs" gives HiGHS the whole LP, in memory; "cuts" reads the rows a few times and gives it at most
+            100,000 of them at once. Both find the optimum. None: "highs" up to 5,000 rows.
         gap: relative, between the bounds of the certificate; reported as `gap`.
         resamples: of the bootstrap over rows.
         seed: of the bootstrap, and of the sample of rows that "cuts" starts from.
@@ -57,20 +56,19 @@ def ceiling(
         InputError: fewer than two classes with any influence, a value that is not finite, an option out of range.
         RunError: HiGHS gave up.
 
-    Cost: about four passes over the rows (two where "highs" solves it), `O(K)` a row and pass and `O(K^2)` in the
-    first; and for each pass an LP of 40,000 rows at most. Memory grows with rows in "highs" alone.
+    Cost: about five passes over the rows (two where "highs" solves it), `O(K)` a row and pass and `O(K^2)` in the
+    first; and for each pass an LP of 100,000 rows at most. Memory grows with rows in "highs" alone.
     """
     vectors = Vectors.of(scores)
     _check(vectors, method, gap, resamples, seed)
     rows, classes = len(vectors), len(vectors.columns)
-    near = max(_LEAST, min(_MOST, _PIECE // classes))
-    whole = rows * classes <= _WHOLE if method is None else method == "highs"
+    near = max(_LEAST, min(int(_ROOT * rows**0.5), _MOST, _VALUES // classes))
     codes: dict[Any, int] = {}
 
     def source(labels: bool) -> Iterator[tuple[Any, ...]]:
         return vectors.joint(codes if labels else None)
 
-    options = Options(rows if whole else near, near, float(gap), _PASSES, int(resamples), int(seed))
+    options = Options(rows if method == "highs" else near, near, float(gap), _PASSES, int(resamples), int(seed))
     found = find(source, options)
     if found.gain is None:
         raise InputError(_too_few(vectors, found), "value rows that the fit feels, on validation rows of all classes.")

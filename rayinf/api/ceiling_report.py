@@ -60,6 +60,11 @@ class Ceiling:
         return self._gain.value - self._gain.lower
 
     @property
+    def passes(self) -> int:
+        """Readings of the rows that closed the gap, beside the first one for all else."""
+        return self._gain.passes
+
+    @property
     def cross_fit(self) -> float | None:
         """The gain of weights chosen on one half of the validation rows and judged on the other, both ways, averaged.
 

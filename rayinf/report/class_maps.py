@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from rayinf.report.figures import save
@@ -58,8 +59,8 @@ def plot(maps: Sequence[ClassMap], path: str | Path) -> Path:
     figure = Figure(figsize=(sum(sides) + 1.8 * len(maps), height + 1.2), layout="constrained")
     for axes, held in zip(figure.subplots(1, len(maps), squeeze=False, width_ratios=sides)[0], maps, strict=True):
         low, high = (0.0, float(np.nanmax(held.values, initial=0.0)) or 1.0)
-        image = axes.imshow(np.ma.masked_invalid(held.values), cmap=held.colours, vmin=low, vmax=high, aspect="auto")
-        image.get_cmap().set_bad("#cccccc")
+        shades = colormaps[held.colours].with_extremes(bad="#cccccc")
+        image = axes.imshow(np.ma.masked_invalid(held.values), cmap=shades, vmin=low, vmax=high, aspect="auto")
         figure.colorbar(image, ax=axes, pad=0.02, fraction=0.06).ax.tick_params(labelsize=8)
         _names(axes, held)
         axes.set_title(held.title, fontsize=11)

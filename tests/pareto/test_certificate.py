@@ -109,7 +109,7 @@ def test_where_the_model_promises_too_much_half_a_step_must_do(monkeypatch: pyte
     monkeypatch.setattr(certificate.Certifier, "_open", spy)
     got = gain(p, sample=40, near=60)
     assert any(halved)
-    assert got.lower <= truth <= got.value
+    assert got.lower - 1e-12 <= truth <= got.value + 1e-12
     assert got.value == pytest.approx(truth, rel=1e-4)
 
 
@@ -254,3 +254,23 @@ def test_groups_do_not_change_the_intervals_width() -> None:
     value, most = np.abs(p @ got.prices), np.abs(p) @ got.prices
     error = np.sqrt(((value - got.value * most) ** 2).sum())
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.25)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_start_from_a_sample_changes_no_optimum(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = drawn(kind, 6000, 6)
+    unit = p / np.abs(p).sum(0)
+    rest = 0.01 * np.random.default_rng(0).standard_normal(6)
+    started = common_gain(unit, rest)
+    monkeypatch.setattr("rayinf.pareto.common_gain._FEW", 10**9)
+    cold = common_gain(unit, rest)
+    np.testing.assert_allclose(started.y, cold.y, atol=1e-9)
+    assert (started.delta @ unit + rest).min() == pytest.approx((cold.delta @ unit + rest).min(), abs=1e-10)
+
+
+def test_a_start_where_few_rows_are_more_than_zeros() -> None:
+    p = np.zeros((5000, 3))
+    p[::50] = drawn("own", 100, 3)
+    unit = p / np.abs(p).sum(0)
+    found = common_gain(unit)
+    assert np.abs(unit @ found.y).sum() == pytest.approx(scipy_gain(p[::50]), abs=1e-9)

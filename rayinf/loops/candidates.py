@@ -82,7 +82,7 @@ class Trials:
 
     Attributes:
         job: the settled task and the tables "train" and "valid".
-        given: the training table as the user gave it, for a fit that is a function.
+        given: the training table as the user gave it, where the fit is a function.
         fit: how a candidate is trained.
         p_nk: influence vectors, classes in the order of the logits.
         targets: positions of the classes to lift.

@@ -146,7 +146,7 @@ class _Run:
             gpus = self._cluster is not None and self._cluster.gpus_per_worker > 0
             work = Trials(
                 opened.job,
-                _anywhere(self._given["train"]),
+                None if isinstance(opened.asked.task.fit, Fit) else _anywhere(self._given["train"]),
                 _fit(opened.asked.task, search),
                 opened.p_nk,
                 opened.targets,
@@ -218,7 +218,7 @@ class _Run:
             None if alpha is None else dict(zip(opened.names, alpha, strict=True)),
             chosen.trial.radius,
             opened.asked.mode,
-            replace(opened.job.task, model=model),
+            replace(opened.job.task, model=_like(opened.asked.task, model)),
             tuple(notes),
             path,
         )
@@ -229,6 +229,12 @@ def _fit(task: Task, search: Search) -> Any:
     if not isinstance(task.fit, Fit):
         return task.fit
     return replace(task.fit, fresh=False, epochs=search.epochs, lr=search.lr or task.fit.lr)
+
+
+def _like(task: Task, model: nn.Module) -> nn.Module:
+    """The model where the task has its own."""
+    first = next(task.model.parameters(), None) if isinstance(task.model, nn.Module) else None
+    return model if first is None else model.to(first.device)
 
 
 def _read_weights(file: Path, rows: int) -> Array | None:

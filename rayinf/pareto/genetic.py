@@ -51,12 +51,12 @@ class Breeding:
     def first(self, seed: int) -> Array:
         """The first population `[size, genes]`.
 
-        Alphas are uniform in [0.5, 1], but for the first candidate's: all 1, which asks for a gain of the targets that
-        costs no other class anything to first order. Radii are spread evenly over (0, 1].
+        Alphas are uniform in [0.5, 1], and radii are spread evenly over (0, 1]. One candidate, a third of the way up,
+        has alphas of 1: it asks for a gain of the targets that costs no other class anything to first order.
         """
         drawn = [self._random(_generator(seed, 0, s), s, self.size) for s in range(self.size)]
         population = np.stack(drawn)
-        population[0, : self.classes] = 1.0
+        population[self.size // 3, : self.classes] = min(1.0, self.upper)
         return population
 
     def following(self, ranked: Array, seed: int, generation: int) -> Array:

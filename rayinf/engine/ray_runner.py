@@ -192,21 +192,23 @@ def _spread(
 class _Bench:
     """A process that calls a function for one item at a time, and says meanwhile that it lives."""
 
-    def __init__(self, threads: int, function: list[Any]) -> None:
+    def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
         pa.set_cpu_count(threads)
         self._name = uuid.uuid4().hex
-        self._sent = function  # a reference in a list: what it stands for is fetched once, not with every call
         self._function: Callable[[Any], Any] | None = None
 
     def ready(self) -> str:
         """Answers at any time: a name that is another after a restart."""
         return self._name
 
-    def call(self, item: Any) -> Any:
-        """The function's result. Its object stays, with what it has built up."""
+    def call(self, function: list[Any], item: Any) -> Any:
+        """The function's result. Its object stays, with what it has built up.
+
+        The function comes as a reference in a list, and is fetched once, not with every call.
+        """
         if self._function is None:
-            self._function = ray.get(self._sent[0])
+            self._function = ray.get(function[0])
         return self._function(item)
 
 
@@ -246,13 +248,14 @@ class _Pulse(_Patience):
 class Benches:
     """Processes that stay, each with a function of its own; see `parallel.standing`."""
 
-    def __init__(self, cluster: Cluster, actors: Sequence[Any]) -> None:
-        self._cluster, self._actors = cluster, actors
+    def __init__(self, cluster: Cluster, actors: Sequence[Any], function: Any) -> None:
+        self._cluster, self._actors, self._function = cluster, actors, function
 
     def call(self, items: Mapping[Any, Any], tick: Callable[[], None]) -> Iterator[tuple[Any, Any]]:
         """Results by key, as they finish."""
         pulse = _Pulse(self._cluster, self._actors, tick)
-        for key, ref in _spread(self._actors, items, lambda actor, key: actor.call.remote(items[key]), pulse):
+        held = [self._function]
+        for key, ref in _spread(self._actors, items, lambda actor, key: actor.call.remote(held, items[key]), pulse):
             yield key, _get(ref)
 
 
@@ -264,11 +267,10 @@ def benches(function: Callable[[Any], Any], cluster: Cluster, workers: int) -> G
     bench: Any = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, **talks, **_FAULTS)(
         _Bench
     )
-    held = ray.put(function)  # lives as long as this frame: a restarted process fetches it again
-    actors = [bench.remote(threads, [held]) for _ in range(workers)]
+    actors = [bench.remote(threads) for _ in range(workers)]
     try:
         _wait_ready(actors, cluster)
-        yield Benches(cluster, actors)
+        yield Benches(cluster, actors, ray.put(function))
     finally:
         for actor in actors:
             ray.kill(actor)

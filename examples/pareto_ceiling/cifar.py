@@ -82,7 +82,7 @@ FULL = Size(
 )
 QUICK = Size(
     4_000,
-    10_000,
+    20_000,
     rayinf.Fit(optimizer="sgd", lr=0.05, epochs=10, batch_size=64, weight_decay=5e-4),
     rayinf.Fit(optimizer="sgd", lr=0.005, schedule="constant", batch_size=64, weight_decay=5e-4),
     rayinf.Search(elites=2, mutated_elites=2, randoms=2, crossover_children=2, iterations=4, prefer=PRICE),
@@ -247,24 +247,31 @@ class Judge:
         return np.mean(found, 0)
 
 
+def of_class_weights(lines: pd.DataFrame, others: pd.Series) -> np.ndarray:
+    """The gain of class weights at equal change of the others, between those that were tried.
+
+    Past the largest weight it is that one's gain; where the others gain, it is the unweighted epoch's, 0.
+    """
+    plain = lines[lines["way"].isin(["unweighted", "class weights"])].sort_values("others")
+    return np.interp(others, plain["others"], plain["gain"])
+
+
 def above(lines: pd.DataFrame) -> float:
     """By how many points the LP's gain lies above that of class weights at equal loss, averaged over its curve.
 
-    Class weights give a curve from the unweighted epoch on; points of the LP that cost more than its end are left out.
+    Points of the LP that cost more than the largest class weight are left out.
     """
-    plain = lines[lines["way"].isin(["unweighted", "class weights"])].sort_values("others")
-    curve = lines[(lines["way"] == "LP") & (lines["others"] >= plain["others"].min())]
-    at = np.interp(curve["others"], plain["others"], plain["gain"])  # beyond the unweighted epoch: its gain, 0
-    return float((curve["gain"] - at).mean())
+    end = lines[lines["way"] == "class weights"]["others"].min()
+    curve = lines[(lines["way"] == "LP") & (lines["others"] >= end)]
+    return float((curve["gain"] - of_class_weights(lines, curve["others"])).mean())
 
 
 def dominated(lines: pd.DataFrame) -> bool:
-    """Whether the unweighted epoch or a class weight does better than the chosen candidate in both."""
-    chosen = lines[lines["way"] == "chosen"].iloc[0]
-    rest = lines[lines["way"].isin(["unweighted", "class weights"])]
-    no_worse = (rest["gain"] >= chosen["gain"]) & (rest["others"] >= chosen["others"])
-    better = (rest["gain"] > chosen["gain"]) | (rest["others"] > chosen["others"])
-    return bool((no_worse & better).any())
+    """Whether the unweighted epoch or a class weight, of those tried or between them, does better in both."""
+    chosen = lines[lines["way"] == "chosen"]
+    if chosen["others"].item() > 0:  # better than the unweighted epoch, and all class weights cost something
+        return False
+    return bool((chosen["gain"] < of_class_weights(lines, chosen["others"]) - 1e-9).item())
 
 
 def report(found: list[Study], mode: str) -> None:

@@ -245,7 +245,7 @@ class Search:
         d, inverse = direction / self._unit, 1.0 / self._unit
         near, sums, worth, start = Nearest(EXPLICIT), np.zeros(len(d)), 0.0, 0
         for block in self._blocks():
-            value, size = _times(block, d), _times(np.abs(block), inverse)
+            value, size = _times(block, d), np.einsum("bk,k->b", np.abs(block), inverse)
             sign, absolute = np.sign(value), np.abs(value)
             sums += np.einsum("b,bk->k", sign, block)
             worth += float(absolute.sum())

@@ -37,7 +37,7 @@ def whole(p, targets, floor, settings):
     """HiGHS with the whole program, 0 <= w <= 2, not yet run."""
     n, k = p.shape
     unit = np.abs(p).mean(0)
-    highs = highspy.Highs()
+    highs = highspy.Highs()  # prints a banner
     for name, value in {"output_flag": False, **settings}.items():
         highs.setOptionValue(name, value)
     lp = highspy.HighsLp()

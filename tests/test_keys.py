@@ -66,7 +66,11 @@ class TestKeysOfVerbs:
             ("influence", "rounds=3", "--set rounds is a key of active-learning, not of influence"),
             ("measure", "objective=total", "--set objective is a key of influence, not of measure"),
             ("measure", "precision=bf16", "--set precision is a key of influence, not of measure"),
-            ("acquire", "train=a", "--set train is a key of influence, measure, reweight, removal-check, not of acquire"),
+            (
+                "acquire",
+                "train=a",
+                "--set train is a key of influence, measure, reweight, removal-check, not of acquire",
+            ),
             ("acquire", "oracle=a", "--set oracle is a key of active-learning, not of acquire"),
             ("active-learning", "exclude=[1]", "--set exclude is a key of acquire, not of active-learning"),
             ("acquire", "stratgy=fi", "--set stratgy is an unknown key (did you mean 'strategy'?)"),

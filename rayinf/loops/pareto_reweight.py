@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ class _Run:
         opened, search = self._opened, self._opened.asked.search
         wanted = Wanted(opened.targets, opened.asked.mode, search.prefer)
         self._folder.log("start", verb=VERB)
-        calls = lambda trials: self._try(stack, trials)  # noqa: E731
+        calls = partial(self._try, stack)
         with board(opened.names) as shown:
 
             def counted(trials: Mapping[str, Trial]) -> Iterator[tuple[str, Outcome]]:
@@ -193,7 +194,7 @@ class _Run:
             kept = np.ones(len(opened.p_nk)) if measured.weights is None else measured.weights
             for name, table in self._given.items():
                 check_unchanged(opened.job.tables[name], table, name)
-            write_whole(path / _MODEL, lambda p: save_model(model, str(p)))
+            write_whole(path / _MODEL, partial(_save, model))
             ids = opened.asked.vectors.scores.select(["row_id"])["row_id"]
             write_part(path / _WEIGHTS, pa.table({"row_id": ids, "weight": kept}))
             write_outcome(path / "chosen.json", measured, trial)
@@ -243,6 +244,14 @@ def _read_weights(file: Path, rows: int) -> Array | None:
     except (pa.ArrowException, OSError, KeyError):
         return None
     return held if len(held) == rows else None
+
+
+def _save(model: nn.Module, file: Path) -> None:
+    """The model's tensors as safetensors, shared ones once."""
+    file.touch()
+    mode = file.stat().st_mode
+    save_model(model, str(file))
+    file.chmod(mode)  # safetensors makes it the owner's alone
 
 
 def _load(task: Task, file: Path) -> nn.Module | None:

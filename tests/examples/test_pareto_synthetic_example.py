@@ -35,7 +35,7 @@ def test_the_sets_are_those_of_the_paper(script: dict[str, Any]) -> None:
 def test_what_is_asked_of_both_sets_holds(
     script: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Room on A and none on B; rounds remove at least half of the flipped rows, hardly a clean one, at no class's cost."""
+    """Room on A, none on B; rounds remove half of the flipped rows at least, hardly a clean one, at no class's cost."""
     (seed, *told), (_, rounds, flipped, clean, *change) = script["run"](1, None)
     a_gain, a_cross, b_gain, b_cross = (float(told[k]) for k in (0, 1, 3, 4))
     assert seed == "1" and (told[2], told[5]) == ("room", "none")

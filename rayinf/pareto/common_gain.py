@@ -14,7 +14,6 @@ from rayinf.pareto.highs import Highs
 Array = np.ndarray[Any, Any]
 _OPTIONS: dict[str, Any] = {
     "presolve": "off",  # dense and without structure: it would cost more than the solve
-    "parallel": "off",
     "simplex_strategy": 1,
     "dual_feasibility_tolerance": 1e-9,
     "primal_feasibility_tolerance": 1e-9,
@@ -62,14 +61,11 @@ def common_gain(p_nk: Array, rest_k: Array | None = None) -> Optimum:
     # HiGHS's tolerances are absolute: bring the entries to about 1.
     scale = 1.0 / max(float(np.abs(p_nk).mean()) if rows else 0.0, np.finfo(float).tiny)
     rest = np.zeros(classes) if rest_k is None else rest_k * scale
-    highs = Highs()
-    for name, value in _OPTIONS.items():
-        highs.setOptionValue(name, value)
+    highs = Highs(_OPTIONS)
     highs.passModel(_model(p_nk * scale, rest))
     if rows > _FEW:
         highs.setBasis(_start(p_nk, rest_k))
-    highs.run()
-    status = highs.getModelStatus()
+    status = highs.outcome()
     if status != highspy.HighsModelStatus.kOptimal:
         raise RunError(f"HiGHS gave up: {highs.modelStatusToString(status)}.", "report the scores that did it.")
     found, basis = highs.getSolution(), highs.getBasis()

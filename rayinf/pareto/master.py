@@ -9,25 +9,18 @@ import highspy
 import numpy as np
 
 from rayinf.errors import RunError
+from rayinf.pareto.highs import Highs
 
 Array = np.ndarray[Any, Any]
 _DUAL, _PRIMAL = 1, 4
 _OPTIONS: dict[str, bool | int | float | str] = {
-    "output_flag": False,
     "presolve": "off",
     "solver": "simplex",
     "simplex_scale_strategy": 0,  # rows come in units that fit; HiGHS's own scaling has made it give up
-    "threads": 1,
-    "parallel": "off",
     "primal_feasibility_tolerance": 1e-9,
     "dual_feasibility_tolerance": 1e-9,
     "small_matrix_value": 1e-12,
 }
-
-
-class _Silent(highspy.Highs):
-    def enableCallbacks(self) -> None:  # noqa: N802
-        """Without callbacks, the setting up of which prints a banner."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +85,7 @@ def solve(rows: Array, points: Array, floor: Array, goal: Goal) -> Mixture | Non
     for strategy in (_DUAL, _PRIMAL):
         highs.setOptionValue("simplex_strategy", strategy)
         highs.clearSolver()
-        highs.run()
-        status = highs.getModelStatus()
+        status = highs.outcome()
         if status == highspy.HighsModelStatus.kInfeasible:
             return None
         if status == highspy.HighsModelStatus.kOptimal:
@@ -118,12 +110,10 @@ def _infinite(count: int) -> Array:
     return np.full(count, highspy.kHighsInf)
 
 
-def _model(a_nm: Array, cost: Array, columns: tuple[Array, Array], rows: tuple[Array, Array]) -> highspy.Highs:
+def _model(a_nm: Array, cost: Array, columns: tuple[Array, Array], rows: tuple[Array, Array]) -> Highs:
     """`max cost'x`, from column-wise arrays."""
     n, m = a_nm.shape
-    highs = _Silent()
-    for name, value in _OPTIONS.items():
-        highs.setOptionValue(name, value)
+    highs = Highs(_OPTIONS)
     program = highspy.HighsLp()
     program.num_col_, program.num_row_ = n, m
     program.sense_ = highspy.ObjSense.kMaximize

@@ -14,7 +14,7 @@ UNKNOWN = highspy.HighsModelStatus.kUnknown
 def statuses(monkeypatch, lies):
     """HiGHS says first what `lies` say, and the truth from then on."""
     truth, left = highspy.Highs.getModelStatus, list(lies)
-    monkeypatch.setattr(master._Silent, "getModelStatus", lambda self: left.pop(0) if left else truth(self))
+    monkeypatch.setattr(master.Highs, "getModelStatus", lambda self: left.pop(0) if left else truth(self))
 
 
 def mixed():

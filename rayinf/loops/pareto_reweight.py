@@ -97,8 +97,8 @@ def pareto_reweight(
     place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(_folder(out))
     with place as path:
         folder = RunFolder(Path(path))
-        folder.begin({"verb": VERB, "identity": opened.identity})
-        run = _Run(opened, folder, cluster, {"train": train, "valid": valid})
+        finished = folder.begin({"verb": VERB, "identity": opened.identity})
+        run = _Run(opened, folder, cluster, {"train": train, "valid": valid}, finished)
         with ExitStack() as stack:
             found = run.search(stack)
         return found if out is not None else replace(found, path=None)
@@ -107,15 +107,19 @@ def pareto_reweight(
 class _Run:
     """One search, from where its folder stands."""
 
-    def __init__(self, opened: Opened, folder: RunFolder, cluster: Cluster | None, given: Mapping[str, Any]) -> None:
+    def __init__(
+        self, opened: Opened, folder: RunFolder, cluster: Cluster | None, given: Mapping[str, Any], finished: bool
+    ) -> None:
         self._opened, self._folder, self._cluster, self._given = opened, folder, cluster, given
+        self._finished = finished
         self._calls: Any = None
 
     def search(self, stack: ExitStack) -> Reweighting:
         """All generations, then the chosen candidate."""
         opened, search = self._opened, self._opened.asked.search
         wanted = Wanted(opened.targets, opened.asked.mode, search.prefer)
-        self._folder.log("start", verb=VERB)
+        if not self._finished:
+            self._folder.log("start", verb=VERB)
         calls = partial(self._try, stack)
         with board(opened.names) as shown:
 
@@ -129,7 +133,8 @@ class _Run:
             state = Generations(place, search, wanted, classes, opened.asked.seed, before, plain)
             for g, ranked, trained in state.run(counted):
                 shown.generation(g, ranked, trained, state)
-                self._folder.log("generation", number=g, trained=trained, best=state.best.key)
+                if trained:
+                    self._folder.log("generation", number=g, trained=trained, best=state.best.key)
         if all(c.outcome.problem is not None for c in state.found.values()):
             first = next(iter(state.found.values()))
             raise RunError(
@@ -208,8 +213,9 @@ class _Run:
         classes = classes_table(state, measured, opened.names, totals)
         write_part(path / _CANDIDATES, candidates)
         write_part(path / _CLASSES, classes)
-        self._folder.finish({"verb": VERB, "identity": opened.identity, "chosen": chosen.key, "notes": notes})
-        self._folder.log("finish")
+        if self._calls is not None or not self._finished:  # else all was there, and the record is left as it stands
+            self._folder.finish({"verb": VERB, "identity": opened.identity, "chosen": chosen.key, "notes": notes})
+            self._folder.log("finish")
         alpha = chosen.trial.alpha
         return Reweighting(
             candidates,

@@ -48,8 +48,8 @@ Key = tuple[Removal | None, int]
 
 _CONSTANT = (
     'Task(fit=...) has schedule="constant": with a constant learning rate, training noise can drown the effect of '
-    "removing rows (measured on MNIST: a rank correlation of 0.2 instead of 0.85). Let it decay, as with "
-    'Fit(schedule="cosine").'
+    "removing rows (a network on MNIST: rank correlations of 0.77 and 0.86 instead of 0.89 and 0.94). Let it decay, as "
+    'with Fit(schedule="cosine").'
 )
 _ONE_SEED = "training noise is not averaged out with one seed: pass seeds=3 or more."
 _NO_NOISE = "the fit goes to convergence, where seeds change nothing: each model was trained once."
@@ -81,7 +81,7 @@ def removal_check(
     - Values predict changes on `valid`: they are scaled to `test` by each class's number of rows.
     - Training noise is the enemy. Each training is paired with one on all rows: the same first parameters, order and
       minibatches, with gaps (see `retrain(paired=True)`). Seeds are averaged by default, and the learning rate should
-      decay: with a constant one, a network on MNIST showed a rank correlation of 0.2 instead of 0.85.
+      decay: with a constant one, rank correlations of a network on MNIST were 0.77 and 0.86 instead of 0.89 and 0.94.
 
     Args:
         task: the model, its columns, and how it is trained. A linear softmax head without a `fit` goes to convergence.

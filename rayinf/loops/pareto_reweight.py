@@ -132,7 +132,8 @@ class _Run:
             place, classes = self._folder.path, len(opened.names)
             state = Generations(place, search, wanted, classes, opened.asked.seed, before, plain)
             for g, ranked, trained in state.run(counted):
-                shown.generation(g, ranked, trained, state)
+                if trained or not self._finished:
+                    shown.generation(g, ranked, trained, state)
                 if trained:
                     self._folder.log("generation", number=g, trained=trained, best=state.best.key)
         if all(c.outcome.problem is not None for c in state.found.values()):

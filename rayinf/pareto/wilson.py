@@ -17,4 +17,5 @@ def wilson(right: Array, rows: Array, confidence: float = 0.95) -> tuple[Array, 
     share = right / count
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0)
+    # At shares of 0 and 1 rounding would leave the share itself outside.
+    return np.clip(middle - half, 0.0, share), np.clip(middle + half, share, 1.0)

@@ -119,7 +119,7 @@ class SearchConfig(_Strict):
         None, description='"scaled" or "paper"; null is "scaled" with a trust region and "paper" in the box'
     )
     prefer: Annotated[str | float, BeforeValidator(_prefer)] = Field(
-        1.0,
+        2.0,
         description='which candidate is chosen: "paper" by its fitness (line 7), a number by gain of the targets plus '
         "that price times the change of the others",
     )
@@ -301,7 +301,7 @@ class ActiveLearning(_Strict):
 
 _ClassScores = Annotated[
     str,
-    Field(description="the folder of a finished run of influence over the same train and valid, objective: category"),
+    Field(description="the folder of a finished run of influence over the same train and valid, by category"),
 ]
 
 

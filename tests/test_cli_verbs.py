@@ -135,7 +135,7 @@ class TestAcquire:
             ("strategy=bald", "dropout"),
             ("aggregate=most", "aggregate='most' is unknown"),
             ("out=null", "has no out: the results would be lost"),
-            ("train=a", "train is a key of influence, measure, not of acquire"),
+            ("train=a", "train is a key of influence, measure, reweight, removal-check, not of acquire"),
         ],
     )
     def test_refusals(self, folder: Path, change: str, said: str) -> None:
@@ -341,7 +341,7 @@ class TestPlan:
         assert "by random, the first of 2 rounds and 2 seeds" in result.stdout
 
     def test_a_command_without_one(self, folder: Path, asked: list[dict[str, Any]]) -> None:
-        assert "--for trim is no command" in refused(call("plan", folder / "run.yaml", "--for", "trim"))
+        assert "trim is no command that has a plan" in refused(call("plan", folder / "run.yaml", "--for", "trim"))
         assert "objective is a key of influence" in refused(call("plan", folder / "run.yaml", "--for", "measure"))
         assert not asked
 

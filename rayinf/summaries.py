@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -181,9 +180,7 @@ def tell_removal_check(check: RemovalCheck, plot: Path) -> None:
 def most(scores: Scores, column: str) -> TopRows | None:
     """The rows of largest and smallest value, batch by batch: memory does not grow with the rows."""
     best, start = None, 0
-    source = scores.source.select(["row_id", column]) if isinstance(scores.source, pa.Table) else scores.source
-    batches = source.to_batches() if isinstance(source, pa.Table) else source.to_batches(columns=["row_id", column])
-    for batch in batches:
+    for batch in scores.batches(["row_id", column]):
         values, ids = (batch.column(n).to_numpy(zero_copy_only=False) for n in (column, "row_id"))
         valued = ~np.isnan(values)
         found = TopRows.of(values[valued][None], ids[valued], start, _TOP)

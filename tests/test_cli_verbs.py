@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from cli_cases import TASK, call, imports_of, make_folder, refused
 from click.testing import Result
+from run_folders import edit_record
 
 from rayinf import api, config
-from rayinf.data.files import write_json
 from rayinf.data.history import History
 from rayinf.data.scores import Scores
 
@@ -288,7 +288,7 @@ class TestTrim:
         assert "holds a run of acquire" in refused(call("trim", folder / "runs" / "q"))
 
     def test_an_unfinished_run(self, finished: Path) -> None:
-        write_json(finished / "run.json", {"status": "running", "parts": 3})
+        edit_record(finished, status="running")
         assert "is not finished" in refused(call("trim", finished))
 
 

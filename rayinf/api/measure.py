@@ -92,12 +92,12 @@ def influence_measure(
         if run.finished:
             return Scores.load(str(out))
         pipeline.fit_factors(run)
-        shards = pipeline.score(run, measuring.Measure, pipeline.measure_arrays(run), ["fi"], later=["fi_rank"])
-        told = measuring.summarise(run, shards)
+        arrays = pipeline.measure_arrays(run)
+        shards = pipeline.score(run, measuring.Measure, arrays, ["fi"], ranking.measured_into(run))
+        forest: dict[str, Any] = {}
         if subsample < 1:
             shards, forest = ranking.rank_rest(run, shards)
-            told = {**told, **forest}
-        return pipeline.finish(run, shards, told)
+        return pipeline.finish(run, shards, {**measuring.summarise(run, shards), **forest})
 
 
 def acquire(

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayinf.api.row_weights import Asked, RowWeights, short_names
-from rayinf.data.files import write_whole
+from rayinf.data.files import sweep, write_whole
 from rayinf.data.scores import Scores
 from rayinf.data.vectors import Vectors
 from rayinf.errors import InputError
@@ -86,6 +86,8 @@ def reweight_lp(
     asked = Asked(alphas, upper, radius, slack, tuple(found))
     if file is None:
         return RowWeights.of(vectors, lp.survey, asked, lp.solve(alphas, upper, radius))
+    if file.parent.is_dir():
+        sweep(file.parent, file.name, elsewhere=False)
     solved: list[Solution] = []
     write_whole(file, lambda path: solved.append(_solve_into(path, lp, asked, vectors)))
     return RowWeights.of(vectors, lp.survey, asked, solved[0], file)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import uuid
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import re
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,13 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from rayinf.data import disk, process
 from rayinf.errors import RunError
 
 Arrays = dict[str, np.ndarray[Any, Any]]
-_TEMPORARY = ".tmp."
+_TEMPORARY = re.compile(r"\.tmp\.([0-9a-f]{32})$")
+_READ_BYTES = 1 << 20
+CHECKSUM = "checksum"
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -28,28 +31,77 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         RunError: the file cannot be written (a full disk, say). What stood at `path` still does.
     """
-    held = path.with_name(f"{path.name}{_TEMPORARY}{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(held)
-        os.replace(held, path)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
-        with suppress(OSError):
-            held.unlink(missing_ok=True)
-        raise RunError(
-            f"{path} cannot be written: {error}.",
-            "free space or mend the permissions, then run the same command again: finished shards are kept.",
-        ) from error
-    except BaseException:
-        held.unlink(missing_ok=True)
-        raise
+    with temporary(path) as held:
+        try:
+            disk.used.make_folder(path.parent)
+            disk.used.fill(held, write)
+            disk.used.rename(held, path)
+        except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+            problem = unwritable(path, error)
+            raise problem from error
 
 
-def sweep(folder: Path) -> None:
-    """Remove temporaries that a killed process left behind."""
-    for pattern in (f"*{_TEMPORARY}*", ".tmp*"):  # the second: safetensors' own
-        for left in folder.rglob(pattern):
-            left.unlink(missing_ok=True)
+def unwritable(path: Path, error: Exception) -> RunError:
+    """The one error for a file that cannot be written."""
+    return RunError(
+        f"{path} cannot be written: {str(error).rstrip('.')}.",
+        "free space or mend the permissions, then run the same command again: what is finished is kept.",
+    )
+
+
+@contextmanager
+def temporary(path: Path) -> Generator[Path]:
+    """A new name beside `path`, which says what process made it. What has that name at the end is removed."""
+    with process.mark() as mark:
+        held = path.with_name(f"{path.name}.tmp.{mark}")
+        try:
+            yield held
+        finally:
+            with suppress(OSError):
+                if held.is_dir() or held.exists():
+                    remove_tree(held)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file's name is that of a temporary of ours."""
+    return _TEMPORARY.search(name) is not None
+
+
+def sweep(folder: Path, pattern: str = "*", *, elsewhere: bool = True) -> None:
+    """Remove temporaries that a dead process left behind. Only names that we give are touched.
+
+    Args:
+        folder: looked through with all folders in it.
+        pattern: of the names of the files that were being written.
+        elsewhere: whether the processes of other machines are known to be dead.
+    """
+    for left in sorted(folder.rglob(f"{pattern}.tmp.*"), reverse=True):
+        found = _TEMPORARY.search(left.name)
+        if found and process.is_left_behind(found[1], elsewhere=elsewhere):
+            with suppress(OSError):
+                remove_tree(left)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        for inner in path.iterdir():
+            remove_tree(inner)
+    disk.used.remove(path)
+
+
+def file_sha256(path: Path) -> tuple[int, bytes]:
+    """Bytes and SHA-256 of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+            size += len(block)
+    return size, digest.digest()
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -58,30 +110,53 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_whole(path, lambda p: p.write_text(text))
 
 
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The same JSON with a checksum of itself, for a file that no other file vouches for."""
+    plain = json.loads(json.dumps(value, default=str))
+    return {**plain, CHECKSUM: _digest(plain)}
+
+
+def unsealed(held: Any) -> dict[str, Any] | None:
+    """What `sealed` was given, or None where the checksum is missing or wrong."""
+    if not isinstance(held, dict):
+        return None
+    plain = {k: v for k, v in held.items() if k != CHECKSUM}
+    return plain if held.get(CHECKSUM) == _digest(plain) else None
+
+
+def _digest(plain: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
 def write_arrays(path: Path, arrays: Arrays) -> None:
     """Write named arrays as safetensors, whole; keys are sorted, so that equal arrays give equal bytes."""
     # Not ascontiguousarray, which gives a number an axis.
     held = {k: np.asarray(arrays[k], order="C") for k in sorted(arrays)}
+    write_whole(path, lambda file: fill_safetensors(file, lambda inner: save_file(held, inner)))
 
-    def save(file: Path) -> None:
-        file.touch()
-        mode = file.stat().st_mode
-        save_file(held, file)
-        file.chmod(mode)  # safetensors makes it the owner's alone
 
-    write_whole(path, save)
+def fill_safetensors(file: Path, save: Callable[[Path], object]) -> None:
+    """Let safetensors write a file in a folder of its own, then put it at `file`.
+
+    safetensors makes a temporary that `sweep` would not know, and gives the file to its owner alone.
+    """
+    with temporary(file) as folder:
+        folder.mkdir()
+        save(folder / "tensors")
+        (folder / "tensors").chmod(folder.stat().st_mode & 0o666)
+        (folder / "tensors").rename(file)
 
 
 def read_arrays(path: Path) -> Arrays | None:
     """Named arrays from safetensors, or None where there is no such file or it is damaged."""
     try:
         return load_file(path)
-    except (FileNotFoundError, SafetensorError, ValueError):
+    except (OSError, SafetensorError, ValueError):
         return None
 
 
 def write_part(path: Path, table: pa.Table) -> None:
-    """Write one shard of scores as Parquet: no time, no host, so that equal scores give equal bytes."""
+    """Write a table as Parquet, whole: no time, no host, so that equal tables give equal bytes."""
     split = [f.name for f in table.schema if pa.types.is_floating(f.type)]
     write_whole(
         path,
@@ -95,12 +170,3 @@ def write_part(path: Path, table: pa.Table) -> None:
             write_page_checksum=True,
         ),
     )
-
-
-def sound_part(path: Path, rows: int, columns: list[str]) -> bool:
-    """Whether a shard of scores is there, whole and unharmed (checksums of all pages)."""
-    try:
-        held = pq.read_table(path, page_checksum_verification=True)
-    except (pa.ArrowException, OSError, ValueError):
-        return False
-    return held.num_rows == rows and held.schema.names == columns

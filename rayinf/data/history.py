@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,18 +9,16 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rayinf.data.batches import Array
-from rayinf.data.files import sound_part, write_json, write_part
-from rayinf.data.run_folder import RunFolder
+from rayinf.data.checked_folder import CheckedFolder
+from rayinf.data.run_folder import RunFolder, owner_of
 from rayinf.data.scores import to_numpy
 from rayinf.errors import InputError
 
 VERB = "active_learning"
 Key = tuple[str, int]
 _ASKED = ["row_id", "position", "value"]
-_LABELED = ["row_id", "position", "label", "value"]
 _FIRST = ("strategy", "seed", "round", "labeled", "accuracy")
 _LAST = ("loss", "seconds", "acquire_seconds", "oracle_seconds", "train_seconds")
 
@@ -45,53 +42,47 @@ class Trail:
         return len(self.rows) == rounds + 1 and len(self.picked) == rounds
 
 
-@dataclass(frozen=True)
 class TrailFolder:
     """Where the state of one strategy under one seed lies, after every step of it.
 
-    Attributes:
-        path: the folder.
+    Args:
+        run: the run's folder.
+        owner: of the run's files; see `run_folder.owner_of`.
+        key: the strategy and the seed.
         n: rows that a round picks.
     """
 
-    path: Path
-    n: int
-
-    @classmethod
-    def of(cls, run: Path, key: Key, n: int) -> TrailFolder:
-        """The folder of a strategy and a seed, in that of the run."""
-        return cls(run / f"{key[0]}-seed{key[1]}", n)
+    def __init__(self, run: Path, owner: str, key: Key, n: int) -> None:
+        self._files = CheckedFolder(run / f"{key[0]}-seed{key[1]}", owner)
+        self._n = n
 
     def labeled(self, r: int) -> pa.Table | None:
         """`row_id`, `position`, `label`, `value` of the rows that a round added, in picked order, if it is done."""
-        return self._sound(self._labeled(r), _LABELED)
+        return self._table(_labeled(r))
 
     def asked(self, r: int) -> pa.Table | None:
         """The same without labels, if they are awaited."""
-        return self._sound(self._asked(r), _ASKED)
+        return self._table(_asked(r))
 
     def put_asked(self, r: int, rows: pa.Table) -> None:
         """Keep what a round picked."""
-        write_part(self._asked(r), rows.select(_ASKED))
+        self._files.put_table(_asked(r), rows.select(_ASKED))
 
     def put_labels(self, r: int, rows: pa.Table, labels: Array) -> pa.Table:
         """Keep the labels of what a round picked; what `labeled` gives from now on."""
         found = rows.select(_ASKED).add_column(2, "label", pa.array(labels))
-        write_part(self._labeled(r), found)
-        self._asked(r).unlink(missing_ok=True)
+        self._files.put_table(_labeled(r), found)
+        self._files.remove(_asked(r))
         return found
 
     def told(self, r: int) -> dict[str, Any]:
         """What is known of a round: its measures, seconds, and what it waits for."""
-        try:
-            held: dict[str, Any] = json.loads(self._told(r).read_text())
-        except (FileNotFoundError, ValueError):
-            return {}
+        held: dict[str, Any] = self._files.json(_measures(r)) or {}
         return held
 
     def tell(self, r: int, **fields: Any) -> None:
         """Add to what is known of a round."""
-        write_json(self._told(r), {**self.told(r), **fields})
+        self._files.put_json(_measures(r), {**self.told(r), **fields})
 
     def measured(self, r: int) -> dict[str, Any] | None:
         """A round's line of `History.table`, if it is there."""
@@ -119,17 +110,9 @@ class TrailFolder:
         awaited = self.told(len(rows)).get("waiting")
         return Trail(tuple(rows), tuple(picked), Path(awaited) if awaited else None)
 
-    def _labeled(self, r: int) -> Path:
-        return self.path / f"round-{r}.parquet"
-
-    def _asked(self, r: int) -> Path:
-        return self.path / f"asked-{r}.parquet"
-
-    def _told(self, r: int) -> Path:
-        return self.path / f"round-{r}.json"
-
-    def _sound(self, path: Path, columns: list[str]) -> pa.Table | None:
-        return pq.read_table(path) if sound_part(path, self.n, columns) else None
+    def _table(self, name: str) -> pa.Table | None:
+        entry = self._files.entry(name)
+        return self._files.table(name) if entry is not None and entry.rows == self._n else None
 
 
 @dataclass(frozen=True)
@@ -182,7 +165,7 @@ class History:
                 f"{folder.path} holds no run of active learning.", "pass the folder that was given as out=..."
             )
         asked = held["identity"]
-        return cls.of(load_trails(folder.path, keys(asked["strategy"], asked["seed"]), asked["n"]))
+        return cls.of(load_trails(folder.path, owner_of(held), keys(asked["strategy"], asked["seed"]), asked["n"]))
 
     def to_pandas(self) -> pd.DataFrame:
         """The table as a frame."""
@@ -223,9 +206,21 @@ def keys(strategies: Sequence[str], seeds: Sequence[int]) -> list[Key]:
     return [(strategy, seed) for strategy in strategies for seed in seeds]
 
 
-def load_trails(run: Path, wanted: Sequence[Key], n: int) -> dict[Key, Trail]:
+def load_trails(run: Path, owner: str, wanted: Sequence[Key], n: int) -> dict[Key, Trail]:
     """The state of trajectories in a run's folder."""
-    return {key: TrailFolder.of(run, key, n).trail() for key in wanted}
+    return {key: TrailFolder(run, owner, key, n).trail() for key in wanted}
+
+
+def _labeled(r: int) -> str:
+    return f"round-{r}.parquet"
+
+
+def _asked(r: int) -> str:
+    return f"asked-{r}.parquet"
+
+
+def _measures(r: int) -> str:
+    return f"round-{r}.json"
 
 
 def _kind(name: str) -> pa.DataType:

@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+from rayinf.data.part_files import PartFiles
+
+COLUMNS = ["valid_row_id", "effect", "rank", "row_id", "value"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,7 @@ class Pairs:
     @classmethod
     def read(cls, folder: Path, metadata: Mapping[str, Any]) -> Pairs:
         """The pairs of a finished run."""
-        parts = sorted((folder / "pairs").glob("part-*.parquet"))
-        return cls(pa.concat_tables([pq.read_table(p) for p in parts]), metadata, folder)
+        return cls(PartFiles(folder, "pairs").to_table(COLUMNS), metadata, folder)
 
     def to_pandas(self) -> pd.DataFrame:
         """A frame of the pairs."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy.stats import spearmanr
 
 from rayinf.data.batches import Array
-from rayinf.data.files import write_json, write_part
+from rayinf.data.checked_folder import CheckedFolder
+from rayinf.data.run_folder import owner_of, read_record
 from rayinf.errors import InputError
 
 _CELLS, _TOLD = "cells.parquet", "result.json"
@@ -150,8 +149,8 @@ class RemovalCheck:
             sides.append(removal.SideMaps(side, predicted, loss, accuracy, s["spearman_loss"]))
         return removal.plot(sides, names, path)
 
-    def save(self, folder: Path) -> None:
-        """Write the cells as Parquet and the rest as JSON."""
+    def save(self, files: CheckedFolder) -> None:
+        """Write the cells as Parquet and the rest as JSON, into a run's folder."""
         told = {
             "summary": self.summary,
             "baseline": self.baseline,
@@ -159,8 +158,8 @@ class RemovalCheck:
             "notes": list(self.notes),
             "metadata": self.metadata,
         }
-        write_part(folder / _CELLS, self.table)
-        write_json(folder / _TOLD, told)
+        files.put_table(_CELLS, self.table)
+        files.put_json(_TOLD, told)
 
     @classmethod
     def load(cls, path: str | Path) -> RemovalCheck:
@@ -173,14 +172,15 @@ class RemovalCheck:
             InputError: no finished check there.
         """
         folder = Path(path).expanduser()
-        try:
-            told = json.loads((folder / _TOLD).read_text())
-            cells = pq.read_table(folder / _CELLS)
-            held = (told["summary"], told["baseline"], tuple(told["labels"]), tuple(told["notes"]), told["metadata"])
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        record = read_record(folder)
+        files = CheckedFolder(folder, owner_of(record)) if record else None
+        told, cells = (files.json(_TOLD), files.table(_CELLS)) if files else (None, None)
+        if told is None or cells is None:
             raise InputError(
-                f"{folder} holds no finished removal check: {error!r}.", "pass the folder that was given as out=..."
-            ) from error
+                f"{folder} holds no finished removal check, or a damaged one.",
+                "pass the folder that was given as out=..., or run that check again.",
+            )
+        held = (told["summary"], told["baseline"], tuple(told["labels"]), tuple(told["notes"]), told["metadata"])
         return cls(cells, *held)
 
 

@@ -1,23 +1,53 @@
-"""A run's folder: run.json, factors/, scores/part-*.parquet, log.jsonl. Resumable, and refused to another config."""
+"""A run's folder: run.json, manifest.jsonl, factors/, scores/part-*.parquet, log.jsonl. Resumable, with one writer."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from rayinf.data.files import sweep, write_json
+from rayinf.data.checked_folder import MANIFEST, CheckedFolder
+from rayinf.data.files import file_sha256, is_temporary, remove_tree, sealed, sweep, unsealed, write_json
+from rayinf.data.lease import LEASE, Lease
 from rayinf.errors import InputError
 
+RECORD = "run.json"
+_LOG = "log.jsonl"
+RUNNING, FINISHED = "running", "finished"
+# Where the parts of the scored table lie.
+SCORES = "scores"
+# Where they lie until a forest has ranked them.
+UNRANKED = "unranked"
 
-@dataclass(frozen=True)
+
 class RunFolder:
-    """Paths and state of one run."""
+    """Paths and state of one run. A context manager that gives the folder free at its end.
 
-    path: Path
+    Attributes:
+        path: the folder.
+        files: those that belong to the run, once it has begun.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._files: CheckedFolder | None = None
+        self._lease: Lease | None = None
+
+    def __enter__(self) -> RunFolder:
+        """Nothing happens before `begin`."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the folder free."""
+        self.release()
 
     @property
     def factors(self) -> Path:
@@ -25,13 +55,12 @@ class RunFolder:
         return self.path / "factors"
 
     @property
-    def scores(self) -> Path:
-        """Shards of scores, as Parquet."""
-        return self.path / "scores"
-
-    def part(self, index: int) -> Path:
-        """The file of one shard of scores."""
-        return self.scores / f"part-{index:05d}.parquet"
+    def files(self) -> CheckedFolder:
+        """The files of the run, each with its checksum."""
+        assert self._files is not None
+        if self._lease is not None:
+            self._lease.check()
+        return self._files
 
     def read(self) -> dict[str, Any] | None:
         """`run.json`, or None where no run has begun.
@@ -39,38 +68,75 @@ class RunFolder:
         Raises:
             InputError: the file is damaged.
         """
-        file = self.path / "run.json"
-        if not file.exists():
-            return None
-        try:
-            held: dict[str, Any] = json.loads(file.read_text())
-            _ = held["identity"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{file} is damaged, or no run's: {error!r}.", "give the run another folder with out=..."
-            ) from error
-        return held
+        return read_record(self.path)
 
     def begin(self, record: Mapping[str, Any]) -> bool:
-        """Claim the folder for a config, or find it claimed by the same one.
+        """Take the folder for a config, or find it taken by the same one.
 
         Args:
             record: what `run.json` shall say; its `identity` decides whether a run is the same.
 
         Returns:
-            Whether the run had already finished, and all its shards of scores are still there.
+            Whether the run had already finished, and all its files are there and whole. The folder is then only read;
+            else this process alone may write to it, until `release`.
 
         Raises:
-            InputError: the folder belongs to another config, or holds other things.
+            InputError: the folder belongs to another config, holds other things, or another process writes to it.
+            RunError: it cannot be written.
         """
         there = next((p for p in (self.path, *self.path.parents) if p.exists()), None)
         if there is not None and not there.is_dir():
             raise InputError(f"{there} is a file, so {self.path} cannot be a folder.", "pass another folder as out.")
+        if self._is_finished(record):
+            return True
+        self._lease = Lease.acquire(self.path)
+        try:
+            finished = self._is_finished(record)  # by another process, meanwhile
+            if not finished:
+                self._check_empty()
+                sweep(self.path)
+                if (self.read() or {}).get("status") != RUNNING:
+                    write_json(self.path / RECORD, sealed({**record, "status": RUNNING}))
+        except BaseException:
+            self.release()
+            raise
+        if finished:
+            self.release()
+        return finished
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Mark the run as finished: manifests in order, then `run.json`, which vouches for them."""
+        self.files.close(sorted(self.files.names(), key=in_order))
+        manifests = {m.relative_to(self.path).as_posix(): file_sha256(m)[1].hex() for m in self._manifests()}
+        write_json(self.path / RECORD, sealed({**record, "status": FINISHED, "manifests": manifests}))
+
+    def clear(self, folder: str) -> None:
+        """Remove a folder of files that are not needed any more."""
+        for name in self.files.names():
+            if name.startswith(f"{folder}/"):
+                self.files.remove(name)
+        if (self.path / folder).is_dir():
+            remove_tree(self.path / folder)
+
+    def release(self) -> None:
+        """Let another process write to the folder."""
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
+
+    def log(self, event: str, **fields: Any) -> None:
+        """Append a line to `log.jsonl`, which nothing depends on: a full disk is reported by what matters."""
+        with suppress(OSError):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with (self.path / _LOG).open("a") as file:
+                file.write(json.dumps({"time": round(time.time(), 3), "event": event, **fields}, default=str) + "\n")
+
+    def _is_finished(self, record: Mapping[str, Any]) -> bool:
+        """Whether the same run has finished here and is whole; refuses another one."""
+        self._files = CheckedFolder(self.path, owner_of(record))
         held = self.read()
         if held is None:
-            if self.path.is_dir() and any(f.name != "log.jsonl" for f in self.path.iterdir()):
-                raise InputError(f"{self.path} is not empty and holds no run.", "pass an empty or a new folder as out.")
-            write_json(self.path / "run.json", {**record, "status": "running"})
+            self._check_empty()
             return False
         changed = differences(held.get("identity", {}), record["identity"])
         if changed:
@@ -78,22 +144,75 @@ class RunFolder:
                 f"{self.path} holds a run of another config: {'; '.join(changed[:6])}.",
                 "pass another folder as out, or the same arguments and tables as before.",
             )
-        sweep(self.path)
-        return held.get("status") == "finished" and not self._lacks(held.get("parts"))
+        return held.get("status") == FINISHED and not damage(self.path, held)
 
-    def _lacks(self, parts: int | None) -> bool:
-        """Whether shards of scores were taken away."""
-        return self.scores.is_dir() and len(list(self.scores.glob("part-*.parquet"))) != parts
+    def _check_empty(self) -> None:
+        """Refuse a folder with other things than a run that was stopped before its first file was whole."""
+        if (self.path / RECORD).exists() or not self.path.is_dir():
+            return
+        others = [f.name for f in self.path.iterdir() if f.name not in (_LOG, LEASE) and not is_temporary(f.name)]
+        if others:
+            raise InputError(
+                f"{self.path} is not empty and holds no run: {', '.join(sorted(others)[:3])}.",
+                "pass an empty or a new folder as out.",
+            )
 
-    def finish(self, record: Mapping[str, Any]) -> None:
-        """Mark the run as finished."""
-        write_json(self.path / "run.json", {**record, "status": "finished"})
+    def _manifests(self) -> list[Path]:
+        return sorted(self.path.rglob(MANIFEST))
 
-    def log(self, event: str, **fields: Any) -> None:
-        """Append a line to `log.jsonl`."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "log.jsonl").open("a") as file:
-            file.write(json.dumps({"time": round(time.time(), 3), "event": event, **fields}, default=str) + "\n")
+
+def owner_of(record: Mapping[str, Any]) -> str:
+    """What ties files to a run: a digest of its identity."""
+    return hashlib.sha256(json.dumps(record["identity"], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """`run.json` of a folder, or None where there is none.
+
+    Raises:
+        InputError: it cannot be read, is damaged, or was edited.
+    """
+    file = folder / RECORD
+    try:
+        held = unsealed(json.loads(file.read_text()))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError):
+        held = None
+    if held is None or not isinstance(held.get("identity"), dict):
+        raise InputError(
+            f"{file} is damaged, was edited, or is not the record of a run.",
+            "restore the file, or give the run another folder with out=...",
+        )
+    return held
+
+
+def damage(folder: Path, held: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the files of a finished run, a line each; all of them are read.
+
+    Args:
+        folder: of the run.
+        held: its record.
+    """
+    found: list[str] = []
+    for name, digest in held.get("manifests", {}).items():
+        file = folder / name
+        if not file.is_file() or file_sha256(file)[1].hex() != digest:
+            found.append(f"{name} is missing, or differs from what run.json says.")
+            continue
+        inner = CheckedFolder(file.parent, owner_of(held))
+        found += [f"{file.parent / n} is damaged." for n in inner.names() if not inner.is_sound(n)]
+    return found
+
+
+def part_name(folder: str, index: int) -> str:
+    """The file of a shard's part, in a folder of the run's. From 100,000 on names are longer: `in_order` sorts them."""
+    return f"{folder}/part-{index:05d}.parquet"
+
+
+def in_order(name: str) -> list[str | int]:
+    """A key that sorts numbers within names as numbers."""
+    return [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", name)]
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

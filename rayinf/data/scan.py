@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -113,41 +112,81 @@ def scan_shard(reader: BatchReader, shard: Shard, columns: Columns, size: int) -
     )
 
 
-def merge_scans(parts: Sequence[ShardScan], table: Table) -> TableScan:
+class ScanMerge:
+    """One scan of a whole table from those of its shards, which may come in any order; few of them are held.
+
+    Args:
+        table: whose shards they are.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._early: dict[int, ShardScan] = {}
+        self._next = self._rows = 0
+        self._digest = hashlib.sha256()
+        self._counts: dict[str, Counter[Any]] = {}
+        self._joint: dict[str, dict[Any, Counter[Any]]] = {}
+        self._shape: tuple[int, ...] | None = None
+        self._dtype = ""
+        self._increasing, self._last_id = True, None
+
+    def add(self, part: ShardScan) -> None:
+        """Take in a shard.
+
+        Raises:
+            InputError: NaN or infinite features (the column and the first row), mixed shapes, too many groups.
+        """
+        self._early[part.index] = part
+        while self._next in self._early:
+            self._merge(self._early.pop(self._next))
+            self._next += 1
+
+    def _merge(self, part: ShardScan) -> None:
+        if self._shape is None:
+            self._shape, self._dtype = part.shape, part.dtype
+            self._digest.update(f"{part.dtype}{part.shape}".encode())
+        if problem := part.problem or _other_shape(self._shape, part.shape, self._rows):
+            raise InputError(f"{self._table.name}: {problem}.", "correct or drop such rows, then run again.")
+        self._rows += part.rows
+        self._digest.update(part.digest.encode())
+        for name, found in part.counts.items():
+            self._counts.setdefault(name, Counter()).update(found)
+        for name in list(self._counts)[1:]:  # the label comes first, and may have as many classes as it likes
+            if len(self._counts[name]) > MOST_LEVELS:
+                raise InputError(
+                    f"{self._table.name}: column {name!r} has {len(self._counts[name]):,} or more different values: "
+                    "too many for groups.",
+                    f"use a column of at most {MOST_LEVELS} values.",
+                )
+        follows = self._last_id is None or part.first_id is None or self._last_id < part.first_id
+        self._increasing = self._increasing and part.increasing and follows
+        self._last_id = part.last_id
+        for name, groups in part.joint.items():
+            held = self._joint.setdefault(name, {})
+            for group, found in groups.items():
+                held.setdefault(group, Counter()).update(found)
+
+    def result(self) -> TableScan:
+        """The scan of the whole table, once all shards are in."""
+        assert not self._early
+        assert self._shape is not None
+        counts = {k: dict(sorted(v.items())) for k, v in self._counts.items()}
+        joint = {k: {g: dict(self._joint[k].get(g, {})) for g in counts[k]} for k in self._joint}
+        return TableScan(
+            self._rows, self._digest.hexdigest(), counts, self._shape, self._dtype, self._increasing, joint
+        )
+
+
+def merge_scans(parts: Iterable[ShardScan], table: Table) -> TableScan:
     """One scan of the whole table.
 
     Raises:
-        InputError: NaN or infinite features (the column and the first row), mixed shapes, too many groups.
+        InputError: as `ScanMerge.add`.
     """
-    parts = sorted(parts, key=lambda p: p.index)
-    rows = 0
+    merged = ScanMerge(table)
     for part in parts:
-        if problem := part.problem or _other_shape(parts[0].shape, part.shape, rows):
-            raise InputError(f"{table.name}: {problem}.", "correct or drop such rows, then run again.")
-        rows += part.rows
-    counts: dict[str, Counter[Any]] = {}
-    for part in parts:
-        for name, found in part.counts.items():
-            counts.setdefault(name, Counter()).update(found)
-    for name in list(counts)[1:]:  # the label comes first, and may have as many classes as it likes
-        if len(counts[name]) > MOST_LEVELS:
-            raise InputError(
-                f"{table.name}: column {name!r} has {len(counts[name]):,} different values: too many for groups.",
-                f"use a column of at most {MOST_LEVELS} values.",
-            )
-    held = [f"{parts[0].dtype}{parts[0].shape}", *(p.digest for p in parts)]
-    whole = hashlib.sha256("".join(held).encode()).hexdigest()
-    increasing = all(p.increasing for p in parts) and all(
-        a.last_id is None or a.last_id < b.first_id for a, b in pairwise(parts)
-    )
-    sorted_counts = {k: dict(sorted(v.items())) for k, v in counts.items()}
-    joint: dict[str, dict[Any, Counter[Any]]] = {k: {g: Counter() for g in sorted_counts[k]} for k in parts[0].joint}
-    for part in parts:
-        for name, held_groups in part.joint.items():
-            for group, found in held_groups.items():
-                joint[name][group].update(found)
-    pairs = {k: {g: dict(v) for g, v in found.items()} for k, found in joint.items()}
-    return TableScan(rows, whole, sorted_counts, parts[0].shape, parts[0].dtype, increasing, pairs)
+        merged.add(part)
+    return merged.result()
 
 
 def check_unique_ids(table: Table, column: str | None, scan: TableScan) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,15 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.dataset as pads
 
 from rayinf.data.batches import values as read_values
+from rayinf.data.part_files import PartFiles
+from rayinf.data.run_folder import FINISHED, read_record
+from rayinf.data.tables import READ_ROWS
 from rayinf.errors import InputError
 
-# Scores are written with a checksum a page, and read with it.
-_CHECKED = pads.ParquetFileFormat(
-    default_fragment_scan_options=pads.ParquetFragmentScanOptions(page_checksum_verification=True)
-)
 HALVES = ("first_half:", "second_half:")
 # The label of every row, for choices that must know the classes. Like the halves it is no column of values.
 LABEL_COLUMN = ":label"
@@ -36,7 +32,7 @@ class Scores:
         path: the run's folder, where the scores lie on disk.
     """
 
-    source: pa.Table | pads.Dataset = field(repr=False)
+    source: pa.Table | PartFiles = field(repr=False)
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
     path: Path | None = None
 
@@ -48,24 +44,19 @@ class Scores:
             InputError: no run there, or one that is not finished.
         """
         folder = Path(path).expanduser()
-        file = folder / "run.json"
-        if not file.exists():
+        run = read_record(folder)
+        if run is None:
             raise InputError(f"{folder} holds no run (no run.json).", "pass the folder that was given as out=...")
-        try:
-            run = json.loads(file.read_text())
-            finished = run.get("status") == "finished"
-        except (ValueError, AttributeError) as error:
-            raise InputError(f"{file} is damaged, or no run's: {error!r}.", "restore the file.") from error
-        if not finished:
+        if run.get("status") != FINISHED:
             raise InputError(f"The run in {folder} is not finished.", "run the same command again: it goes on.")
-        parts = sorted(str(p) for p in (folder / "scores").glob("part-*.parquet"))
-        if len(parts) != run["parts"]:
+        found = PartFiles(folder, "scores")
+        count = sum((folder / entry.file).is_file() for entry in found.entries())
+        if count != run.get("parts"):
             raise InputError(
-                f"{folder}/scores holds {len(parts)} of {run['parts']} shards.",
+                f"{folder} holds {count} of {run.get('parts')} shards of scores.",
                 "run the same command again: it computes those that are gone.",
             )
-        with readable(folder):
-            return cls(pads.dataset(parts, format=_CHECKED), run["metadata"], folder)
+        return cls(found, run["metadata"], folder)
 
     @classmethod
     def from_numpy(
@@ -151,18 +142,20 @@ class Scores:
 
     def __len__(self) -> int:
         """Training rows."""
-        return self.source.num_rows if isinstance(self.source, pa.Table) else self.source.count_rows()
+        return int(self.source.num_rows)
 
     def select(self, columns: list[str]) -> pa.Table:
         """Some columns of the source, `row_id` among them or not, in row order; no others are read."""
         if isinstance(self.source, pa.Table):
             return self.source.select(columns)
-        with readable(self.path):
-            for shard in self.source.get_fragments():
-                # Else a column that is missing from one shard would be read as nulls.
-                if not shard.physical_schema.equals(self.source.schema):
-                    raise pa.ArrowInvalid(f"{shard.path} has other columns than the first shard")
-            return self.source.to_table(columns=columns)
+        return self.source.to_table(columns)
+
+    def batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """The same, some thousand rows at a time."""
+        if isinstance(self.source, pa.Table):
+            yield from self.source.select(columns).to_batches(max_chunksize=READ_ROWS)
+        else:
+            yield from self.source.batches(columns, READ_ROWS)
 
 
 def to_numpy(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
@@ -201,15 +194,3 @@ def _labels(given: Sequence[Any] | np.ndarray[Any, Any], rows: int) -> pa.Array:
     if len(held) != rows:
         raise InputError(f"{len(held)} labels for {rows} rows.", "pass one label a row.")
     return pa.array(held)
-
-
-@contextmanager
-def readable(folder: Path | None) -> Generator[None]:
-    """Turn what pyarrow says of a damaged shard into an error that a user can act on."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"A shard in {folder}/scores is damaged or gone: {str(error).rstrip('.')}.",
-            "delete it and run the same command again, which computes it anew.",
-        ) from error

@@ -9,16 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from rayinf.data.scores import HALVES, LABEL_COLUMN, Scores, readable
-from rayinf.data.tables import READ_ROWS
+from rayinf.data.scores import HALVES, LABEL_COLUMN, Scores
 from rayinf.errors import InputError
 
 Array = np.ndarray[Any, Any]
 _PREFIX = "category_"
-# Bytes that are read of a column at a time.
-_BUFFER = 1 << 18
 # Columns of scores that are no class's.
 _OTHERS = (
     "total",
@@ -98,7 +94,7 @@ class Vectors:
         prefix = "" if half is None else HALVES[half]
         names = [prefix + c for c in (self.columns if only is None else [self.columns[k] for k in only])]
         start = 0
-        for batch in self._read(names):
+        for batch in self.scores.batches(names):
             yield _finite(batch, names, start)
             start += batch.num_rows
 
@@ -116,7 +112,7 @@ class Vectors:
         named = [[p + c for c in self.columns] for p in prefixes]
         label = [LABEL_COLUMN] if codes is not None and LABEL_COLUMN in self.scores.source.schema.names else []
         start = 0
-        for batch in self._read([*(c for names in named for c in names), *label]):
+        for batch in self.scores.batches([*(c for names in named for c in names), *label]):
             parts = tuple(_finite(batch, names, start) for names in named)
             if codes is not None:
                 parts += (_codes(batch.column(LABEL_COLUMN), codes) if label else np.full(batch.num_rows, -1),)
@@ -133,7 +129,7 @@ class Vectors:
 
     def row_ids(self) -> Iterator[pa.Array]:
         """The rows' ids in row order, some thousand at a time."""
-        for batch in self._read(["row_id"]):
+        for batch in self.scores.batches(["row_id"]):
             yield batch.column(0)
 
     @property
@@ -144,23 +140,6 @@ class Vectors:
     def __len__(self) -> int:
         """Training rows."""
         return len(self.scores)
-
-    def _read(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        source = self.scores.source
-        if isinstance(source, pa.Table):
-            yield from source.select(names).to_batches(max_chunksize=READ_ROWS)
-            return
-        with readable(self.scores.path):
-            for shard in source.get_fragments():
-                # Else a column that is missing from one shard would not be read.
-                if not shard.physical_schema.equals(source.schema):
-                    raise pa.ArrowInvalid(f"{shard.path} has other columns than the first shard")
-                # Plain buffered reads: a dataset's scanner holds whole row groups.
-                with shard.filesystem.open_input_file(shard.path) as file:
-                    opened = pq.ParquetFile(
-                        file, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True
-                    )
-                    yield from opened.iter_batches(READ_ROWS, columns=list(names), use_threads=False)
 
     def _find_one(self, target: Any) -> int:
         if target in self.columns:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -22,12 +21,13 @@ from rayinf.core.fisher import FisherKind, logit_gradient
 from rayinf.core.influence import row_products
 from rayinf.core.objectives import Objective
 from rayinf.data.batches import uniforms
-from rayinf.data.files import Arrays, sound_part, write_part
+from rayinf.data.files import Arrays
+from rayinf.data.run_folder import SCORES
 from rayinf.data.scores import Scores, to_numpy
 from rayinf.data.selection import Selection
 from rayinf.data.tables import Shard, Table
 from rayinf.engine import curvature as curv
-from rayinf.engine import measuring, pipeline, stages
+from rayinf.engine import measuring, pipeline, ranking, stages
 from rayinf.engine.by_tree import value_by_tree
 from rayinf.engine.job import Chunk, Settings
 from rayinf.engine.measuring import PairFactors, PairValues
@@ -232,7 +232,8 @@ class Wish:
 
 def pick_jointly(run: Run, wish: Wish, shards: list[pa.Table]) -> list[int]:
     """BatchBALD among the rows that BALD values most: their positions in the pool, best first."""
-    tables = shards or [pq.read_table(run.folder.part(s.index)) for s in run.job.tables["pool"].shards if run.folder]
+    place = run.place(SCORES)
+    tables = shards if place is None else [place.read(s.index) for s in run.job.tables["pool"].shards]
     table = pa.concat_tables(tables)
     free = np.flatnonzero(wish.free(table["row_id"]))
     values = table[wish.strategy].to_numpy()[free]
@@ -277,23 +278,12 @@ def value_pairs(run: Run) -> list[pa.Table]:
     solve = run.job.settings.curvature not in curv.DENSE or vectors <= run.scans["pool"].rows
     if len(tiles) == 1:
         arrays = _factors(run, tiles[0], inverse, solve)
-        return pipeline.score(run, PairValues, arrays, ["fi"], later=["fi_rank"], whole=True, solve=solve)
+        return pipeline.score(run, PairValues, arrays, ["fi"], ranking.measured_into(run), whole=True, solve=solve)
     found: list[pa.Table] = []
-    kept = run.runner.job
-    run.runner.job = dataclasses.replace(kept, parts=None, key=kept.key + "+")  # values of a tile are no scores yet
     for piece in _pieces(run):
-        if not all(_is_valued(run, s) for s in piece):
+        if not all(run.has_part(SCORES, s) or run.has_part(ranking.measured_into(run), s) for s in piece):
             found += _piece_values(run, piece, tiles, inverse, solve)
-    run.runner.job = kept
     return found
-
-
-def _is_valued(run: Run, shard: Shard) -> bool:
-    """Whether a shard's values are in the folder, with the forest's ranks or without."""
-    if run.folder is None:
-        return False
-    names = ["row_id", "fi"]
-    return any(sound_part(run.folder.part(shard.index), shard.rows, n) for n in (names, [*names, "fi_rank"]))
 
 
 def _piece_values(run: Run, piece: list[Shard], tiles: list[Chunk], inverse: Any, solve: bool) -> list[pa.Table]:
@@ -317,10 +307,11 @@ def _piece_values(run: Run, piece: list[Shard], tiles: list[Chunk], inverse: Any
         fi = np.full(len(values), np.nan)
         fi[known] = aggregate.apply(values[known], torch.get_num_threads())
         table = pa.table({"row_id": ids[key], "fi": pa.array(fi, mask=~known)})
-        if run.folder is None:
+        place = run.place(ranking.measured_into(run))
+        if place is None or run.folder is None:
             out.append(table)
         else:
-            write_part(run.folder.part(key), table)
+            run.folder.files.add(place.write(key, table))
     return out
 
 

@@ -5,60 +5,81 @@ On Ray it is one actor; in one process it is a plain object. It knows nothing of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rayinf.data.files import Arrays, read_arrays, sweep, write_arrays
+from rayinf.data.checked_folder import CheckedFolder
+from rayinf.data.files import Arrays, remove_tree, sweep
 from rayinf.errors import RunError
+
+_SUFFIX = ".safetensors"
+_PARTIAL = "partial"
+Place = tuple[int, int]
 
 
 class FactorStore:
     """Sums by stage and key, and artefacts by name. Every method may be called again after a crash, to the same end.
 
+    The sums of a stage are the leaves of a binary tree over their keys. `add` puts a leaf; `merge_ready` adds up
+    whatever has both its children, and may be interrupted anywhere: a node counts once it is whole, and what lies
+    below it is dropped afterwards.
+
     Args:
         folder: where the state lies; None keeps it in memory.
+        owner: digest of the run that the state belongs to: that of another run in the folder is not used.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None, owner: str = "") -> None:
+        self._folder = None
         self._held: dict[str, Arrays] = {}
-        if folder is not None and folder.is_dir():
-            sweep(folder)
+        if folder is not None:
+            if folder.is_dir():
+                sweep(folder)
+            self._folder = CheckedFolder(folder, owner)
+            self._remove_strays(folder)
 
     def pending(self, stage: str, count: int) -> list[int]:
-        """The chunks whose sums have not come in."""
-        if self._has(stage):
-            return []
-        return [k for k in range(count) if not any(self._has(_node(stage, at)) for at in _ancestors(k, count))]
+        """The chunks whose sums have not come in. What can be merged without them is merged."""
+        self.merge_ready(stage, count)
+        tree = _Tree(stage, count)
+        return [] if self._has(stage) else [k for k in range(count) if not self._contains(tree, (0, k))]
 
     def add(self, stage: str, count: int, key: int, sums: Arrays) -> None:
         """Take in the sums of chunk `key`, once: a retried add changes nothing.
 
         Neighbours are merged in a binary tree over keys, so that the order of arrival never moves a bit.
         """
-        if key not in self.pending(stage, count):
-            return
-        at = (0, key)
-        self._put(_node(stage, at), sums)
-        while not _is_root(at, count):
-            level, index = at
-            up = (level + 1, index // 2)
-            sibling = (level, index ^ 1)
-            if _first_leaf(sibling) >= count:
-                self._put(_node(stage, up), self._need(_node(stage, at)))
-            elif self._has(_node(stage, sibling)):
-                left, right = sorted((at, sibling))
-                self._put(_node(stage, up), merge(self._need(_node(stage, left)), self._need(_node(stage, right))))
-                self._drop(_node(stage, sibling))
-            else:
-                return
-            self._drop(_node(stage, at))
+        tree = _Tree(stage, count)
+        if not self._contains(tree, (0, key)):
+            self._put(tree.name((0, key)), sums)
+        self._climb(tree, (0, key))
+
+    def merge_ready(self, stage: str, count: int) -> None:
+        """Finish every merge of a stage whose inputs are there, and drop the inputs of those that are done."""
+        tree = _Tree(stage, count)
+        for name in sorted(n for n in self._names() if n.startswith(tree.folder)):
+            self._climb(tree, tree.place(name))
+
+    def _contains(self, tree: _Tree, at: Place) -> bool:
+        """Whether a node's sums are there: its own, or within those of a node above."""
+        return self._has(tree.name(at)) or any(self._has(tree.name(a)) for a in tree.above(at))
+
+    def _climb(self, tree: _Tree, at: Place) -> None:
+        """Merge from a node upwards, as far as the siblings are there."""
+        while not tree.is_root(at):
+            up, sibling = (at[0] + 1, at[1] // 2), (at[0], at[1] ^ 1)
+            if not self._contains(tree, up):
+                pair = [a for a in sorted((at, sibling)) if tree.first_leaf(a) < tree.count]
+                if not all(self._has(tree.name(a)) for a in pair):
+                    return
+                self._put(tree.name(up), _sum([self._need(tree.name(a)) for a in pair]))
+            for a in (at, sibling):  # contained in the one above now
+                self._drop(tree.name(a))
             at = up
-        self._put(stage, self._need(_node(stage, at)))
-        self._drop(_node(stage, at))
 
     def derive(self, name: str, function: Callable[..., Arrays], inputs: list[str], *args: Any) -> Arrays:
         """Artefact `name`: read if it is there, else computed once from other artefacts, saved and returned."""
@@ -76,8 +97,20 @@ class FactorStore:
             self._put(name, arrays)
 
     def drop(self, name: str) -> None:
-        """Forget an artefact that nothing needs any more."""
+        """Remove an artefact that nothing needs any more."""
         self._drop(name)
+
+    def close(self, lasting: Collection[str]) -> None:
+        """Remove all else: what a finished run does not need, and what a crash has left; then the manifest in order."""
+        for name in self._names():
+            if name not in lasting:
+                self._drop(name)
+        if self._folder is None:
+            return
+        if (self._folder.path / _PARTIAL).is_dir():
+            remove_tree(self._folder.path / _PARTIAL)
+        if self._folder.names():
+            self._folder.close(sorted(self._folder.names()))
 
     def has(self, name: str) -> bool:
         """Whether an artefact is there and whole."""
@@ -91,31 +124,40 @@ class FactorStore:
         """
         return self._need(name)
 
-    def _path(self, name: str) -> Path:
-        assert self._folder is not None
-        return self._folder / f"{name}.safetensors"
+    def _names(self) -> list[str]:
+        if self._folder is None:
+            return list(self._held)
+        return [n.removesuffix(_SUFFIX) for n in self._folder.names()]
 
     def _has(self, name: str) -> bool:
-        return name in self._held if self._folder is None else self._path(name).exists()
+        return name in self._held if self._folder is None else self._folder.is_sound(name + _SUFFIX)
 
     def _put(self, name: str, arrays: Arrays) -> None:
         if self._folder is None:
-            self._held[name] = arrays
+            # In the order in which a file has them: the layout of a matrix moves the last bits of its products.
+            self._held[name] = {k: np.asarray(arrays[k], order="C") for k in sorted(arrays)}
         else:
-            write_arrays(self._path(name), arrays)
+            self._folder.put_arrays(name + _SUFFIX, arrays)
 
     def _need(self, name: str) -> Arrays:
-        found = self._held.get(name) if self._folder is None else read_arrays(self._path(name))
+        found = self._held.get(name) if self._folder is None else self._folder.arrays(name + _SUFFIX)
         if found is None:
-            where = name if self._folder is None else self._path(name)
-            raise RunError(f"{where} is missing or damaged.", "delete it and run the same command again.")
+            where = name if self._folder is None else self._folder.path / (name + _SUFFIX)
+            raise RunError(f"{where} is missing or damaged.", "run the same command again: it is computed anew.")
         return found
 
     def _drop(self, name: str) -> None:
         if self._folder is None:
             self._held.pop(name, None)
-        else:
-            self._path(name).unlink(missing_ok=True)
+        elif self._folder.entry(name + _SUFFIX) is not None:
+            self._folder.remove(name + _SUFFIX)
+
+    def _remove_strays(self, folder: Path) -> None:
+        """Remove arrays that a crash left between writing and listing, or between delisting and removing."""
+        assert self._folder is not None
+        for path in folder.rglob(f"*{_SUFFIX}"):
+            if self._folder.entry(path.relative_to(folder).as_posix()) is None:
+                remove_tree(path)
 
 
 def merge(left: Arrays, right: Arrays) -> Arrays:
@@ -126,26 +168,38 @@ def merge(left: Arrays, right: Arrays) -> Arrays:
     }
 
 
-def _node(stage: str, at: tuple[int, int]) -> str:
-    return f"partial/{stage}/{at[0]}-{at[1]}"
+def _sum(parts: Sequence[Arrays]) -> Arrays:
+    return parts[0] if len(parts) == 1 else merge(*parts)
 
 
-def _first_leaf(at: tuple[int, int]) -> int:
-    return at[1] << at[0]
+@dataclass(frozen=True)
+class _Tree:
+    """The binary tree over the keys of a stage: a node is (level, index), its sums those of `2 ** level` keys."""
 
+    stage: str
+    count: int
 
-def _is_root(at: tuple[int, int], count: int) -> bool:
-    return at[1] == 0 and (1 << at[0]) >= count
+    @property
+    def folder(self) -> str:
+        return f"{_PARTIAL}/{self.stage}/"
 
+    def name(self, at: Place) -> str:
+        """Of a node's sums; the root's are the stage's."""
+        return self.stage if self.is_root(at) else f"{self.folder}{at[0]}-{at[1]}"
 
-def _ancestors(key: int, count: int) -> Iterator[tuple[int, int]]:
-    level = 0
-    yield level, key
-    while not _is_root((level, key >> level), count):
-        level += 1
-        yield level, key >> level
+    def place(self, name: str) -> Place:
+        level, index = map(int, name.removeprefix(self.folder).split("-"))
+        return level, index
 
+    def is_root(self, at: Place) -> bool:
+        return at[1] == 0 and self.first_leaf((at[0], 1)) >= self.count
 
-def nbytes(arrays: Arrays) -> int:
-    """Bytes of all arrays."""
-    return sum(int(np.asarray(a).nbytes) for a in arrays.values())
+    def above(self, at: Place) -> Iterator[Place]:
+        """The nodes that contain a node, without itself."""
+        while not self.is_root(at):
+            at = (at[0] + 1, at[1] // 2)
+            yield at
+
+    @staticmethod
+    def first_leaf(at: Place) -> int:
+        return at[1] << at[0]

@@ -11,7 +11,7 @@ from types import CodeType
 from typing import Any
 
 from rayinf.core.objectives import Objective
-from rayinf.data.run_folder import differences
+from rayinf.data.run_folder import differences, read_record
 from rayinf.data.scan import TableScan
 from rayinf.engine.curvature import KRONECKER
 from rayinf.engine.job import Job
@@ -69,10 +69,10 @@ def factors_run(factors: str | Path | None) -> dict[str, Any] | None:
     """
     if factors is None:
         return None
-    file = Path(factors).expanduser() / "run.json"
-    if not file.exists():
-        raise InputError(f"factors={str(factors)!r} is no run folder.", "pass the out=... of a finished run.")
-    held: dict[str, Any] = json.loads(file.read_text())["identity"]
+    record = read_record(Path(factors).expanduser())
+    if record is None:
+        raise InputError(f"factors={str(factors)!r} is not a run folder.", "pass the out=... of a finished run.")
+    held: dict[str, Any] = record["identity"]
     return held
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rayinf.core.fisher import FisherKind
@@ -82,7 +81,6 @@ class Job:
     columns: dict[str, Columns]
     classes: Classes
     settings: Settings
-    parts: Path | None = None
     levels: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
 

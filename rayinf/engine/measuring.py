@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -22,6 +21,8 @@ from rayinf.core.mixed import Inverse, MixedRows, TapedRows, float_tensors
 from rayinf.core.objectives import Objective, mean_loss
 from rayinf.data.batches import Batch, row_keys, uniforms
 from rayinf.data.files import Arrays
+from rayinf.data.part_files import PartPlace
+from rayinf.data.run_folder import SCORES
 from rayinf.data.scores import LABEL_COLUMN
 from rayinf.data.tables import Shard, Table
 from rayinf.engine.job import Chunk, Settings
@@ -199,9 +200,17 @@ class PairValues(Scoring):
     R was made.
     """
 
-    def __init__(self, worker: Worker, arrays: Arrays, names: list[str], whole: bool, solve: bool) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        arrays: Arrays,
+        names: list[str],
+        whole: bool,
+        solve: bool,
+        into: PartPlace | None = None,
+    ) -> None:
         self.whole, self.solve = whole, solve
-        super().__init__(worker, arrays, names)
+        super().__init__(worker, arrays, names, into)
 
     def prepare(self, arrays: Arrays) -> None:
         """R as one matrix; for the plain mean, the `p x p` matrix that does it all where that is smaller."""
@@ -335,15 +344,19 @@ def _normals(raw: Batch, seed: int, count: int) -> np.ndarray[Any, Any]:
 
 
 def summarise(run: Run, tables: list[pa.Table]) -> dict[str, Any]:
-    """What the shards of a measure tell of their rows, together: from the tables, or from the folder's files."""
-    if run.folder is None:
-        schemas = [t.schema for t in tables]
-    else:
-        schemas = [pq.read_schema(run.folder.part(s.index)) for s in run.job.tables[run.job.scored].shards]
-    told = [json.loads(s.metadata[SUMMARY]) for s in schemas]
-    rows = sum(t["rows"] for t in told)
-    out: dict[str, Any] = {"rows_measured": rows, "one_hot_rows": sum(t["one_hot"] for t in told)}
+    """What is known of all rows together, from the summaries of the shards: of the tables, or of the folder's files."""
+    place = run.place(SCORES)
+    schemas = (
+        (t.schema for t in tables)
+        if place is None
+        else (place.schema(s.index) for s in run.job.tables[run.job.scored].shards)
+    )
+    rows, one_hot, share, least = 0, 0, 0.0, 1.0
+    for schema in schemas:
+        part = json.loads(schema.metadata[SUMMARY])
+        rows, one_hot, share = rows + part["rows"], one_hot + part["one_hot"], share + part["share"]
+        least = min(least, part["least_share"])
+    out: dict[str, Any] = {"rows_measured": rows, "one_hot_rows": one_hot}
     if run.job.settings.rank is not None:
-        out["captured_share"] = sum(t["share"] for t in told) / max(rows, 1)
-        out["least_captured_share"] = min(t["least_share"] for t in told)
+        out |= {"captured_share": share / max(rows, 1), "least_captured_share": least}
     return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +11,12 @@ from typing import Any
 import pyarrow as pa
 
 from rayinf.data.batches import BatchReader
-from rayinf.data.files import read_arrays, sound_part, write_part
+from rayinf.data.checked_folder import CheckedFolder, Entry
+from rayinf.data.files import Arrays
 from rayinf.data.pairs import Pairs, pair_table
-from rayinf.data.scores import LABEL_COLUMN, Scores
+from rayinf.data.run_folder import SCORES, UNRANKED, owner_of, part_name, read_record
+from rayinf.data.scores import Scores
+from rayinf.data.tables import Shard
 from rayinf.engine import curvature as curv
 from rayinf.engine import stages
 from rayinf.engine.job import Chunk
@@ -25,7 +28,8 @@ from rayinf.select.top_rows import merge_all
 _TILE_BYTES = 512 << 20
 # Settings of some verbs alone, told where they were asked for.
 _ASKED = ("rank", "subsample", "strategy", "aggregate", "samples")
-_PAIR_COLUMNS = ["valid_row_id", "effect", "rank", "row_id", "value"]
+# What of the store stays when a run has finished: to be used by others, or to score shards that were taken away.
+_LASTING = ("factors", "queries", "solved", "inverse", "measured")
 
 
 def fit_factors(run: Run) -> Any:
@@ -72,10 +76,10 @@ def _own_precision(run: Run) -> Generator[None]:
 
 
 def _derive(run: Run, name: str, function: Any, inputs: list[str], *args: Any) -> Any:
-    """Compute an artefact in the store, and let go of what it was made of."""
+    """Compute an artefact in the store, and remove what it was made of."""
     with run.timed(name, 0):
         found = run.runner.publish("derive", name, function, inputs, *args)
-        if not run.runner.store("has", name):  # an error in the store: let it be heard
+        if not run.runner.store("has", name):  # an error in the store is raised by this call
             run.runner.store("derive", name, function, inputs, *args)
     if name == "factors":
         for done in ("covariance", "hessian", "lambda", "basis"):
@@ -123,8 +127,8 @@ def pair_tiles(run: Run) -> list[pa.Table]:
     rows = run.scans["train"].rows
     with run.timed("pairs", rows * len(tiles)) as advance:
         for k, tile in enumerate(tiles):
-            file = run.folder.path / "pairs" / f"part-{k:05d}.parquet" if run.folder else None
-            if file is not None and sound_part(file, 2 * min(run.job.settings.top, rows) * tile.rows, _PAIR_COLUMNS):
+            name, pairs = part_name("pairs", k), 2 * min(run.job.settings.top, rows) * tile.rows
+            if run.folder is not None and run.folder.files.is_sound(name, pairs):
                 advance(rows)
                 continue
             parts = []
@@ -133,10 +137,10 @@ def pair_tiles(run: Run) -> list[pa.Table]:
                 advance(shards[key].rows)
             best = merge_all(parts)
             table = pair_table(_tile_ids(run, tile), best.helps, best.harms)
-            if file is None:
+            if run.folder is None:
                 found.append(table)
             else:
-                write_part(file, table)
+                run.folder.files.put_table(name, table)
     return found
 
 
@@ -151,7 +155,7 @@ def _tiles(run: Run) -> list[Chunk]:
 
 
 def _tile_queries(run: Run, k: int, tile: Chunk) -> Any:
-    """Preconditioned gradients of a tile's rows; the last tile's are let go."""
+    """Preconditioned gradients of a tile's rows; those of the last tile are removed."""
     store = run.runner.store
     if k:
         store("drop", f"tile-{k - 1}")
@@ -171,7 +175,7 @@ def _tile_ids(run: Run, tile: Chunk) -> pa.Array:
 
 
 def score(
-    run: Run, stage: type[stages.Stage], arrays: Any, names: list[str], later: Sequence[str] = (), **options: Any
+    run: Run, stage: type[stages.Stage], arrays: Any, names: list[str], into: str = SCORES, **options: Any
 ) -> list[pa.Table]:
     """Every shard of the scored table through a scoring stage. With a folder, finished shards are kept.
 
@@ -180,27 +184,45 @@ def score(
         stage: what gives a shard its values.
         arrays: what the stage needs.
         names: of its columns.
-        later: columns that a later step adds to the shard's file.
+        into: the folder of the run's for the parts. A shard whose scores are complete is left out in any case.
         options: of the stage.
 
     Returns:
         The shards' tables in order, or nothing where they were written to the folder.
     """
     shards = {s.index: s for s in run.job.tables[run.job.scored].shards}
-    todo = shards
-    if run.folder is not None:
-        hidden = [LABEL_COLUMN] if run.job.columns[run.job.scored].label else []
-        columns = ["row_id", *hidden, *names]
-        whole = [columns, [*columns, *later]]
-        todo = {k: s for k, s in shards.items() if not any(sound_part(run.folder.part(k), s.rows, c) for c in whole)}
-    rows, left = run.scans[run.job.scored].rows, sum(s.rows for s in todo.values())
+    todo = {k: s for k, s in shards.items() if not (run.has_part(SCORES, s) or run.has_part(into, s))}
+    done = run.runner.map(stage, arrays, todo, names=names, into=run.place(into), **options) if todo else iter(())
+    return collect(run, "scores", done, shards, todo)
+
+
+def collect(
+    run: Run, name: str, done: Iterator[tuple[int, Any]], shards: Mapping[int, Shard], todo: Collection[int]
+) -> list[pa.Table]:
+    """Take in the parts of shards as they finish: list the files that were written, or hold the tables.
+
+    Args:
+        run: open.
+        name: of the stage.
+        done: a table, or the entry of a file, by shard.
+        shards: all of them.
+        todo: those that are to come; the others are there.
+
+    Returns:
+        The shards' tables in order, or nothing where they were written to the folder.
+    """
+    rows, left = sum(s.rows for s in shards.values()), sum(shards[k].rows for k in todo)
     found: dict[int, pa.Table] = {}
-    with run.timed("scores", rows, rows - left) as advance:
-        for key, table in run.runner.map(stage, arrays, todo, names=names, **options):
-            found[key] = table
+    with run.timed(name, rows, rows - left) as advance:
+        for key, part in done:
+            if isinstance(part, Entry):
+                assert run.folder is not None
+                run.folder.files.add(part)
+            else:
+                found[key] = part
             advance(shards[key].rows)
             run.log("shard", index=key)
-    return [found[k] for k in sorted(found)] if run.folder is None else []
+    return [found[k] for k in sorted(found)]
 
 
 def finish(run: Run, tables: list[pa.Table], extra: dict[str, Any]) -> Scores:
@@ -224,6 +246,8 @@ def finish_pairs(run: Run, tables: list[pa.Table]) -> Pairs:
 
 def _close_folder(run: Run, meta: dict[str, Any]) -> None:
     assert run.folder is not None
+    run.runner.store("close", _LASTING)
+    run.folder.clear(UNRANKED)
     run.folder.finish(run.record(meta))
     run.log("finish", seconds={k: round(v, 4) for k, v in run.seconds.items()})
 
@@ -259,14 +283,18 @@ def metadata(run: Run) -> dict[str, Any]:
     }
 
 
-def _borrow(run: Run) -> Any:
+def _borrow(run: Run) -> Arrays:
     """The factors of another run, which opening this one has compared with its own.
 
     Raises:
         InputError: no sound factors there.
     """
     folder = Path(str(run.request.factors)).expanduser()
-    arrays = read_arrays(folder / "factors" / "factors.safetensors")
+    record = read_record(folder)
+    arrays = CheckedFolder(folder / "factors", owner_of(record)).arrays("factors.safetensors") if record else None
     if arrays is None:
-        raise InputError(f"{folder}/factors has no sound factors.", "finish that run first, or leave factors out.")
+        raise InputError(
+            f"{folder}/factors has no sound factors.",
+            "run that run's own command again, which makes them, or leave factors out.",
+        )
     return arrays

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from rayinf.data.batches import row_keys, uniforms
-from rayinf.data.files import Arrays, sound_part, write_part
+from rayinf.data.checked_folder import Entry
+from rayinf.data.files import Arrays
+from rayinf.data.part_files import PartPlace
+from rayinf.data.run_folder import SCORES, UNRANKED
 from rayinf.data.tables import Shard
-from rayinf.engine.job import Job
+from rayinf.engine import pipeline
 from rayinf.engine.run import Run
 from rayinf.engine.worker import Worker
 from rayinf.select.forest import MOST_ROWS, RankForest, rank_of
@@ -25,20 +27,20 @@ _READ_ROWS = 8192
 _WEAK = 0.5
 
 
+# A shard with its `fi`: the table, or where its part lies.
+Item = tuple[Shard, pa.Table | PartPlace]
+
+
 class _Ranked:
-    """A stage over shards whose `fi` is there already: handed on, or in the shard's own file."""
+    """A stage over shards whose `fi` is there already."""
 
-    def __init__(self, worker: Worker, arrays: Arrays) -> None:
-        self.worker = worker
+    def __init__(self, worker: Worker, arrays: Arrays, into: PartPlace | None = None) -> None:
+        self.worker, self.into = worker, into
 
-    def values(self, item: tuple[Shard, pa.Table | None]) -> pa.Table:
+    def values(self, item: Item) -> pa.Table:
         """`row_id`, the label if there is one, and `fi`, null where a row was not scored."""
-        shard, table = item
-        return (
-            table
-            if table is not None
-            else pq.read_table(_part(self.worker.job, shard), page_checksum_verification=True)
-        )
+        shard, held = item
+        return held.read(shard.index) if isinstance(held, PartPlace) else held
 
     def features(self, shard: Shard) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None, np.ndarray[Any, Any]]:
         """Features `[n, d]`, classes `[n]` if they are known, and keys `[n]` of all rows of a shard."""
@@ -58,7 +60,7 @@ class Gather(_Ranked):
         super().__init__(worker, arrays)
         self.share, self.reference_share = (float(v) for v in arrays["shares"])
 
-    def __call__(self, item: tuple[Shard, pa.Table | None]) -> Arrays:
+    def __call__(self, item: Item) -> Arrays:
         """Features, labels and values, and the values that ranks are told against."""
         fi = self.values(item)["fi"].to_numpy()
         x, labels, keys = self.features(item[0])
@@ -72,12 +74,12 @@ class Gather(_Ranked):
 class RankRest(_Ranked):
     """Shard -> `fi_rank` in [0, 1] of all its rows: their own rank where they are scored, else the forest's."""
 
-    def __init__(self, worker: Worker, arrays: Arrays) -> None:
-        super().__init__(worker, arrays)
+    def __init__(self, worker: Worker, arrays: Arrays, into: PartPlace | None) -> None:
+        super().__init__(worker, arrays, into)
         self.forest, self.reference = RankForest.from_array(arrays["forest"]), arrays["reference"]
 
-    def __call__(self, item: tuple[Shard, pa.Table | None]) -> pa.Table | None:
-        """The table of a shard with `fi_rank`: written in the place of the one without, or returned."""
+    def __call__(self, item: Item) -> pa.Table | Entry:
+        """The table of a shard with `fi_rank`, or the entry of the file that it was written to."""
         table = self.values(item)
         fi = table["fi"].to_numpy()
         x, labels, _ = self.features(item[0])
@@ -85,10 +87,12 @@ class RankRest(_Ranked):
         if rest.any():
             ranks[rest] = self.forest.predict(x[rest], None if labels is None else labels[rest])
         table = table.append_column("fi_rank", pa.array(ranks))
-        if item[1] is not None:
-            return table
-        write_part(_part(self.worker.job, item[0]), table)
-        return None
+        return table if self.into is None else self.into.write(item[0].index, table)
+
+
+def measured_into(run: Run) -> str:
+    """The folder for values of FI: another one where a forest is to rank the rest."""
+    return SCORES if run.job.settings.subsample == 1 else UNRANKED
 
 
 def rank_rest(run: Run, tables: list[pa.Table]) -> tuple[list[pa.Table], dict[str, Any]]:
@@ -102,7 +106,7 @@ def rank_rest(run: Run, tables: list[pa.Table]) -> tuple[list[pa.Table], dict[st
         The shards' tables (or nothing), and what the forest says of itself.
     """
     shards = run.job.tables[run.job.scored].shards
-    items = {s.index: (s, tables[k] if tables else None) for k, s in enumerate(shards)}
+    items = {s.index: (s, tables[k] if tables else _source(run, s)) for k, s in enumerate(shards)}
     rows = run.scans[run.job.scored].rows
     scored = rows * run.job.settings.subsample
     shares = {"shares": np.array([min(1.0, MOST_ROWS / scored), min(1.0, _MOST_REFERENCES / scored)])}
@@ -117,13 +121,9 @@ def rank_rest(run: Run, tables: list[pa.Table]) -> tuple[list[pa.Table], dict[st
     told = {"forest_rank_correlation": forest.oob_rank_correlation, "forest_rows": len(held["values"])}
     _report(run, told)
     arrays = {"forest": forest.to_array(), "reference": np.sort(held["reference"])}
-    found: dict[int, pa.Table] = {}
-    todo = {k: item for k, item in items.items() if not _is_ranked(run, item[0])}
-    with run.timed("ranks", rows, rows - sum(s.rows for s, _ in todo.values())) as advance:
-        for key, table in run.runner.map(RankRest, arrays, todo):
-            found[key] = table
-            advance(items[key][0].rows)
-    return ([found[k] for k in sorted(found)] if run.folder is None else []), told
+    todo = {k: item for k, item in items.items() if not run.has_part(SCORES, item[0])}
+    done = run.runner.map(RankRest, arrays, todo, into=run.place(SCORES))
+    return pipeline.collect(run, "ranks", done, {k: s for k, (s, _) in items.items()}, todo), told
 
 
 def _report(run: Run, told: dict[str, Any]) -> None:
@@ -142,13 +142,8 @@ def _report(run: Run, told: dict[str, Any]) -> None:
         )
 
 
-def _is_ranked(run: Run, shard: Shard) -> bool:
-    if run.folder is None:
-        return False
-    names = pq.read_schema(run.folder.part(shard.index)).names
-    return "fi_rank" in names and sound_part(run.folder.part(shard.index), shard.rows, names)
-
-
-def _part(job: Job, shard: Shard) -> Any:
-    assert job.parts is not None
-    return job.parts / f"part-{shard.index:05d}.parquet"
+def _source(run: Run, shard: Shard) -> PartPlace:
+    """Where a shard's `fi` lies: with its ranks where it has them already."""
+    place = run.place(SCORES if run.has_part(SCORES, shard) else UNRANKED)
+    assert place is not None
+    return place

@@ -16,6 +16,7 @@ import pyarrow as pa
 import ray
 import torch
 
+from rayinf.data.files import remove_tree
 from rayinf.engine.curvature import MOST_THREADS
 from rayinf.engine.factors import FactorStore
 from rayinf.engine.job import Chunk, Cluster, Job
@@ -63,7 +64,7 @@ class _Actor:
 class RayRunner:
     """Actors on a cluster. Who does which item is left to chance; what comes out is not."""
 
-    def __init__(self, job: Job, cluster: Cluster, factors: Path | None) -> None:
+    def __init__(self, job: Job, cluster: Cluster) -> None:
         self._started = _connect(cluster)
         self._cluster = cluster
         self._count = itertools.count()
@@ -73,15 +74,21 @@ class RayRunner:
         self.job = job
         actor: Any = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, **_FAULTS)(_Actor)
         self._actors = [actor.remote(threads, device) for _ in range(cluster.workers)]
-        folder = factors or Path(tempfile.gettempdir()) / f"rayinf-{self._run}"
-        self._temporary = None if factors else folder
-        store: Any = ray.remote(num_cpus=0, runtime_env=_threads_env(MOST_THREADS), **_FAULTS)(FactorStore)
-        self._store = store.remote(folder)
+        self._store: Any = None
+        self._temporary: Path | None = None
         try:
             _wait_ready(self._actors, cluster)
         except BaseException:
             self.close()
             raise
+
+    def open_store(self, folder: Path | None, owner: str) -> None:
+        """Have a store of factors, in an actor of its own."""
+        self._close_store()
+        if folder is None:
+            folder = self._temporary = Path(tempfile.gettempdir()) / f"rayinf-{self._run}"
+        store: Any = ray.remote(num_cpus=0, runtime_env=_threads_env(MOST_THREADS), **_FAULTS)(FactorStore)
+        self._store = store.remote(folder, owner)
 
     @property
     def job(self) -> Job:
@@ -129,15 +136,17 @@ class RayRunner:
 
     def close(self) -> None:
         """Let the actors go, and Ray too if this run started it."""
-        for actor in [*self._actors, self._store]:
+        for actor in self._actors:
             ray.kill(actor)
-        if self._temporary is not None:
-            for file in sorted(self._temporary.rglob("*"), reverse=True):
-                file.rmdir() if file.is_dir() else file.unlink(missing_ok=True)
-            if self._temporary.is_dir():
-                self._temporary.rmdir()
+        self._close_store()
         if self._started:
             ray.shutdown()
+
+    def _close_store(self) -> None:
+        if self._store is not None:
+            ray.kill(self._store)
+        if self._temporary is not None and self._temporary.is_dir():
+            remove_tree(self._temporary)
 
     def _spread(self, items: Mapping[int, Any], send: Any) -> Iterator[tuple[int, Any]]:
         """Keep every actor busy with at most `_IN_FLIGHT` calls; keys with their finished references."""

@@ -20,23 +20,25 @@ import psutil
 
 from rayinf.core.objectives import LABEL, Objective, make_targets
 from rayinf.data.batches import Columns, check_columns
-from rayinf.data.files import write_json
+from rayinf.data.files import sealed, unsealed, write_json
 from rayinf.data.labels import Classes, check_known, make_classes
-from rayinf.data.run_folder import RunFolder
-from rayinf.data.scan import TableScan, check_unique_ids, merge_scans
-from rayinf.data.tables import Table, as_table
+from rayinf.data.part_files import PartPlace
+from rayinf.data.run_folder import FINISHED, RunFolder, owner_of, part_name
+from rayinf.data.scan import ScanMerge, TableScan, check_unique_ids
+from rayinf.data.tables import Shard, Table, as_table
 from rayinf.engine import progress, stages
 from rayinf.engine.curvature import CURVATURES, KRONECKER, Solver, check_memory
 from rayinf.engine.identity import check_factors, factors_run, fingerprint, identity
 from rayinf.engine.job import Cluster, Job, Settings, chunks
 from rayinf.engine.probe import Probe, probe
-from rayinf.engine.runner import Runner, make_runner
+from rayinf.engine.runner import LocalRunner, Runner, Workers
 from rayinf.errors import InputError, RunError
 from rayinf.task import Task
 
 # What the partial sums of one stage may take on disk fixes how many there are.
 _PARTIAL_BYTES = 4 << 30
 _FEWEST_CHUNKS, _MOST_CHUNKS = 8, 64
+_SCANS = "scans.json"
 _PACKAGES = ("rayinf", "torch", "numpy", "pyarrow", "ray")
 SIGN = "positive: the row helps; removing it is predicted to raise the objective by that much"
 UNIT = "change of the sum of validation losses, in the loss's own unit; of a gap between groups, of the gap"
@@ -81,7 +83,7 @@ class Request:
 
 @dataclass
 class Run:
-    """An open run: everything is checked, nothing is computed. A context manager that lets the workers go."""
+    """An open run: everything is checked, nothing is computed. A context manager that stops the workers at its end."""
 
     request: Request
     job: Job
@@ -90,7 +92,7 @@ class Run:
     folder: RunFolder | None
     identity: dict[str, Any]
     finished: bool
-    runner: Runner
+    workers: Workers
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __enter__(self) -> Run:
@@ -102,11 +104,27 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let the workers go; log what stopped the run, if something did."""
-        if error is not None:
-            with suppress(OSError):
+        """Stop the workers, give the folder free; log what stopped the run, if something did."""
+        try:
+            if error is not None and not self.finished:
                 self.log("stopped", error=f"{kind.__name__ if kind else ''}: {error}")
-        self.runner.close()
+            self.workers.close()
+        finally:
+            if self.folder is not None:
+                self.folder.release()
+
+    @property
+    def runner(self) -> Runner:
+        """What does the work; started when it is first asked for."""
+        return self.workers.runner
+
+    def place(self, folder: str) -> PartPlace | None:
+        """Where the parts of shards are written; None where the run has no folder."""
+        return None if self.folder is None else PartPlace(self.folder.path, folder)
+
+    def has_part(self, folder: str, shard: Shard) -> bool:
+        """Whether a shard's part is there and whole."""
+        return self.folder is not None and self.folder.files.is_sound(part_name(folder, shard.index), shard.rows)
 
     def log(self, event: str, **fields: Any) -> None:
         """A line in the folder's log, if there is a folder."""
@@ -199,27 +217,33 @@ def open_run(request: Request) -> Run:
     if request.check is not None:
         request.check(tables, probed)
     check_memory(request.settings.curvature, probed.parameters, psutil.virtual_memory().available)
-    folder = RunFolder(Path(request.out).expanduser()) if request.out is not None else None
+    folder = RunFolder(Path(request.out).expanduser().absolute()) if request.out is not None else None
     other = factors_run(request.factors)
-    runner = make_runner(job, request.cluster, folder.factors if folder else None)
+    workers = Workers(job, request.cluster)
     try:
-        scans = {name: _scan(runner, name, table, folder) for name, table in tables.items()}
+        again = folder is not None and (folder.read() or {}).get("status") == FINISHED
+        # The tables of a run that seems to be finished are looked at here: perhaps nothing else is to be done.
+        scans = {
+            name: _kept_scan(folder, name, table, job.columns[name])
+            or _scan(LocalRunner(job) if again else workers.runner, name, table)
+            for name, table in tables.items()
+        }
         job = _settle(job, request, probed, scans)
         asked = {"verb": request.verb, "damping": request.damping, "factors": fingerprint(other)}
         own = identity(job, probed.fingerprint, scans, asked)
         if other is not None:
             check_factors(other, own, request.factors)
-        finished = False
+        run = Run(request, job, probed, scans, folder, own, False, workers)
         if folder is not None:
-            job = dataclasses.replace(job, parts=folder.scores)
-            partial = Run(request, job, probed, scans, folder, own, False, runner)
-            finished = folder.begin(partial.record({}))
-            if not finished:
+            run.finished = folder.begin(run.record({}))
+            if not run.finished:
                 _keep_scans(folder, job, scans)
-        runner.job = job
-        return Run(request, job, probed, scans, folder, own, finished, runner)
+        workers.settle(job, folder.factors if folder else None, owner_of({"identity": own}))
+        return run
     except BaseException:
-        runner.close()
+        workers.close()
+        if folder is not None:
+            folder.release()
         raise
 
 
@@ -311,28 +335,25 @@ def _if_there(name: str | None, table: Table) -> str | None:
     return name if name in table.schema.names else None
 
 
-def _scan(runner: Runner, name: str, table: Table, folder: RunFolder | None) -> TableScan:
-    held = _kept_scan(folder, name, table, runner.job.columns[name])
-    if held is not None:
-        return held
+def _scan(runner: Runner, name: str, table: Table) -> TableScan:
     shards = {s.index: s for s in table.shards}
+    merged = ScanMerge(table)
     with progress.bar(f"scan {name}", table.num_rows) as advance:
-        parts = []
         for key, part in runner.map(stages.Scan, {}, shards, table=name):
-            parts.append(part)
+            merged.add(part)
             advance(shards[key].rows)
-    scan = merge_scans(parts, table)
+    scan = merged.result()
     check_unique_ids(table, runner.job.columns[name].row_id, scan)
     return scan
 
 
 def _kept_scan(folder: RunFolder | None, name: str, table: Table, columns: Columns) -> TableScan | None:
     """The scan of an earlier run in the folder, if the table's files and the columns are as they were then."""
-    file = folder.path / "scans.json" if folder else None
-    if file is None or not file.exists() or not table.stat:
+    if folder is None or not table.stat:
         return None
-    with suppress(ValueError, KeyError, TypeError):
-        held = json.loads(file.read_text()).get(name, {})
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        scans = unsealed(json.loads((folder.path / _SCANS).read_text())) or {}
+        held = scans.get(name, {})
         if held.get("stat") == table.stat and held.get("columns") == repr(columns):
             return TableScan.from_json(held["scan"])
     return None
@@ -343,7 +364,7 @@ def _keep_scans(folder: RunFolder, job: Job, scans: Mapping[str, TableScan]) -> 
         name: {"stat": job.tables[name].stat, "columns": repr(job.columns[name]), "scan": scan.to_json()}
         for name, scan in scans.items()
     }
-    write_json(folder.path / "scans.json", held)
+    write_json(folder.path / _SCANS, sealed(held))
 
 
 def _settle(job: Job, request: Request, probed: Probe, scans: Mapping[str, TableScan]) -> Job:

@@ -34,6 +34,10 @@ class Runner(Protocol):
         """Add the sums of each chunk to the store under `name`; keys, as they are in."""
         ...
 
+    def open_store(self, folder: Path | None, owner: str) -> None:
+        """Have a store of factors, with its state in a folder or in none; see `FactorStore`."""
+        ...
+
     def store(self, method: str, *args: Any) -> Any:
         """Call the store of factors; the value of its method."""
         ...
@@ -50,9 +54,13 @@ class Runner(Protocol):
 class LocalRunner:
     """One worker, in this process."""
 
-    def __init__(self, job: Job, factors: Path | None) -> None:
+    def __init__(self, job: Job) -> None:
         self.job = job
-        self._store = FactorStore(factors)
+        self._store = FactorStore(None)
+
+    def open_store(self, folder: Path | None, owner: str) -> None:
+        """Have a store of factors."""
+        self._store = FactorStore(folder, owner)
 
     @property
     def job(self) -> Job:
@@ -89,15 +97,49 @@ class LocalRunner:
         """Nothing to let go."""
 
 
-def make_runner(job: Job, cluster: Cluster | None, factors: Path | None) -> Runner:
+class Workers:
+    """A run's runner, started when it is first needed: a finished run starts none.
+
+    Args:
+        job: what the workers do.
+        cluster: where; None for this process.
+    """
+
+    def __init__(self, job: Job, cluster: Cluster | None) -> None:
+        self._job, self._cluster = job, cluster
+        self._store: tuple[Path | None, str] = (None, "")
+        self._runner: Runner | None = None
+
+    @property
+    def runner(self) -> Runner:
+        """The runner, at work on the job."""
+        if self._runner is None:
+            self._runner = _make_runner(self._job, self._cluster)
+            self._runner.open_store(*self._store)
+        return self._runner
+
+    def settle(self, job: Job, factors: Path | None, owner: str) -> None:
+        """Give it the whole job, and the place of the store."""
+        self._job, self._store = job, (factors, owner)
+        if self._runner is not None:
+            self._runner.job = job
+            self._runner.open_store(factors, owner)
+
+    def close(self) -> None:
+        """Stop the workers, if there are any."""
+        if self._runner is not None:
+            self._runner.close()
+
+
+def _make_runner(job: Job, cluster: Cluster | None) -> Runner:
     """A runner for a cluster, or for this process. Ray is imported in the first case alone."""
     if cluster is None:
-        return LocalRunner(job, factors)
+        return LocalRunner(job)
     if cluster.address is None:
         guard_local_ray()
     from rayinf.engine.ray_runner import RayRunner
 
-    return RayRunner(job, cluster, factors)
+    return RayRunner(job, cluster)
 
 
 def guard_local_ray() -> None:

@@ -17,7 +17,9 @@ from rayinf.core.kfac import Basis, Sums
 from rayinf.core.objectives import LABEL
 from rayinf.core.positions import output_positions, tiles
 from rayinf.data.batches import Batch, BatchReader
-from rayinf.data.files import Arrays, write_part
+from rayinf.data.checked_folder import Entry
+from rayinf.data.files import Arrays
+from rayinf.data.part_files import PartPlace
 from rayinf.data.scan import ShardScan, scan_shard
 from rayinf.data.scores import LABEL_COLUMN
 from rayinf.data.tables import Shard
@@ -195,10 +197,13 @@ class Queries(Summing):
 
 
 class Scoring:
-    """A stage that gives every row of the scored table its values, one shard at a time."""
+    """A stage that gives every row of the scored table its values, one shard at a time.
 
-    def __init__(self, worker: Worker, arrays: Arrays, names: list[str]) -> None:
-        self.worker, self.names = worker, names
+    Options: `names` of its columns; `into`, where parts are written, or None to return them.
+    """
+
+    def __init__(self, worker: Worker, arrays: Arrays, names: list[str], into: PartPlace | None = None) -> None:
+        self.worker, self.names, self.into = worker, names, into
         self.prepare(arrays)
 
     def prepare(self, arrays: Arrays) -> None:
@@ -209,13 +214,9 @@ class Scoring:
         """Values `[B, columns]` of a batch."""
         raise NotImplementedError
 
-    def __call__(self, item: Shard) -> Any:
-        """Values of a shard, as a table: written to its own file, or returned where the run has no folder."""
-        table = self.table(item)
-        if self.worker.job.parts is None:
-            return table
-        write_part(self.worker.job.parts / f"part-{item.index:05d}.parquet", table)
-        return None
+    def __call__(self, item: Shard) -> pa.Table | Entry:
+        """Values of a shard, as a table, or the entry of the file that they were written to."""
+        return self.table(item) if self.into is None else self.into.write(item.index, self.table(item))
 
     def table(self, shard: Shard) -> pa.Table:
         """`row_id`, the label (a pool has none) and the values of a shard, in row order."""

@@ -16,7 +16,7 @@ import numpy as np
 from rayinf.core.fisher import FisherKind
 from rayinf.data.batches import Array, BatchReader, Columns
 from rayinf.data.history import VERB, History, Key, keys, load_trails
-from rayinf.data.run_folder import RunFolder
+from rayinf.data.run_folder import RunFolder, owner_of
 from rayinf.data.tables import READ_ROWS, Table, as_table
 from rayinf.engine.acquiring import Wish
 from rayinf.engine.job import Cluster, Job
@@ -118,6 +118,7 @@ def active_learning(
             n,
             options,
             Path(folder),
+            owner_of({"identity": opened.identity}),
             None,
             prints=cluster is None or len(wanted) == 1,
         )
@@ -158,12 +159,18 @@ class _Opened:
 
 def _run(learning: Learning, wanted: Sequence[Key], identity: dict[str, Any], cluster: Cluster | None) -> History:
     """Every trajectory, from where its folder stands."""
-    folder = RunFolder(learning.folder)
-    record = {"verb": VERB, "identity": identity}
-    finished = folder.begin(record)
-    before = load_trails(folder.path, wanted, learning.n)
-    if finished and all(trail.reaches(learning.rounds) for trail in before.values()):
-        return History.of(before)
+    with RunFolder(learning.folder) as folder:
+        record = {"verb": VERB, "identity": identity}
+        if folder.begin(record):
+            return History.of(load_trails(folder.path, learning.owner, wanted, learning.n))
+        return _learn(learning, wanted, folder, record, cluster)
+
+
+def _learn(
+    learning: Learning, wanted: Sequence[Key], folder: RunFolder, record: Mapping[str, Any], cluster: Cluster | None
+) -> History:
+    """What is left of every trajectory."""
+    before = load_trails(folder.path, learning.owner, wanted, learning.n)
     folder.log("start", verb=VERB)
     if len(wanted) == 1:
         with session(cluster):
@@ -185,7 +192,7 @@ def _run(learning: Learning, wanted: Sequence[Key], identity: dict[str, Any], cl
 
 def _tell_new(learning: Learning, told: dict[Key, int]) -> None:
     """Print the rounds that workers have finished since the last time."""
-    for key, trail in load_trails(learning.folder, list(told), learning.n).items():
+    for key, trail in load_trails(learning.folder, learning.owner, list(told), learning.n).items():
         for r in range(told[key], len(trail.rows)):
             tell_round(key, r, learning.rounds, trail.rows[r])
         told[key] = max(told[key], len(trail.rows))

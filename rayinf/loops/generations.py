@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rayinf.data.batches import Array
-from rayinf.data.files import write_json
+from rayinf.data.checked_folder import CheckedFolder
 from rayinf.loops.candidates import Outcome, Trial
 from rayinf.loops.search import GENE, PAPER, Search
 from rayinf.pareto.fitness import HOPELESS, rank, relative_change
@@ -66,9 +64,9 @@ class Candidate:
 
 @dataclass
 class Generations:
-    """Candidates by key, and where they lie on disk."""
+    """Candidates by key, and the files that hold them."""
 
-    folder: Path
+    files: CheckedFolder
     search: Search
     wanted: Wanted
     classes: int
@@ -103,7 +101,7 @@ class Generations:
                 elif key not in self.found:
                     todo[key] = trial
             for key, outcome in calls(todo):
-                write_outcome(self._file(key), outcome, trials[key])
+                write_outcome(self.files, _file(key), outcome, trials[key])
                 self.found[key] = self._judge(key, (g, slots[key]), trials[key], outcome)
             ranked = sorted((self.found[key] for key in trials), key=lambda c: c.order, reverse=True)
             self._write(g, [self.found[_key(genes)] for genes in population], ranked[0])
@@ -142,36 +140,36 @@ class Generations:
             order = (float(np.isfinite(fitness) and worth > 0), worth)
         return Candidate(key, *place, trial, outcome, fitness, order, gain, others)
 
-    def _file(self, key: str) -> Path:
-        return self.folder / "candidates" / f"{key}.json"
-
     def _read(self, key: str) -> Outcome | None:
-        return read_outcome(self._file(key))
+        return read_outcome(self.files, _file(key))
 
     def _write(self, g: int, population: Sequence[Candidate], best: Candidate) -> None:
         told = [
             {"candidate": c.key, "fitness": _finite(c.fitness), "gain": _finite(c.gain), "others": _finite(c.others)}
             for c in population
         ]
-        write_json(
-            self.folder / "generations" / f"{g:03d}.json", {"generation": g, "best": best.key, "population": told}
-        )
+        name, held = f"generations/{g:03d}.json", {"generation": g, "best": best.key, "population": told}
+        if self.files.json(name) != held:
+            self.files.put_json(name, held)
 
 
-def write_outcome(file: Path, outcome: Outcome, trial: Trial) -> None:
+def write_outcome(files: CheckedFolder, name: str, outcome: Outcome, trial: Trial) -> None:
     """Keep what came of a trial, whole."""
-    stored = {name: getattr(outcome, name) for name in _STORED}
-    write_json(file, {"alpha": trial.alpha, "radius": trial.radius, **stored})
+    stored = {n: getattr(outcome, n) for n in _STORED}
+    files.put_json(name, {"alpha": trial.alpha, "radius": trial.radius, **stored})
 
 
-def read_outcome(file: Path) -> Outcome | None:
+def read_outcome(files: CheckedFolder, name: str) -> Outcome | None:
     """What came of a trial, or None where it is not there or damaged."""
-    try:
-        held: Mapping[str, Any] = json.loads(file.read_text())
-        outcome = Outcome(**{name: held[name] for name in _STORED})
-        return replace(outcome, conflict=tuple(outcome.conflict))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    held = files.json(name)
+    if held is None:
         return None
+    outcome = Outcome(**{n: held[n] for n in _STORED})
+    return replace(outcome, conflict=tuple(outcome.conflict))
+
+
+def _file(key: str) -> str:
+    return f"candidates/{key}.json"
 
 
 def _key(genes: Array) -> str:

@@ -41,7 +41,7 @@ def open_table(task: Task, given: Any, name: str, objectives: Sequence[Objective
     job = Job(task, {TABLE: table}, {TABLE: columns}, Classes(()), Settings(curvature="identity"))
     logits = probe(job, objectives).logits
     reader = BatchReader(table, columns)
-    scan = merge_scans([scan_shard(reader, s, columns, READ_ROWS) for s in table.shards], table)
+    scan = merge_scans((scan_shard(reader, s, columns, READ_ROWS) for s in table.shards), table)
     classes = make_classes(scan.counts[task.label], logits, task.classes)
     check_known(classes, scan.counts[task.label], table.name)
     settled = replace(task, classes=classes.labels)

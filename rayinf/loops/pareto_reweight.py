@@ -12,13 +12,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from rayinf.data.batches import Array
-from rayinf.data.files import write_part, write_whole
+from rayinf.data.files import fill_safetensors
 from rayinf.data.run_folder import RunFolder
 from rayinf.data.scores import Scores, to_numpy
 from rayinf.engine.job import Cluster
@@ -33,7 +31,7 @@ from rayinf.loops.reweighting import Reweighting, candidates_table, classes_tabl
 from rayinf.loops.search import Search
 from rayinf.task import Fit, Task
 
-_MODEL, _WEIGHTS = "model.safetensors", "weights.parquet"
+_MODEL, _WEIGHTS, _CHOSEN = "model.safetensors", "weights.parquet", "chosen.json"
 _CANDIDATES, _CLASSES = "candidates.parquet", "classes.parquet"
 
 
@@ -95,8 +93,7 @@ def pareto_reweight(
     asked = check_arguments(task, scores, mode, Search() if search is None else search, seed)
     opened = open_request(asked, {"train": train, "valid": valid}, targets)
     place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(_folder(out))
-    with place as path:
-        folder = RunFolder(Path(path))
+    with place as path, RunFolder(Path(path)) as folder:
         finished = folder.begin({"verb": VERB, "identity": opened.identity})
         run = _Run(opened, folder, cluster, {"train": train, "valid": valid}, finished)
         with ExitStack() as stack:
@@ -129,8 +126,8 @@ class _Run:
                     yield pair
 
             before, plain = self._references(calls)
-            place, classes = self._folder.path, len(opened.names)
-            state = Generations(place, search, wanted, classes, opened.asked.seed, before, plain)
+            files, classes = self._folder.files, len(opened.names)
+            state = Generations(files, search, wanted, classes, opened.asked.seed, before, plain)
             for g, ranked, trained in state.run(counted):
                 if trained or not self._finished:
                     shown.generation(g, ranked, trained, state)
@@ -173,11 +170,11 @@ class _Run:
             RunError: the unweighted epoch has no finite loss.
         """
         trials = {CHECKPOINT: Trial(trains=False), PLAIN: Trial()}
-        held = {key: read_outcome(self._folder.path / f"{key}.json") for key in trials}
+        held = {key: read_outcome(self._folder.files, f"{key}.json") for key in trials}
         for key, outcome in calls({key: trial for key, trial in trials.items() if held[key] is None}):
             if outcome.problem is not None:
                 raise RunError(f"{key}: {outcome.problem}", "check the task's model, its fit and its learning rate.")
-            write_outcome(self._folder.path / f"{key}.json", outcome, trials[key])
+            write_outcome(self._folder.files, f"{key}.json", outcome, trials[key])
             held[key] = outcome
         before, plain = held[CHECKPOINT], held[PLAIN]
         assert before is not None
@@ -186,24 +183,25 @@ class _Run:
 
     def _finish(self, state: Generations, chosen: Candidate, calls: Any) -> Reweighting:
         """Train the chosen candidate once more, to keep its model and weights, unless they are there."""
-        opened, path, notes = self._opened, self._folder.path, list(self._opened.notes)
-        kept, model = _read_weights(path / _WEIGHTS, len(opened.p_nk)), None
-        measured = read_outcome(path / "chosen.json")
-        if kept is not None and measured is not None and (path / _MODEL).exists():
-            model = _load(opened.job.task, path / _MODEL)
-        if model is None or kept is None or measured is None:
+        opened, files, notes = self._opened, self._folder.files, list(self._opened.notes)
+        held, model = files.table(_WEIGHTS), None
+        measured = read_outcome(files, _CHOSEN)
+        if held is not None and measured is not None and files.is_sound(_MODEL):
+            model = _load(opened.job.task, files.path / _MODEL)
+        if model is None or held is None or measured is None:
             trial = replace(chosen.trial, keeps=True)
             ((_, measured),) = calls({chosen.key: trial})
             if measured.model is None:
                 raise RunError(f"The chosen candidate has no model now: {measured.problem}", "make the fit repeatable.")
             model = measured.model
-            kept = np.ones(len(opened.p_nk)) if measured.weights is None else measured.weights
             for name, table in self._given.items():
                 check_unchanged(opened.job.tables[name], table, name)
-            write_whole(path / _MODEL, partial(_save, model))
+            files.put(_MODEL, partial(_save, model))
+            weights = np.ones(len(opened.p_nk)) if measured.weights is None else measured.weights
             ids = opened.asked.vectors.scores.select(["row_id"])["row_id"]
-            write_part(path / _WEIGHTS, pa.table({"row_id": ids, "weight": kept}))
-            write_outcome(path / "chosen.json", measured, trial)
+            held = pa.table({"row_id": ids, "weight": weights})
+            files.put_table(_WEIGHTS, held)
+            write_outcome(files, _CHOSEN, measured, trial)
         if measured.right != chosen.outcome.right:
             notes.append(
                 "Training is not repeatable: the chosen candidate, trained once more, classifies other rows rightly "
@@ -212,23 +210,23 @@ class _Run:
         totals = opened.p_nk.sum(0)
         candidates = candidates_table(state, chosen, opened.names)
         classes = classes_table(state, measured, opened.names, totals)
-        write_part(path / _CANDIDATES, candidates)
-        write_part(path / _CLASSES, classes)
-        if self._calls is not None or not self._finished:  # else all was there, and the record is left as it stands
+        if not self._finished:  # else all was there, and is left as it stands
+            files.put_table(_CANDIDATES, candidates)
+            files.put_table(_CLASSES, classes)
             self._folder.finish({"verb": VERB, "identity": opened.identity, "chosen": chosen.key, "notes": notes})
             self._folder.log("finish")
         alpha = chosen.trial.alpha
         return Reweighting(
             candidates,
             classes,
-            kept,
+            held["weight"].to_numpy(),
             to_numpy(opened.asked.vectors.scores.select(["row_id"])["row_id"]),
             None if alpha is None else dict(zip(opened.names, alpha, strict=True)),
             chosen.trial.radius,
             opened.asked.mode,
             replace(opened.job.task, model=_like(opened.asked.task, model)),
             tuple(notes),
-            path,
+            files.path,
         )
 
 
@@ -245,20 +243,9 @@ def _like(task: Task, model: nn.Module) -> nn.Module:
     return model if first is None else model.to(first.device)
 
 
-def _read_weights(file: Path, rows: int) -> Array | None:
-    try:
-        held: Array = pq.read_table(file, page_checksum_verification=True)["weight"].to_numpy()
-    except (pa.ArrowException, OSError, KeyError):
-        return None
-    return held if len(held) == rows else None
-
-
 def _save(model: nn.Module, file: Path) -> None:
     """The model's tensors as safetensors, shared ones once."""
-    file.touch()
-    mode = file.stat().st_mode
-    save_model(model, str(file))
-    file.chmod(mode)  # safetensors makes it the owner's alone
+    fill_safetensors(file, lambda inner: save_model(model, str(inner)))
 
 
 def _load(task: Task, file: Path) -> nn.Module | None:

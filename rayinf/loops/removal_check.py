@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 import warnings
@@ -17,7 +16,6 @@ import numpy as np
 
 from rayinf.core.asked import parse
 from rayinf.data.batches import Array
-from rayinf.data.files import write_json
 from rayinf.data.labels import Classes
 from rayinf.data.removals import Changes, RemovalCheck
 from rayinf.data.run_folder import RunFolder
@@ -115,14 +113,13 @@ def removal_check(
     opened = _open(task, {"train": train, "valid": valid, "test": test}, scores, float(share))
     trained = range(int(seed), int(seed) + (1 if task.fit is None else int(seeds)))
     place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(local_folder(out))
-    with place as folder:
-        run = RunFolder(Path(folder))
+    with place as folder, RunFolder(Path(folder)) as run:
         record = {"verb": VERB, "identity": {**opened.identity, "seeds": list(trained)}}
         finished = run.begin(record)
         done, new = _train(opened, trained, run, cluster)
         result = _compare(opened, done, trained)
         if not finished or new:
-            result.save(run.path)
+            result.save(run.files)
             run.finish(record)
             run.log("finish")
     return result
@@ -248,7 +245,7 @@ def _train(
 ) -> tuple[dict[Key, dict[str, Any]], int]:
     """The measures of every training, and how many were made now: those that the folder holds are not made again."""
     wanted: list[Key] = [(removal, s) for removal in (None, *opened.removals.bits) for s in seeds]
-    done = {key: held for key in wanted if (held := _read(run, key)) is not None}
+    done = {key: held for key in wanted if (held := run.files.json(_file(key))) is not None}
     todo = {key: key for key in wanted if key not in done}
     if not todo:
         return done, 0
@@ -258,26 +255,17 @@ def _train(
         for key, told in side_by_side(training, todo, cluster):
             for name in ("train", "test"):
                 check_unchanged(opened.tables[name], opened.given[name], name)
-            write_json(_file(run, key), told)
-            run.log("training", file=_file(run, key).name, seconds=round(told["seconds"], 3))
+            run.files.put_json(_file(key), told)
+            run.log("training", file=_file(key), seconds=round(told["seconds"], 3))
             done[key] = told
             advance(1)
     return done, len(todo)
 
 
-def _file(run: RunFolder, key: Key) -> Path:
+def _file(key: Key) -> str:
     removal, seed = key
     name = "all" if removal is None else f"{removal[0]}-{removal[1]}"
-    return run.path / "trainings" / f"{name}-seed{seed}.json"
-
-
-def _read(run: RunFolder, key: Key) -> dict[str, Any] | None:
-    """What a training measured; None where it was not finished."""
-    try:
-        held: dict[str, Any] = json.loads(_file(run, key).read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return held
+    return f"trainings/{name}-seed{seed}.json"
 
 
 def _compare(opened: _Opened, done: Mapping[Key, Mapping[str, Any]], seeds: Sequence[int]) -> RemovalCheck:

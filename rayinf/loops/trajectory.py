@@ -108,6 +108,7 @@ class Learning:
         n: rows a round.
         options: of `acquire`.
         folder: where the state lies.
+        owner: of the files in it.
         cluster: for `acquire`; None where trajectories run side by side.
         prints: whether rounds are told on stderr.
     """
@@ -122,6 +123,7 @@ class Learning:
     n: int
     options: Options
     folder: Path
+    owner: str
     cluster: Cluster | None
     prints: bool
 
@@ -149,7 +151,7 @@ class Trajectory:
         pool = learning.tables["pool"]
         assert pool is not None
         self._pool = pool
-        self._folder = TrailFolder.of(learning.folder, key, learning.n)
+        self._folder = TrailFolder(learning.folder, learning.owner, key, learning.n)
         self._labeled = Labeled(*learning.labeled, pool, learning.columns)
         self._picked: list[Array] = []
         self._trained: Task | None = None

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pareto.vectors import drawn, scipy_gain
+from run_folders import write_run
 
 import rayinf
 from rayinf import Scores
-from rayinf.data.files import write_json, write_part
 
 LABELS = np.random.default_rng(5).choice(["cat", "dog", "owl"], 600)
 COLUMNS = ["category_cat", "category_dog", "category_owl"]
@@ -71,10 +71,8 @@ def test_methods_agree_and_shards_do_not_matter(tmp_path: Path) -> None:
     assert whole.cross_fit == pytest.approx(base.cross_fit, abs=1e-3)
     table = held.source
     assert isinstance(table, pa.Table)
-    for k, (start, rows) in enumerate([(0, 5000), (5000, 17), (5017, 6983)]):
-        write_part(tmp_path / "scores" / f"part-{k}.parquet", table.slice(start, rows))
-    write_json(tmp_path / "run.json", {"status": "finished", "parts": 3, "metadata": {}})
-    sharded = rayinf.ceiling(Scores.load(tmp_path))
+    parts = [table.slice(start, rows) for start, rows in [(0, 5000), (5000, 17), (5017, 6983)]]
+    sharded = rayinf.ceiling(Scores.load(write_run(tmp_path, parts, {})))
     assert sharded.to_dict() == base.to_dict()
 
 

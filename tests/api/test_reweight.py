@@ -1,12 +1,11 @@
 """`reweight_lp`: scores in, weights by row id out; streamed and in memory the same; what users do wrong."""
 
-import json
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pareto.reweight_cases import demanded, influences, oracle
+from run_folders import write_run
 
 import rayinf
 from rayinf.api import reweight
@@ -29,15 +28,13 @@ def scores(p):
 @pytest.fixture(scope="module")
 def run(p, tmp_path_factory):
     """The same scores as a finished run on disk, of three shards; the middle one has a single large row group."""
-    folder = tmp_path_factory.mktemp("run")
-    (folder / "scores").mkdir()
-    for k, (start, stop) in enumerate([(0, 3000), (3000, 17_000), (17_000, 20_000)]):
+    parts = []
+    for start, stop in [(0, 3000), (3000, 17_000), (17_000, 20_000)]:
         columns = {"row_id": np.arange(start, stop) + 7, **{c: p[start:stop, j] for j, c in enumerate(COLUMNS)}}
         columns["total"] = p[start:stop].sum(1)
-        pq.write_table(pa.table(columns), folder / "scores" / f"part-{k:05d}.parquet", write_page_checksum=True)
+        parts.append(pa.table(columns))
     metadata = {"classes": {str(k): label for k, label in enumerate(LABELS)}}
-    (folder / "run.json").write_text(json.dumps({"status": "finished", "parts": 3, "metadata": metadata}))
-    return folder
+    return write_run(tmp_path_factory.mktemp("run"), parts, metadata)
 
 
 def test_the_result_says_what_the_program_says(scores, p):
@@ -169,6 +166,6 @@ def test_a_score_that_is_not_finite_or_a_damaged_shard(run, p, tmp_path):
         with pytest.raises(rayinf.InputError, match="damaged or gone"):
             rayinf.reweight_lp(rayinf.Scores.load(copy), "cat", stream=stream, out=tmp_path / "w.parquet")
     pq.write_table(pa.table({"row_id": [1], "total": [1.0]}), file)
-    with pytest.raises(rayinf.InputError, match="other columns"):
+    with pytest.raises(rayinf.InputError, match="damaged or gone"):
         rayinf.reweight_lp(rayinf.Scores.load(copy), "cat")
     assert not (tmp_path / "w.parquet").exists()

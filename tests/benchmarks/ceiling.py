@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,16 @@ SHARD = 100_000
 
 
 def write(folder: Path, rows: int, classes: int, halves: bool) -> None:
-    """Scores of a run: heavy-tailed vectors, mostly good for the row's own class, shard by shard."""
-    from rayinf.data.files import write_json, write_part
+    """Scores of a run."""
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from run_folders import write_run
 
+    write_run(folder, shards(rows, classes, halves), {"classes": {str(k): k for k in range(classes)}})
+
+
+def shards(rows: int, classes: int, halves: bool) -> Iterator[pa.Table]:
+    """Heavy-tailed vectors, mostly good for the row's own class, shard by shard."""
     rng = np.random.default_rng(0)
-    parts = 0
     for start in range(0, rows, SHARD):
         size = min(SHARD, rows - start)
         own = rng.integers(0, classes, size)
@@ -39,10 +45,7 @@ def write(folder: Path, rows: int, classes: int, halves: bool) -> None:
             noise = 0.3 * rng.standard_normal(p.shape)
             for name, half in (("first_half:", p / 2 + noise), ("second_half:", p / 2 - noise)):
                 columns |= {f"{name}category_{k}": half[:, k] for k in range(classes)}
-        write_part(folder / "scores" / f"part-{parts:05d}.parquet", pa.table(columns))
-        parts += 1
-    labels = {str(k): k for k in range(classes)}
-    write_json(folder / "run.json", {"status": "finished", "parts": parts, "metadata": {"classes": labels}})
+        yield pa.table(columns)
 
 
 def job(folder: str, method: str) -> None:

@@ -111,10 +111,16 @@ def speed(rows, classes, candidates, cold):
 
 def write(folder, rows, classes, group):
     """A finished run's scores: one shard, of large row groups."""
-    (folder / "scores").mkdir(parents=True)
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from run_folders import write_run
+
+    write_run(folder, [lambda file: fill(file, rows, classes, group)], {"classes": {}})
+
+
+def fill(file, rows, classes, group):
+    """Write the shard; its rows."""
     names = [f"category_{k}" for k in range(classes)]
     schema = pa.schema([("row_id", pa.int64()), *((n, pa.float64()) for n in names)])
-    file = folder / "scores" / "part-00000.parquet"
     with pq.ParquetWriter(
         file, schema, compression="zstd", use_dictionary=False, use_byte_stream_split=names, write_page_checksum=True
     ) as writer:
@@ -122,8 +128,7 @@ def write(folder, rows, classes, group):
             p = influences(min(group, rows - start), classes, start)
             columns = {"row_id": np.arange(start, start + len(p)), **{n: p[:, k] for k, n in enumerate(names)}}
             writer.write_table(pa.table(columns, schema), row_group_size=group)
-    run = {"status": "finished", "parts": 1, "metadata": {"classes": {}}}
-    (folder / "run.json").write_text(json.dumps(run))
+    return rows
 
 
 def job(folder, alpha):

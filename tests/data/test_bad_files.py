@@ -178,7 +178,7 @@ def test_factors_that_fit_no_run(tmp_path: Path, refused: Refused) -> None:
 
 
 def test_factors_that_fit_no_run_leave_no_folder(refused: Refused) -> None:
-    refused("'nowhere' is no run folder", factors="nowhere")
+    refused("'nowhere' is not a run folder", factors="nowhere")
 
 
 def test_another_function_of_the_same_name_on_the_folder_of_a_run(refused: Refused) -> None:

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from safetensors import SafetensorError
 
-from rayinf.data import files
-from rayinf.data.files import read_arrays, sound_part, sweep, write_arrays, write_json, write_part, write_whole
+from rayinf.data import files, process
+from rayinf.data.files import read_arrays, sweep, temporary, write_arrays, write_json, write_part, write_whole
 from rayinf.errors import RunError
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -86,16 +85,26 @@ def test_every_writer_says_that_the_disk_is_full(writer: str, tmp_path: Path, mo
     assert everything(tmp_path) == set()
 
 
-def test_temporaries_are_swept(tmp_path: Path) -> None:
-    """Those of this package, and those that safetensors makes beside its target."""
+def test_temporaries_of_dead_processes_are_swept_and_nothing_else(tmp_path: Path) -> None:
+    """Not those of a process that is alive, and not a user's file that looks alike."""
     (tmp_path / "factors" / "partial").mkdir(parents=True)
-    for name in ("run.json.tmp.00ff", "factors/basis.safetensors.tmp.1", "factors/partial/.tmpAb12Cd"):
+    with process.mark() as mark:
+        dead_pid = f"{mark[:8]}{2**22 + 1:08x}{0:08x}{0:08x}"  # over the largest process number
+        other_machine = f"{'0' * 8}{mark[8:]}"
+    dead = [f"run.json.tmp.{dead_pid}", f"factors/b.safetensors.tmp.{dead_pid}"]
+    kept = {"run.json", ".tmpnote", "note.tmp.txt", "factors/partial/.tmpAb12Cd", "x.tmp.00ff"}
+    for name in {*dead, *kept, f"x.tmp.{other_machine}"}:
         (tmp_path / name).write_text("")
-    kept = {"run.json", "factors/basis.safetensors", "scores.parquet", "factors/partial/0-1.safetensors"}
-    for name in kept:
-        (tmp_path / name).write_text("")
-    sweep(tmp_path)
+    (tmp_path / f"factors/c.safetensors.tmp.{dead_pid}").mkdir()
+    (tmp_path / f"factors/c.safetensors.tmp.{dead_pid}" / "tensors").write_text("half")
+    with temporary(tmp_path / "alive.json") as alive:
+        alive.write_text("half")
+        sweep(tmp_path, elsewhere=False)
+        assert everything(tmp_path) == {*kept, f"x.tmp.{other_machine}", alive.name}
+        sweep(tmp_path)
+        assert everything(tmp_path) == {*kept, alive.name}
     assert everything(tmp_path) == kept
+    assert not (tmp_path / f"factors/c.safetensors.tmp.{dead_pid}").exists()
 
 
 # --- Arrays
@@ -144,27 +153,3 @@ def test_equal_parts_give_equal_bytes(tmp_path: Path) -> None:
     for name in ("1", "2"):
         write_part(tmp_path / name, PART)
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
-
-
-def test_a_sound_part_and_every_damaged_one(tmp_path: Path) -> None:
-    file = tmp_path / "part.parquet"
-    columns = ["row_id", "total"]
-    assert not sound_part(file, 500, columns)
-    write_part(file, PART)
-    assert sound_part(file, 500, columns)
-    assert not sound_part(file, 499, columns)
-    assert not sound_part(file, 500, columns[::-1])
-    assert not sound_part(file, 500, ["row_id", "other"])
-    whole = file.read_bytes()
-    for cut in (0, 4, 100, len(whole) // 2, len(whole) - 1):
-        file.write_bytes(whole[:cut])
-        assert not sound_part(file, 500, columns)
-    found = []
-    for at in range(4, len(whole), 17):
-        held = bytearray(whole)
-        held[at] ^= 0xFF
-        file.write_bytes(held)
-        found.append(not sound_part(file, 500, columns))
-        # Some bytes (statistics, the name of the writer) tell nothing of the values.
-        assert found[-1] or pq.read_table(file).equals(PART), at
-    assert np.mean(found) > 0.9

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rayinf.data.removals import Changes, RemovalCheck, rank_correlation
+from rayinf.data.run_folder import RunFolder
 from rayinf.errors import InputError
 
 TESTS = np.array([10, 20])
@@ -80,7 +81,9 @@ def test_rank_correlation() -> None:
 
 def test_files(tmp_path: Path) -> None:
     found = check()
-    found.save(tmp_path)
+    with RunFolder(tmp_path) as run:
+        run.begin({"identity": {}})
+        found.save(run.files)
     held = RemovalCheck.load(tmp_path)
     assert held.table.equals(found.table)
     assert (held.summary, held.baseline, held.labels, held.notes) == (

@@ -16,7 +16,7 @@ from data.samples import VALID, X, Y, table, task
 
 import rayinf
 from rayinf import Scores
-from rayinf.data import files
+from rayinf.data import files, process
 from rayinf.data.run_folder import RunFolder, differences
 
 RECORD: dict[str, Any] = {"identity": {"seed": 0, "curvature": "ekfac", "l2": 0.1, "classes": ["a"]}, "parts": 0}
@@ -30,16 +30,22 @@ def test_begin_and_finish(tmp_path: Path) -> None:
     assert folder.read() is None
     assert folder.begin(RECORD) is False
     assert folder.read() == {**RECORD, "status": "running"}
+    folder.release()
     assert folder.begin(RECORD) is False
     folder.finish({**RECORD, "metadata": {"rows": 3}})
+    folder.release()
     assert folder.begin(RECORD) is True
-    assert folder.read() == {**RECORD, "metadata": {"rows": 3}, "status": "finished"}
-    assert [p.name for p in folder.path.iterdir()] == ["run.json"]
+    held = folder.read()
+    assert held is not None
+    assert list(held.pop("manifests")) == ["manifest.jsonl"]
+    assert held == {**RECORD, "metadata": {"rows": 3}, "status": "finished"}
+    assert sorted(p.name for p in folder.path.iterdir()) == ["manifest.jsonl", "run.json"]
 
 
 def test_another_config_is_refused_by_its_keys(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.begin(RECORD)
+    folder.release()
     before = (folder.path / "run.json").read_bytes()
     other = {"identity": {"seed": 1, "curvature": "ekfac", "classes": ["b"], "new": True}}
     with pytest.raises(rayinf.InputError) as caught:
@@ -60,7 +66,10 @@ def test_differences() -> None:
 def test_temporaries_of_a_killed_process_are_swept(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.begin(RECORD)
-    left = [folder.path / "run.json.tmp.1", folder.scores / "part-00000.parquet.tmp.ab", folder.factors / ".tmpAbCdEf"]
+    folder.release()
+    with process.mark() as mark:
+        dead = f"tmp.{mark[:8]}{2**22 + 1:08x}{0:08x}{0:08x}"
+    left = [folder.path / f"run.json.{dead}", folder.path / "scores" / f"part-00000.parquet.{dead}"]
     for file in left:
         file.parent.mkdir(exist_ok=True)
         file.write_text("half")
@@ -144,12 +153,12 @@ def copy(done: Path, tmp_path: Path) -> Path:
 def unfinish(run: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "finished"
-    (run / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    (run / "run.json").write_text(json.dumps(files.sealed({**(files.unsealed(record) or {}), "status": "running"})))
 
 
 def test_a_run_in_its_own_folder(done: Path) -> None:
     names = {p.name for p in done.iterdir()}
-    assert {"run.json", "log.jsonl", "scores", "factors", "scans.json"} == names
+    assert {"run.json", "manifest.jsonl", "log.jsonl", "scores", "factors", "scans.json"} == names
     assert sorted(p.name for p in (done / "scores").iterdir()) == [f"part-{k:05d}.parquet" for k in range(9)]
     assert not [p for p in done.rglob("*") if "tmp" in p.name]
 

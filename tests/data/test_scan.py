@@ -159,7 +159,7 @@ def test_too_many_groups_are_counted_over_all_shards() -> None:
     x, y = np.tile(X, (12, 1)), np.tile(Y, 12)
     fits = table(x, y, id=np.arange(1080), g=np.arange(1080) % 1000)
     assert len(scan(fits).counts["g"]) == 1000
-    with pytest.raises(rayinf.InputError, match=r"'g' has 1,001 different values"):
+    with pytest.raises(rayinf.InputError, match=r"'g' has 1,001 or more different values"):
         scan(table(x, y, id=np.arange(1080), g=np.arange(1080) % 1001))
     # Labels may be many.
     assert len(scan(table(x, np.arange(1080), id=np.arange(1080), g=y)).counts["label"]) == 1080

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from run_folders import write_run
 
 from rayinf import InputError, Scores
-from rayinf.data.files import write_json, write_part
 from rayinf.data.vectors import Vectors
 
 P = np.arange(20.0).reshape(5, 4) - 8
@@ -20,10 +20,8 @@ HALVES = (P / 4, 3 * P / 4)
 
 def run(folder: Path, table: pa.Table, cuts: list[int], metadata: dict[str, Any] | None = None) -> Scores:
     """A finished run with these scores, in shards."""
-    for k, (start, stop) in enumerate(zip(cuts, [*cuts[1:], len(table)], strict=True)):
-        write_part(folder / "scores" / f"part-{k}.parquet", table.slice(start, stop - start))
-    write_json(folder / "run.json", {"status": "finished", "parts": len(cuts), "metadata": metadata or {}})
-    return Scores.load(folder)
+    parts = [table.slice(start, stop - start) for start, stop in zip(cuts, [*cuts[1:], len(table)], strict=True)]
+    return Scores.load(write_run(folder, parts, metadata or {}))
 
 
 def labelled() -> Scores:
@@ -129,7 +127,7 @@ def test_a_value_that_is_not_finite_is_named(tmp_path: Path, bad: float | None) 
 
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     scores = run(tmp_path, labelled().source, [0, 2])
-    (tmp_path / "scores" / "part-1.parquet").write_bytes(b"PAR1 nothing PAR1")
+    (tmp_path / "scores" / "part-00001.parquet").write_bytes(b"PAR1 nothing PAR1")
     with pytest.raises(InputError, match="damaged or gone"):
         list(Vectors.of(scores).batches())
 

@@ -1,0 +1,132 @@
+"""The parts of a finished run as one table: read in the manifest's order, each checked against its checksum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayinf.data.checked_folder import MANIFEST, Entry, differs, read_lines
+from rayinf.data.files import write_part
+from rayinf.data.run_folder import part_name
+from rayinf.errors import InputError
+
+# Bytes that are read of a column at a time.
+_BUFFER = 1 << 18
+
+
+@dataclass(frozen=True)
+class PartPlace:
+    """Where a stage writes the parts of its shards; picklable.
+
+    Attributes:
+        run: the run's folder.
+        folder: within it.
+    """
+
+    run: Path
+    folder: str
+
+    def name(self, index: int) -> str:
+        """The file of a shard's part."""
+        return part_name(self.folder, index)
+
+    def write(self, index: int, table: pa.Table) -> Entry:
+        """Write a shard's part; whoever writes the manifest lists it by the entry."""
+        write_part(self.run / self.name(index), table)
+        return Entry.of(self.run, self.name(index), table.num_rows)
+
+    def read(self, index: int) -> pa.Table:
+        """A shard's part, which the manifest's writer has found to be sound."""
+        return pq.read_table(self.run / self.name(index), page_checksum_verification=True)
+
+    def schema(self, index: int) -> pa.Schema:
+        """Columns of a shard's part, and what its writer noted beside them."""
+        return pq.read_schema(self.run / self.name(index))
+
+
+@dataclass(frozen=True)
+class PartFiles:
+    """Parquet parts of a run, streamed: neither rows nor names of files are held.
+
+    Attributes:
+        run: the run's folder.
+        folder: within it, "scores" or "pairs".
+    """
+
+    run: Path
+    folder: str
+    _checked: set[int] = field(default_factory=set, repr=False, compare=False)
+
+    def entries(self) -> Iterator[Entry]:
+        """The parts in order."""
+        start = f"{self.folder}/part-"
+        for line in read_lines(self.run / MANIFEST):
+            if str(line.get("file", "")).startswith(start) and not line.get("gone"):
+                yield Entry(line["file"], line["bytes"], bytes.fromhex(line["sha256"]), line["rows"])
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Names and types of the columns, from the first part.
+
+        Raises:
+            InputError: there is no part, or it is damaged.
+        """
+        first = next(self.entries(), None)
+        if first is None:
+            raise InputError(f"The run in {self.run} has no {self.folder}.", "run the same command again.")
+        with self._open(0, first) as file:
+            return file.schema_arrow.remove_metadata()
+
+    @cached_property
+    def num_rows(self) -> int:
+        """Rows in all."""
+        return sum(entry.rows for entry in self.entries())
+
+    def batches(self, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+        """Some columns in row order, at most so many rows at a time; no others are decoded.
+
+        Raises:
+            InputError: a part is damaged or gone.
+        """
+        for k, entry in enumerate(self.entries()):
+            with self._open(k, entry) as file:
+                try:
+                    for batch in file.iter_batches(rows, columns=list(columns), use_threads=False):
+                        yield batch.select(list(columns))
+                except (pa.ArrowException, OSError) as error:
+                    raise self._damaged(entry, str(error)) from error
+
+    def to_table(self, columns: Sequence[str]) -> pa.Table:
+        """Some columns of all rows: `O(n)` memory.
+
+        Raises:
+            InputError: a part is damaged or gone.
+        """
+        fields = pa.schema([self.schema.field(c) for c in columns])
+        return pa.Table.from_batches(self.batches(columns, 1 << 16), fields)
+
+    def _open(self, index: int, entry: Entry) -> pq.ParquetFile:
+        """A part, found to be what the manifest says the first time it is opened; later its pages are checked."""
+        if index not in self._checked:
+            wrong = differs(self.run, entry)
+            if wrong is not None:
+                raise self._damaged(entry, wrong)
+            self._checked.add(index)
+        try:
+            # Plain buffered reads: pre-buffering holds whole row groups.
+            return pq.ParquetFile(
+                self.run / entry.file, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True
+            )
+        except (pa.ArrowException, OSError) as error:
+            raise self._damaged(entry, str(error)) from error
+
+    def _damaged(self, entry: Entry, wrong: str) -> InputError:
+        return InputError(
+            f"{self.run / entry.file} is damaged or gone: {wrong.rstrip('.')}.",
+            "run the same command again, which makes it anew.",
+        )

@@ -1,0 +1,166 @@
+"""A tiny job for every verb that writes, on one set of tables; and what of its folder must not depend on any fault."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine import small_job
+
+import rayinf
+from rayinf.data.files import is_temporary
+from rayinf.data.lease import LEASE
+
+ROWS, VALID, GROUP = 64, 24, 16
+# Files with times in them, or checksums of such.
+_TIMED = ("log.jsonl", "scans.json")
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Parquet files of a few row groups."""
+
+    train: Path
+    valid: Path
+    many: Path
+
+
+def make_tables(folder: Path) -> Tables:
+    """Training rows in 4 row groups, validation rows in 2, and training rows in 16."""
+    return Tables(
+        small_job.write(folder / "train.parquet", ROWS, 1, GROUP),
+        small_job.write(folder / "valid.parquet", VALID, 2, VALID // 2),
+        small_job.write(folder / "many.parquet", ROWS, 1, ROWS // 16),
+    )
+
+
+def task(**more: Any) -> rayinf.Task:
+    """A small network that can be trained."""
+    fit = rayinf.Fit("sgd", lr=0.05, epochs=1, batch_size=16)
+    return rayinf.Task(small_job.model(), fit=fit, **more)
+
+
+def by_class(tables: Tables) -> rayinf.Scores:
+    """Influence vectors."""
+    return rayinf.influence(task(), tables.train, tables.valid, "category", halves=True)
+
+
+def influence(tables: Tables, out: Path) -> None:
+    rayinf.influence(task(), tables.many, tables.valid, ["total", "category"], halves=True, out=out)
+
+
+def influence_exact(tables: Tables, out: Path) -> None:
+    head = rayinf.logistic_regression(tables.train, l2=0.1)
+    rayinf.influence(head, tables.train, tables.valid, "total", curvature="exact", out=out)
+
+
+def self_influence(tables: Tables, out: Path) -> None:
+    rayinf.self_influence(task(), tables.train, curvature="kfac", out=out)
+
+
+def pairs(tables: Tables, out: Path) -> None:
+    rayinf.pairs(task(), tables.train, tables.valid, top=3, out=out)
+
+
+def measure(tables: Tables, out: Path) -> None:
+    rayinf.influence_measure(task(), tables.train, tables.valid, out=out)
+
+
+def measure_forest(tables: Tables, out: Path) -> None:
+    rayinf.influence_measure(task(), tables.train, tables.valid, subsample=0.5, out=out)
+
+
+def acquire(tables: Tables, out: Path) -> None:
+    rayinf.acquire(task(), tables.valid, tables.train, n=5, out=out)
+
+
+def acquire_isal(tables: Tables, out: Path) -> None:
+    rayinf.acquire(task(), tables.valid, tables.train, n=5, strategy="isal", out=out)
+
+
+def active_learning(tables: Tables, out: Path) -> None:
+    x, y, ids, _ = small_job.arrays(ROWS, 1)
+    known = dict(zip(ids.tolist(), y.tolist(), strict=True))
+    rayinf.active_learning(
+        task(), tables.valid, tables.train, lambda asked: [known[i] for i in asked.tolist()], (x, y), 2, 4,
+        "entropy", out=out,
+    )  # fmt: skip
+
+
+def removal_check(tables: Tables, out: Path) -> None:
+    rayinf.removal_check(task(), tables.train, tables.valid, tables.valid, by_class(tables), seeds=1, out=out)
+
+
+def pareto_reweight(tables: Tables, out: Path) -> None:
+    search = rayinf.Search(elites=1, mutated_elites=1, randoms=1, crossover_children=0, iterations=2, lr=0.01)
+    rayinf.pareto_reweight(task(), tables.train, tables.valid, by_class(tables), [0], search=search, out=out)
+
+
+def reweight_lp(tables: Tables, out: Path) -> None:
+    rayinf.reweight_lp(by_class(tables), [0], alpha=0.5, slack="scaled", out=out / "weights.parquet")
+
+
+def trim_stream(tables: Tables, out: Path) -> None:
+    x, y, _, _ = small_job.arrays(ROWS, 1)
+    batches = [(x[:32], y[:32]), (x[32:], y[32:])]
+    for _ in rayinf.trim_stream(task(), batches, tables.valid, 3, curvature="ggn", damping=0.1, out=out):
+        pass
+
+
+VERBS: dict[str, Callable[[Tables, Path], None]] = {
+    f.__name__: f
+    for f in (
+        influence,
+        influence_exact,
+        self_influence,
+        pairs,
+        measure,
+        measure_forest,
+        acquire,
+        acquire_isal,
+        active_learning,
+        removal_check,
+        pareto_reweight,
+        reweight_lp,
+        trim_stream,
+    )
+}
+
+
+def run(verb: str, tables: Tables, out: Path) -> None:
+    """Run a verb; what it prints is thrown away."""
+    quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with quiet[0], quiet[1], warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        VERBS[verb](tables, out)
+
+
+def digest(out: Path) -> dict[str, str]:
+    """Every file of a finished run that carries no time, and its SHA-256."""
+    found = {}
+    timed = any(out.rglob("round-0.json")) or (out / "trainings").is_dir()
+    for path in sorted(p for p in out.rglob("*") if p.is_file()):
+        name = path.relative_to(out).as_posix()
+        if path.name in _TIMED or (timed and path.name in ("manifest.jsonl", "run.json")):
+            continue
+        held = path.read_bytes()
+        if path.suffix == ".json" and (path.parent.name == "trainings" or path.name.startswith("round-")):
+            held = json.dumps({k: v for k, v in json.loads(held).items() if "seconds" not in k}).encode()
+        found[name] = hashlib.sha256(held).hexdigest()
+    return found
+
+
+def leftovers(out: Path) -> list[str]:
+    """What a finished run should not leave: temporaries, a lease, arrays of earlier stages."""
+    return [
+        p.relative_to(out).as_posix()
+        for p in out.rglob("*")
+        if is_temporary(p.name) or p.name == LEASE or "partial" in p.parts or p.parent.name == "unranked"
+    ]

@@ -21,6 +21,7 @@ from rayinf.core.objectives import Objective
 from rayinf.data.history import History
 from rayinf.data.pairs import Pairs
 from rayinf.data.removals import RemovalCheck
+from rayinf.data.run_state import Status, Verification, status, verify
 from rayinf.data.scores import Scores
 from rayinf.data.selection import Selection
 from rayinf.engine.job import Cluster
@@ -59,9 +60,11 @@ __all__ = [
     "Scores",
     "Search",
     "Selection",
+    "Status",
     "Task",
     "TrimRounds",
     "TrimmedBatch",
+    "Verification",
     "acquire",
     "active_learning",
     "ceiling",
@@ -79,9 +82,11 @@ __all__ = [
     "reweight_lp",
     "robustness",
     "self_influence",
+    "status",
     "trim",
     "trim_rounds",
     "trim_stream",
+    "verify",
 ]
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayinf.data.files import write_part
+from rayinf.data.files import write_result
 from rayinf.data.vectors import Vectors
 from rayinf.pareto.decomposition import Survey
 from rayinf.pareto.demands import Array, Demands
@@ -130,7 +130,7 @@ class RowWeights:
             RunError: it cannot be written.
         """
         file = Path(path).expanduser()
-        write_part(file, self.table)
+        write_result(file, self.table)
         return file
 
     @property

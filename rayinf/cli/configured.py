@@ -9,7 +9,7 @@ import pyarrow as pa
 from rayinf import api, summaries
 from rayinf.cli.app import Address, ConfigFile, Debug, Overrides, Workers, app, changes, keys_help, read
 from rayinf.cli.exits import exit_codes, telling_if_done
-from rayinf.data.files import write_part
+from rayinf.data.files import write_result
 from rayinf.data.scores import Scores
 from rayinf.loops.active_learning import active_learning as learn
 from rayinf.loops.pareto_reweight import pareto_reweight
@@ -76,7 +76,7 @@ def acquire(
             selection = api.acquire(**given)
         picked = selection.source.filter(selection.source["kept"]).select(["row_id", "value"])
         picked = picked.add_column(1, "rank", pa.array(range(1, len(picked) + 1), pa.int64()))
-        write_part(out / "picked.parquet", picked)
+        write_result(out / "picked.parquet", picked)
         summaries.tell_acquire(selection, given["strategy"], out, out / "picked.parquet")
 
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import typer
 
 from rayinf import api, summaries
 from rayinf.cli.app import Debug, app
 from rayinf.cli.exits import exit_codes
-from rayinf.data.files import write_json, write_part
+from rayinf.data import run_state
+from rayinf.data.files import write_json, write_result
 from rayinf.data.run_folder import RunFolder
 from rayinf.data.scores import Scores
 from rayinf.errors import InputError
 from rayinf.loops.trim import trim as trim_rows
 
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over files of an earlier selection.")]
 # Of what runs the values belong to training rows.
 _TRIMMED = ("influence", "influence_measure", "self_influence")
 
@@ -39,6 +43,7 @@ def trim(
             show_default=False,
         ),
     ] = None,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Remove the worst rows of a finished run: of fi, the largest; of influence, the most negative.
@@ -54,8 +59,10 @@ def trim(
         kept = held.filter(held["kept"]).sort_by("position")
         gone = held.filter(pc.invert(held["kept"]))
         gone = gone.take(pa.array(range(len(gone) - 1, -1, -1), pa.int64()))
-        for file, table in zip(files, (kept, gone), strict=True):
-            write_part(file, table.select(["row_id", "value"]))
+        tables = [table.select(["row_id", "value"]) for table in (kept, gone)]
+        _check_new(files, tables, overwrite)
+        for file, table in zip(files, tables, strict=True):
+            write_result(file, table)
         summaries.tell_trim(selection, scores.labels, files)
 
 
@@ -98,6 +105,57 @@ def ceiling(
         typer.echo(report.to_text())
         typer.echo(f"Figures: {', '.join(map(str, pictures))}")
         typer.echo(f"All numbers: {folder / 'ceiling.json'}")
+
+
+@app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run of any command.")],
+    debug: Debug = False,
+) -> None:
+    """Check that a run's folder is whole: its record, manifests, checksums, rows and ids.
+
+    Prints a line for everything that is wrong, and then exits with 2.
+
+    Raises:
+        typer.Exit: with code 2 where something is wrong.
+    """
+    with exit_codes(debug):
+        found = run_state.verify(run)
+        typer.echo(found.to_text())
+    if not found.ok:
+        raise typer.Exit(2)
+
+
+@app.command()
+def status(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run of any command.")],
+    debug: Debug = False,
+) -> None:
+    """Say where a run stands, from any machine that sees its folder. Nothing is changed."""
+    with exit_codes(debug):
+        typer.echo(run_state.status(run).to_text())
+
+
+def _check_new(files: Sequence[Path], tables: Sequence[pa.Table], overwrite: bool) -> None:
+    """Refuse to write over an earlier selection of other rows.
+
+    Raises:
+        InputError: there is one.
+    """
+    if overwrite:
+        return
+    for file, table in zip(files, tables, strict=True):
+        if file.exists() and not _holds(file, table):
+            raise InputError(
+                f"{file} is there already, with other rows.", "pass --overwrite, or another place with --out."
+            )
+
+
+def _holds(file: Path, table: pa.Table) -> bool:
+    try:
+        return pq.read_table(file).equals(table)
+    except (pa.ArrowException, OSError):
+        return False
 
 
 def _training_scores(run: Path) -> Scores:

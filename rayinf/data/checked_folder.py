@@ -19,6 +19,7 @@ from rayinf.data.files import (
     Arrays,
     file_sha256,
     read_arrays,
+    try_to_remove,
     unwritable,
     write_arrays,
     write_json,
@@ -66,6 +67,7 @@ class CheckedFolder:
         self.path, self._owner = path, owner
         # Packed, since a run may have 100,000 files and more: SHA-256, bytes, rows, and whether the file was checked.
         self._held: dict[str, bytes] = {}
+        self._gone: set[str] = set()
         self._begun = False
         self._whole_lines = False
         self._load()
@@ -79,7 +81,9 @@ class CheckedFolder:
             with suppress(KeyError, ValueError, TypeError, OverflowError):
                 if line.get("gone"):
                     self._held.pop(line["file"], None)
+                    self._gone.add(line["file"])
                 else:
+                    self._gone.discard(line["file"])
                     sha, size, rows = bytes.fromhex(line["sha256"]), int(line["bytes"]), int(line["rows"])
                     self._hold(Entry(str(line["file"]), size, sha, rows))
 
@@ -115,8 +119,13 @@ class CheckedFolder:
         if name in self._held:
             self._append(_line({"file": name, "gone": True}))
             del self._held[name]
-        with suppress(OSError):
-            disk.used.remove(self.path / name)
+        try_to_remove(self.path / name)
+
+    def clean(self) -> None:
+        """Remove files that are off the list and still on the disk: their process was killed between the two."""
+        for name in self._gone:
+            try_to_remove(self.path / name)
+        self._gone.clear()
 
     def is_sound(self, name: str, rows: int | None = None) -> bool:
         """Whether a file is listed, there, and the same to the last bit. It is read once by this object.

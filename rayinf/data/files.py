@@ -41,6 +41,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             raise problem from error
 
 
+def write_result(path: Path, table: pa.Table) -> None:
+    """Write a table for the user, outside a run's own files. What a killed process left beside it is removed."""
+    if path.parent.is_dir():
+        sweep(path.parent, path.name, elsewhere=False)
+    write_part(path, table)
+
+
 def unwritable(path: Path, error: Exception) -> RunError:
     """The one error for a file that cannot be written."""
     return RunError(
@@ -57,9 +64,8 @@ def temporary(path: Path) -> Generator[Path]:
         try:
             yield held
         finally:
-            with suppress(OSError):
-                if held.is_dir() or held.exists():
-                    remove_tree(held)
+            if held.exists():
+                try_to_remove(held)
 
 
 def is_temporary(name: str) -> bool:
@@ -78,8 +84,15 @@ def sweep(folder: Path, pattern: str = "*", *, elsewhere: bool = True) -> None:
     for left in sorted(folder.rglob(f"{pattern}.tmp.*"), reverse=True):
         found = _TEMPORARY.search(left.name)
         if found and process.is_left_behind(found[1], elsewhere=elsewhere):
-            with suppress(OSError):
-                remove_tree(left)
+            try_to_remove(left)
+
+
+def try_to_remove(path: Path) -> None:
+    """Remove what nothing depends on. Tried twice, since shared folders fail now and then; what stays is harmless."""
+    for _ in range(2):
+        with suppress(OSError):
+            remove_tree(path)
+            return
 
 
 def remove_tree(path: Path) -> None:

@@ -81,8 +81,15 @@ class TrailFolder:
         return held
 
     def tell(self, r: int, **fields: Any) -> None:
-        """Add to what is known of a round."""
-        self._files.put_json(_measures(r), {**self.told(r), **fields})
+        """Add to what is known of a round. `waiting=None`: for nothing any more."""
+        held = {**self.told(r), **fields}
+        if held.get("waiting") is None:
+            held.pop("waiting", None)
+        self._files.put_json(_measures(r), held)
+
+    def clean(self) -> None:
+        """Remove what a process that was killed had given up."""
+        self._files.clean()
 
     def measured(self, r: int) -> dict[str, Any] | None:
         """A round's line of `History.table`, if it is there."""

@@ -97,6 +97,14 @@ class Lease:
                 continue
 
 
+def clear_dead(folder: Path) -> None:
+    """Remove a lease whose holder died on this machine, from a folder that nobody needs to write to any more."""
+    seen = _read(folder / LEASE)
+    if seen is not None and _is_here(seen) and not _runs(seen):
+        with suppress(OSError):
+            _set_aside(folder / LEASE, seen)
+
+
 def holder(folder: Path) -> dict[str, Any] | None:
     """Who holds a folder: `host`, `pid`, `since` (UTC) and `age` (seconds since the last sign of life, by this clock).
 

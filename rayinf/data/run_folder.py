@@ -13,12 +13,12 @@ from types import TracebackType
 from typing import Any
 
 from rayinf.data.checked_folder import MANIFEST, CheckedFolder
-from rayinf.data.files import file_sha256, is_temporary, remove_tree, sealed, sweep, unsealed, write_json
-from rayinf.data.lease import LEASE, Lease
+from rayinf.data.files import file_sha256, is_temporary, sealed, sweep, try_to_remove, unsealed, write_json
+from rayinf.data.lease import LEASE, Lease, clear_dead
 from rayinf.errors import InputError
 
 RECORD = "run.json"
-_LOG = "log.jsonl"
+LOG = "log.jsonl"
 RUNNING, FINISHED = "running", "finished"
 # Where the parts of the scored table lie.
 SCORES = "scores"
@@ -88,6 +88,7 @@ class RunFolder:
         if there is not None and not there.is_dir():
             raise InputError(f"{there} is a file, so {self.path} cannot be a folder.", "pass another folder as out.")
         if self._is_finished(record):
+            clear_dead(self.path)
             return True
         self._lease = Lease.acquire(self.path)
         try:
@@ -95,6 +96,7 @@ class RunFolder:
             if not finished:
                 self._check_empty()
                 sweep(self.path)
+                self.files.clean()
                 if (self.read() or {}).get("status") != RUNNING:
                     write_json(self.path / RECORD, sealed({**record, "status": RUNNING}))
         except BaseException:
@@ -115,8 +117,7 @@ class RunFolder:
         for name in self.files.names():
             if name.startswith(f"{folder}/"):
                 self.files.remove(name)
-        if (self.path / folder).is_dir():
-            remove_tree(self.path / folder)
+        try_to_remove(self.path / folder)
 
     def release(self) -> None:
         """Let another process write to the folder."""
@@ -128,7 +129,7 @@ class RunFolder:
         """Append a line to `log.jsonl`, which nothing depends on: a full disk is reported by what matters."""
         with suppress(OSError):
             self.path.mkdir(parents=True, exist_ok=True)
-            with (self.path / _LOG).open("a") as file:
+            with (self.path / LOG).open("a") as file:
                 file.write(json.dumps({"time": round(time.time(), 3), "event": event, **fields}, default=str) + "\n")
 
     def _is_finished(self, record: Mapping[str, Any]) -> bool:
@@ -150,7 +151,7 @@ class RunFolder:
         """Refuse a folder with other things than a run that was stopped before its first file was whole."""
         if (self.path / RECORD).exists() or not self.path.is_dir():
             return
-        others = [f.name for f in self.path.iterdir() if f.name not in (_LOG, LEASE) and not is_temporary(f.name)]
+        others = [f.name for f in self.path.iterdir() if f.name not in (LOG, LEASE) and not is_temporary(f.name)]
         if others:
             raise InputError(
                 f"{self.path} is not empty and holds no run: {', '.join(sorted(others)[:3])}.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -197,22 +197,36 @@ def check_unique_ids(table: Table, column: str | None, scan: TableScan) -> None:
     """
     if column is None or scan.increasing:
         return
-    passes = -(-scan.rows // _IDS_PER_PASS)
-    for k in range(passes):
-        reader = table.open([column])
-        kept: list[Array] = []
+    reader = table.open([column])
+
+    def read() -> Iterator[Array]:
         for shard in table.shards:
             for record in reader.read(shard):
-                ids = _ids(record.column(column), column)
-                kept.append(ids[_hash(ids) % np.uint64(passes) == k] if passes > 1 else ids)
+                yield _ids(record.column(column), column)
+
+    twice = repeated_ids(read, scan.rows)
+    if twice:
+        raise InputError(
+            f"{table.name}: column {column!r} has the id {twice[0]!r} in more than one row "
+            f"({len(twice)} rows repeat an id).",
+            "make the ids unique, or leave Task(row_id=...) out to use row positions.",
+        )
+
+
+def repeated_ids(read: Callable[[], Iterator[Array]], rows: int) -> list[Any]:
+    """The ids that stand in an earlier row too, of the first pass that finds any; passes have bounded memory.
+
+    Args:
+        read: gives all ids from the start, some thousand at a time.
+        rows: how many there are.
+    """
+    passes = -(-rows // _IDS_PER_PASS)
+    for k in range(passes):
+        kept = [ids[_hash(ids) % np.uint64(passes) == k] if passes > 1 else ids for ids in read()]
         series = pd.Series(np.concatenate(kept))
-        twice = series[series.duplicated()].tolist()
-        if twice:
-            raise InputError(
-                f"{table.name}: column {column!r} has the id {twice[0]!r} in more than one row "
-                f"({len(twice)} rows repeat an id).",
-                "make the ids unique, or leave Task(row_id=...) out to use row positions.",
-            )
+        if twice := series[series.duplicated()].tolist():
+            return twice
+    return []
 
 
 def _count_pairs(found: dict[Any, Counter[Any]], groups: Array, labels: Array) -> None:

@@ -158,7 +158,7 @@ class Scores:
             yield from self.source.batches(columns, READ_ROWS)
 
 
-def to_numpy(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+def to_numpy(column: pa.ChunkedArray | pa.Array) -> np.ndarray[Any, Any]:
     """Ids or labels of a table as NumPy: text as str, numbers as they are."""
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return np.asarray(column.to_pylist(), dtype=str)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rayinf.data.checked_folder import CheckedFolder
-from rayinf.data.files import Arrays, remove_tree, sweep
+from rayinf.data.files import Arrays, remove_tree, sweep, try_to_remove
 from rayinf.errors import RunError
 
 _SUFFIX = ".safetensors"
@@ -107,8 +107,7 @@ class FactorStore:
                 self._drop(name)
         if self._folder is None:
             return
-        if (self._folder.path / _PARTIAL).is_dir():
-            remove_tree(self._folder.path / _PARTIAL)
+        try_to_remove(self._folder.path / _PARTIAL)  # empty folders
         if self._folder.names():
             self._folder.close(sorted(self._folder.names()))
 

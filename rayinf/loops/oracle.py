@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from rayinf.data import batches
 from rayinf.data.batches import Array, Columns, check_columns
-from rayinf.data.files import write_part
+from rayinf.data.files import write_result
 from rayinf.data.scores import to_numpy
 from rayinf.data.tables import Table, as_table
 from rayinf.errors import InputError
@@ -233,7 +233,7 @@ class _Folder:
         ranks = pa.array(range(1, question.rows.num_rows + 1), pa.int64())
         asked = question.rows.select(["row_id", "value"]).add_column(1, "rank", ranks)
         if not ask.exists():
-            write_part(ask, asked)
+            write_result(ask, asked)
         elif _read(ask, ["row_id"])["row_id"].to_pylist() != asked["row_id"].to_pylist():
             raise InputError(f"{ask} asks for other rows: it is of another run.", "give this run a folder of its own.")
         if not answer.exists():

@@ -158,6 +158,7 @@ class Trajectory:
 
     def run(self) -> Trail:
         """All rounds, or those up to the first whose labels are awaited."""
+        self._folder.clean()
         for r in range(self._shared.rounds + 1):
             if r:
                 added = self._added(r)

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from rayinf.api import influence
-from rayinf.data.files import write_part
+from rayinf.data.files import write_result
 from rayinf.data.scores import Scores
 from rayinf.data.selection import Selection
 from rayinf.data.tables import Table, as_table
@@ -110,7 +110,7 @@ def _stream(
         except RayinfError as error:
             raise type(error)(f"Batch {index} of the stream: {error.what}", error.fix) from error
         if folder is not None:
-            write_part(folder / "kept.parquet", table)
+            write_result(folder / "kept.parquet", table)
         yield TrimmedBatch(index, table, selection, scores)
 
 

@@ -78,6 +78,13 @@ class Request:
     out: str | Path | None
     check: Callable[[Mapping[str, Table], Probe], None] | None = None
 
+    def __post_init__(self) -> None:
+        """Make paths absolute, once: workers on a cluster are in folders of their own."""
+        for name in ("out", "factors"):
+            given = getattr(self, name)
+            if isinstance(given, str | Path) and "://" not in str(given):
+                object.__setattr__(self, name, Path(given).expanduser().absolute())
+
 
 @dataclass
 class Run:

@@ -98,7 +98,7 @@ class Watch:
                 return done
             if self._tick is not None:
                 self._tick()
-            self._check({**self._always, **busy()})
+            self._check(busy())
 
     def _check(self, busy: Mapping[str, Any]) -> None:
         self._collect()
@@ -107,7 +107,7 @@ class Watch:
         if self.deadline.quiet > self.deadline.seconds / 5 and time.monotonic() > self._next:
             self._next = time.monotonic() + self.deadline.seconds / 5
             waiting = set(self._asked.values())
-            for actor in busy.values():
+            for actor in [*busy.values(), *self._always.values()]:
                 if actor._actor_id not in waiting:
                     self._asked[actor.progress.remote()] = actor._actor_id
 

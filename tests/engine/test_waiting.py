@@ -259,7 +259,7 @@ def test_sixty_four_workers_on_this_machine(tables, monkeypatch):
 def test_workers_that_a_cluster_lacks_are_refused_within_seconds(tables, ray_session, options, what):
     begin = time.monotonic()
     with pytest.raises(rayinf.InputError, match=what):
-        list(side_by_side(abs, {k: -1 for k in range(50)}, rayinf.Cluster(address="auto", **options)))
+        list(side_by_side(abs, dict.fromkeys(range(50), -1), rayinf.Cluster(address="auto", **options)))
     assert time.monotonic() - begin < 30
 
 

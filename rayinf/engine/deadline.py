@@ -33,9 +33,9 @@ class Deadline:
         if before is not None and before[0] == life and count > before[1]:
             self.renew()
 
-    def seen(self, who: Hashable) -> tuple[float | None, int]:
-        """The last count that a process gave (None: it never answered), and how many lives of it were seen."""
-        return (self._seen[who][1] if who in self._seen else None), len(self._lives.get(who, ()))
+    def lives(self, who: Hashable) -> int:
+        """How many processes of one actor have answered."""
+        return len(self._lives.get(who, ()))
 
     @property
     def quiet(self) -> float:

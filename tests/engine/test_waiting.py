@@ -44,7 +44,7 @@ def test_a_count_that_rises_renews_and_a_new_process_alone_does_not():
     now[0] = 17.0
     deadline.note("a", "second", 7)  # it lost what the first had done
     assert deadline.quiet == 9.0 and not deadline.passed
-    assert deadline.seen("a") == (7, 2) and deadline.seen("b") == (None, 0)
+    assert deadline.lives("a") == 2 and deadline.lives("b") == 0
     now[0] = 18.1
     assert deadline.passed
     deadline.renew()
@@ -91,6 +91,7 @@ def first_feature(row: int) -> float:
     return float(job.arrays(240, 1)[0][row, 0])
 
 
+@pytest.mark.chaos
 def test_a_chunk_that_kills_its_worker_again_and_again_is_named(tables, ray_session):
     begin = time.monotonic()
     with pytest.raises(rayinf.RunError, match=r"Covariance on rows 80 to 160 of train ended its process 3 times") as e:
@@ -174,6 +175,7 @@ def test_a_store_that_works_is_waited_for_and_one_that_stands_still_is_not(runne
         held.store("tell", rest, [], 600.0)
 
 
+@pytest.mark.chaos
 def test_a_training_that_kills_its_process_again_and_again_is_named(ray_session):
     with pytest.raises(rayinf.RunError, match=r"Item 'seed 1' ended its process 5 times"):
         list(side_by_side(die, {"seed 1": 1}, rayinf.Cluster(workers=1)))

@@ -11,6 +11,15 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 import pytest
 
 
+def pytest_collection_modifyitems(items):
+    """Mark what a folder or a fixture says of a test."""
+    for item in items:
+        if "ray_session" in item.fixturenames:
+            item.add_marker("ray")
+        if "examples" in item.path.parts[-2:]:
+            item.add_marker("examples")
+
+
 @pytest.fixture(scope="session")
 def ray_session():
     """A local Ray with room for three workers."""

@@ -14,8 +14,6 @@ from rayinf.errors import InputError
 from rayinf.pareto.ceiling import Found, Gain
 from rayinf.pareto.pairwise import pairwise_gain
 from rayinf.pareto.regions import Regions
-from rayinf.report import class_maps, influence_plane
-from rayinf.report.class_maps import ClassMap
 
 Array = np.ndarray[Any, Any]
 # Classes in a text and in a heat map, the dearest ones where there are more.
@@ -248,6 +246,8 @@ class Ceiling:
         both, neither = int(regions.both_helpful[a, b]), int(regions.both_harmful[a, b])
         counts = (both, int(regions.helpful[b]) - both, neither, int(regions.helpful[a]) - both)
         points = self.found.sample.p[:, [a, b]]
+        from rayinf.report import influence_plane
+
         plane = influence_plane.Plane(points, names, self.found.total[[a, b]], counts, regions.rows)
         return influence_plane.plot(plane, path, title)
 
@@ -272,6 +272,9 @@ class Ceiling:
         sample = self.found.sample
         gains = self.pairwise if len(chosen) == len(self.labels) else pairwise_gain(sample.p[:, chosen], sample.weight)
         gains = np.where(np.eye(len(chosen), dtype=bool), np.nan, gains)
+        from rayinf.report import class_maps
+        from rayinf.report.class_maps import ClassMap
+
         maps = [ClassMap("Gain of two classes in common", gains, names, names, ("Class", "Class"))]
         order = sorted(range(len(self.row_labels)), key=lambda j: self._place(self.row_labels[j]))[:_DRAWN]
         if order:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from scipy.stats import spearmanr
 
 from rayinf.data.batches import Array
 from rayinf.data.checked_folder import CheckedFolder
@@ -210,6 +209,8 @@ def rank_correlation(a: Array, b: Array) -> float | None:
     a, b = a[both], b[both]
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
+    from scipy.stats import spearmanr  # slow to import
+
     return float(spearmanr(a, b).statistic)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from rayinf.core import exact, inverse, kfac
@@ -188,6 +187,8 @@ def describe(factors: Arrays, solver: Solver) -> dict[str, Any]:
     out: dict[str, Any] = {"layers": layers, "contributes_nothing": silent}
     evens = {k.removeprefix("L_even/"): v for k, v in held.items() if k.startswith("L_even/")}
     if evens:
+        from scipy.stats import spearmanr  # slow to import, and rarely needed
+
         # Even draws against odd ones: how far the drawn labels determine the eigenvalues.
         out["drawn_labels_agreement"] = {
             n: float(spearmanr(v.flatten().numpy(), (held[f"L/{n}"] - v).flatten().numpy()).statistic)

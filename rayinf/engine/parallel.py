@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 @contextmanager
 def session(cluster: Cluster | None) -> Generator[None]:
-    """Ray for as long as the context lasts, so that what runs in it does not start and stop it each time.
+    """Ray from the first call that needs it until the context ends, so that calls do not start and stop it each time.
 
     Args:
         cluster: None starts nothing.
@@ -26,9 +26,9 @@ def session(cluster: Cluster | None) -> Generator[None]:
         return
     if cluster.address is None:
         guard_local_ray()
-    from rayinf.engine import ray_runner
+    from rayinf.engine import ray_cluster
 
-    with ray_runner.connected(cluster):
+    with ray_cluster.connected():
         yield
 
 
@@ -49,7 +49,7 @@ def standing(
     Ray. A worker gets the function once, so that an object keeps what it has built up (a model, a table) from item to
     item, and from set to set. The item of a worker that is lost is begun again in another, which builds anew: what it
     had done counts if the function keeps it on disk. A run is given up where nothing finishes in `Cluster.patience`
-    seconds and no worker has lived through them.
+    seconds and no worker answers in them, and where one item has ended five processes.
 
     Args:
         function: picklable; sent to the workers once.
@@ -64,9 +64,9 @@ def standing(
         yield lambda items: ((key, function(item)) for key, item in items.items())
         return
     with session(cluster):
-        from rayinf.engine import ray_runner
+        from rayinf.engine import ray_benches
 
-        with ray_runner.benches(function, cluster, min(workers or cluster.workers, cluster.workers)) as made:
+        with ray_benches.benches(function, cluster, min(workers or cluster.workers, cluster.workers)) as made:
             yield lambda items: made.call(items, tick or _nothing)
 
 

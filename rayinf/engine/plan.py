@@ -24,6 +24,7 @@ from rayinf.engine.acquiring import BY_INFLUENCE, TILE_BYTES, PoolScore, Uncerta
 from rayinf.engine.by_tree import LabeledValues
 from rayinf.engine.curvature import DENSE, KRONECKER, column_names
 from rayinf.engine.job import Chunk, Job
+from rayinf.engine.machine import misfit
 from rayinf.engine.measuring import Measure, PairFactors, PairValues
 from rayinf.engine.probe import probe
 from rayinf.engine.run import Request, open_tables, partial_sums
@@ -57,12 +58,14 @@ class Cost:
         workers: processes that share the rows.
         free_memory: of this machine, now.
         free_disk: where `out` would lie, or None without one.
+        misfit: why this machine cannot hold the workers of a Ray that is started on it; None where it can.
     """
 
     stages: tuple[StageCost, ...]
     workers: int
     free_memory: int
     free_disk: int | None
+    misfit: str | None = None
 
     @property
     def seconds(self) -> float:
@@ -81,8 +84,9 @@ class Cost:
 
     @property
     def fits(self) -> bool:
-        """Whether this machine has the memory and the disk."""
-        return self.memory <= self.free_memory and (self.free_disk is None or self.disk <= self.free_disk)
+        """Whether this machine has the memory, the disk and the processors."""
+        enough = self.memory <= self.free_memory and (self.free_disk is None or self.disk <= self.free_disk)
+        return enough and self.misfit is None
 
     def to_text(self) -> str:
         """A table for people, with what is free beside what is needed."""
@@ -96,6 +100,8 @@ class Cost:
         )
         if self.free_disk is not None:
             lines.append(f"disk: {_bytes(self.disk)}, {_bytes(self.free_disk)} free")
+        if self.misfit is not None:
+            lines.append(f"{self.misfit}.")
         if not self.fits:
             lines.append(
                 "DOES NOT FIT. Fix: value fewer parameters (Task(parameters=...)), ask for fewer columns, take fewer "
@@ -127,7 +133,9 @@ def make_plan(request: Request) -> Cost:
     if request.settings.subsample < 1:
         found.append(trial.forest())
     free = shutil.disk_usage(_existing(Path(request.out))).free if request.out is not None else None
-    return Cost(tuple(found), trial.workers, psutil.virtual_memory().available, free)
+    local = request.cluster is not None and request.cluster.address is None
+    why = misfit(request.cluster, trial.model_bytes) if request.cluster and local else None
+    return Cost(tuple(found), trial.workers, psutil.virtual_memory().available, free, why)
 
 
 class _Trial:
@@ -147,6 +155,7 @@ class _Trial:
         self.chunks = min(partial_sums(probed, request.settings.curvature), len(tables["train"].shards))
         self.directions = min(probed.logits - 1, probed.perturbed)
         self._kept = request.out is not None
+        self.model_bytes = sum(p.numel() * p.element_size() for p in self.worker.model.parameters())
         self._model = 2 * self.item * sum(p.numel() for p in self.worker.model.parameters())
 
     def cost(self, name: str, make: Callable[[Worker], Any], table: str, memory: int, disk: int) -> StageCost:

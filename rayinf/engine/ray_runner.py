@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +18,18 @@ import pyarrow as pa
 import ray
 import torch
 
-from rayinf.data.files import remove_tree
 from rayinf.engine.curvature import MOST_THREADS
 from rayinf.engine.factors import FactorStore
 from rayinf.engine.job import Chunk, Cluster, Job
+from rayinf.engine.leftovers import remove, sweep_temporaries, temporary_folder
+from rayinf.engine.ray_calls import FAULTS, REPORTS, Life, Watch, check_deaths, get, label, spread
+from rayinf.engine.ray_cluster import connect, wait_ready
 from rayinf.engine.stages import Stage, perform
 from rayinf.engine.worker import Worker
-from rayinf.errors import RayinfError, RunError
 
 # Calls that wait in an actor while another runs: hides the way back to the driver, and loses little with the actor.
 _IN_FLIGHT = 2
-_POLL_SECONDS = 1.0
-# So long a process has to say that it lives.
-_PULSE_SECONDS = 60.0
-# Without end: a finite count is used up in seconds when a node is lost. The driver's clock ends a hopeless run.
-_FAULTS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1}
+_CLEAN_SECONDS = 10.0
 
 
 class _Actor:
@@ -42,311 +41,243 @@ class _Actor:
         self._device = device
         self._worker: Worker | None = None
         self._stage: tuple[str, Stage] | None = None
+        self._steps = 0
+        self._life = Life(lambda: self._steps + (self._worker.rows_read if self._worker else 0))
 
+    @ray.method(concurrency_group=REPORTS)
     def ready(self) -> int:
         """Answers once the process is up: its id."""
         return os.getpid()
 
+    @ray.method(concurrency_group=REPORTS)
+    def progress(self) -> tuple[str, float]:
+        """Answers while a call is under way: the process's name; steps that it has begun, and rows that it has read."""
+        return self._life.report()
+
     def run(self, call: tuple[str, type[Stage], dict[str, Any]], job: Job, arrays: Any, item: Any) -> Any:
         """The stage's result for an item."""
         name, stage, options = call
+        check_deaths(label(stage, options.get("table", getattr(stage, "table", job.scored)), item))
+        self._steps += 1
         if self._worker is None or self._worker.job.key != job.key:
             self._worker, self._stage = Worker(job, self._device), None
         if self._stage is None or self._stage[0] != name:
             self._stage = (name, stage(self._worker, arrays, **options))
+            self._steps += 1
         return perform(self._stage[1], item)
 
     def run_into(self, call: Any, job: Job, arrays: Any, item: Any, store: Any, into: tuple[str, int, int]) -> None:
         """Send a chunk's sums to the store; a retry after a crash counts once, by its key."""
-        ray.get(store.add.remote(*into, self.run(call, job, arrays, item)))
+        get(store.call.remote("add", *into, self.run(call, job, arrays, item))[0])
+
+
+class _Store:
+    """The store of factors in its own process."""
+
+    def __init__(self, make: Callable[[], FactorStore]) -> None:
+        sweep_temporaries()
+        self._store = make()
+        self._thread: int | None = None
+        self._life = Life(self._worked)
+
+    @ray.method(concurrency_group=REPORTS)
+    def ready(self) -> int:
+        """Answers once the process is up: its id."""
+        return os.getpid()
+
+    @ray.method(concurrency_group=REPORTS)
+    def progress(self) -> tuple[str, float]:
+        """Answers while a call is under way: the process's name, and processor seconds of the thread that works."""
+        return self._life.report()
+
+    @ray.method(concurrency_group=REPORTS)
+    def clean(self, folder: Path) -> None:
+        """Remove a temporary folder on the machine where the store runs."""
+        remove(folder)
+
+    @ray.method(num_returns=2)
+    def call(self, method: str, *args: Any) -> tuple[bool, Any]:
+        """A method's value, after a sign that it has one: the sign can be had without fetching the value."""
+        names = [a for a in args[:1] if isinstance(a, str)]
+        check_deaths(f"{' '.join([method, *names])!r} in the store of factors")
+        self._thread = threading.get_ident()
+        return True, getattr(self._store, method)(*args)
+
+    def _worked(self) -> float:
+        # A decomposition says nothing of how far it is; but one that hangs takes no processor time.
+        if self._thread is None or not hasattr(time, "pthread_getcpuclockid"):
+            return round(time.process_time(), 1)
+        return round(time.clock_gettime(time.pthread_getcpuclockid(self._thread)), 1)
 
 
 class RayRunner:
-    """Actors on a cluster. Who does which item is left to chance; what comes out is not."""
+    """Actors on a cluster. Who does which item is left to chance; what comes out is not.
+
+    Ray, the workers and the store are started when the first of them is needed: a finished run needs none.
+    """
 
     def __init__(self, job: Job, cluster: Cluster) -> None:
-        self._started = _connect(cluster)
         self._cluster = cluster
         self._count = itertools.count()
         self._run = uuid.uuid4().hex
-        threads = max(1, int(cluster.cpus_per_worker))
-        device = "cuda" if cluster.gpus_per_worker else "cpu"
-        self.job = job
-        actor: Any = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, **_FAULTS)(_Actor)
-        self._actors = [actor.remote(threads, device) for _ in range(cluster.workers)]
+        self._factors: tuple[Path | None, str] = (None, "")
+        self._actors: list[Any] = []
         self._store: Any = None
+        self._connected = self._started = False
         self._temporary: Path | None = None
-        try:
-            _wait_ready(self._actors, cluster)
-        except BaseException:
-            self.close()
-            raise
+        self._held: list[Any] = []  # the store, for when this object is lost without being closed
+        self._clean: Callable[[], object] = _nothing
+        self._job = job
+        self._job_ref: Any = None
 
     def open_store(self, folder: Path | None, owner: str) -> None:
-        """Have a store of factors, in an actor of its own."""
-        self._close_store()
-        if folder is None:
-            folder = self._temporary = Path(tempfile.gettempdir()) / f"rayinf-{self._run}"
-        store: Any = ray.remote(num_cpus=0, runtime_env=_threads_env(MOST_THREADS), **_FAULTS)(FactorStore)
-        self._store = store.remote(folder, owner)
+        """Have a store of factors, in an actor of its own that is started when it is first needed."""
+        self._factors = (folder, owner)
 
     @property
     def job(self) -> Job:
-        """What the workers are told; setting it tells them something else."""
+        """The run's description, as workers get it with every call."""
         return self._job
 
     @job.setter
     def job(self, job: Job) -> None:
-        self._job, self._job_ref = job, ray.put(job)
+        self._job, self._job_ref = job, None
 
     def map(
         self, stage: type[Stage], arrays: Any, items: Mapping[int, Any], **options: Any
     ) -> Iterator[tuple[int, Any]]:
-        """Results by key, as they finish."""
+        """Results by key, as they finish.
+
+        Raises:
+            RunError: an item that ends one process after the other; nothing that moves for `Cluster.patience` seconds.
+        """
         call = (f"{self._run}-{next(self._count)}", stage, options)
-        held = arrays if isinstance(arrays, ray.ObjectRef) else ray.put(arrays)
-        for key, ref in self._spread(items, lambda actor, key: actor.run.remote(call, self._job_ref, held, items[key])):
-            yield key, _get(ref)
+        job, held = self._send(arrays)
+        table = options.get("table", self._job.scored)
+        for key, ref in spread(
+            self._workers() * _IN_FLIGHT,
+            items,
+            lambda actor, key: actor.run.remote(call, job, held, items[key]),
+            Watch(self._cluster.patience),
+            lambda key: label(stage, table, items[key]),
+        ):
+            yield key, get(ref)
 
     def fold(self, stage: type[Stage], arrays: Any, items: Mapping[int, Chunk], name: str) -> Iterator[int]:
-        """Add the sums of each chunk to the store, until none is missing: a store that lost its disk asks again."""
+        """Add the sums of each chunk to the store, until none is missing: a store that lost its disk asks again.
+
+        Raises:
+            RunError: as `map`.
+        """
         call: tuple[str, type[Stage], dict[str, Any]] = (f"{self._run}-{next(self._count)}", stage, {})
-        held = arrays if isinstance(arrays, ray.ObjectRef) else ray.put(arrays)
+        job, held = self._send(arrays)
         count = len(items)
         while left := self.store("pending", name, count):
             todo = {k: items[k] for k in left}
-            for key, ref in self._spread(
+            for key, ref in spread(
+                self._workers() * _IN_FLIGHT,
                 todo,
-                lambda actor, key: actor.run_into.remote(
-                    call, self._job_ref, held, items[key], self._store, (name, count, key)
-                ),
+                lambda actor, key: actor.run_into.remote(call, job, held, items[key], self._store, (name, count, key)),
+                Watch(self._cluster.patience, {"the store of factors": self._store}),
+                lambda key: label(stage, getattr(stage, "table", "train"), items[key]),
             ):
-                _get(ref)
+                get(ref)
                 yield key
 
     def store(self, method: str, *args: Any) -> Any:
-        """Call the store of factors."""
-        return _get(self.publish(method, *args))
+        """Call the store of factors; the value of its method."""
+        return get(self.publish(method, *args))
 
     def publish(self, method: str, *args: Any) -> Any:
-        """Call the store of factors; a reference to its arrays."""
-        ref = getattr(self._store, method).remote(*args)
-        ray.wait([ref], fetch_local=False)
+        """Call the store of factors; a reference to its arrays.
+
+        Raises:
+            RunError: a call that ends one process after the other; one that does not move for `Cluster.patience`
+                seconds.
+        """
+        sign, ref = self._standing_store().call.remote(method, *args)
+        what = " ".join([repr(method), *[a for a in args[:1] if isinstance(a, str)]])
+        Watch(self._cluster.patience).wait([sign], lambda: {f"{what} in the store of factors": self._store})
+        get(sign)
         return ref
 
     def close(self) -> None:
-        """Let the actors go, and Ray too if this run started it."""
-        for actor in self._actors:
-            ray.kill(actor)
-        self._close_store()
+        """End the actors, remove the temporary folder, and end Ray too if this run started it."""
+        if self._temporary is not None and self._store is not None and ray.is_initialized():
+            cleaned = self._store.clean.remote(self._temporary)  # its machine may be another
+            ray.wait([cleaned], timeout=_CLEAN_SECONDS)
+        _kill([*self._actors, *self._held])
+        self._actors, self._store = [], None
+        self._held.clear()
+        self._clean()
         if self._started:
+            self._started = False
             ray.shutdown()
 
-    def _close_store(self) -> None:
-        if self._store is not None:
-            ray.kill(self._store)
-        if self._temporary is not None and self._temporary.is_dir():
-            remove_tree(self._temporary)
+    def _connect(self) -> None:
+        if not self._connected:
+            self._started = connect(self._cluster, self._cluster.workers, _model_bytes(self._job))
+            self._connected = True
 
-    def _spread(self, items: Mapping[int, Any], send: Any) -> Iterator[tuple[int, Any]]:
-        """Keep every actor busy with at most `_IN_FLIGHT` calls; keys with their finished references."""
-        yield from _spread(self._actors * _IN_FLIGHT, items, send, _Patience(self._cluster))
+    def _workers(self) -> list[Any]:
+        """The workers, started once."""
+        if not self._actors:
+            self._connect()
+            c = self._cluster
+            groups: dict[str, Any] = {"concurrency_groups": {REPORTS: 1}}
+            actor: Any = ray.remote(num_cpus=c.cpus_per_worker, num_gpus=c.gpus_per_worker, **groups, **FAULTS)(_Actor)
+            device = "cuda" if c.gpus_per_worker else "cpu"
+            self._actors = [actor.remote(max(1, int(c.cpus_per_worker)), device) for _ in range(c.workers)]
+            wait_ready(self._actors, c)
+        return self._actors
 
+    def _standing_store(self) -> Any:
+        """The store, started once."""
+        if self._store is None:
+            folder, owner = self._factors
+            if folder is None:
+                folder = self._temporary = temporary_folder()
+                self._clean = weakref.finalize(self, _abandon, self._held, folder)  # also when the process ends
+            self._start_store(folder, owner)
+        return self._store
 
-class _Patience:
-    """Gives a run up that gets nowhere."""
+    def _start_store(self, folder: Path, owner: str) -> None:
+        self._connect()
+        groups: dict[str, Any] = {"concurrency_groups": {REPORTS: 1}}
+        store: Any = ray.remote(num_cpus=0, runtime_env=_threads_env(MOST_THREADS), **groups, **FAULTS)(_Store)
+        self._store = store.remote(partial(FactorStore, folder, owner))
+        self._held.append(self._store)
+        wait_ready([self._store], self._cluster)
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._seconds = cluster.patience
-        self._last = time.monotonic()
-
-    def renew(self) -> None:
-        """Something was finished."""
-        self._last = time.monotonic()
-
-    def check(self, busy: Sequence[Any]) -> None:
-        """Called with the actors at work at every poll in which nothing was finished.
-
-        Raises:
-            RunError: there were too many of them.
-        """
-        if time.monotonic() - self._last > self._seconds:
-            raise RunError(
-                f"No shard was finished in {self._seconds:.0f} s; {len(busy)} are in flight.",
-                "look at the cluster's nodes and logs, then run the same command again: it goes on. "
-                "For slow shards pass Cluster(patience=...).",
-            )
-
-
-def _spread(
-    slots: Sequence[Any], items: Mapping[Any, Any], send: Any, patience: _Patience
-) -> Iterator[tuple[Any, Any]]:
-    """Keep every slot busy with a call, a slot an actor; keys with their finished references."""
-    todo = iter(items)
-    flying: dict[Any, tuple[Any, Any]] = {}
-    for actor in slots:
-        _launch(flying, todo, actor, send)
-    patience.renew()
-    while flying:
-        done, _ = ray.wait(list(flying), timeout=_POLL_SECONDS, fetch_local=False)
-        if not done:
-            patience.check([actor for _, actor in flying.values()])
-        for ref in done:
-            patience.renew()
-            key, actor = flying.pop(ref)
-            _launch(flying, todo, actor, send)
-            yield key, ref
+    def _send(self, arrays: Any) -> tuple[Any, Any]:
+        """References of the job and of what a stage needs beside it."""
+        self._connect()
+        if self._job_ref is None:
+            self._job_ref = ray.put(self._job)
+        return self._job_ref, arrays if isinstance(arrays, ray.ObjectRef) else ray.put(arrays)
 
 
-class _Bench:
-    """A process that calls a function for one item at a time, and says meanwhile that it lives."""
-
-    def __init__(self, threads: int) -> None:
-        torch.set_num_threads(threads)
-        pa.set_cpu_count(threads)
-        self._name = uuid.uuid4().hex
-        self._function: Callable[[Any], Any] | None = None
-
-    def ready(self) -> str:
-        """Answers at any time: a name that is another after a restart."""
-        return self._name
-
-    def call(self, function: list[Any], item: Any) -> Any:
-        """The function's result. Its object stays, with what it has built up.
-
-        The function comes as a reference in a list, and is fetched once, not with every call.
-        """
-        if self._function is None:
-            self._function = ray.get(function[0])
-        return self._function(item)
+def _abandon(actors: list[Any], folder: Path) -> None:
+    """Remove a temporary folder, and first what would write into it again."""
+    _kill(actors)
+    remove(folder)
 
 
-class _Pulse(_Patience):
-    """Patience with calls that take as long as they like, while a process lives on."""
-
-    def __init__(self, cluster: Cluster, benches: Sequence[Any], tick: Callable[[], None]) -> None:
-        super().__init__(cluster)
-        self._tick = tick
-        self._lived = self._pulse(benches)
-
-    def check(self, busy: Sequence[Any]) -> None:
-        """Called with the actors at work at every poll in which nothing was finished.
-
-        Raises:
-            RunError: none of them has lived since patience was last at an end.
-        """
-        self._tick()
-        if time.monotonic() - self._last <= self._seconds:
-            return
-        now = self._pulse(busy)
-        if not now & self._lived:
-            raise RunError(
-                f"No worker lived through {self._seconds:.0f} s; {len(busy)} calls are in flight.",
-                "look at the cluster's nodes and logs (is memory short?), then run the same command again: it goes on.",
-            )
-        self._lived = now
-        self.renew()
-
-    def _pulse(self, benches: Sequence[Any]) -> set[str]:
-        """Names of the processes that answer."""
-        refs = [bench.ready.remote() for bench in benches]
-        there, _ = ray.wait(refs, num_returns=len(refs), timeout=_PULSE_SECONDS)
-        return {_get(ref) for ref in there}
-
-
-class Benches:
-    """Processes that stay, each with a function of its own; see `parallel.standing`."""
-
-    def __init__(self, cluster: Cluster, actors: Sequence[Any], function: Any) -> None:
-        self._cluster, self._actors, self._function = cluster, actors, function
-
-    def call(self, items: Mapping[Any, Any], tick: Callable[[], None]) -> Iterator[tuple[Any, Any]]:
-        """Results by key, as they finish."""
-        pulse = _Pulse(self._cluster, self._actors, tick)
-        held = [self._function]
-        for key, ref in _spread(self._actors, items, lambda actor, key: actor.call.remote(held, items[key]), pulse):
-            yield key, _get(ref)
-
-
-@contextmanager
-def benches(function: Callable[[Any], Any], cluster: Cluster, workers: int) -> Generator[Benches]:
-    """Benches for as long as the context lasts, on a Ray that is there."""
-    threads = max(1, int(cluster.cpus_per_worker))
-    talks: dict[str, Any] = {"max_concurrency": 2}  # that it answers while it works
-    bench: Any = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, **talks, **_FAULTS)(
-        _Bench
-    )
-    actors = [bench.remote(threads) for _ in range(workers)]
-    try:
-        _wait_ready(actors, cluster)
-        yield Benches(cluster, actors, ray.put(function))
-    finally:
-        for actor in actors:
+def _kill(actors: Iterable[Any]) -> None:
+    for actor in actors:
+        with suppress(Exception):  # Ray itself may be gone
             ray.kill(actor)
 
 
-def _wait_ready(actors: Sequence[Any], cluster: Cluster) -> None:
-    refs = [actor.ready.remote() for actor in actors]
-    _, late = ray.wait(refs, num_returns=len(refs), timeout=min(cluster.patience, 120.0))
-    if late:
-        raise RunError(
-            f"{len(late)} of {len(refs)} workers did not start: the cluster has {ray.cluster_resources()}, and a "
-            f"worker asks for {cluster.cpus_per_worker} CPUs and {cluster.gpus_per_worker} GPUs.",
-            "pass fewer workers or smaller ones in Cluster(...), or add nodes.",
-        )
-    for ref in refs:
-        _get(ref)
-
-
-def _launch(flying: dict[Any, tuple[Any, Any]], todo: Iterator[Any], actor: Any, send: Any) -> None:
-    key = next(todo, None)
-    if key is not None:
-        flying[send(actor, key)] = (key, actor)
-
-
-def _get(ref: Any) -> Any:
-    """A result, or the error that the worker met, as it was raised there."""
-    try:
-        return ray.get(ref)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, RayinfError):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayActorError as error:
-        raise RunError(
-            f"A worker could not be kept alive: {str(error).splitlines()[0]}",
-            "look at the worker's log for the cause, then run the same command again: it goes on.",
-        ) from error
+def _model_bytes(job: Job) -> int:
+    """Bytes of the model, where it is there without being built."""
+    model = job.task.model
+    return sum(p.numel() * p.element_size() for p in model.parameters()) if isinstance(model, torch.nn.Module) else 0
 
 
 def _threads_env(count: int) -> dict[str, Any]:
     return {"env_vars": {"OMP_NUM_THREADS": str(count)}}
 
 
-@contextmanager
-def connected(cluster: Cluster) -> Generator[None]:
-    """Ray for as long as the context lasts; one that was there before stays."""
-    started = _connect(cluster)
-    try:
-        yield
-    finally:
-        if started:
-            ray.shutdown()
-
-
-def _connect(cluster: Cluster) -> bool:
-    """Start or join Ray; whether this call did so."""
-    if ray.is_initialized():
-        return False
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    common: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": "ERROR",
-        "runtime_env": cluster.runtime_env or {},
-    }
-    if cluster.address is None:
-        cpus = max(1, -(-int(cluster.workers * cluster.cpus_per_worker * 1000) // 1000))
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
-    else:
-        ray.init(address=cluster.address, **common)
-    return True
+def _nothing() -> None:
+    """There is no temporary folder to remove."""

@@ -31,7 +31,7 @@ from rayinf.engine.curvature import CURVATURES, KRONECKER, Solver, check_memory
 from rayinf.engine.identity import check_factors, factors_run, fingerprint, identity
 from rayinf.engine.job import Cluster, Job, Settings, chunks
 from rayinf.engine.probe import Probe, probe
-from rayinf.engine.runner import LocalRunner, Runner, Workers
+from rayinf.engine.runner import LocalRunner, Runner, make_runner
 from rayinf.errors import InputError, RunError
 from rayinf.task import Task
 
@@ -80,6 +80,13 @@ class Request:
     out: str | Path | None
     check: Callable[[Mapping[str, Table], Probe], None] | None = None
 
+    def __post_init__(self) -> None:
+        """Make paths absolute, once: workers on a cluster are in folders of their own."""
+        for name in ("out", "factors"):
+            given = getattr(self, name)
+            if isinstance(given, str | Path) and "://" not in str(given):
+                object.__setattr__(self, name, Path(given).expanduser().absolute())
+
 
 @dataclass
 class Run:
@@ -92,7 +99,7 @@ class Run:
     folder: RunFolder | None
     identity: dict[str, Any]
     finished: bool
-    workers: Workers
+    runner: Runner
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __enter__(self) -> Run:
@@ -108,15 +115,10 @@ class Run:
         try:
             if error is not None and not self.finished:
                 self.log("stopped", error=f"{kind.__name__ if kind else ''}: {error}")
-            self.workers.close()
+            self.runner.close()
         finally:
             if self.folder is not None:
                 self.folder.release()
-
-    @property
-    def runner(self) -> Runner:
-        """What does the work; started when it is first asked for."""
-        return self.workers.runner
 
     def place(self, folder: str) -> PartPlace | None:
         """Where the parts of shards are written; None where the run has no folder."""
@@ -219,13 +221,13 @@ def open_run(request: Request) -> Run:
     check_memory(request.settings.curvature, probed.parameters, psutil.virtual_memory().available)
     folder = RunFolder(Path(request.out).expanduser().absolute()) if request.out is not None else None
     other = factors_run(request.factors)
-    workers = Workers(job, request.cluster)
+    runner = make_runner(job, request.cluster)
     try:
         again = folder is not None and (folder.read() or {}).get("status") == FINISHED
         # The tables of a run that seems to be finished are looked at here: perhaps nothing else is to be done.
         scans = {
             name: _kept_scan(folder, name, table, job.columns[name])
-            or _scan(LocalRunner(job) if again else workers.runner, name, table)
+            or _scan(LocalRunner(job) if again else runner, name, table)
             for name, table in tables.items()
         }
         job = _settle(job, request, probed, scans)
@@ -233,15 +235,16 @@ def open_run(request: Request) -> Run:
         own = identity(job, probed.fingerprint, scans, asked)
         if other is not None:
             check_factors(other, own, request.factors)
-        run = Run(request, job, probed, scans, folder, own, False, workers)
+        run = Run(request, job, probed, scans, folder, own, False, runner)
         if folder is not None:
             run.finished = folder.begin(run.record({}))
             if not run.finished:
                 _keep_scans(folder, job, scans)
-        workers.settle(job, folder.factors if folder else None, owner_of({"identity": own}))
+        runner.job = job
+        runner.open_store(folder.factors if folder else None, owner_of({"identity": own}))
         return run
     except BaseException:
-        workers.close()
+        runner.close()
         if folder is not None:
             folder.release()
         raise

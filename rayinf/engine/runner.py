@@ -97,41 +97,7 @@ class LocalRunner:
         """Nothing to let go."""
 
 
-class Workers:
-    """A run's runner, started when it is first needed: a finished run starts none.
-
-    Args:
-        job: what the workers do.
-        cluster: where; None for this process.
-    """
-
-    def __init__(self, job: Job, cluster: Cluster | None) -> None:
-        self._job, self._cluster = job, cluster
-        self._store: tuple[Path | None, str] = (None, "")
-        self._runner: Runner | None = None
-
-    @property
-    def runner(self) -> Runner:
-        """The runner, at work on the job."""
-        if self._runner is None:
-            self._runner = _make_runner(self._job, self._cluster)
-            self._runner.open_store(*self._store)
-        return self._runner
-
-    def settle(self, job: Job, factors: Path | None, owner: str) -> None:
-        """Give it the whole job, and the place of the store."""
-        self._job, self._store = job, (factors, owner)
-        if self._runner is not None:
-            self._runner.job = job
-            self._runner.open_store(factors, owner)
-
-    def close(self) -> None:
-        """Stop the workers, if there are any."""
-        if self._runner is not None:
-            self._runner.close()
-
-
-def _make_runner(job: Job, cluster: Cluster | None) -> Runner:
+def make_runner(job: Job, cluster: Cluster | None) -> Runner:
     """A runner for a cluster, or for this process. Ray is imported in the first case alone."""
     if cluster is None:
         return LocalRunner(job)

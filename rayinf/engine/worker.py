@@ -45,6 +45,8 @@ class Worker:
         self.job = job
         self._device = device
         self._readers: dict[str, BatchReader] = {}
+        # Only ever grows: another thread reads it as a sign of progress.
+        self.rows_read = 0
 
     @cached_property
     def model(self) -> nn.Module:
@@ -131,7 +133,9 @@ class Worker:
         """The rows of a shard as they are read."""
         if table not in self._readers:
             self._readers[table] = BatchReader(self.job.tables[table], self.job.columns[table])
-        return self._readers[table].read(shard, size)
+        for raw in self._readers[table].read(shard, size):
+            self.rows_read += len(raw)
+            yield raw
 
     def ready(self, table: str, raw: Batch) -> Ready:
         """A batch as tensors on the device. Rows of a pool have no label, and get 0."""

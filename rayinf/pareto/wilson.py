@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri
 
 Array = np.ndarray[Any, Any]
 
 
 def wilson(right: Array, rows: Array, confidence: float = 0.95) -> tuple[Array, Array]:
     """The lower and upper ends `[K]` of intervals for `right` out of `rows`, `[K]` each; NaN of no rows."""
-    z = float(norm.ppf(0.5 + confidence / 2))
+    z = float(ndtri(0.5 + confidence / 2))
     count = np.where(rows > 0, rows, np.nan).astype(float)
     share = right / count
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)

@@ -14,6 +14,7 @@ from engine import small_job as job
 import rayinf
 from rayinf.engine import ray_runner, stages
 
+pytestmark = pytest.mark.chaos
 HERE = Path(__file__).parent
 
 

@@ -82,6 +82,7 @@ def test_pairs_in_tiles_are_those_in_one(tables, monkeypatch, tmp_path, curvatur
     assert again.row_ids.tolist() == tiled.row_ids.tolist()
 
 
+@pytest.mark.slow
 def test_workers(tables, ray_session, tmp_path):
     train, valid, _ = tables
     truth = values(job.measure(train[6], valid, **SUBSAMPLED))
@@ -95,6 +96,7 @@ def test_workers(tables, ray_session, tmp_path):
         )
 
 
+@pytest.mark.chaos
 def test_workers_that_are_killed(tables, ray_session, tmp_path):
     """In every stage of a measure with a forest, and of an acquisition."""
     train, valid, _ = tables

@@ -65,6 +65,7 @@ def test_images(cifar):
     assert image[0, 1, 2, 3] * 0.251 + 0.473 == pytest.approx(pixels[0, (2 * 32 + 3) * 3 + 1] / 255, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_whole(cifar, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cifar, "RADII", (0.3, 1.0))
     monkeypatch.setattr(cifar, "CLASS_WEIGHTS", (1.4, 3.0))

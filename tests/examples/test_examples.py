@@ -35,6 +35,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, done.stdout
 
 
+@pytest.mark.slow
 def test_digits_values_every_row_for_every_class(digits: tuple[Path, str]) -> None:
     folder, printed = digits
     scores = Scores.load(folder / "out" / "run")
@@ -47,6 +48,7 @@ def test_digits_values_every_row_for_every_class(digits: tuple[Path, str]) -> No
     assert "harms most" in printed
 
 
+@pytest.mark.slow
 def test_digits_draws_a_picture(digits: tuple[Path, str]) -> None:
     folder, printed = digits
     picture = folder / "out" / "most_harmful.png"
@@ -54,6 +56,7 @@ def test_digits_draws_a_picture(digits: tuple[Path, str]) -> None:
     assert str(picture) in printed
 
 
+@pytest.mark.slow
 def test_digits_again_shows_the_finished_run(digits: tuple[Path, str]) -> None:
     folder, printed = digits
     shard = folder / "out" / "run" / "scores" / "part-00000.parquet"
@@ -65,6 +68,7 @@ def test_digits_again_shows_the_finished_run(digits: tuple[Path, str]) -> None:
     assert again.stdout in printed
 
 
+@pytest.mark.slow
 def test_digits_from_the_command_line_is_the_same_run(digits: tuple[Path, str]) -> None:
     folder, _ = digits
     before = json.loads((folder / "out" / "run" / "run.json").read_text())
@@ -74,6 +78,7 @@ def test_digits_from_the_command_line_is_the_same_run(digits: tuple[Path, str]) 
     assert json.loads((folder / "out" / "run" / "run.json").read_text()) == before
 
 
+@pytest.mark.slow
 def test_digits_refuses_a_folder_of_other_settings(digits: tuple[Path, str]) -> None:
     folder, _ = digits
     done = run(folder / "run.py", "--quick", "--flip", "0.05")
@@ -82,6 +87,7 @@ def test_digits_refuses_a_folder_of_other_settings(digits: tuple[Path, str]) -> 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_command_line_before_run_py_says_what_to_run(tmp_path: Path) -> None:
     shutil.copytree(EXAMPLES / "digits", tmp_path / "digits", ignore=shutil.ignore_patterns("out", "__pycache__"))
     done = run("-m", "rayinf", "influence", tmp_path / "digits" / "influence.yaml")

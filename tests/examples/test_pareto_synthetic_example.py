@@ -32,6 +32,7 @@ def test_the_sets_are_those_of_the_paper(script: dict[str, Any]) -> None:
     np.testing.assert_array_equal(a.train[0], script["make"]("A", 0).train[0])
 
 
+@pytest.mark.slow
 def test_what_is_asked_of_both_sets_holds(
     script: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,6 +66,7 @@ def test_features_of_texts(script: dict[str, Any]) -> None:
     assert (logits.argmax(1) == split.test[1]).mean() > 0.8  # words are those of the training rows
 
 
+@pytest.mark.slow
 def test_quick(script: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = script["main"](["--quick", "--rows", "300", "--out", str(tmp_path)])
     assert list(found) == ["convex"]

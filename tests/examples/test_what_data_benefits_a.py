@@ -158,6 +158,7 @@ def test_what_trimming_asks_of_itself_comes_from_its_lines(load: Callable, capsy
     assert verdicts == ["no", "no", "yes"]
 
 
+@pytest.mark.slow
 def test_quick_trimming_prints_both_models_and_draws(
     load: Callable, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:

@@ -163,6 +163,7 @@ class CrashError(Exception):
 
 
 class TestGoingOn:
+    @pytest.mark.slow
     def test_after_a_crash_before_and_after_any_step(
         self, tmp_path: Path, calm: tuple[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -200,6 +201,7 @@ class TestGoingOn:
             assert small.measures(rayinf.History.load(out)) == calm[1]
         assert 30 < crash < 199
 
+    @pytest.mark.chaos
     def test_after_sigkill_in_training_and_at_the_oracle(self, tmp_path: Path) -> None:
         marks, still = tmp_path / "marks", tmp_path / "still"
         marks.mkdir()
@@ -375,6 +377,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str,
 
 
 class TestSideBySide:
+    @pytest.mark.slow
     def test_on_ray_as_in_this_process(
         self, tmp_path: Path, ray_session: None, plain: tuple[str, list[dict[str, Any]]]
     ) -> None:
@@ -383,6 +386,7 @@ class TestSideBySide:
         assert small.digest(tmp_path / "run") == plain[0]
         assert list(history.picked) == list(itertools.product(MANY["strategy"], MANY["seed"]))
 
+    @pytest.mark.chaos
     def test_workers_that_die(self, tmp_path: Path, ray_session: None) -> None:
         marks, pair = tmp_path / "marks", {"strategy": ["fi", "random"]}
         marks.mkdir()

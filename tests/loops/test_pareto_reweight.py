@@ -126,6 +126,7 @@ def test_on_disk_again_nothing_is_trained(first, valued, tmp_path, monkeypatch):
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_same_bytes_with_one_and_three_workers(first, valued, ray_session, tmp_path):
     for workers in (1, 3):
         out = tmp_path / str(workers)
@@ -164,6 +165,7 @@ def test_stopped_in_every_generation_it_ends_with_the_same_bytes(valued, tmp_pat
         assert len(list((tmp_path / f"marks-{stop}").iterdir())) == calls + 1  # nothing but the lost one again
 
 
+@pytest.mark.chaos
 def test_a_killed_process_goes_on_to_the_same_bytes(valued, tmp_path):
     whole, out, marks = tmp_path / "run", tmp_path / "killed", tmp_path / "marks"
     counted(tmp_path / "whole", valued, whole)
@@ -175,6 +177,7 @@ def test_a_killed_process_goes_on_to_the_same_bytes(valued, tmp_path):
     assert digest(out) == digest(whole)
 
 
+@pytest.mark.chaos
 def test_a_killed_worker_is_replaced(valued, ray_session, tmp_path):
     counted(tmp_path / "whole", valued, tmp_path / "run")
     counted(tmp_path / "marks", valued, tmp_path / "again", rayinf.Cluster(workers=2), dies_at=9)

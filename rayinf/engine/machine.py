@@ -1,0 +1,80 @@
+"""What this machine can hold: cores and free memory as its control group allows them, and workers that fit in them."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from rayinf.engine.job import Cluster
+
+# A worker that has imported torch, pyarrow and Ray, before any data and beside its model.
+WORKER_BYTES = 350 << 20
+# Workers a core, beyond which they only wait for each other.
+MOST_PER_CORE = 4
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def cores() -> float:
+    """Processors that this process may use: its affinity, and the quota of its control group."""
+    count = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    with suppress(OSError, ValueError, IndexError):
+        quota, period = (_CGROUP / "cpu.max").read_text().split()
+        count = min(count, int(quota) / int(period))  # a quota of "max" is a ValueError: no limit
+    with suppress(OSError, ValueError):
+        allowed = int((_CGROUP / "cpu/cpu.cfs_quota_us").read_text())
+        if allowed > 0:
+            count = min(count, allowed / int((_CGROUP / "cpu/cpu.cfs_period_us").read_text()))
+    return count
+
+
+def free_memory() -> int:
+    """Bytes that new processes can have: what the machine has free, and what the control group's limit leaves."""
+    free = int(psutil.virtual_memory().available)
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        with suppress(OSError, ValueError):
+            left = int((_CGROUP / limit).read_text()) - int((_CGROUP / used).read_text())
+            free = min(free, max(left, 0) + _page_cache())
+    return free
+
+
+def _page_cache() -> int:
+    """Bytes of the control group's use that are files, which the kernel gives back when memory is short."""
+    for name in ("memory.stat", "memory/memory.stat"):
+        with suppress(OSError, ValueError):
+            held = dict(line.split() for line in (_CGROUP / name).read_text().splitlines())
+            return int(held.get("inactive_file", 0)) + int(held.get("active_file", 0))
+    return 0
+
+
+def misfit(cluster: Cluster, model_bytes: int = 0) -> str | None:
+    """Why a Ray that is started on this machine cannot hold a cluster's workers; None where it can.
+
+    A mild excess of workers over cores is allowed, since they share the cores; memory cannot be shared.
+
+    Args:
+        cluster: with `address=None`.
+        model_bytes: of one worker's model.
+    """
+    have, free = cores(), free_memory()
+    asked = cluster.workers * cluster.cpus_per_worker
+    most = max(MOST_PER_CORE * have, 1.0)
+    if asked > most:
+        return (
+            f"Cluster(workers={cluster.workers}, cpus_per_worker={cluster.cpus_per_worker:g}) asks for {asked:g} CPUs, "
+            f"and this machine has {have:g}: at most {MOST_PER_CORE} times as many can be shared, "
+            f"{int(most / cluster.cpus_per_worker)} such workers"
+        )
+    each = WORKER_BYTES + model_bytes
+    if cluster.workers * each > free:
+        return (
+            f"Cluster(workers={cluster.workers}) needs {cluster.workers * each / 2**30:.1f} GiB of memory before any "
+            f"data ({each / 2**20:.0f} MiB a worker), and this machine has {free / 2**30:.1f} GiB free: room for "
+            f"{free // each} workers"
+        )
+    return None

@@ -1,0 +1,93 @@
+"""Processes on Ray that stay, each with a function of its own: whole trainings, one item at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+
+from rayinf.engine.job import Cluster
+from rayinf.engine.ray_calls import FAULTS, MOST_DEATHS_OF_TRAININGS, REPORTS, Life, Watch, check_deaths, get, spread
+from rayinf.engine.ray_cluster import connect, connected, wait_ready
+
+
+class _Bench:
+    """A process that calls a function for one item at a time, and says meanwhile that it lives."""
+
+    def __init__(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+        pa.set_cpu_count(threads)
+        # A training has no count of its own: while its process answers, it is taken to go on.
+        self._life = Life(time.monotonic)
+        self._function: Callable[[Any], Any] | None = None
+
+    @ray.method(concurrency_group=REPORTS)
+    def ready(self) -> bool:
+        """Answers once the process is up."""
+        return True
+
+    @ray.method(concurrency_group=REPORTS)
+    def progress(self) -> tuple[str, float]:
+        """Answers at any time: the process's name, and a count that rises as long as it lives."""
+        return self._life.report()
+
+    def call(self, function: list[Any], item: Any, what: str) -> Any:
+        """The function's result. Its object stays, with what it has built up.
+
+        The function comes as a reference in a list, and is fetched once, not with every call.
+        """
+        check_deaths(what, MOST_DEATHS_OF_TRAININGS)
+        if self._function is None:
+            self._function = ray.get(function[0])
+        return self._function(item)
+
+
+class Benches:
+    """Processes that stay, each with a function of its own; see `parallel.standing`."""
+
+    def __init__(self, cluster: Cluster, actors: Sequence[Any], function: Any) -> None:
+        self._cluster, self._actors, self._function = cluster, actors, function
+
+    def call(self, items: Mapping[Any, Any], tick: Callable[[], None]) -> Iterator[tuple[Any, Any]]:
+        """Results by key, as they finish."""
+        held = [self._function]
+        for key, ref in spread(
+            self._actors,
+            items,
+            lambda actor, key: actor.call.remote(held, items[key], _what(key)),
+            Watch(self._cluster.patience, tick=tick),
+            _what,
+        ):
+            yield key, get(ref)
+
+
+@contextmanager
+def benches(function: Callable[[Any], Any], cluster: Cluster, workers: int) -> Generator[Benches]:
+    """Benches for as long as the context lasts.
+
+    Raises:
+        RayinfError: workers that do not fit, do not start, or an address at which no Ray answers.
+    """
+    groups: dict[str, Any] = {"concurrency_groups": {REPORTS: 1}}
+    with connected():
+        connect(cluster, workers)
+        bench: Any = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, **groups, **FAULTS)(
+            _Bench
+        )
+        actors = [bench.remote(max(1, int(cluster.cpus_per_worker))) for _ in range(workers)]
+        try:
+            wait_ready(actors, cluster)
+            yield Benches(cluster, actors, ray.put(function))
+        finally:
+            for actor in actors:
+                with suppress(ray.exceptions.RayError, ValueError):
+                    ray.kill(actor)
+
+
+def _what(key: Any) -> str:
+    return f"Item {key!r}"

@@ -1,0 +1,238 @@
+"""Calls of actors: their results, their errors, and an end to calls whose process dies or stands still."""
+
+from __future__ import annotations
+
+import importlib
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import ray
+
+from rayinf.engine.deadline import Deadline
+from rayinf.engine.job import Chunk
+from rayinf.errors import RayinfError, RunError
+
+_POLL_SECONDS = 1.0
+# How often one call may take its process with it. A whole training is begun again more often: it may take days.
+MOST_DEATHS, MOST_DEATHS_OF_TRAININGS = 3, 5
+# Without end: a finite count is used up in seconds when a node is lost. The driver's clock ends a hopeless run.
+FAULTS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1}
+# A second thread of an actor, which answers while the first one works.
+REPORTS = "reports"
+_DETAIL_CHARACTERS = 240
+
+
+class DiesAgain(Exception):  # noqa: N818 (it is never shown)
+    """The process of an actor died under one call again and again. Raised in the next one; `get` words it."""
+
+    def __init__(self, what: str, deaths: int) -> None:
+        super().__init__(what, deaths)
+        self.what, self.deaths = what, deaths
+
+
+def check_deaths(what: str, most: int = MOST_DEATHS) -> None:
+    """Called in an actor when a call begins: refuses one that has ended too many processes.
+
+    Args:
+        what: what the call does.
+        most: how many deaths are too many.
+
+    Raises:
+        DiesAgain: they were reached.
+    """
+    deaths = 0
+    with suppress(AttributeError):  # another version of Ray: the deadline ends such calls
+        process: Any = ray._private.worker.global_worker
+        deaths = int(process.core_worker.get_current_task_attempt_number())
+    if deaths >= most:
+        raise DiesAgain(what, deaths)
+
+
+class Life:
+    """One process of an actor: a name of its own, and how far it is."""
+
+    def __init__(self, count: Callable[[], float]) -> None:
+        self._name, self._count = uuid.uuid4().hex, count
+
+    def report(self) -> tuple[str, float]:
+        """The process's name and its count."""
+        return self._name, self._count()
+
+
+class Watch:
+    """Waits for calls, and ends a wait in which nothing moves.
+
+    Actors are asked for their progress only where nothing has finished for a while, at most one question each.
+
+    Args:
+        seconds: without progress, after which a wait ends.
+        always: actors that work for the others (the store): their progress counts too.
+        tick: called about once a second while nothing finishes.
+    """
+
+    def __init__(
+        self, seconds: float, always: Mapping[str, Any] | None = None, tick: Callable[[], None] | None = None
+    ) -> None:
+        self.deadline = Deadline(seconds)
+        self._always, self._tick = dict(always or {}), tick
+        self._asked: dict[Any, Any] = {}
+        self._next = 0.0
+
+    def wait(self, refs: Sequence[Any], busy: Callable[[], Mapping[str, Any]]) -> list[Any]:
+        """The references that have finished, at least one.
+
+        Args:
+            refs: of the calls.
+            busy: the actors at work, by what each of them does.
+
+        Raises:
+            RunError: nothing moved.
+        """
+        while True:
+            done, _ = ray.wait(list(refs), timeout=_POLL_SECONDS, fetch_local=False)
+            if done:
+                self.deadline.renew()
+                return done
+            if self._tick is not None:
+                self._tick()
+            self._check(busy())
+
+    def _check(self, busy: Mapping[str, Any]) -> None:
+        self._collect()
+        if self.deadline.passed:
+            raise RunError(*self._standing(busy))
+        if self.deadline.quiet > self.deadline.seconds / 5 and time.monotonic() > self._next:
+            self._next = time.monotonic() + self.deadline.seconds / 5
+            waiting = set(self._asked.values())
+            for actor in [*busy.values(), *self._always.values()]:
+                if actor._actor_id not in waiting:
+                    self._asked[actor.progress.remote()] = actor._actor_id
+
+    def _collect(self) -> None:
+        if not self._asked:
+            return
+        there, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)
+        for ref in there:
+            who = self._asked.pop(ref)
+            with suppress(ray.exceptions.RayError):
+                self.deadline.note(who, *ray.get(ref))
+
+    def _standing(self, busy: Mapping[str, Any]) -> tuple[str, str]:
+        shown, silent, asked = [], False, set(self._asked.values())
+        for what, actor in busy.items():
+            restarts = max(restarts_of(actor), self.deadline.lives(actor._actor_id) - 1)
+            silent = silent or actor._actor_id in asked
+            state = "does not answer" if actor._actor_id in asked else "stands still"
+            shown.append(f"{what} {state}" + (f" (its process restarted {restarts} times)" if restarts else ""))
+        more = f", and {len(shown) - 3} more" if len(shown) > 3 else ""
+        detail = last_exit() if silent else ""
+        return (
+            f"Nothing moved in {self.deadline.seconds:.0f} s: {'; '.join(shown[:3])}{more}.{detail}",
+            "look at the cluster's nodes and logs (is memory short? does the task's own code wait for something?), "
+            "then run the same command again: it goes on. For one batch that takes longer pass Cluster(patience=...).",
+        )
+
+
+def spread(
+    slots: Sequence[Any],
+    items: Mapping[Any, Any],
+    send: Callable[[Any, Any], Any],
+    watch: Watch,
+    label: Callable[[Any], str],
+) -> Iterator[tuple[Any, Any]]:
+    """Keep every slot busy with a call, a slot an actor; keys with their finished references.
+
+    Args:
+        slots: actors, each as often as it may have calls.
+        items: by key.
+        send: an actor and a key -> a reference.
+        watch: ends the wait.
+        label: what the call of a key does.
+    """
+    todo = iter(items)
+    flying: dict[Any, tuple[Any, Any]] = {}
+
+    def launch(actor: Any) -> None:
+        key = next(todo, None)
+        if key is not None:
+            flying[send(actor, key)] = (key, actor)
+
+    for actor in slots:
+        launch(actor)
+    watch.deadline.renew()
+    while flying:
+        for ref in watch.wait(list(flying), lambda: _working(flying.values(), label)):
+            key, actor = flying.pop(ref)
+            launch(actor)
+            yield key, ref
+            watch.deadline.renew()  # what the caller did meanwhile is not the workers' time
+
+
+def _working(flying: Iterable[tuple[Any, Any]], label: Callable[[Any], str]) -> dict[str, Any]:
+    """The actors at work, by what they do: of an actor's calls the first is under way, and the next one waits."""
+    first: dict[Any, tuple[Any, Any]] = {}
+    for key, actor in flying:
+        first.setdefault(actor._actor_id, (key, actor))
+    return {label(key): actor for key, actor in first.values()}
+
+
+def label(stage: type[Any], table: str, item: Any) -> str:
+    """What a worker does with an item, for an error."""
+    if isinstance(item, Chunk):
+        return f"{stage.__name__} on rows {item.shards[0].start} to {item.shards[0].start + item.rows} of {table}"
+    if hasattr(item, "start") and hasattr(item, "rows"):
+        return f"{stage.__name__} on rows {item.start} to {item.start + item.rows} of {table}"
+    return stage.__name__
+
+
+def get(ref: Any) -> Any:
+    """A result, or the error that the worker met, as it was raised there."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        cause: Any = error
+        while isinstance(cause, ray.exceptions.RayTaskError) and cause.cause is not None and cause.cause is not cause:
+            cause = cause.cause
+        if isinstance(cause, DiesAgain):
+            raise RunError(
+                f"{cause.what} ended its process {cause.deaths} times, and is not tried again.{last_exit()}",
+                "find what kills it: memory that the model, a batch or a decomposition needs and the machine lacks "
+                "(pass a smaller batch_size, fewer or larger workers), or a crash in the task's own code; "
+                "then run the same command again: it goes on.",
+            ) from None
+        if isinstance(cause, RayinfError):
+            raise cause from None
+        raise
+    except ray.exceptions.RayActorError as error:
+        raise RunError(
+            f"A worker could not be kept alive: {str(error).splitlines()[0]}",
+            "look at the worker's log for the cause, then run the same command again: it goes on.",
+        ) from error
+
+
+def restarts_of(actor: Any) -> int:
+    """How often Ray has started an actor's process again; 0 where this version of Ray does not say."""
+    with suppress(Exception):
+        return int(ray._private.state.state.actor_table(actor._actor_id.hex())["NumRestarts"])
+    return 0
+
+
+def last_exit() -> str:
+    """What Ray notes of the last process that ended against its will, as a sentence; empty where it says nothing."""
+    with suppress(Exception):
+        gcs: Any = importlib.import_module("ray.core.generated.gcs_pb2")
+        names = importlib.import_module("ray.core.generated.common_pb2").WorkerExitType
+        accessor = ray._private.state.state._connect_and_get_accessor()
+        held = [gcs.WorkerTableData.FromString(raw) for raw in accessor.get_worker_table()]
+        wanted = [w for w in held if not w.is_alive and names.Name(w.exit_type) in _UNWILLING]
+        last = max(wanted, key=lambda w: w.end_time_ms)
+        kind = _UNWILLING[names.Name(last.exit_type)]
+        text = " ".join(last.exit_detail.split())
+        return f" Ray's last note of such an end: {kind}: {text[:_DETAIL_CHARACTERS].rstrip('. ')}."
+    return ""
+
+
+_UNWILLING = {"SYSTEM_ERROR": "killed or crashed", "NODE_OUT_OF_MEMORY": "killed because the machine was out of memory"}

@@ -1,0 +1,214 @@
+"""Starting or joining Ray, whether workers fit in it, and waiting for them to start: all within seconds."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from rayinf.engine.job import Cluster
+from rayinf.engine.machine import misfit
+from rayinf.engine.ray_calls import get
+from rayinf.errors import InputError, RunError
+
+# Seconds without one more worker that has started.
+_START_SECONDS = 120.0
+# A node that has just joined may not be listed yet.
+_ROOM_SECONDS = 3.0
+_ANSWER_SECONDS = 5.0
+# What every gRPC client says first, and an empty settings frame; the server's own settings frame is the answer.
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_FEWER = "pass fewer workers or smaller ones in Cluster(...), or add nodes."
+
+
+class _Session:
+    """How many `connected` contexts are open in this process, and whether one of their calls started Ray."""
+
+    depth = 0
+    owns = False
+
+
+@contextmanager
+def connected() -> Generator[None]:
+    """Ray stays from the first call that needs it until the context ends; one that was there before stays for good."""
+    _Session.depth += 1
+    try:
+        yield
+    finally:
+        _Session.depth -= 1
+        if not _Session.depth and _Session.owns:
+            _Session.owns = False
+            ray.shutdown()
+
+
+def connect(cluster: Cluster, workers: int, model_bytes: int = 0) -> bool:
+    """Start or join Ray.
+
+    Args:
+        cluster: where.
+        workers: how many of its workers are going to be started.
+        model_bytes: of the model that each of them holds.
+
+    Returns:
+        Whether the caller must shut Ray down.
+
+    Raises:
+        InputError: workers that do not fit, an address at which no Ray answers.
+    """
+    started = False
+    if not ray.is_initialized():
+        if cluster.address is None and (why := misfit(cluster, model_bytes)):
+            raise InputError(f"{why}.", "pass fewer workers or smaller ones in Cluster(...).")
+        if cluster.address is not None:
+            _check_address(cluster.address)
+        _init(cluster)
+        started = not _Session.depth
+        _Session.owns = _Session.owns or not started
+    try:
+        _check_room(cluster, workers)
+    except BaseException:
+        if started:
+            ray.shutdown()
+        raise
+    return started
+
+
+def _init(cluster: Cluster) -> None:
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    common: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+        "runtime_env": cluster.runtime_env or {},
+    }
+    if cluster.address is None:
+        cpus = max(1, -(-int(cluster.workers * cluster.cpus_per_worker * 1000) // 1000))
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
+        return
+    try:
+        ray.init(address=cluster.address, **common)
+    except ConnectionError as error:
+        raise InputError(
+            f"Cluster(address={cluster.address!r}) cannot be joined: {str(error).splitlines()[0]}",
+            "start Ray there (ray start --head), or leave address out to start one on this machine.",
+        ) from error
+
+
+def _check_address(address: str) -> None:
+    """Ray itself tries for minutes to reach an address at which nothing answers.
+
+    Raises:
+        InputError: no address can be found, or no Ray answers there.
+    """
+    wanted = _resolve(address)
+    fix = "start Ray there (ray start --head), correct the address, or leave it out to start Ray on this machine."
+    if wanted is None:
+        raise InputError(f"Cluster(address={address!r}): no Ray runs on this machine, and RAY_ADDRESS is not set.", fix)
+    host, _, port = wanted.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise InputError(f"Cluster(address={address!r}) is not a host and a port.", 'pass "auto" or "host:6379".')
+    if why := _silent(host.strip("[]"), int(port)):
+        raise InputError(f"Cluster(address={address!r}): no Ray answers at {host}:{port} ({why}).", fix)
+
+
+def _resolve(address: str) -> str | None:
+    """The address that Ray would take: from its environment variable or its files for "auto"."""
+    if address != "auto":
+        return address
+    try:
+        from ray._private.services import get_ray_address_from_environment
+
+        found = get_ray_address_from_environment("auto", None)
+    except (ImportError, TypeError):  # another version of Ray
+        return os.environ.get("RAY_ADDRESS") or None
+    return None if found in (None, "auto") else str(found)
+
+
+def _silent(host: str, port: int) -> str:
+    """Why no gRPC server answers there; empty where one does."""
+    try:
+        with socket.create_connection((host, port), _ANSWER_SECONDS) as line:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+                return ""
+            line.settimeout(_ANSWER_SECONDS)
+            line.sendall(_PREFACE)
+            answer = line.recv(9)
+            return "" if answer[3:4] == b"\x04" else "something else listens there"
+    except TimeoutError:
+        return f"no answer in {_ANSWER_SECONDS:.0f} s"
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _check_room(cluster: Cluster, workers: int) -> None:
+    """Refuse workers that the cluster cannot hold even when nothing else runs on it.
+
+    Raises:
+        InputError: the resource that is short.
+    """
+    asked = {"CPU": float(cluster.cpus_per_worker), "GPU": float(cluster.gpus_per_worker)}
+    end = time.monotonic() + _ROOM_SECONDS
+    while True:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        room = sum(min(_holds(node, {k: v}) for k, v in asked.items() if v) for node in nodes)
+        if room >= workers:
+            return
+        if time.monotonic() > end:
+            break
+        time.sleep(0.2)
+    short = min((k for k, v in asked.items() if v), key=lambda k: sum(_holds(node, {k: asked[k]}) for node in nodes))
+    have = ", ".join(f"{node.get(short, 0):g}" for node in nodes)
+    raise InputError(
+        f"Cluster(workers={workers}) asks for {asked[short]:g} {short}s a worker, and Ray has {have} {short}s on its "
+        f"{len(nodes)} node(s): room for {room} workers.",
+        _FEWER,
+    )
+
+
+def _holds(node: dict[str, float], asked: dict[str, float]) -> int:
+    """Workers that a node holds. A share of a GPU lies within one GPU."""
+    [(name, share)] = asked.items()
+    have = node.get(name, 0.0)
+    if name == "GPU" and share < 1:
+        return int(have) * int(1 / share + 1e-9)
+    return int(have / share + 1e-9)
+
+
+def wait_ready(actors: Sequence[Any], cluster: Cluster) -> None:
+    """Until every actor has started.
+
+    Raises:
+        RunError: not one more of them has started in two minutes.
+    """
+    late = [actor.ready.remote() for actor in actors]
+    last = time.monotonic()
+    while late:
+        there, late = ray.wait(late, timeout=1.0)
+        for ref in there:
+            last = time.monotonic()
+            get(ref)
+        if time.monotonic() - last > _START_SECONDS:
+            raise RunError(*_why_late(len(late), len(actors), cluster))
+
+
+def _why_late(late: int, workers: int, cluster: Cluster) -> tuple[str, str]:
+    """Workers that wait for a place are told apart from those that have one and are still starting."""
+    free = ray.available_resources()
+    what = f"{late} of {workers} workers did not start in {_START_SECONDS:.0f} s"
+    for name, share in (("CPU", cluster.cpus_per_worker), ("GPU", cluster.gpus_per_worker)):
+        if share and free.get(name, 0.0) < share:
+            have = ray.cluster_resources().get(name, 0.0)
+            return (
+                f"{what}: a worker asks for {share:g} {name}s, and {free.get(name, 0.0):g} of the cluster's {have:g} "
+                "are free. Other jobs hold the rest.",
+                "wait for them to end, or pass fewer workers.",
+            )
+    return (
+        f"{what}, though the cluster has room for them: the machines are slow to import torch, Ray and the task's own "
+        "code, or short of memory.",
+        "look at the cluster's logs and the machines' load, then run the same command again.",
+    )

@@ -44,6 +44,11 @@ class Block:
         return math.prod(self.shape)
 
 
+def shown(name: str) -> str:
+    """A block's name in a message; that of a model which is one layer is empty."""
+    return f"layer {name!r}" if name else "the model's one layer"
+
+
 def to_matrix(block: Block, tensors: Sequence[Tensor]) -> Tensor:
     """Weight and bias (or gradients of them) as one matrix `[r, o, i]`: the only place where a bias is joined."""
     r, o, i = block.shape

@@ -10,6 +10,7 @@ from typing import Any
 
 from rayinf.core.fisher import FisherKind
 from rayinf.core.objectives import Target
+from rayinf.core.outputs import Outputs
 from rayinf.data.batches import Columns
 from rayinf.data.labels import Classes
 from rayinf.data.tables import Shard, Table
@@ -71,6 +72,7 @@ class Settings:
     aggregate: str | None = None
     samples: int = 0
     wish: str | None = None
+    outputs: Outputs = Outputs()
 
 
 @dataclass(frozen=True)

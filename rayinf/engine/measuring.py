@@ -62,13 +62,13 @@ class Differentiator:
         if self.is_head is None:
             self.is_head = head.is_plain_head(w.model, w.blocks, ready.x)
         if not self.is_head:
-            return TapedRows(w.model, w.blocks, ready.x, ready.y, w.job.task.loss)
-        return head.HeadRows(w.model, w.blocks[0], ready.x, ready.y, w.job.task.loss)
+            return TapedRows(w.model, w.blocks, ready.x, ready.y, w.loss)
+        return head.HeadRows(w.model, w.blocks[0], ready.x, ready.y, w.loss)
 
     @property
     def is_contrasted(self) -> bool:
         """Whether row gradients are a head's, taken less its first class: those of cross-entropy add up to 0."""
-        return bool(self.is_head) and self.worker.job.task.is_cross_entropy
+        return bool(self.is_head) and self.worker.loss == "cross_entropy"
 
     def derivatives(self, ready: Ready) -> tuple[MixedRows, Tensor, Tensor | None, Tensor]:
         """The rows, their total logit derivatives `[B, K - 1, d]`, and with a rank: V `[B, d, k]` and its share."""
@@ -245,14 +245,14 @@ class PairValues(Scoring):
         """Row gradients `[B, p]` of the likeliest label, in the coordinates of R."""
         w = self.worker
         if self.source.is_contrasted:
-            rows = head.HeadRows(w.model, w.blocks[0], ready.x, None, w.job.task.loss)
+            rows = head.HeadRows(w.model, w.blocks[0], ready.x, None, w.loss)
             g_bp, inverse = rows.contrasted_gradients(), self.source.inverse
             if self.solve or inverse.dense_pp is None:
                 return g_bp
             return g_bp @ head.contrasted(inverse, len(w.job.classes.labels), w.blocks[0].shape[2])
         with w.tape(ready.x) as taped:
             logits = taped.logits.detach()
-            cotangent = logit_error(w.job.task.loss, logits, logits.argmax(1)).detach()
+            cotangent = logit_error(w.loss, logits, logits.argmax(1)).detach()
             inverse = self.source.inverse
             turned = not self.source.is_head and inverse.dense_pp is None
             rows_bp = dense_rows(taped, cotangent, turns=inverse.turns if turned else None)

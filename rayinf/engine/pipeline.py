@@ -17,7 +17,7 @@ from rayinf.data.scores import LABEL_COLUMN, Scores
 from rayinf.engine import curvature as curv
 from rayinf.engine import stages
 from rayinf.engine.job import Chunk
-from rayinf.engine.run import MEANINGS, SIGN, UNIT, Run
+from rayinf.engine.run import MEANINGS, SIGN, UNIT, UNSIGNED, Run
 from rayinf.errors import InputError
 from rayinf.select.top_rows import merge_all
 
@@ -245,6 +245,7 @@ def metadata(run: Run) -> dict[str, Any]:
     sign, unit = MEANINGS.get(run.request.verb, (SIGN, UNIT))
     return {
         "sign": sign,
+        "signed": run.request.verb not in UNSIGNED,
         "unit": unit,
         "classes": {str(k): v for k, v in enumerate(run.job.classes.labels)},
         "rows": {name: scan.rows for name, scan in run.scans.items()},

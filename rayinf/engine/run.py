@@ -40,6 +40,8 @@ _FEWEST_CHUNKS, _MOST_CHUNKS = 8, 64
 _PACKAGES = ("rayinf", "torch", "numpy", "pyarrow", "ray")
 SIGN = "positive: the row helps; removing it is predicted to raise the objective by that much"
 UNIT = "change of the sum of validation losses, in the loss's own unit; of a gap between groups, of the gap"
+# Verbs whose largest values are the worst or the most wanted, and whose columns have no sign.
+UNSIGNED = ("influence_measure", "self_influence", "acquire")
 # Of the verbs whose values mean something else: sign and unit.
 MEANINGS = {
     "influence_measure": (
@@ -374,7 +376,7 @@ def _settle(job: Job, request: Request, probed: Probe, scans: Mapping[str, Table
     names = [c for t in targets for c in t.columns]
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise InputError(f"Two objectives give a column {twice[0]!r}.", "give one of them another name.")
-    settings = dataclasses.replace(request.settings, targets=targets)
+    settings = dataclasses.replace(request.settings, targets=targets, outputs=probed.outputs)
     return dataclasses.replace(job, classes=classes, settings=settings, levels=levels, key=job.key + "*")
 
 

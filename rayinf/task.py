@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.eval_frame import OptimizedModule
 
 from rayinf.errors import InputError
 
@@ -73,8 +74,9 @@ class Task:
             has one, else the position of the row in the table.
         transform: picklable; turns the features of a batch (NumPy, `[B, ...]`) into the model's input: an array or
             tensor, or a tuple or dict of them, which the model gets as arguments.
-        parameters: what is valued: "all"; "supported" (all that K-FAC has a rule for); "last" (the last linear
-            layer); or a list of module names.
+        parameters: what is valued: "all" that are trainable (`requires_grad`); "supported" (those of them that K-FAC
+            has a rule for); "last" (the last linear layer); or a list of module names. Layers that are named, and the
+            last one, are valued whether they are frozen or not.
         l2: the ridge of the fit, mean loss + l2/2 * ||theta||^2, over all parameters that are valued.
         fit: how to train, for the steps that retrain: a `Fit`, or a callable `(task, train, weights, seed) -> model`
             that does it all. `train` is the table as it was given to the verb; `weights` is None, or a weight `[n]`
@@ -149,10 +151,24 @@ class Task:
                 f"Task(model=...) is a factory that returned a {type(model).__name__}.",
                 "return a torch.nn.Module from it.",
             )
-        return model.eval()
+        return _uncompiled(model).eval()
 
     def row_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Loss of each row, `[B]`, without reduction."""
         if callable(self.loss):
             return self.loss(logits, labels)
         return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    """The model without `torch.compile`, whose graphs give up the layers' inputs and outputs."""
+    if isinstance(model, OptimizedModule):
+        model = model._orig_mod
+    for name, child in list(model.named_children()):
+        inner = _uncompiled(child)
+        if inner is not child:
+            setattr(model, name, inner)
+    # model.compile() keeps the module, and calls what it compiled in its place.
+    if getattr(model, "_compiled_call_impl", None) is not None:
+        model._compiled_call_impl = None
+    return model

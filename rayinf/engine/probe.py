@@ -267,4 +267,7 @@ def _fingerprint(model: nn.Module) -> str:
         digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
         held = value.detach().cpu().contiguous()
         digest.update(held.reshape(-1).view(torch.uint8).numpy().data)
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:  # parameters="all" leaves it out
+            digest.update(f"frozen {name}".encode())
     return digest.hexdigest()

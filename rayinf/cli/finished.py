@@ -56,6 +56,7 @@ def trim(
         gone = gone.take(pa.array(range(len(gone) - 1, -1, -1), pa.int64()))
         for file, table in zip(files, (kept, gone), strict=True):
             write_part(file, table.select(["row_id", "value"]))
+        summaries.tell_fit(scores.metadata, warn=True)
         summaries.tell_trim(selection, scores.labels, files)
 
 
@@ -95,6 +96,7 @@ def ceiling(
             report.plot_classes(folder / "classes.png"),
         ]
         write_json(folder / "ceiling.json", report.to_dict())
+        summaries.tell_fit(scores.metadata, warn=True)
         typer.echo(report.to_text())
         typer.echo(f"Figures: {', '.join(map(str, pictures))}")
         typer.echo(f"All numbers: {folder / 'ceiling.json'}")

@@ -17,6 +17,7 @@ from rayinf.core.blocks import Block
 from rayinf.core.objectives import Target, query_vectors, tell
 from rayinf.data.files import Arrays
 from rayinf.data.scores import HALVES
+from rayinf.engine.fit_quality import PREFIX
 from rayinf.engine.stages import read_bases
 from rayinf.errors import InputError
 
@@ -84,7 +85,8 @@ def solve(queries: Arrays, source: Arrays, solver: Solver, targets: Sequence[Tar
         )
     names = dict.fromkeys(name for column in told for name in column)
     beside = {f"told/{n}": np.array([column.get(n, np.nan) for column in told]) for n in names}
-    return {**precondition(vectors, source, solver), **beside}
+    fit = {k: v for k, v in queries.items() if k.startswith(PREFIX)}
+    return {**precondition(vectors, source, solver), **beside, **fit}
 
 
 def objectives_told(solved: Arrays, columns: Sequence[str]) -> dict[str, dict[str, float]]:

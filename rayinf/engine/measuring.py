@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rayinf.core import head, measure
-from rayinf.core.fisher import FisherKind, logit_error
+from rayinf.core.fisher import FisherKind, logit_error, loss_gradient
 from rayinf.core.influence import dense_rows
 from rayinf.core.lowrank import OVERSAMPLE, project, right_subspace
 from rayinf.core.mixed import Inverse, MixedRows, TapedRows, float_tensors
@@ -24,6 +24,7 @@ from rayinf.data.batches import Batch, row_keys, uniforms
 from rayinf.data.files import Arrays
 from rayinf.data.scores import LABEL_COLUMN
 from rayinf.data.tables import Shard, Table
+from rayinf.engine.fit_quality import KEY, FitSums
 from rayinf.engine.job import Chunk, Settings
 from rayinf.engine.probe import Probe
 from rayinf.engine.run import Run
@@ -129,6 +130,7 @@ class Measure(Scoring):
         """`row_id`, the label and `fi`; what is told of the rows goes with it as its metadata."""
         w, settings = self.worker, self.worker.job.settings
         size = self.source.rows_a_batch()
+        self.fit = FitSums(len(w.job.classes.labels))
         told = {"one_hot": 0, "rows": 0, "share": 0.0, "least_share": 1.0}
         ids, labels, parts = [], [], []
         for raw in w.read_raw(w.job.scored, shard, max(size, int(size / settings.subsample))):
@@ -146,14 +148,18 @@ class Measure(Scoring):
             LABEL_COLUMN: pa.array(np.concatenate(labels)),
             "fi": pa.array(held, mask=np.isnan(held)),
         }
-        return pa.table(columns).replace_schema_metadata({SUMMARY: json.dumps(told).encode()})
+        self.fit.value = float(np.nanmax(np.abs(held), initial=0.0))
+        summaries = {SUMMARY: json.dumps(told).encode(), KEY: self.fit.to_json()}
+        return pa.table(columns).replace_schema_metadata(summaries)
 
     def _values(self, ready: Ready, told: dict[str, Any]) -> np.ndarray[Any, Any]:
         rows, total, basis, share = self.source.derivatives(ready)
+        logits = rows.logits.detach()
+        self.fit.add(logits, ready.y, *loss_gradient(self.worker.loss, logits, ready.y))
         slope = rows.slopes(self.query)
         if basis is not None:
             slope = project(slope[:, None], basis)[:, 0]
-        values, one_hot = measure.measure(rows.logits.detach(), total, slope)
+        values, one_hot = measure.measure(logits, total, slope)
         told["one_hot"] += int(one_hot.sum())
         told["rows"] += len(values)
         told["share"] += float(share.sum())

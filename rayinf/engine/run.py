@@ -29,6 +29,7 @@ from rayinf.engine import progress, stages
 from rayinf.engine.curvature import CURVATURES, KRONECKER, Solver, check_memory
 from rayinf.engine.identity import check_factors, factors_run, fingerprint, identity
 from rayinf.engine.job import Cluster, Job, Settings, chunks
+from rayinf.engine.label_order import check_labels
 from rayinf.engine.probe import Probe, probe
 from rayinf.engine.runner import Runner, make_runner
 from rayinf.errors import InputError, RunError
@@ -207,6 +208,7 @@ def open_run(request: Request) -> Run:
     try:
         scans = {name: _scan(runner, name, table, folder) for name, table in tables.items()}
         job = _settle(job, request, probed, scans)
+        check_labels(job, probed, scans["train"].counts[request.task.label])
         asked = {"verb": request.verb, "damping": request.damping, "factors": fingerprint(other)}
         own = identity(job, probed.fingerprint, scans, asked)
         if other is not None:

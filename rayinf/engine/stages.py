@@ -23,6 +23,7 @@ from rayinf.data.files import Arrays, write_part
 from rayinf.data.scan import ShardScan, scan_shard
 from rayinf.data.scores import LABEL_COLUMN
 from rayinf.data.tables import Shard
+from rayinf.engine.fit_quality import KEY, FitSums, add_valid
 from rayinf.engine.job import Chunk
 from rayinf.engine.worker import Ready, Worker
 from rayinf.errors import InputError, RunError
@@ -188,6 +189,9 @@ class Queries(Summing):
         attacks = [a for k, (a, _) in enumerate(sources) if a not in [b for b, _ in sources[:k]]]
         for attack in attacks:
             with self.worker.tape(self.worker.attacked(attack, ready)) as taped:
+                if attack is None:
+                    losses, _ = fisher.loss_gradient(self.worker.loss, taped.logits, ready.y)
+                    add_valid(sums, taped.logits.detach(), ready.y, losses)
                 for j, source in enumerate(sources):
                     if source[0] == attack:
                         self._add(sums, ready, taped, j, source)
@@ -212,6 +216,7 @@ class Scoring:
 
     def __init__(self, worker: Worker, arrays: Arrays, names: list[str]) -> None:
         self.worker, self.names = worker, names
+        self.fit = FitSums(len(worker.job.classes.labels))
         self.prepare(arrays)
 
     def prepare(self, arrays: Arrays) -> None:
@@ -233,6 +238,7 @@ class Scoring:
     def table(self, shard: Shard) -> pa.Table:
         """`row_id`, the label (a pool has none) and the values of a shard, in row order."""
         ids, labels, parts = [], [], []
+        self.fit = FitSums(len(self.worker.job.classes.labels))
         for ready, values in self.rows(shard):
             array = values.cpu().numpy()
             check_finite(array, ready.raw, self.worker.job.tables[self.worker.job.scored].name)
@@ -243,14 +249,17 @@ class Scoring:
         columns = {name: pa.array(np.ascontiguousarray(held[:, k])) for k, name in enumerate(self.names)}
         job = self.worker.job
         hidden = {LABEL_COLUMN: pa.array(np.concatenate(labels))} if job.columns[job.scored].label else {}
-        return pa.table({"row_id": pa.chunked_array(ids).combine_chunks(), **hidden, **columns})
+        table = pa.table({"row_id": pa.chunked_array(ids).combine_chunks(), **hidden, **columns})
+        self.fit.value = float(np.abs(held).max(initial=0.0))
+        return table.replace_schema_metadata({KEY: self.fit.to_json()}) if hidden else table
 
     def rows(self, shard: Shard, table: str | None = None) -> Iterator[tuple[Ready, Tensor]]:
         """Batches of a shard, of the scored table or another, with their values."""
         w = self.worker
         for ready in w.read(table or w.job.scored, shard, w.rows_a_batch(1)):
             with w.tape(ready.x) as taped:
-                _, gradient = fisher.loss_gradient(w.loss, taped.logits, ready.y)
+                losses, gradient = fisher.loss_gradient(w.loss, taped.logits, ready.y)
+                self.fit.add(taped.logits, ready.y, losses, gradient)
                 yield ready, self.values(taped, *fisher.carried(gradient, w.dtype))
 
 

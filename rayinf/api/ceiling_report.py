@@ -126,9 +126,7 @@ class Ceiling:
         held = self.found.in_halves
         if held is None:
             return ()
-        return tuple(
-            label for k, label in enumerate(self.labels) if self.found.total[k] > 0 and not held[k]
-        )
+        return tuple(label for k, label in enumerate(self.labels) if self.found.total[k] > 0 and not held[k])
 
     @property
     def regions(self) -> Regions:

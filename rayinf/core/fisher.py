@@ -42,9 +42,7 @@ def logit_gradient(rows: RowLoss, logits: Tensor, labels: Tensor, name: str = "T
     return values.detach(), gradient.detach()
 
 
-def loss_gradient(
-    loss: str | RowLoss, logits: Tensor, labels: Tensor, name: str = "The loss"
-) -> tuple[Tensor, Tensor]:
+def loss_gradient(loss: str | RowLoss, logits: Tensor, labels: Tensor, name: str = "The loss") -> tuple[Tensor, Tensor]:
     """Values `[B]` of the loss, and its gradients `[B, C]` in the logits; of cross-entropy in float64.
 
     Cross-entropy's gradient is `P - e_y`, with `P_y - 1` as minus the sum of the other probabilities: `1 - P_y` is 0 in
@@ -173,7 +171,22 @@ def _hessian_factor(logits: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
 
 
 def _logit_hessian(logits: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
-    """By a second pass backward for each logit: rows do not mix, so one serves all rows."""
+    """By a second pass backward for each logit: rows do not mix, so one serves all rows.
+
+    Raises:
+        InputError: the loss cannot be differentiated twice.
+    """
+    try:
+        return _differentiated_twice(logits, labels, loss)
+    except RuntimeError as error:
+        raise InputError(
+            f"The loss cannot be differentiated twice in the model's outputs: {str(error).rstrip('.')}.",
+            'write it with operations that can be; or pass fisher="empirical" (kfac, ekfac) or curvature="identity", '
+            "which take first derivatives alone.",
+        ) from error
+
+
+def _differentiated_twice(logits: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad(loss(leaf, labels).sum(), leaf, create_graph=True)

@@ -120,9 +120,7 @@ def add_queries(sums: Sums, taped: Taped, cotangent_bc: Tensor, weights_bq: Tens
                     sums[key][q].index_add_(2, tile.columns, value)
 
 
-def row_products(
-    taped: Taped, cotangent_bc: Tensor, queries: Queries, flat: Collection[str] = frozenset()
-) -> Tensor:
+def row_products(taped: Taped, cotangent_bc: Tensor, queries: Queries, flat: Collection[str] = frozenset()) -> Tensor:
     """Products of every row gradient with every query, `[B, Q]`: `sum_blocks <row gradient, U_q>`.
 
     Args:

@@ -120,7 +120,7 @@ def find_outputs(model: nn.Module, x: Any, loss: str | RowLoss) -> Outputs:
         return Outputs(kind, cross_entropy=callable(loss) and _is_negative(loss, given, given))
     if not callable(loss):
         raise InputError(
-            "The model returns probabilities (every row of its outputs adds up to 1), and loss=\"cross_entropy\" takes "
+            'The model returns probabilities (every row of its outputs adds up to 1), and loss="cross_entropy" takes '
             "logits: it would take the softmax of probabilities.",
             "return logits (leave out the last Softmax); or pass the loss that the model was trained with, as a "
             "function of its outputs: Task(loss=lambda p, y: -p.gather(1, y[:, None])[:, 0].log()).",
@@ -193,5 +193,3 @@ def _is_negative(loss: RowLoss, outputs: Tensor, logs: Tensor, weighted: bool = 
 def _take_log(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     """A forward hook."""
     return output.log()
-
-

@@ -182,11 +182,14 @@ def fit_quality(run: Any, tables: list[pa.Table]) -> dict[str, Any]:
     found = {"train": of_shards(schemas) if run.job.scored == "train" else None}
     # isal values by the labelled rows themselves.
     name = "train" if settings.strategy == "isal" else "valid"
-    found[name] = run.runner.store("tell", of_valid, ["solved"]) if run.runner.store("has", "solved") else found.get(name)
+    found[name] = (
+        run.runner.store("tell", of_valid, ["solved"]) if run.runner.store("has", "solved") else found.get(name)
+    )
     known = {name: sums for name, sums in found.items() if sums is not None and sums.rows}
     if not known:
         return {}
-    check_values(known.get("train"))
+    if run.job.scored == "train":
+        check_values(known.get("train"))
     exact = settings.outputs.loss(run.job.task.loss) == "cross_entropy"
     told = problems(known, exact, run.job.classes)
     for text in told:
@@ -212,7 +215,8 @@ def check_values(train: FitSums | None) -> None:
         raise InputError(
             f"The values of all {train.rows:,} training rows are 0, or too small for their precision, though their "
             f"losses have slopes up to {train.slope:.1e}: the model is sure of every row.",
-            'check the scale of the features and of the model\'s outputs, or pass precision="fp64" (influence).',
+            "check the scale of the features and of the model's outputs; a model that is so sure cannot be valued "
+            '(one in float32 perhaps in float64: precision="fp64" of influence).',
         )
 
 

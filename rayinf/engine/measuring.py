@@ -55,6 +55,7 @@ class Differentiator:
         names = [k.removeprefix("D/") for k in held if k.startswith("D/")]
         turns = {n: (held.get(f"q_a/{n}"), held.get(f"q_g/{n}"), held[f"D/{n}"]) for n in names}
         self.inverse = Inverse(held.get("dense"), turns)
+        self.flat = [n for n in names if not bool(held[f"D/{n}"].any())]
         self.is_head: bool | None = None
 
     def rows(self, ready: Ready) -> MixedRows:
@@ -63,7 +64,9 @@ class Differentiator:
         if self.is_head is None:
             self.is_head = head.is_plain_head(w.model, w.blocks, ready.x)
         if not self.is_head:
-            return TapedRows(w.model, w.blocks, ready.x, ready.y, w.loss)
+            taped = TapedRows(w.model, w.blocks, ready.x, ready.y, w.loss)
+            taped.check_flat(self.flat)
+            return taped
         return head.HeadRows(w.model, w.blocks[0], ready.x, ready.y, w.loss)
 
     @property

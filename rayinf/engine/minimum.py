@@ -62,7 +62,9 @@ def check_minimum(run: Any) -> None:
         return
     worker = Worker(run.job)
     worker.model = run.probe.model
-    batches = [r for piece in pieces(run.job.tables["train"], _PIECES, _ROWS) for r in worker.read("train", piece, piece.rows)]
+    batches = [
+        r for piece in pieces(run.job.tables["train"], _PIECES, _ROWS) for r in worker.read("train", piece, piece.rows)
+    ]
     with worker.tape(batches[0].x) as taped:
         if is_head(taped) and worker.loss == "cross_entropy":  # convex
             return

@@ -273,7 +273,9 @@ class Score(Scoring):
         """Bring the queries to the device, in the model's precision."""
         held = {k.removeprefix("U/"): v for k, v in arrays.items() if k.startswith("U/")}
         self.queries = self.worker.tensors(held, self.worker.dtype)
-        self.scale = self.worker.tensors({"scale": arrays["scale"]}, torch.float64)["scale"] if "scale" in arrays else None
+        self.scale = (
+            self.worker.tensors({"scale": arrays["scale"]}, torch.float64)["scale"] if "scale" in arrays else None
+        )
         self.flat = frozenset(b.name for b in self.worker.blocks if f"flat/{b.name}" in arrays)
 
     def values(self, taped: Taped, cotangent_bc: Tensor, scale_b1: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Ordinary situations in which a valuation can be wrong without a word: each with an expected value of its own.
 
-The truths here are another form of the same model, float64 autograd, or real retraining; not one comes from the package.
+The truths are another form of the same model, float64 autograd, or real retraining; not one comes from the package.
 """
 
 from __future__ import annotations
@@ -402,7 +402,7 @@ def test_values_that_are_all_zero_are_an_error(verb: str, curvature: str) -> Non
     x, _, x_valid, _ = data()
     y, y_valid = (model(v).argmax(1) for v in (x, x_valid))
     given: Any = [(x, y)] if verb == "self_influence" else [(x, y), (x_valid, y_valid)]
-    with pytest.raises(InputError, match="every row|every layer is 0|has a gradient|is flat|are 0"):
+    with pytest.raises(InputError, match=r"every row|every layer is 0|has a gradient|is flat|are 0"):
         getattr(rayinf, verb)(rayinf.Task(model), *given, curvature=curvature)
 
 
@@ -987,3 +987,51 @@ def test_where_damping_makes_it_a_minimum_the_whole_hessian_is_taken() -> None:
     truth = oracles.dense_influence(queries.sum(0)[None], rows, h, l2=0.0, damping=damping)
     found = rayinf.influence(rayinf.Task(model), *tables(), curvature="exact", damping=damping).to_numpy()
     assert far(found, truth) < 1e-6
+
+
+@pytest.mark.parametrize("end", ["logarithm", "probabilities"])
+def test_a_loss_that_is_cut_off_is_not_taken_for_cross_entropy(end: str) -> None:
+    """`min(-log P, 1)`: on sure rows it is cross-entropy, and on the others it is flat."""
+    x, y, x_valid, y_valid = data()
+    inner = copy.deepcopy(trained())
+    with torch.no_grad():
+        first = [k for k in range(ROWS) if float(cross_entropy(inner(x[k : k + 1]), y[k : k + 1])) < 0.9]
+    order = torch.tensor([*first, *(k for k in range(ROWS) if k not in first)])
+    x, y = x[order], y[order]
+
+    def cut(z: Tensor, y: Tensor) -> Tensor:
+        log_p = z.log_softmax(1) if end == "logarithm" else z.log()
+        return (-log_p.gather(1, y[:, None])[:, 0]).clamp(max=1.0)
+
+    model = nn.Sequential(*inner, nn.LogSoftmax(1) if end == "logarithm" else nn.Softmax(1)).eval()
+    rows, queries = (oracles.row_gradients(model, cut, *t) for t in ((x, y), (x_valid, y_valid)))
+    found = rayinf.influence(rayinf.Task(model, loss=cut), (x, y), (x_valid, y_valid), curvature="identity").to_numpy()
+    assert far(found, oracles.identity_influence(queries.sum(0)[None], rows)) < 1e-8
+
+
+def test_a_users_cross_entropy_keeps_the_values_of_sure_rows() -> None:
+    """The same loss as a function of the user's: in float32, `P_y - 1` would be 0."""
+    model, x = sure(30.0).float(), near_the_border().float()
+    x_valid = data()[2].float()
+    y, y_valid = (model.double()(v.double()).argmax(1) for v in (x, x_valid))
+    model = model.float()
+    found, truth = (
+        rayinf.influence(rayinf.Task(model, loss=loss), (x, y), (x_valid, y_valid), curvature=curvature).to_numpy()
+        for curvature in ("ekfac",)
+        for loss in (nn.CrossEntropyLoss(reduction="none"), "cross_entropy")
+    )
+    size = np.abs(truth) / np.abs(truth).max()
+    told = size > 1e-11  # what float64 autograd can tell
+    assert (told & (size < 1e-8)).any()
+    assert np.allclose(found[told], truth[told], rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("end", ["NLLLoss", "probabilities"])
+def test_evaluate_takes_probabilities_for_what_they_are(end: str) -> None:
+    task, truth = both(end)
+    x, y, _, _ = data()
+    table = (x, y, np.arange(ROWS) % 2)
+    asked = rayinf.demographic_parity(favourable=1, group="group")
+    found, expected = (rayinf.evaluate(replace(t, group="group"), table, asked) for t in (task, truth))
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, rel=1e-9)

@@ -162,14 +162,16 @@ class Ceiling:
         if held is None:
             why = "one half of the validation rows has too few classes" if self.halves else "the scores have no halves"
             mend = "" if self.halves else ': compute them with influence(..., objective="category", halves=True)'
-            return f"No verdict: {why}{mend}. The in-sample gain alone is inflated by noise and shows nothing.{self._alone}"
+            told = "The in-sample gain alone is inflated by noise and shows nothing."
+            return f"No verdict: {why}{mend}. {told}{self._alone}"
         low, high = held.interval
         told = f"{held.value:+.3f} (95% over rows: {low:+.3f} to {high:+.3f}; the two directions: "
         told += f"{held.directions[0]:+.3f} and {held.directions[1]:+.3f})"
         if self.room:
             return (
                 f"There is room: weights chosen on half of the validation rows are predicted to lower every class's "
-                f"loss on the other half, by {held.value:.1%} of what weights could do for it alone, {told}.{self._alone}"
+                f"loss on the other half, by {held.value:.1%} of what weights could do for it alone, "
+                f"{told}.{self._alone}"
             )
         if held.value <= 0:
             return f"No evidence of room: the cross-fitted gain is not positive, {told}.{self._alone}"

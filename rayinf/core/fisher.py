@@ -52,9 +52,17 @@ def loss_gradient(loss: str | RowLoss, logits: Tensor, labels: Tensor, name: str
         InputError: as `logit_gradient`.
     """
     if callable(loss):
-        return logit_gradient(loss, logits, labels, name)
+        return logit_gradient(loss, _precise(loss, logits), labels, name)
     z = logits.detach().double()
-    return torch.nn.functional.cross_entropy(z, labels, reduction="none"), logit_error(loss, z, labels)
+    values = torch.nn.functional.cross_entropy(z, labels, reduction="none")
+    own = labels[:, None]
+    others = z.softmax(1).scatter_(1, own, 0.0)
+    return values, others.scatter_(1, own, -others.sum(1, keepdim=True))
+
+
+def _precise(loss: RowLoss, logits: Tensor) -> Tensor:
+    """The logits in float64, if the loss takes them so (see `core.outputs`)."""
+    return logits.double() if getattr(loss, "doubles", False) else logits
 
 
 def carried(gradient_bc: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -112,7 +120,7 @@ def columns(logits: Tensor, labels: Tensor, loss: str | RowLoss, kind: FisherKin
             f"The true Fisher of a callable loss over {logits.shape[1]} classes has no cheap factor.",
             'pass fisher="empirical", or loss="cross_entropy".',
         )
-    return _hessian_factor(logits, labels, loss)
+    return _hessian_factor(_precise(loss, logits), labels, loss)
 
 
 def logit_error(loss: str | RowLoss, logits: Tensor, labels: Tensor) -> Tensor:

@@ -219,8 +219,8 @@ def check_flat(block: Block, tile: Positions) -> None:
         moved = any(bool(g.any()) for _, g in row_gradient_slices(tile.a_brti, tile.g_brto))
     if moved:
         raise InputError(
-            f"The curvature of {shown(block.name)} is 0, though rows have gradients there that are not: "
-            "the loss has no curvature in the model's outputs, or the network is so sure of every row that it vanishes.",
+            f"The curvature of {shown(block.name)} is 0, though rows have gradients there that are not: the loss has "
+            "no curvature in the model's outputs, or the network is so sure of every row that it vanishes.",
             'return logits and use loss="cross_entropy" (not log-probabilities or probabilities of your own); or use '
             'fisher="empirical", curvature="identity", or leave the layer out of Task(parameters=[...]).',
         )

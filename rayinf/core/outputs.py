@@ -8,7 +8,6 @@ pulled back through the model is that of the same model without its `LogSoftmax`
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +25,8 @@ Kind = Literal["logits", "log_probabilities", "probabilities"]
 _SHRUNK = 0.01
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _HALF_TOLERANCE = 3e-2
+# A loss is tried on every label of at most so many.
+_MOST_CLASSES = 4096
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,14 @@ class Outputs:
         cross_entropy: whether the loss is cross-entropy of the logits: `-log P` of the label.
         logs: whether the logarithm of the model's outputs stands for its logits (probabilities, of which the loss takes
             the logarithm).
+        doubles: whether a loss of the user's takes float64: differences such as `P_y - 1`, which a sure row loses in
+            float32, are then taken there.
     """
 
     kind: Kind = "logits"
     cross_entropy: bool = False
     logs: bool = False
+    doubles: bool = False
 
     def prepare(self, model: nn.Module) -> None:
         """Let a model of one's own return logits from now on."""
@@ -52,9 +56,10 @@ class Outputs:
         """The task's loss as a function of what the prepared model returns."""
         if self.cross_entropy:
             return "cross_entropy"
-        if not callable(given) or self.kind == "logits" or (self.kind == "probabilities" and not self.logs):
+        if not callable(given):
             return given
-        return _Composite(given, self.logs)
+        plain = self.kind == "logits" or (self.kind == "probabilities" and not self.logs)
+        return _OfLogits(given, "plain" if plain else "exponential" if self.logs else "logarithm", self.doubles)
 
     def rows(self, given: RowLoss) -> RowLoss:
         """A user's function of the model's outputs and labels, as a function of what the prepared model returns."""
@@ -74,15 +79,18 @@ class Outputs:
 
 
 @dataclass(frozen=True)
-class _Composite:
-    """A loss of (log-)probabilities as a function of logits."""
+class _OfLogits:
+    """A user's loss of logits, log-probabilities or probabilities, as a function of logits."""
 
     given: RowLoss
-    exponential: bool
+    of: Literal["plain", "logarithm", "exponential"]
+    doubles: bool
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.of == "plain":
+            return self.given(logits, labels)
         log_p = logits.log_softmax(1)
-        return self.given(log_p.exp() if self.exponential else log_p, labels)
+        return self.given(log_p.exp() if self.of == "exponential" else log_p, labels)
 
 
 @dataclass(frozen=True)
@@ -114,10 +122,11 @@ def find_outputs(model: nn.Module, x: Any, loss: str | RowLoss) -> Outputs:
         kind = _kind(given)
         if kind != "logits" and _kind(_shrunk(model, x, given)) != kind:
             kind = "logits"
-    if kind == "logits":
-        return Outputs()
-    if kind == "log_probabilities":
-        return Outputs(kind, cross_entropy=callable(loss) and _is_negative(loss, given, given))
+    if callable(loss) and kind != "probabilities":
+        exact = kind == "log_probabilities" and _is_negative(loss, given, kind)
+        return Outputs(kind, cross_entropy=exact, doubles=_takes_double(loss, given))
+    if kind != "probabilities":
+        return Outputs(kind)
     if not callable(loss):
         raise InputError(
             'The model returns probabilities (every row of its outputs adds up to 1), and loss="cross_entropy" takes '
@@ -125,10 +134,10 @@ def find_outputs(model: nn.Module, x: Any, loss: str | RowLoss) -> Outputs:
             "return logits (leave out the last Softmax); or pass the loss that the model was trained with, as a "
             "function of its outputs: Task(loss=lambda p, y: -p.gather(1, y[:, None])[:, 0].log()).",
         )
-    logs = given.log()
-    if _is_negative(loss, given, logs, weighted=True):
-        return Outputs(kind, cross_entropy=_is_negative(loss, given, logs), logs=True)
-    return Outputs(kind)
+    doubles = _takes_double(loss, given)
+    if _is_negative(loss, given, kind, weighted=True):
+        return Outputs(kind, _is_negative(loss, given, kind), logs=True, doubles=doubles)
+    return Outputs(kind, doubles=doubles)
 
 
 def check_curvature(factor_sbc: Tensor, gradient_bc: Tensor) -> None:
@@ -174,20 +183,41 @@ def _shrunk(model: nn.Module, x: Any, given: Tensor) -> Tensor:
     return found if bool(torch.isfinite(found).all()) else given
 
 
-def _is_negative(loss: RowLoss, outputs: Tensor, logs: Tensor, weighted: bool = False) -> bool:
-    """Whether the loss is `-log P` of the label, for every label; or that times a weight of the label."""
-    tolerance = _TOLERANCE.get(outputs.dtype, _HALF_TOLERANCE)
-    for c in range(outputs.shape[1]):
-        labels = torch.full((len(outputs),), c, device=outputs.device)
-        expected, found = -logs[:, c], loss(outputs, labels)
-        if not isinstance(found, Tensor) or found.shape != expected.shape:
+def _is_negative(loss: RowLoss, given: Tensor, kind: Kind, weighted: bool = False) -> bool:
+    """Whether the loss is `-log P` of the label, for every label; or that times a weight of the label.
+
+    Tried on outputs from even to sure ones, since a loss that is cut off agrees on many rows.
+    """
+    classes = given.shape[1]
+    if classes > _MOST_CLASSES:
+        return False
+    steps = torch.linspace(-1, 1, 6 * classes, dtype=torch.float64).reshape(6, classes)
+    spread = torch.tensor([0.1, 1.0, 3.0, 10.0, 20.0, 40.0], dtype=torch.float64)[:, None]
+    log_p = (spread * (7 * steps + 3).sin()).log_softmax(1).to(given)
+    outputs = log_p.exp() if kind == "probabilities" else log_p
+    tolerance = _TOLERANCE.get(given.dtype, _HALF_TOLERANCE)
+    for c in range(classes):
+        expected, found = -log_p[:, c], loss(outputs, torch.full((6,), c, device=given.device))
+        if not isinstance(found, Tensor) or found.shape != expected.shape or not bool(torch.isfinite(found).all()):
             return False
-        held = bool(torch.isfinite(expected).all()) and bool(torch.isfinite(found).all())
-        if held and weighted and float(expected.square().sum()) > 0:
-            expected = expected * (found * expected).sum() / expected.square().sum()
-        if not held or float((found - expected).abs().max()) > tolerance * float(expected.abs().max()) + tolerance:
+        weight = (found * expected).sum() / expected.square().sum() if weighted else 1.0
+        if float((found - weight * expected).abs().max()) > tolerance * float(expected.abs().max()):
             return False
     return True
+
+
+def _takes_double(loss: RowLoss, given: Tensor) -> bool:
+    """Whether the loss takes outputs in float64, and gives the same."""
+    labels = torch.arange(len(given), device=given.device) % given.shape[1]
+    with torch.no_grad():
+        try:
+            found, same = loss(given.double(), labels), loss(given, labels)
+        except Exception:  # a weight in float32, say
+            return False
+        tolerance = _TOLERANCE.get(given.dtype, _HALF_TOLERANCE)
+        return found.dtype is torch.float64 and bool(
+            torch.allclose(found, same.double(), rtol=tolerance, atol=tolerance)
+        )
 
 
 def _take_log(module: nn.Module, args: Any, output: Tensor) -> Tensor:

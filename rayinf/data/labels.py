@@ -117,8 +117,8 @@ def check_order(classes: Classes, halves: Sequence[Array]) -> None:
     if shifted:
         best = shifted / rows
     raise InputError(
-        f"The labels are not in the order of the model's logits: taken as {_listed(classes.labels)}, the model is right "
-        f"on {assumed:.1%} of {rows:,} training rows; in the order {_listed(order)} it would be on {best:.1%}.",
+        f"The labels are not in the order of the model's logits: taken as {_listed(classes.labels)}, the model is "
+        f"right on {assumed:.1%} of {rows:,} training rows; in the order {_listed(order)} it would be on {best:.1%}.",
         f"name the label of every logit in the order of training: Task(classes=[{', '.join(map(repr, order))}]).",
     )
 
@@ -132,9 +132,9 @@ def order_warning(classes: Classes, confusion: Array, table: str) -> str | None:
     if not _is_better(assumed, best, majority, max(_BETTER, _ERRORS * float(np.sqrt((assumed + best) / rows)))):
         return None
     return (
-        f"Another order of the labels fits better: the model is right on {assumed:.1%} of {rows:,} rows of {table}, and "
-        f"with the logits in the order {_listed(_named(classes, assignment, confusion))} it would be on {best:.1%}. "
-        "Check Task(classes=[...]), or whether labels were swapped."
+        f"Another order of the labels fits better: the model is right on {assumed:.1%} of {rows:,} rows of {table}, "
+        f"and with the logits in the order {_listed(_named(classes, assignment, confusion))} it would be on "
+        f"{best:.1%}. Check Task(classes=[...]), or whether labels were swapped."
     )
 
 

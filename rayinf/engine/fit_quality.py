@@ -256,7 +256,7 @@ def problems(known: Mapping[str, FitSums], cross_entropy: bool, classes: Classes
 
 def fit_line(fit: Mapping[str, Any] | None) -> str | None:
     """One line for a terminal: `fit: accuracy 0.93 on train (mean loss 0.21), 0.91 on valid (0.30)`."""
-    parts = []
+    parts: list[str] = []
     for name in ("train", "valid"):
         if fit and name in fit:
             first = not parts

@@ -72,7 +72,7 @@ class Settings:
     aggregate: str | None = None
     samples: int = 0
     wish: str | None = None
-    outputs: Outputs = Outputs()
+    outputs: Outputs = field(default_factory=Outputs)
 
 
 @dataclass(frozen=True)

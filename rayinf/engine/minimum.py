@@ -84,8 +84,8 @@ def check_minimum(run: Any) -> None:
     if found < -floor:
         raise InputError(
             f"The exact Hessian is not positive: along a direction that {rows:,} rows show, the curvature over all "
-            f"{run.scans['train'].rows:,} rows is {found:.3g} (the largest is about {largest + shift:.3g}): the model is "
-            "not at a minimum.",
+            f"{run.scans['train'].rows:,} rows is {found:.3g} (the largest is about {largest + shift:.3g}): the model "
+            "is not at a minimum.",
             'use curvature="ggn", which is never negative, or pass a larger damping, or train to convergence.',
         )
 

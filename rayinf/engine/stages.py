@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -115,7 +114,7 @@ class Covariance(Summing):
         w = self.worker
         with w.tape(ready.x) as taped:
             columns, scale = w.fisher_columns(ready, taped.logits)
-            with _scaled(sums, scale, "G/") as part:
+            with kfac.scaled(sums, scale, "G/") as part:
                 kfac.add_covariance(part, w.blocks, w.modules, taped.tape, taped.logits, columns, ready.mask)
 
 
@@ -137,7 +136,7 @@ class Lambda(Summing):
             columns, scale = w.fisher_columns(ready, taped.logits)
             last = len(columns) - 1
             found = [taped.tape.gradients(taped.logits, c, last=s == last) for s, c in enumerate(columns)]
-            with _scaled(sums, scale, "L") as part:
+            with kfac.scaled(sums, scale, "L") as part:
                 for block in w.blocks:
                     if block.name in found[0]:
                         self._add(part, block, taped, [g[block.name] for g in found])
@@ -168,7 +167,7 @@ class Curvature(Summing):
                 exact.add_head_hessian(sums, a, taped.logits.detach())
             elif w.job.settings.curvature == "ggn":
                 columns, scale = w.fisher_columns(ready, taped.logits)
-                with _scaled(sums, scale, "H") as part:
+                with kfac.scaled(sums, scale, "H") as part:
                     exact.add_ggn(part, taped, columns)
             else:
                 exact.add_hessian(sums, w.model, w.blocks, ready.x, ready.y, w.exact_row_loss)
@@ -207,7 +206,7 @@ class Queries(Summing):
         codes = {s: codes_of(job.levels[s], ready, s) for s in job.levels}
         weights = objectives.weights(shared, codes, w.halves(ready), ready.y).to(w.dtype)
         objectives.add_values(sums, j, shared, values, weights, (taped.logits.detach(), ready.y))
-        with _scaled(sums, scale, "V", power=1) as part:
+        with kfac.scaled(sums, scale, "V", power=1) as part:
             add_queries(part, taped, cotangent, weights, f"V{j}")
 
 
@@ -341,18 +340,6 @@ class RowQueries:
                     parts.append(dense_rows(taped, cotangent).double() * scale_b1)
         queries = split_blocks(torch.cat(parts), w.blocks)
         return {f"V/{k}": v.cpu().numpy() for k, v in queries.items()}
-
-
-@contextmanager
-def _scaled(sums: Sums, scale: float, prefix: str, power: int = 2) -> Generator[Sums]:
-    """Sums to add to, of which those under the prefix are to count `scale ** power` times."""
-    if scale == 1:
-        yield sums
-        return
-    part: Sums = {}
-    yield part
-    for key, value in part.items():
-        kfac.add(sums, key, value * scale**power if key.startswith(prefix) else value)
 
 
 def is_head(taped: Taped) -> bool:

@@ -74,8 +74,9 @@ class Worker:
         return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
 
     def exact_row_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The same; cross-entropy in float64, whose derivatives a sure row would lose in float32."""
-        return self.row_loss(logits.double() if self.loss == "cross_entropy" else logits, labels)
+        """The same, in float64 where the loss takes that: a sure row would lose its derivatives in float32."""
+        exact = self.loss == "cross_entropy" or self.job.settings.outputs.doubles
+        return self.row_loss(logits.double() if exact else logits, labels)
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:

@@ -194,14 +194,14 @@ def test_a_users_function_takes_what_the_model_returns() -> None:
 
 
 def test_sure_logits_are_not_taken_for_log_probabilities() -> None:
-    """Logits (0, -50): normalised to the last digit, and yet the loss of squares is one of logits."""
+    """Logits (0, s), s under -15 in the first rows: normalised there, and yet the loss of squares is one of logits."""
 
     class TwoLogits(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.one = nn.Linear(WIDTH, 1).double()
             with torch.no_grad():
-                self.one.bias.fill_(-50.0)
+                self.one.weight.mul_(12.0)
 
         def forward(self, x: Tensor) -> Tensor:
             return F.pad(self.one(x), (1, 0))
@@ -210,9 +210,12 @@ def test_sure_logits_are_not_taken_for_log_probabilities() -> None:
         return (z - F.one_hot(y, 2)).square().sum(1)
 
     x, _, x_valid, _ = data()
+    torch.manual_seed(0)
+    model = TwoLogits().eval()
+    x = x[model(x)[:, 1].argsort()]
+    assert float(model(x)[3, 1]) < -15 < 0 < float(model(x)[-1, 1])
     y, y_valid = torch.zeros(ROWS, dtype=torch.int64), torch.zeros(HELD, dtype=torch.int64)
     y[::2] = 1
-    model = TwoLogits().eval()
     grads = [oracles.row_gradients(model, squares, *rows) for rows in ((x, y), (x_valid, y_valid))]
     truth = oracles.dense_influence(
         grads[1].sum(0)[None], grads[0], oracles.ggn(model, squares, x, y), l2=0.0, damping=1.0

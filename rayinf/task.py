@@ -65,8 +65,12 @@ class Task:
 
     Args:
         model: a trained `nn.Module` giving logits `[B, C]`, or a zero-argument factory of one. Workers call the
-            factory themselves, so that a large checkpoint is loaded where it is used instead of being sent.
-        loss: "cross_entropy", or a callable `(logits [B, C], labels [B]) -> loss of each row [B]` (no reduction).
+            factory themselves, so that a large checkpoint is loaded where it is used instead of being sent. What
+            `torch.compile` made is taken off.
+        loss: "cross_entropy", or a callable `(outputs [B, C], labels [B]) -> loss of each row [B]` (no reduction) of
+            what the model returns: logits; log-probabilities, such as `nn.NLLLoss(reduction="none")` behind a
+            `LogSoftmax`; or probabilities, of which it takes the logarithm. The values are those of the same model
+            with logits.
         features: a column of the tables (a number, a list, a tensor, bytes or text), or a list of numeric columns.
         label: the column of labels, integers or strings.
         group: a column of groups, for the objectives that compare groups.
@@ -83,8 +87,9 @@ class Task:
             for each of its rows, 0 on rows that are left out (drop these); `task.l2` is the ridge to use. It must be
             picklable where a cluster is used. None: a linear softmax head, as `logistic_regression` makes, is fitted
             to convergence, and other models cannot be retrained.
-        classes: the labels in the order of the logits. None: integer labels in [0, C) name their logit, and other
-            labels are taken in sorted order.
+        classes: the labels in the order of the logits. None: integer labels in [0, C) name their logit (as text, too),
+            and other labels are taken in sorted order, numbers by their value; where another order fits the model's
+            predictions on 512 training rows clearly better, that is an error which names it.
         mask: for tokens; the model's input -> a boolean `[B, T]` that is False on padding. Masked positions
             enter no factor.
     """

@@ -30,7 +30,8 @@ class Objective:
 
     Args:
         name: of the column; with `split` and no `combine`, the prefix of the columns `<name>_<value>`.
-        rows: `(logits [B, C], labels [B]) -> [B]`, summed over rows; picklable. None: the task's loss.
+        rows: `(outputs [B, C], labels [B]) -> [B]` of what the model returns (logits), summed over rows; picklable.
+            None: the task's loss.
         split: a column of the validation table whose values group the rows.
         combine: `(sums [k], counts [k]) -> a number`, differentiable in the sums, groups in sorted order: a gap
             of group means, say. None: each group is a column.

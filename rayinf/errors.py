@@ -20,3 +20,7 @@ class InputError(RayinfError, ValueError):
 
 class RunError(RayinfError):
     """Something broke on the way: a worker that keeps dying, a full disk. What was finished is kept."""
+
+
+class FitWarning(UserWarning):
+    """The model does not fit the rows that it is to value: its values mean little."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rayinf.data.history import History
 from rayinf.data.removals import RemovalCheck
 from rayinf.data.scores import Scores, to_numpy
 from rayinf.data.selection import Selection
+from rayinf.engine.fit_quality import fit_line
 from rayinf.loops.reweighting import Reweighting
 from rayinf.select.top_rows import TopRows
 
@@ -25,11 +26,27 @@ _SHOWN_CLASSES = 20
 _SHOWN_ROUNDS = 21
 
 
+def tell_fit(metadata: Mapping[str, Any], warn: bool = False) -> None:
+    """Print how well the model fits the rows that it was valued on.
+
+    Args:
+        metadata: of scores or a selection.
+        warn: say again what the run warned of.
+    """
+    fit = metadata.get("fit")
+    line = fit_line(fit)
+    if line is not None:
+        typer.echo(line)
+    for text in (fit or {}).get("warnings", []) if warn else []:
+        typer.echo(f"Warning: {text}", err=True)
+
+
 def tell_influence(scores: Scores) -> None:
     """Print how many rows were valued, which matter most, and where the scores lie."""
     names = scores.columns
     shown = ", ".join(names[:_SHOWN_COLUMNS]) + (", ..." if len(names) > _SHOWN_COLUMNS else "")
     typer.echo(f"{len(scores):,} rows, {len(names)} column{'s' if len(names) > 1 else ''}: {shown}")
+    tell_fit(scores.metadata)
     best = most(scores, names[0])
     if best is not None:
         rows = [
@@ -53,6 +70,7 @@ def tell_measure(scores: Scores) -> None:
     told = scores.metadata
     measured = told.get("rows_measured", len(scores))
     typer.echo(f"{len(scores):,} rows" + (f", {measured:,} of them measured" if measured < len(scores) else ""))
+    tell_fit(told)
     column = "fi_rank" if "fi_rank" in scores.columns else "fi"
     best = most(scores, column)
     if best is not None:
@@ -78,6 +96,7 @@ def tell_acquire(selection: Selection, strategy: str, out: Path, file: Path) -> 
     """
     held = selection.source
     typer.echo(f"{len(selection):,} of {held.num_rows:,} rows picked by {strategy}")
+    tell_fit(selection.metadata)
     first = held.filter(held["kept"]).slice(0, _TOP)
     rows = [
         (str(k + 1), row_id, _number(value))

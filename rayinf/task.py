@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.eval_frame import OptimizedModule
 
 from rayinf.errors import InputError
 
@@ -64,8 +65,12 @@ class Task:
 
     Args:
         model: a trained `nn.Module` giving logits `[B, C]`, or a zero-argument factory of one. Workers call the
-            factory themselves, so that a large checkpoint is loaded where it is used instead of being sent.
-        loss: "cross_entropy", or a callable `(logits [B, C], labels [B]) -> loss of each row [B]` (no reduction).
+            factory themselves, so that a large checkpoint is loaded where it is used instead of being sent. What
+            `torch.compile` made is taken off.
+        loss: "cross_entropy", or a callable `(outputs [B, C], labels [B]) -> loss of each row [B]` (no reduction) of
+            what the model returns: logits; log-probabilities, such as `nn.NLLLoss(reduction="none")` behind a
+            `LogSoftmax`; or probabilities, of which it takes the logarithm. The values are those of the same model
+            with logits.
         features: a column of the tables (a number, a list, a tensor, bytes or text), or a list of numeric columns.
         label: the column of labels, integers or strings.
         group: a column of groups, for the objectives that compare groups.
@@ -73,16 +78,18 @@ class Task:
             has one, else the position of the row in the table.
         transform: picklable; turns the features of a batch (NumPy, `[B, ...]`) into the model's input: an array or
             tensor, or a tuple or dict of them, which the model gets as arguments.
-        parameters: what is valued: "all"; "supported" (all that K-FAC has a rule for); "last" (the last linear
-            layer); or a list of module names.
+        parameters: what is valued: "all" that are trainable (`requires_grad`); "supported" (those of them that K-FAC
+            has a rule for); "last" (the last linear layer); or a list of module names. Layers that are named, and the
+            last one, are valued whether they are frozen or not.
         l2: the ridge of the fit, mean loss + l2/2 * ||theta||^2, over all parameters that are valued.
         fit: how to train, for the steps that retrain: a `Fit`, or a callable `(task, train, weights, seed) -> model`
             that does it all. `train` is the table as it was given to the verb; `weights` is None, or a weight `[n]`
             for each of its rows, 0 on rows that are left out (drop these); `task.l2` is the ridge to use. It must be
             picklable where a cluster is used. None: a linear softmax head, as `logistic_regression` makes, is fitted
             to convergence, and other models cannot be retrained.
-        classes: the labels in the order of the logits. None: integer labels in [0, C) name their logit, and other
-            labels are taken in sorted order.
+        classes: the labels in the order of the logits. None: integer labels in [0, C) name their logit (as text, too),
+            and other labels are taken in sorted order, numbers by their value; where another order fits the model's
+            predictions on 512 training rows clearly better, that is an error which names it.
         mask: for tokens; the model's input -> a boolean `[B, T]` that is False on padding. Masked positions
             enter no factor.
     """
@@ -149,10 +156,24 @@ class Task:
                 f"Task(model=...) is a factory that returned a {type(model).__name__}.",
                 "return a torch.nn.Module from it.",
             )
-        return model.eval()
+        return _uncompiled(model).eval()
 
     def row_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Loss of each row, `[B]`, without reduction."""
         if callable(self.loss):
             return self.loss(logits, labels)
         return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    """The model without `torch.compile`, whose graphs give up the layers' inputs and outputs."""
+    if isinstance(model, OptimizedModule):
+        model = model._orig_mod
+    for name, child in list(model.named_children()):
+        inner = _uncompiled(child)
+        if inner is not child:
+            setattr(model, name, inner)
+    # model.compile() keeps the module, and calls what it compiled in its place.
+    if getattr(model, "_compiled_call_impl", None) is not None:
+        model._compiled_call_impl = None
+    return model

@@ -108,8 +108,23 @@ class Ceiling:
 
     @property
     def left_out(self) -> tuple[Any, ...]:
-        """The classes that no row has any influence on."""
-        return tuple(label for label, b in zip(self.labels, self.found.total, strict=True) if not b > 0)
+        """The classes that no row has any influence on, in all or in a half: one half has no validation row of them.
+
+        Of these the verdict says nothing.
+        """
+        return tuple(
+            label
+            for k, label in enumerate(self.labels)
+            if not self.found.total[k] > 0 or label in self.left_out_of_cross_fit
+        )
+
+    @property
+    def left_out_of_cross_fit(self) -> tuple[Any, ...]:
+        """The classes of `gain` that have influence in one half of the validation rows only: no row, as a rule."""
+        held = self.found.in_halves
+        if held is None:
+            return ()
+        return tuple(label for k, label in enumerate(self.labels) if self.found.total[k] > 0 and not held[k])
 
     @property
     def regions(self) -> Regions:
@@ -145,18 +160,31 @@ class Ceiling:
         if held is None:
             why = "one half of the validation rows has too few classes" if self.halves else "the scores have no halves"
             mend = "" if self.halves else ': compute them with influence(..., objective="category", halves=True)'
-            return f"No verdict: {why}{mend}. The in-sample gain alone is inflated by noise and shows nothing."
+            told = "The in-sample gain alone is inflated by noise and shows nothing."
+            return f"No verdict: {why}{mend}. {told}{self._alone}"
         low, high = held.interval
         told = f"{held.value:+.3f} (95% over rows: {low:+.3f} to {high:+.3f}; the two directions: "
         told += f"{held.directions[0]:+.3f} and {held.directions[1]:+.3f})"
         if self.room:
             return (
                 f"There is room: weights chosen on half of the validation rows are predicted to lower every class's "
-                f"loss on the other half, by {held.value:.1%} of what weights could do for it alone, {told}."
+                f"loss on the other half, by {held.value:.1%} of what weights could do for it alone, "
+                f"{told}.{self._alone}"
             )
         if held.value <= 0:
-            return f"No evidence of room: the cross-fitted gain is not positive, {told}."
-        return f"No evidence of room: the cross-fitted gain cannot be told from noise, {told}."
+            return f"No evidence of room: the cross-fitted gain is not positive, {told}.{self._alone}"
+        return f"No evidence of room: the cross-fitted gain cannot be told from noise, {told}.{self._alone}"
+
+    @property
+    def _alone(self) -> str:
+        """The classes that a verdict by halves cannot speak of, in words."""
+        left = self.left_out_of_cross_fit
+        if not left:
+            return ""
+        return (
+            f" It says nothing of {', '.join(map(str, left))}: one half of the validation rows has no row of "
+            f"{'it' if len(left) == 1 else 'them'}; add validation rows."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, for JSON; NaN becomes None."""
@@ -222,8 +250,9 @@ class Ceiling:
             "",
             *self._class_lines(),
         ]
-        if self.left_out:
-            lines.append(f"Left out, since no row has any influence on them: {', '.join(map(str, self.left_out))}")
+        silent = [label for label in self.left_out if label not in self.left_out_of_cross_fit]
+        if silent:
+            lines.append(f"Left out, since no row has any influence on them: {', '.join(map(str, silent))}")
         return "\n".join(lines)
 
     def plot(self, path: str | Path, classes: Sequence[Any] | None = None, title: str = "") -> Path:

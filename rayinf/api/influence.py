@@ -61,10 +61,12 @@ def influence(
         precision: "bf16" or "fp16" runs the model in mixed precision; sums and products stay in float32 or better.
 
     Returns:
-        Scores with `row_id` and the columns, in row order.
+        Scores with `row_id` and the columns, in row order. `metadata["fit"]` has the model's accuracy and mean loss on
+        both tables, and a `FitWarning` says where it is no better than its majority class or than a uniform guess.
 
     Raises:
-        RayinfError: wrong input (before any work), or a run that cannot go on.
+        RayinfError: wrong input (before any work), or a run that cannot go on. `curvature="exact"` of a network that is
+            clearly not at a minimum is refused after about one pass over the rows.
 
     Cost: one pass over `train` to score, `2 Q o i` flops a row and layer beside a forward and a backward without
     weights; two more to fit EKFAC (one for K-FAC). Memory does not grow with rows, beyond the result itself.

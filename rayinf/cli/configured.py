@@ -122,6 +122,7 @@ def reweight(
         with telling_if_done(given["out"]):
             found = pareto_reweight(**given)
         plot = found.plot(Path(given["out"]) / "trade_off.png")
+        summaries.tell_fit(given["scores"].metadata, warn=True)
         summaries.tell_reweight(found, plot)
 
 
@@ -144,4 +145,5 @@ def removal_check(
         with telling_if_done(given["out"]):
             check = check_removal(**given)
         plot = check.plot(Path(given["out"]) / "removal_check.png")
+        summaries.tell_fit(given["scores"].metadata, warn=True)
         summaries.tell_removal_check(check, plot)

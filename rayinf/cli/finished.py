@@ -63,6 +63,7 @@ def trim(
         _check_new(files, tables, overwrite)
         for file, table in zip(files, tables, strict=True):
             write_result(file, table)
+        summaries.tell_fit(scores.metadata, warn=True)
         summaries.tell_trim(selection, scores.labels, files)
 
 
@@ -102,6 +103,7 @@ def ceiling(
             report.plot_classes(folder / "classes.png"),
         ]
         write_json(folder / "ceiling.json", report.to_dict())
+        summaries.tell_fit(scores.metadata, warn=True)
         typer.echo(report.to_text())
         typer.echo(f"Figures: {', '.join(map(str, pictures))}")
         typer.echo(f"All numbers: {folder / 'ceiling.json'}")

@@ -37,7 +37,11 @@ def parse(objective: object, group: str | None = None) -> tuple[Objective, ...]:
     found = tuple(_grouped(_parse_one(item), group) for item in given)
     names = [o.name for o in found]
     if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise InputError(f"Objective {twice[0]!r} is asked for twice.", "give every objective a name of its own.")
+        raise InputError(
+            f"Objective {twice[0]!r} is asked for twice.",
+            f"give every objective a name of its own: Objective.named({twice[0] + '_2'!r}), or "
+            'demographic_parity(group=..., name="...").',
+        )
     return found
 
 
@@ -60,6 +64,6 @@ def _grouped(objective: Objective, group: str | None) -> Objective:
     if group is None:
         raise InputError(
             f"objective={objective.name!r} compares groups, and the Task names no column of them.",
-            f'pass Task(group="...") or rayinf.{objective.name}(group="...").',
+            f'pass Task(group="...") or rayinf.{getattr(objective, "kind", objective.name)}(group="...").',
         )
     return replace(objective, split=group)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -65,6 +66,59 @@ def add_hessian(sums: Sums, model: nn.Module, blocks: Sequence[Block], x: Any, l
         InputError: `torch.func` cannot pass the model (an LSTM, say).
     """
     add(sums, "rows", torch.tensor(float(len(labels))))
+    theta, column = _hessian_column(model, blocks, x, labels, loss)
+    p = len(theta)
+    if "H" not in sums:
+        sums["H"] = torch.zeros(1, p, p, dtype=torch.float64, device=theta.device)
+    for start in range(0, p, _TANGENTS):
+        stop = min(start + _TANGENTS, p)
+        tangents = torch.zeros(stop - start, p, dtype=theta.dtype, device=theta.device)
+        tangents[:, start:stop] = torch.eye(stop - start, dtype=theta.dtype, device=theta.device)
+        with _twice():
+            sums["H"][0, start:stop] += torch.func.vmap(column)(tangents)
+
+
+def hessian_product(
+    model: nn.Module, blocks: Sequence[Block], x: Any, labels: Tensor, loss: RowLoss, v_p: Tensor
+) -> Tensor:
+    """The Hessian of a batch's summed loss times a vector, `[p]`, at the cost of about two gradients.
+
+    Raises:
+        InputError: as `add_hessian`.
+    """
+    theta, column = _hessian_column(model, blocks, x, labels, loss)
+    with _twice():
+        return column(v_p.to(theta))
+
+
+def extreme_directions(product: Callable[[Tensor], Tensor], start_p: Tensor, steps: int) -> tuple[Tensor, float, float]:
+    """The direction `[p]` of least curvature that Lanczos finds, with the least and the largest Ritz value.
+
+    Args:
+        product: a symmetric matrix times a vector, float64.
+        start_p: where to start.
+        steps: products with the matrix.
+    """
+    basis = [start_p / start_p.norm()]
+    images: list[Tensor] = []
+    for _ in range(steps):
+        images.append(product(basis[-1]))
+        held = torch.stack(basis)
+        rest = images[-1] - held.T @ (held @ images[-1])
+        rest = rest - held.T @ (held @ rest)  # once more: rounding brings lost directions back
+        if len(basis) == min(steps, len(start_p)) or float(rest.norm()) <= 1e-6 * float(images[-1].norm()):
+            break
+        basis.append(rest / rest.norm())
+    held = torch.stack(basis[: len(images)])
+    small = held @ torch.stack(images).T
+    values, vectors = torch.linalg.eigh((small + small.T) / 2)
+    return held.T @ vectors[:, 0], float(values[0]), float(values[-1])
+
+
+def _hessian_column(
+    model: nn.Module, blocks: Sequence[Block], x: Any, labels: Tensor, loss: RowLoss
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The valued parameters `[p]`, and the Hessian of a batch's summed loss times a vector."""
     held = {k: v.detach() for k, v in [*model.named_parameters(), *model.named_buffers()]}
     theta = torch.cat([to_matrix(b, [held[n] for n in b.parameters]).flatten() for b in blocks])
 
@@ -75,23 +129,19 @@ def add_hessian(sums: Sums, model: nn.Module, blocks: Sequence[Block], x: Any, l
             start += b.numel
         return loss(functional_logits(model, params, x), labels).sum()
 
-    def column(v: Tensor) -> Tensor:
-        return torch.func.jvp(torch.func.grad(total), (theta,), (v,))[1]
+    return theta, lambda v: torch.func.jvp(torch.func.grad(total), (theta,), (v,))[1]
 
-    p = len(theta)
-    if "H" not in sums:
-        sums["H"] = torch.zeros(1, p, p, dtype=torch.float64, device=theta.device)
-    for start in range(0, p, _TANGENTS):
-        stop = min(start + _TANGENTS, p)
-        tangents = torch.zeros(stop - start, p, dtype=theta.dtype, device=theta.device)
-        tangents[:, start:stop] = torch.eye(stop - start, dtype=theta.dtype, device=theta.device)
-        try:
-            sums["H"][0, start:stop] += torch.func.vmap(column)(tangents)
-        except RuntimeError as error:
-            raise InputError(
-                f"torch.func cannot take second derivatives of the model: {error}.",
-                'use curvature="ggn" or "ekfac", which take first derivatives alone.',
-            ) from error
+
+@contextmanager
+def _twice() -> Generator[None]:
+    """Say of whatever `torch.func` cannot pass that it is so."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise InputError(
+            f"torch.func cannot take second derivatives of the model: {error}.",
+            'use curvature="ggn" or "ekfac", which take first derivatives alone.',
+        ) from error
 
 
 def mean_curvature(hessian_pp: Tensor, rows: float) -> Tensor:

@@ -16,6 +16,8 @@ from rayinf.task import RowLoss
 
 FisherKind = Literal["true", "empirical"]
 
+# Gradients under this are carried by a power of two, so that neither they nor their squares vanish in float32.
+LEAST_GRADIENT = 2.0**-30
 # Up to here the expectation over labels is taken whole; above, this many labels a row are drawn.
 MOST_CLASSES = 32
 DRAWS = 8
@@ -40,8 +42,55 @@ def logit_gradient(rows: RowLoss, logits: Tensor, labels: Tensor, name: str = "T
     return values.detach(), gradient.detach()
 
 
+def loss_gradient(loss: str | RowLoss, logits: Tensor, labels: Tensor, name: str = "The loss") -> tuple[Tensor, Tensor]:
+    """Values `[B]` of the loss, and its gradients `[B, C]` in the logits; of cross-entropy in float64.
+
+    Cross-entropy's gradient is `P - e_y`, with `P_y - 1` as minus the sum of the other probabilities: `1 - P_y` is 0 in
+    float32 from a margin of 17 on, and in float64 from 37 on.
+
+    Raises:
+        InputError: as `logit_gradient`.
+    """
+    if callable(loss):
+        return logit_gradient(loss, _precise(loss, logits), labels, name)
+    z = logits.detach().double()
+    values = torch.nn.functional.cross_entropy(z, labels, reduction="none")
+    own = labels[:, None]
+    others = z.softmax(1).scatter_(1, own, 0.0)
+    return values, others.scatter_(1, own, -others.sum(1, keepdim=True))
+
+
+def _precise(loss: RowLoss, logits: Tensor) -> Tensor:
+    """The logits in float64, if the loss takes them so (see `core.outputs`)."""
+    return logits.double() if getattr(loss, "doubles", False) else logits
+
+
+def carried(gradient_bc: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Gradients of rows as `(g [B, C] in dtype, s [B, 1] in float64)`, `gradient = s g`, s a power of two.
+
+    `s` is 1 but for rows whose gradient is under `LEAST_GRADIENT`: of these g is of size 1.
+    """
+    scale_b1 = _carrier(gradient_bc.abs().amax(1, keepdim=True))
+    return (gradient_bc / scale_b1).to(dtype), scale_b1
+
+
+def carried_together(gradient: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
+    """The same with one power of two for all rows, for what is summed over them."""
+    scale = _carrier(gradient.abs().amax())
+    return (gradient / scale).to(dtype), float(scale)
+
+
+def _carrier(size: Tensor) -> Tensor:
+    size = size.detach().double()
+    exponent = torch.frexp(size).exponent
+    small = (size > 0) & (size < LEAST_GRADIENT)
+    return torch.where(small, torch.ldexp(torch.ones_like(size), exponent), 1.0)
+
+
 def columns(logits: Tensor, labels: Tensor, loss: str | RowLoss, kind: FisherKind, draws: Tensor | None) -> Tensor:
     """Columns `[S, B, C]` with `sum_s c_s c_s' = ` the Fisher of each row in its logits.
+
+    In the logits' own precision, but for rows that are all sure: float64 where float32 would lose them.
 
     Args:
         logits: `[B, C]`.
@@ -57,16 +106,21 @@ def columns(logits: Tensor, labels: Tensor, loss: str | RowLoss, kind: FisherKin
     """
     logits = logits.detach()
     if kind == "empirical":
-        return logit_gradient(_as_function(loss), logits, labels)[1][None]
+        return loss_gradient(loss, logits, labels)[1][None]
     many = logits.shape[1] > MOST_CLASSES
     if loss == "cross_entropy":
-        return _drawn(logits, draws) if many and draws is not None else _softmax_factor(logits)
+        if many and draws is not None:
+            return _drawn(logits, draws)
+        factor = _softmax_factor(logits)
+        sure = float(factor.abs().max()) < LEAST_GRADIENT
+        return _softmax_factor(logits.double()) if sure else factor
+    assert callable(loss)
     if many:
         raise InputError(
             f"The true Fisher of a callable loss over {logits.shape[1]} classes has no cheap factor.",
             'pass fisher="empirical", or loss="cross_entropy".',
         )
-    return _hessian_factor(logits, labels, _as_function(loss))
+    return _hessian_factor(_precise(loss, logits), labels, loss)
 
 
 def logit_error(loss: str | RowLoss, logits: Tensor, labels: Tensor) -> Tensor:
@@ -90,12 +144,6 @@ def logit_hessian(loss: str | RowLoss, logits: Tensor, labels: Tensor) -> Tensor
     return torch.einsum("sbc,sbe->bce", factor_sbc, factor_sbc)
 
 
-def _as_function(loss: str | RowLoss) -> RowLoss:
-    if callable(loss):
-        return loss
-    return lambda z, y: torch.nn.functional.cross_entropy(z, y, reduction="none")
-
-
 def _softmax_factor(logits: Tensor) -> Tensor:
     """K - 1 columns of `diag P - P P'`: a reference class r = argmax P drops out.
 
@@ -116,10 +164,13 @@ def _softmax_factor(logits: Tensor) -> Tensor:
 
 
 def _drawn(logits: Tensor, draws: Tensor) -> Tensor:
-    p = logits.softmax(1)
-    drawn = torch.searchsorted(p.double().cumsum(1), draws.to(p.device)).clamp_(max=p.shape[1] - 1)
+    """`(P - e_c) / sqrt(draws)` of drawn labels c, with `P_c - 1` as minus the sum of the others."""
+    p = logits.double().softmax(1)
+    drawn = torch.searchsorted(p.cumsum(1), draws.to(p.device)).clamp_(max=p.shape[1] - 1)
     one_hot = torch.nn.functional.one_hot(drawn, p.shape[1]).to(p.dtype)
-    return ((p[:, None] - one_hot) / draws.shape[1] ** 0.5).transpose(0, 1).contiguous()
+    others = p[:, None] * (1 - one_hot)
+    error = others - one_hot * others.sum(2, keepdim=True)
+    return (error / draws.shape[1] ** 0.5).transpose(0, 1).contiguous()
 
 
 def _hessian_factor(logits: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
@@ -128,7 +179,22 @@ def _hessian_factor(logits: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
 
 
 def _logit_hessian(logits: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
-    """By a second pass backward for each logit: rows do not mix, so one serves all rows."""
+    """By a second pass backward for each logit: rows do not mix, so one serves all rows.
+
+    Raises:
+        InputError: the loss cannot be differentiated twice.
+    """
+    try:
+        return _differentiated_twice(logits, labels, loss)
+    except RuntimeError as error:
+        raise InputError(
+            f"The loss cannot be differentiated twice in the model's outputs: {str(error).rstrip('.')}.",
+            'write it with operations that can be; or pass fisher="empirical" (kfac, ekfac) or curvature="identity", '
+            "which take first derivatives alone.",
+        ) from error
+
+
+def _differentiated_twice(logits: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad(loss(leaf, labels).sum(), leaf, create_graph=True)

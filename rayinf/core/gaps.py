@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from rayinf.core.objectives import Objective
 from rayinf.errors import InputError
 
+Kind = Literal["demographic_parity", "equal_opportunity"]
 # Stands for Task(group=...) until the task is known.
 GROUP = "<group>"
 
@@ -21,9 +22,11 @@ class Gap(Objective):
     """The absolute gap between the means of two groups; of more groups, of each against the rest, a column each.
 
     Attributes:
+        kind: what is compared between the groups, whatever the objective's name is.
         favourable: the label that is good to get; None: the highest of two.
     """
 
+    kind: Kind = "demographic_parity"
     favourable: Any = None
 
     def columns(self, levels: tuple[str, ...]) -> tuple[str, ...]:
@@ -39,7 +42,7 @@ class Gap(Objective):
         if self.favourable is None and len(labels) > 2:
             raise InputError(
                 f"objective={self.name!r} with {len(labels)} classes: which is the favourable one?",
-                f"pass rayinf.{self.name}(favourable=...), one of {', '.join(map(repr, labels[:8]))}.",
+                f"pass rayinf.{self.kind}(favourable=...), one of {', '.join(map(repr, labels[:8]))}.",
             )
         if self.favourable is not None and self.favourable not in labels:
             raise InputError(
@@ -47,7 +50,7 @@ class Gap(Objective):
                 f"name one of {', '.join(map(repr, labels[:8]))}.",
             )
         index = labels.index(max(labels) if self.favourable is None else self.favourable)
-        if self.name == "demographic_parity":
+        if self.kind == "demographic_parity":
             return replace(self, rows=_Probability(index), hard=_IsPredicted(index))
         return replace(self, where=_IsLabel(index), hard=_IsPredicted(index))
 
@@ -68,7 +71,7 @@ class Gap(Objective):
             )
         favourable = max(labels) if self.favourable is None else self.favourable
         empty = [g for g, found in counts.items() if not found.get(favourable)]
-        if self.name == "equal_opportunity" and empty:
+        if self.kind == "equal_opportunity" and empty:
             raise InputError(
                 f"objective={self.name!r}: no validation row of group {', '.join(map(repr, empty))} has the favourable "
                 f"label {favourable!r}.",
@@ -80,7 +83,7 @@ class Gap(Objective):
         return {"signed": _signed(totals, counts), "hard": _signed(hard, counts).abs()}
 
 
-def demographic_parity(favourable: Any = None, group: str | None = None) -> Objective:
+def demographic_parity(favourable: Any = None, group: str | None = None, name: str | None = None) -> Objective:
     """`| mean(p | g = 1) - mean(p | g = 0) |`, p the probability of the favourable class (C Eq. 2).
 
     Groups are the values of a column of the validation rows in sorted order; of more than two, each is compared with
@@ -90,11 +93,16 @@ def demographic_parity(favourable: Any = None, group: str | None = None) -> Obje
     Args:
         favourable: a label; None: the highest of two.
         group: a column; None: `Task(group=...)`.
+        name: of the column of scores (of more than two groups, its beginning). None: `demographic_parity`. Two gaps
+            in one call, over two columns of groups, need two names.
+
+    Raises:
+        InputError: a name that is not a text.
     """
-    return Gap("demographic_parity", split=group or GROUP, combine=_absolute, favourable=favourable)
+    return _gap("demographic_parity", favourable, group, name)
 
 
-def equal_opportunity(favourable: Any = None, group: str | None = None) -> Objective:
+def equal_opportunity(favourable: Any = None, group: str | None = None, name: str | None = None) -> Objective:
     """`| mean(loss | y = 1, g = 1) - mean(loss | y = 1, g = 0) |` over rows of the favourable class (C Eq. 4).
 
     As `demographic_parity`; `hard` is the gap of true-positive rates.
@@ -102,15 +110,26 @@ def equal_opportunity(favourable: Any = None, group: str | None = None) -> Objec
     Args:
         favourable: a label; None: the highest of two.
         group: a column; None: `Task(group=...)`.
+        name: of the column of scores (of more than two groups, its beginning). None: `equal_opportunity`. Two gaps
+            in one call, over two columns of groups, need two names.
+
+    Raises:
+        InputError: a name that is not a text.
     """
-    return Gap("equal_opportunity", split=group or GROUP, combine=_absolute, favourable=favourable)
+    return _gap("equal_opportunity", favourable, group, name)
+
+
+def _gap(kind: Kind, favourable: Any, group: str | None, name: str | None) -> Objective:
+    made = Gap(kind, split=group or GROUP, combine=_absolute, kind=kind, favourable=favourable)
+    return made if name is None else made.named(name)
 
 
 @dataclass(frozen=True)
 class _Probability:
-    """The probability of a class."""
+    """The probability of a class. Of logits, whatever the model returns (see `core.outputs`)."""
 
     index: int
+    takes_logits: ClassVar[bool] = True
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         return logits.softmax(1)[:, self.index]

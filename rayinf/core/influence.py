@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rayinf.core.blocks import Block
+from rayinf.core.blocks import Block, shown
 from rayinf.core.capture import Tape
 from rayinf.core.kfac import Sums
 from rayinf.core.positions import SUM_TILES, Positions, rotate, tiles
 from rayinf.core.row_gradients import loose_row_gradients, row_gradient_slices
+from rayinf.errors import InputError
 
 # Columns of a product of rows with queries that is made, multiplied and summed before the next: a few queries at a
 # time are a third faster than all ten at once.
@@ -119,8 +120,17 @@ def add_queries(sums: Sums, taped: Taped, cotangent_bc: Tensor, weights_bq: Tens
                     sums[key][q].index_add_(2, tile.columns, value)
 
 
-def row_products(taped: Taped, cotangent_bc: Tensor, queries: Queries) -> Tensor:
+def row_products(taped: Taped, cotangent_bc: Tensor, queries: Queries, flat: Collection[str] = frozenset()) -> Tensor:
     """Products of every row gradient with every query, `[B, Q]`: `sum_blocks <row gradient, U_q>`.
+
+    Args:
+        taped: the batch.
+        cotangent_bc: gradient of the loss in the logits.
+        queries: per block.
+        flat: blocks whose curvature is 0: no row may have a gradient there.
+
+    Raises:
+        InputError: one has.
 
     Cost a row: `Q o i` multiply-adds a layer, and `T o i` more where there are T > 1 positions.
     """
@@ -129,6 +139,9 @@ def row_products(taped: Taped, cotangent_bc: Tensor, queries: Queries) -> Tensor
     for block, parts in taped.block_tiles(cotangent_bc):
         u = queries[block.name]
         for tile in parts:
+            if block.name in flat:
+                check_flat(block, tile)
+                continue
             u_tile = u if tile.columns is None else u[..., tile.columns]
             out[tile.rows] += _products_one(tile, u_tile) if tile.one else _products_many(tile, u_tile)
     return out
@@ -194,13 +207,38 @@ def turn_positions(tile: Positions, turn: Turn | None) -> tuple[Tensor, Tensor]:
     return rotate(tile.a_brti, q_a), rotate(tile.g_brto, q_g)
 
 
-def self_products(taped: Taped, cotangent_bc: Tensor, turns: Mapping[str, Turn]) -> Tensor:
+def check_flat(block: Block, tile: Positions) -> None:
+    """Refuse a layer whose curvature is 0 though a row has a gradient there: its values would all be 0.
+
+    Raises:
+        InputError: the layer.
+    """
+    if tile.one:
+        moved = bool((tile.g_brto.any(3) & tile.a_brti.any(3)).any())
+    else:
+        moved = any(bool(g.any()) for _, g in row_gradient_slices(tile.a_brti, tile.g_brto))
+    if moved:
+        raise InputError(
+            f"The curvature of {shown(block.name)} is 0, though rows have gradients there that are not: the loss has "
+            "no curvature in the model's outputs, or the network is so sure of every row that it vanishes.",
+            'return logits and use loss="cross_entropy" (not log-probabilities or probabilities of your own); or use '
+            'fisher="empirical", curvature="identity", or leave the layer out of Task(parameters=[...]).',
+        )
+
+
+def self_products(
+    taped: Taped, cotangent_bc: Tensor, turns: Mapping[str, Turn], flat: Collection[str] = frozenset()
+) -> Tensor:
     """`l' H^-1 l` of every row gradient l, `[B]`, in the eigenbasis.
 
     Args:
         taped: the batch.
         cotangent_bc: gradient of the loss in the logits.
         turns: per block.
+        flat: blocks whose curvature is 0: no row may have a gradient there.
+
+    Raises:
+        InputError: one has.
     """
     out = cotangent_bc.new_zeros(len(cotangent_bc))
     for block, parts in taped.block_tiles(cotangent_bc):
@@ -208,6 +246,9 @@ def self_products(taped: Taped, cotangent_bc: Tensor, turns: Mapping[str, Turn])
             continue
         inverse = turns[block.name][2]
         for tile in parts:
+            if block.name in flat:
+                check_flat(block, tile)
+                continue
             a, g = turn_positions(tile, turns[block.name])
             d = inverse if tile.columns is None else inverse[..., tile.columns]
             if tile.one:

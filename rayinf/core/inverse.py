@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.linalg import eigvalsh, lapack
 from torch import Tensor
 
-from rayinf.core.blocks import Block
+from rayinf.core.blocks import Block, shown
 from rayinf.core.influence import Queries
 from rayinf.core.kfac import Basis
 from rayinf.errors import InputError
@@ -18,6 +20,8 @@ from rayinf.errors import InputError
 RELATIVE_DAMPING = 0.1
 # The share of a query's norm that may lie where the curvature is singular before the answer is refused.
 LOST_SHARE = 1e-6
+# Queries and inverse eigenvalues that are larger (or smaller) than this are carried by a power of two.
+_MOST = 2.0**60
 # A reciprocal condition this many times over `p eps` is taken as none of an eigenvalue being lost in rounding.
 _SAFE = 10.0
 
@@ -32,6 +36,26 @@ def eigen_inverse(lambda_roi: Tensor, rows: float, l2: float, damping: float | N
         return torch.zeros_like(lambda_roi)
     level = lambda_roi + l2 + (RELATIVE_DAMPING * mean if damping is None else damping)
     return _inverse(level * rows, lambda_roi.shape[1] * lambda_roi.shape[2])
+
+
+def power_over(arrays: Sequence[np.ndarray[Any, Any]]) -> float:
+    """A power of two that brings values which float32 might not hold down to 1; 1 for all others."""
+    largest = max((float(np.abs(a).max()) for a in arrays if a.size), default=0.0)
+    return 1.0 if largest <= _MOST else 2.0 ** math.ceil(math.log2(largest))
+
+
+def out_of_range(queries: Queries) -> bool:
+    """Whether float32 may have lost a query: it is not finite, larger than it should be, or so small as to vanish."""
+    size_q = torch.stack([v.flatten(1).abs().amax(1) for v in queries.values()]).amax(0)
+    return not bool(((size_q <= _MOST) & (size_q >= 1 / _MOST)).all())
+
+
+def carried_queries(queries: Queries) -> tuple[Queries, Tensor]:
+    """Queries of size 1, and the power of two `[Q]` of each."""
+    size_q = torch.stack([v.flatten(1).abs().amax(1) for v in queries.values()]).amax(0).double()
+    exponent = torch.frexp(size_q).exponent
+    scale_q = torch.where(size_q > 0, torch.ldexp(torch.ones_like(size_q), exponent), 1.0)
+    return {k: v / scale_q.view(-1, 1, 1, 1) for k, v in queries.items()}, scale_q
 
 
 def solve_eigen(
@@ -54,7 +78,7 @@ def solve_eigen(
         turned = turned if q_a is None else torch.matmul(turned, q_a)
         if singular:
             flat = turned.flatten()[None]
-            _check_lost(flat * (inverse_roi.flatten() == 0), flat, block.name)
+            _check_lost(flat * (inverse_roi.flatten() == 0), flat, shown(block.name))
         solved = torch.matmul(back_g, turned.mul_(inverse_roi).to(dtype))
         out[k] = solved if back_a is None else torch.matmul(solved, back_a)
     return out
@@ -130,12 +154,17 @@ def _inverse(level: Tensor, size: int, eps: float = torch.finfo(torch.float64).e
     return torch.where(keep, 1.0 / torch.where(keep, level, 1.0), 0.0)
 
 
+def _share(share: float) -> str:
+    """A share in words that are never "0.00%"."""
+    return f"{share:.2%}" if share >= 1e-4 else f"a share of {share:.1e}"
+
+
 def _check_lost(lost_qp: Tensor, query_qp: Tensor, name: str) -> None:
     """Refuse queries of whose norm too large a part lies in the null space."""
     norms, lost = query_qp.norm(dim=1), lost_qp.norm(dim=1)
     if bool((lost > LOST_SHARE * norms).any()):
         share = float((lost / norms.clamp(min=1e-300)).max())
         raise InputError(
-            f"The curvature of {name} is singular, and {share:.2%} of a query's norm lies in its null space.",
+            f"The curvature of {name} is singular, and {_share(share)} of a query's norm lies in its null space.",
             "pass damping > 0, or fit with l2 > 0 and say so in Task(l2=...).",
         )

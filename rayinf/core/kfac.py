@@ -6,7 +6,8 @@ All sums are plain sums over rows, kept in float64 under string keys, so that sh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,18 @@ def add(sums: Sums, key: str, value: Tensor) -> None:
         sums[key] += value
     else:
         sums[key] = value.to(torch.float64, copy=True)
+
+
+@contextmanager
+def scaled(sums: Sums, scale: float, prefix: str, power: int = 2) -> Generator[Sums]:
+    """Sums to add a batch to, of which those under the prefix are to count `scale ** power` times."""
+    if scale == 1:
+        yield sums
+        return
+    part: Sums = {}
+    yield part
+    for key, value in part.items():
+        add(sums, key, value * scale**power if key.startswith(prefix) else value)
 
 
 def add_gram(sums: Sums, key: str, x_rni: Tensor) -> None:

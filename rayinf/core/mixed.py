@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rayinf.core.blocks import Block
 from rayinf.core.capture import Tape, capture, forward
 from rayinf.core.fisher import logit_error
-from rayinf.core.influence import Queries, Turn, turn_positions
+from rayinf.core.influence import Queries, Turn, check_flat, turn_positions
 from rayinf.core.inverse import split_blocks
 from rayinf.core.measure import contrasts
 from rayinf.core.positions import Positions, rotate, tiles
@@ -99,6 +99,16 @@ class TapedRows:
             gradients = tape.gradients(self.logits, logit_error(loss, self.logits, labels), attached=True)
             # What a row's gradient is made of, on the graph.
             self._live = self._positions(tape, gradients)
+
+    def check_flat(self, names: Sequence[str]) -> None:
+        """Refuse layers whose curvature is 0 though a row has a gradient there.
+
+        Raises:
+            InputError: the layer.
+        """
+        for block in self._blocks:
+            for tile in self._live.get(block.name, ()) if block.name in names else ():
+                check_flat(block, tile)
 
     def slopes(self, query: Queries) -> Tensor:
         """`M'U` for one U: a pass backward through the whole graph."""

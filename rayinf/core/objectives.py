@@ -7,7 +7,7 @@ merge over shards, and either takes each group as a column of its own or combine
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,7 +30,8 @@ class Objective:
 
     Args:
         name: of the column; with `split` and no `combine`, the prefix of the columns `<name>_<value>`.
-        rows: `(logits [B, C], labels [B]) -> [B]`, summed over rows; picklable. None: the task's loss.
+        rows: `(outputs [B, C], labels [B]) -> [B]` of what the model returns (logits), summed over rows; picklable.
+            None: the task's loss.
         split: a column of the validation table whose values group the rows.
         combine: `(sums [k], counts [k]) -> a number`, differentiable in the sums, groups in sorted order: a gap
             of group means, say. None: each group is a column.
@@ -49,6 +50,19 @@ class Objective:
     where: Callable[[Tensor], Tensor] | None = None
     attack: Callable[..., Any] | None = None
     hard: RowLoss | None = None
+
+    def named(self, name: str) -> Objective:
+        """The same objective under another column name: what it computes never depends on its name.
+
+        Args:
+            name: of the column; with groups that are a column each, the prefix of the columns `<name>_<value>`.
+
+        Raises:
+            InputError: a name that is not a text.
+        """
+        if not isinstance(name, str) or not name:
+            raise InputError(f"An objective cannot be named {name!r}.", "pass a text, such as 'dp_sex'.")
+        return replace(self, name=name)
 
     def columns(self, levels: tuple[str, ...]) -> tuple[str, ...]:
         """Names of the columns of scores, for the groups that there are."""

@@ -7,8 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from rayinf.errors import InputError
+
+Array = np.ndarray[Any, Any]
+# Another order of the labels is taken for the right one if it is better by this much accuracy, and closes this share of
+# the gap between the majority class and 1: no order does so of a model that knows its labels, or of one that is not
+# trained.
+_BETTER, _SKILL = 0.1, 0.3
+# So many standard errors of a sample's accuracy, as well.
+_ERRORS = 3.0
 
 
 @dataclass(frozen=True)
@@ -33,8 +42,9 @@ class Classes:
 def make_classes(counts: Mapping[Any, int], logits: int, given: Sequence[Any] | None = None) -> Classes:
     """Which label stands for which logit.
 
-    Integer labels that all lie in `[0, logits)` name their logit. Other labels are taken in sorted order, if there
-    are as many as logits and they do not look like such integers with a slip among them.
+    Integer labels that all lie in `[0, logits)` name their logit, and so does text that writes such integers. Other
+    labels are taken in sorted order, numbers that are written as text by their value, if there are as many as logits
+    and they do not look like such integers with a slip among them.
 
     Args:
         counts: rows of every label of the training table.
@@ -51,7 +61,9 @@ def make_classes(counts: Mapping[Any, int], logits: int, given: Sequence[Any] | 
                 "name one different label for every logit.",
             )
         return Classes(tuple(v.item() if isinstance(v, np.generic) else v for v in given))
-    labels = sorted(counts)
+    labels = _in_order(counts)
+    if _writes(labels, logits):
+        return Classes(tuple(str(k) for k in range(logits)))
     integers = all(isinstance(v, int) for v in labels)
     inside = [v for v in labels if integers and 0 <= v < logits]
     if integers and len(inside) == len(labels):
@@ -71,6 +83,110 @@ def make_classes(counts: Mapping[Any, int], logits: int, given: Sequence[Any] | 
         f"The model has {logits} logits, and the training table has {len(labels)} labels; no logit for: {shown}.",
         "correct those labels, use a model with a logit for each, or name the labels in Task(classes=[...]).",
     )
+
+
+def is_certain(classes: Classes, counts: Mapping[Any, int], given: Sequence[Any] | None) -> bool:
+    """Whether the labels say themselves whose logits they are: named by the task, or integers from 0 on."""
+    first = classes.labels[0]
+    return given is not None or (isinstance(first, int) and first == 0 and 0 in counts)
+
+
+def check_order(classes: Classes, halves: Sequence[Array]) -> None:
+    """Refuse an order of labels that the model was not trained with, by a sample of its predictions.
+
+    The best order is found on one half of the sample and judged on the other, both ways.
+
+    Args:
+        classes: in the order that was taken.
+        halves: two counts `[C, C]` of rows by label and predicted logit.
+
+    Raises:
+        InputError: another order is clearly better.
+    """
+    total = halves[0] + halves[1]
+    rows = int(total.sum())
+    if not halves[0].sum() or not halves[1].sum():
+        return
+    right = sum(int(other[np.arange(len(other)), _best(one)].sum()) for one, other in (halves, halves[::-1]))
+    assumed, best, majority = np.trace(total) / rows, right / rows, total.sum(1).max() / rows
+    margin = max(_BETTER, _ERRORS * float(np.sqrt((assumed + best) / rows)))
+    shifted = _shifted(classes, total)
+    if not _is_better(assumed, best, majority, margin) and not shifted:
+        return
+    order = _named(classes, _best(total) if not shifted else (np.arange(len(total)) - 1) % len(total), total)
+    if shifted:
+        best = shifted / rows
+    raise InputError(
+        f"The labels are not in the order of the model's logits: taken as {_listed(classes.labels)}, the model is "
+        f"right on {assumed:.1%} of {rows:,} training rows; in the order {_listed(order)} it would be on {best:.1%}.",
+        f"name the label of every logit in the order of training: Task(classes=[{', '.join(map(repr, order))}]).",
+    )
+
+
+def order_warning(classes: Classes, confusion: Array, table: str) -> str | None:
+    """What to say where another order of labels fits all rows of a table clearly better; None where none does."""
+    rows = int(confusion.sum())
+    assignment = _best(confusion)
+    right = int(confusion[np.arange(len(confusion)), assignment].sum())
+    assumed, best, majority = np.trace(confusion) / rows, right / rows, confusion.sum(1).max() / rows
+    if not _is_better(assumed, best, majority, max(_BETTER, _ERRORS * float(np.sqrt((assumed + best) / rows)))):
+        return None
+    return (
+        f"Another order of the labels fits better: the model is right on {assumed:.1%} of {rows:,} rows of {table}, "
+        f"and with the logits in the order {_listed(_named(classes, assignment, confusion))} it would be on "
+        f"{best:.1%}. Check Task(classes=[...]), or whether labels were swapped."
+    )
+
+
+def _is_better(assumed: float, best: float, majority: float, margin: float) -> bool:
+    return majority < 1 and best - assumed > margin and (best - majority) / (1 - majority) >= _SKILL
+
+
+def _best(confusion: Array) -> Array:
+    """The logit of every label that makes most rows right; ties go to the order that was taken."""
+    favoured = 2.0 * confusion + np.eye(len(confusion)) / len(confusion)
+    assigned: Array = linear_sum_assignment(favoured, maximize=True)[1]
+    return assigned
+
+
+def _shifted(classes: Classes, confusion: Array) -> int:
+    """Rows that are right if integer labels count from 1, the highest class being missing; 0 if that is not better."""
+    if any(str(label) != str(k) for k, label in enumerate(classes.labels)) or confusion[0].sum():
+        return 0
+    shifted, given = int(np.trace(confusion, offset=-1)), int(np.trace(confusion))
+    return shifted if shifted > given else 0
+
+
+def _named(classes: Classes, assignment: Array, confusion: Array) -> list[Any]:
+    """Labels in the order of the logits that they are assigned to; of integers, one that has no rows is the next."""
+    order: list[Any] = [None] * len(assignment)
+    for k, logit in enumerate(assignment):
+        order[int(logit)] = classes.labels[k]
+    if _shifted(classes, confusion):
+        order = [type(classes.labels[0])(k + 1) for k in range(len(order))]
+    return order
+
+
+def _listed(labels: Sequence[Any]) -> str:
+    return ", ".join(map(repr, labels[:12])) + (", ..." if len(labels) > 12 else "")
+
+
+def _in_order(counts: Mapping[Any, int]) -> list[Any]:
+    """Sorted labels; text that writes numbers by their value."""
+    labels = sorted(counts)
+    if not all(isinstance(v, str) for v in labels):
+        return labels
+    try:
+        values = {v: float(v) for v in labels}
+    except ValueError:
+        return labels
+    finite = all(np.isfinite(x) for x in values.values())
+    return sorted(labels, key=lambda v: (values[v], v)) if finite else labels
+
+
+def _writes(labels: Sequence[Any], logits: int) -> bool:
+    """Whether labels are text that writes integers in `[0, logits)`, as Python would."""
+    return all(isinstance(v, str) and v.isdecimal() and str(int(v)) == v and int(v) < logits for v in labels)
 
 
 def check_known(classes: Classes, counts: Mapping[Any, int], table: str) -> None:

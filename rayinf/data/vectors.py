@@ -51,7 +51,10 @@ class Vectors:
         if not isinstance(scores, Scores):
             raise InputError(f"scores is a {type(scores).__name__}.", "pass rayinf.Scores, or Scores.from_numpy(...).")
         named = [c for c in scores.columns if c.startswith(_PREFIX)]
-        columns = named or [c for c in scores.columns if c not in _OTHERS]
+        # A gap between groups may have any name; what is told of it has its sign.
+        told = scores.metadata.get("objective_details", {})
+        gaps = {c for c, details in told.items() if "signed" in details}
+        columns = named or [c for c in scores.columns if c not in _OTHERS and c not in gaps]
         if not columns:
             raise InputError(
                 f"The scores have no column for a class; they have {', '.join(map(repr, scores.columns))}.",

@@ -17,8 +17,7 @@ from torch import Tensor
 from rayinf.core import uncertainty
 from rayinf.core.capture import forward
 from rayinf.core.dropout import mc_log_probabilities, require_dropout
-from rayinf.core.fisher import FisherKind, logit_gradient
-from rayinf.core.influence import row_products
+from rayinf.core.fisher import FisherKind, carried, loss_gradient
 from rayinf.core.objectives import Objective
 from rayinf.data.batches import uniforms
 from rayinf.data.files import Arrays
@@ -109,8 +108,8 @@ class PoolScore(stages.Score):
         for ready in w.read("pool", shard, w.rows_a_batch(1)):
             with w.tape(ready.x) as taped:
                 labels = taped.logits.detach().argmax(1)
-                _, cotangent = logit_gradient(w.job.task.row_loss, taped.logits, labels)
-                yield ready, row_products(taped, cotangent, self.queries)
+                _, gradient = loss_gradient(w.loss, taped.logits, labels)
+                yield ready, self.values(taped, *carried(gradient, w.dtype))
 
 
 @dataclass(frozen=True)

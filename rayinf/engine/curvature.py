@@ -16,6 +16,7 @@ from rayinf.core.blocks import Block
 from rayinf.core.objectives import Target, query_vectors, tell
 from rayinf.data.files import Arrays
 from rayinf.data.scores import HALVES
+from rayinf.engine.fit_quality import PREFIX
 from rayinf.engine.stages import read_bases
 from rayinf.errors import InputError
 
@@ -74,9 +75,17 @@ def solve(queries: Arrays, source: Arrays, solver: Solver, targets: Sequence[Tar
     """
     sums = _tensors(queries)
     vectors, told = query_vectors(sums, targets, solver.blocks, halves), tell(sums, targets).values()
+    if not any(bool(v.any()) for v in vectors.values()):
+        raise InputError(
+            f"None of the {int(next(v for k, v in sums.items() if k.startswith('C')).sum()):,} validation rows has a "
+            "gradient: the objective is flat at all of them, and every value would be 0.",
+            "check the scale of the features and of the model's outputs: it is so sure of every row that its loss is 0 "
+            "to the last digit.",
+        )
     names = dict.fromkeys(name for column in told for name in column)
     beside = {f"told/{n}": np.array([column.get(n, np.nan) for column in told]) for n in names}
-    return {**precondition(vectors, source, solver), **beside}
+    fit = {k: v for k, v in queries.items() if k.startswith(PREFIX)}
+    return {**precondition(vectors, source, solver), **beside, **fit}
 
 
 def objectives_told(solved: Arrays, columns: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -99,12 +108,40 @@ def precondition(vectors: dict[str, Tensor], source: Arrays, solver: Solver) -> 
         source: for a dense curvature its `inverse_payload`, else the factors.
         solver: what is solved.
     """
+    held, dtype = _tensors(source), getattr(torch, solver.dtype)
+    scale: Arrays = {}
     with _threads(sum(v.numel() for v in vectors.values()) > _LARGE_QUERIES):
-        solved = _solved(vectors, _tensors(source), solver)
-    return {f"U/{k}": v.numpy().astype(solver.dtype, copy=False) for k, v in solved.items()}
+        solved = _solved(vectors, held, solver, dtype)
+        if dtype is torch.float32 and inverse.out_of_range({k: v.to(dtype) for k, v in solved.items()}):
+            solved, scale_q = inverse.carried_queries(_solved(vectors, held, solver, torch.float64))
+            scale = {} if bool((scale_q == 1).all()) else {"scale": scale_q.numpy()}
+    flat = {f"flat/{name}": np.ones(1) for name in _flat(held, solver)}
+    return {**{f"U/{k}": v.numpy().astype(solver.dtype, copy=False) for k, v in solved.items()}, **scale, **flat}
 
 
-def _solved(vectors: dict[str, Tensor], held: dict[str, Tensor], solver: Solver) -> dict[str, Tensor]:
+def _flat(held: dict[str, Tensor], solver: Solver) -> list[str]:
+    """Blocks whose curvature is 0.
+
+    Raises:
+        InputError: all of them are.
+    """
+    if solver.curvature not in KRONECKER:
+        return []
+    levels = eigenvalues(held, solver)
+    flat = [name for name, level in levels.items() if not bool(level.any())]
+    if levels and len(flat) == len(levels):
+        raise InputError(
+            f"The curvature of every layer is 0: on all {solver.rows:,} training rows the Fisher vanishes, because the "
+            "loss has no curvature in the model's outputs or the network is sure of every row to the last digit.",
+            'return logits and use loss="cross_entropy"; check the scale of the features and of the model\'s outputs; '
+            'or use curvature="identity".',
+        )
+    return flat
+
+
+def _solved(
+    vectors: dict[str, Tensor], held: dict[str, Tensor], solver: Solver, dtype: torch.dtype
+) -> dict[str, Tensor]:
     if solver.curvature == "identity":
         solved = {k: v / solver.rows for k, v in vectors.items()}
     elif solver.curvature in DENSE:
@@ -112,7 +149,6 @@ def _solved(vectors: dict[str, Tensor], held: dict[str, Tensor], solver: Solver)
         solved = inverse.split_blocks(flat, solver.blocks)
     else:
         levels, bases, solved = eigenvalues(held, solver), read_bases(held), {}
-        dtype = getattr(torch, solver.dtype)
         for block in solver.blocks:
             v, level = vectors[block.name], levels.get(block.name)
             if level is None or not bool(level.any()):
@@ -145,6 +181,7 @@ def inverse_payload(factors: Arrays, solver: Solver) -> Arrays:
     if solver.curvature == "identity":
         return {f"D/{b.name}": np.full(b.shape, 1.0 / solver.rows) for b in solver.blocks}
     out: Arrays = {}
+    _flat(held, solver)
     for name, level in eigenvalues(held, solver).items():
         out[f"D/{name}"] = inverse.eigen_inverse(level, solver.rows, solver.l2, solver.damping).numpy()
         for side in ("q_a", "q_g"):

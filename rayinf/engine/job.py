@@ -9,6 +9,7 @@ from typing import Any
 
 from rayinf.core.fisher import FisherKind
 from rayinf.core.objectives import Target
+from rayinf.core.outputs import Outputs
 from rayinf.data.batches import Columns
 from rayinf.data.labels import Classes
 from rayinf.data.tables import Shard, Table
@@ -70,6 +71,7 @@ class Settings:
     aggregate: str | None = None
     samples: int = 0
     wish: str | None = None
+    outputs: Outputs = field(default_factory=Outputs)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rayinf.core import head, measure
-from rayinf.core.fisher import FisherKind, logit_error
+from rayinf.core.fisher import FisherKind, logit_error, loss_gradient
 from rayinf.core.influence import dense_rows
 from rayinf.core.lowrank import OVERSAMPLE, project, right_subspace
 from rayinf.core.mixed import Inverse, MixedRows, TapedRows, float_tensors
@@ -25,6 +25,7 @@ from rayinf.data.part_files import PartPlace
 from rayinf.data.run_folder import SCORES
 from rayinf.data.scores import LABEL_COLUMN
 from rayinf.data.tables import Shard, Table
+from rayinf.engine.fit_quality import KEY, FitSums
 from rayinf.engine.job import Chunk, Settings
 from rayinf.engine.probe import Probe
 from rayinf.engine.run import Run
@@ -55,6 +56,7 @@ class Differentiator:
         names = [k.removeprefix("D/") for k in held if k.startswith("D/")]
         turns = {n: (held.get(f"q_a/{n}"), held.get(f"q_g/{n}"), held[f"D/{n}"]) for n in names}
         self.inverse = Inverse(held.get("dense"), turns)
+        self.flat = [n for n in names if not bool(held[f"D/{n}"].any())]
         self.is_head: bool | None = None
 
     def rows(self, ready: Ready) -> MixedRows:
@@ -63,13 +65,15 @@ class Differentiator:
         if self.is_head is None:
             self.is_head = head.is_plain_head(w.model, w.blocks, ready.x)
         if not self.is_head:
-            return TapedRows(w.model, w.blocks, ready.x, ready.y, w.job.task.loss)
-        return head.HeadRows(w.model, w.blocks[0], ready.x, ready.y, w.job.task.loss)
+            taped = TapedRows(w.model, w.blocks, ready.x, ready.y, w.loss)
+            taped.check_flat(self.flat)
+            return taped
+        return head.HeadRows(w.model, w.blocks[0], ready.x, ready.y, w.loss)
 
     @property
     def is_contrasted(self) -> bool:
         """Whether row gradients are a head's, taken less its first class: those of cross-entropy add up to 0."""
-        return bool(self.is_head) and self.worker.job.task.is_cross_entropy
+        return bool(self.is_head) and self.worker.loss == "cross_entropy"
 
     def derivatives(self, ready: Ready) -> tuple[MixedRows, Tensor, Tensor | None, Tensor]:
         """The rows, their total logit derivatives `[B, K - 1, d]`, and with a rank: V `[B, d, k]` and its share."""
@@ -130,6 +134,7 @@ class Measure(Scoring):
         """`row_id`, the label and `fi`; what is told of the rows goes with it as its metadata."""
         w, settings = self.worker, self.worker.job.settings
         size = self.source.rows_a_batch()
+        self.fit = FitSums(len(w.job.classes.labels))
         told = {"one_hot": 0, "rows": 0, "share": 0.0, "least_share": 1.0}
         ids, labels, parts = [], [], []
         for raw in w.read_raw(w.job.scored, shard, max(size, int(size / settings.subsample))):
@@ -147,14 +152,18 @@ class Measure(Scoring):
             LABEL_COLUMN: pa.array(np.concatenate(labels)),
             "fi": pa.array(held, mask=np.isnan(held)),
         }
-        return pa.table(columns).replace_schema_metadata({SUMMARY: json.dumps(told).encode()})
+        self.fit.value = float(np.nanmax(np.abs(held), initial=0.0))
+        summaries = {SUMMARY: json.dumps(told).encode(), KEY: self.fit.to_json()}
+        return pa.table(columns).replace_schema_metadata(summaries)
 
     def _values(self, ready: Ready, told: dict[str, Any]) -> np.ndarray[Any, Any]:
         rows, total, basis, share = self.source.derivatives(ready)
+        logits = rows.logits.detach()
+        self.fit.add(logits, ready.y, *loss_gradient(self.worker.loss, logits, ready.y))
         slope = rows.slopes(self.query)
         if basis is not None:
             slope = project(slope[:, None], basis)[:, 0]
-        values, one_hot = measure.measure(rows.logits.detach(), total, slope)
+        values, one_hot = measure.measure(logits, total, slope)
         told["one_hot"] += int(one_hot.sum())
         told["rows"] += len(values)
         told["share"] += float(share.sum())
@@ -254,14 +263,14 @@ class PairValues(Scoring):
         """Row gradients `[B, p]` of the likeliest label, in the coordinates of R."""
         w = self.worker
         if self.source.is_contrasted:
-            rows = head.HeadRows(w.model, w.blocks[0], ready.x, None, w.job.task.loss)
+            rows = head.HeadRows(w.model, w.blocks[0], ready.x, None, w.loss)
             g_bp, inverse = rows.contrasted_gradients(), self.source.inverse
             if self.solve or inverse.dense_pp is None:
                 return g_bp
             return g_bp @ head.contrasted(inverse, len(w.job.classes.labels), w.blocks[0].shape[2])
         with w.tape(ready.x) as taped:
             logits = taped.logits.detach()
-            cotangent = logit_error(w.job.task.loss, logits, logits.argmax(1)).detach()
+            cotangent = logit_error(w.loss, logits, logits.argmax(1)).detach()
             inverse = self.source.inverse
             turned = not self.source.is_head and inverse.dense_pp is None
             rows_bp = dense_rows(taped, cotangent, turns=inverse.turns if turned else None)

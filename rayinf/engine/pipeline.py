@@ -19,8 +19,10 @@ from rayinf.data.scores import Scores
 from rayinf.data.tables import Shard
 from rayinf.engine import curvature as curv
 from rayinf.engine import stages
+from rayinf.engine.fit_quality import fit_quality
 from rayinf.engine.job import Chunk
-from rayinf.engine.run import MEANINGS, SIGN, UNIT, Run
+from rayinf.engine.minimum import check_minimum
+from rayinf.engine.run import MEANINGS, SIGN, UNIT, UNSIGNED, Run
 from rayinf.errors import InputError
 from rayinf.select.top_rows import merge_all
 
@@ -41,6 +43,8 @@ def fit_factors(run: Run) -> Any:
         store("put", "factors", _borrow(run))
     if store("has", "factors"):
         return runner.publish("get", "factors")
+    if kind == "exact" and not store("has", "hessian"):
+        check_minimum(run)
     if kind in curv.DENSE:
         run.fold(stages.Curvature, {}, "train", "hessian")
         return _derive(run, "factors", curv.dense_mean, ["hessian"])
@@ -228,7 +232,7 @@ def collect(
 def finish(run: Run, tables: list[pa.Table], extra: dict[str, Any]) -> Scores:
     """Mark the run as finished, and open its scores."""
     run.check_unchanged()
-    meta = {**metadata(run), **extra}
+    meta = {**metadata(run), **extra, **fit_quality(run, tables)}
     if run.folder is None:
         return Scores(pa.concat_tables(tables), {**meta, "seconds": dict(run.seconds)})
     _close_folder(run, meta)
@@ -269,6 +273,7 @@ def metadata(run: Run) -> dict[str, Any]:
     sign, unit = MEANINGS.get(run.request.verb, (SIGN, UNIT))
     return {
         "sign": sign,
+        "signed": run.request.verb not in UNSIGNED,
         "unit": unit,
         "classes": {str(k): v for k, v in enumerate(run.job.classes.labels)},
         "rows": {name: scan.rows for name, scan in run.scans.items()},

@@ -149,6 +149,9 @@ class _Trial:
         self.blocks, self.parameters = probed.blocks, probed.parameters
         self.item = torch.finfo(getattr(torch, probed.dtype)).bits // 8
         self.job = _first_rows(job, request, probed.logits)
+        self.job = dataclasses.replace(
+            self.job, settings=dataclasses.replace(self.job.settings, outputs=probed.outputs)
+        )
         self.columns = len(column_names(self.job.settings.targets, request.settings.halves))
         self.worker = Worker(self.job, "cuda" if request.cluster and request.cluster.gpus_per_worker else None)
         self.workers = request.cluster.workers if request.cluster else 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,12 @@ from torch import nn
 
 from rayinf.core.blocks import Block, require_rules, to_matrix
 from rayinf.core.capture import capture, forward
-from rayinf.core.fisher import columns, logit_gradient
+from rayinf.core.fisher import columns, logit_gradient, loss_gradient
+from rayinf.core.gaps import Gap
 from rayinf.core.influence import Taped, dense_rows
 from rayinf.core.mixed import TapedRows, float_tensors
 from rayinf.core.objectives import Objective
+from rayinf.core.outputs import Outputs, check_curvature, find_outputs
 from rayinf.data.batches import Batch, BatchReader
 from rayinf.engine.curvature import KRONECKER
 from rayinf.engine.job import Job
@@ -39,6 +41,7 @@ class Probe:
     fingerprint: str
     perturbed: int
     model: nn.Module
+    outputs: Outputs
 
 
 def probe(job: Job, asked: Sequence[Objective] = ()) -> Probe:
@@ -75,10 +78,17 @@ def probe(job: Job, asked: Sequence[Objective] = ()) -> Probe:
             "check the model's buffers (running means, say), Task(transform=...) and the scale of the features.",
         )
     labels = torch.arange(len(batch), device=logits.device) % logits.shape[1]
-    _check_loss(job, logits, labels)
+    logit_gradient(job.task.row_loss, logits, labels)
+    outputs = find_outputs(model, x, job.task.loss)
+    outputs.prepare(model)
+    job = replace(job, settings=replace(job.settings, outputs=outputs))
+    worker.job = job
+    logits = worker.predict(x).detach()
+    _check_loss(worker, logits, labels)
+    _check_probabilities(job, asked)
     for objective in asked:
         if objective.rows is not None:
-            logit_gradient(objective.rows, logits, labels, f"Objective {objective.name!r}")
+            logit_gradient(outputs.rows(objective.rows), logits, labels, f"Objective {objective.name!r}")
         if objective.attack is not None:
             _check_attack(objective, worker, x, labels)
     _check_gradients(worker, x, labels)
@@ -93,6 +103,7 @@ def probe(job: Job, asked: Sequence[Objective] = ()) -> Probe:
         _fingerprint(job.task.build() if job.settings.precision == "fp64" else model),  # as it is given
         sum(v[0].numel() for v in float_tensors(x)),
         model,
+        outputs,
     )
 
 
@@ -132,19 +143,35 @@ def _try_model(worker: Worker, batch: Batch) -> tuple[Any, torch.Tensor]:
     return x, logits
 
 
-def _check_loss(job: Job, logits: torch.Tensor, labels: torch.Tensor) -> None:
-    """One value a row, and a Fisher that can be formed."""
-    task, settings = job.task, job.settings
-    logit_gradient(task.row_loss, logits, labels)
-    if not task.is_cross_entropy and settings.curvature in (*KRONECKER, "ggn"):
-        columns(logits, labels, task.loss, settings.fisher, None)
+def _check_loss(worker: Worker, logits: torch.Tensor, labels: torch.Tensor) -> None:
+    """A Fisher that can be formed, and that is not 0 where the loss has a slope."""
+    loss, settings = worker.loss, worker.job.settings
+    if loss != "cross_entropy" and settings.curvature in (*KRONECKER, "ggn"):
+        factor = columns(logits, labels, loss, settings.fisher, None)
+        check_curvature(factor, loss_gradient(loss, logits, labels)[1])
+
+
+def _check_probabilities(job: Job, asked: Sequence[Objective]) -> None:
+    """Outputs that a softmax turns into probabilities, for whatever takes these.
+
+    Raises:
+        InputError: the model returns probabilities.
+    """
+    settings = job.settings
+    if settings.mixed:
+        settings.outputs.require_logits("The influence measure FI")
+    if settings.strategy in ("bald", "batchbald", "entropy", "margin", "least_confidence"):
+        settings.outputs.require_logits(f"strategy={settings.strategy!r}")
+    for objective in asked:
+        if isinstance(objective, Gap):
+            settings.outputs.require_logits(f"Objective {objective.name!r}")
 
 
 def _check_attack(objective: Objective, worker: Worker, x: Any, labels: torch.Tensor) -> None:
     """The attack runs, and what it gives can be fed to the model."""
     assert objective.attack is not None
     try:
-        logits = worker.predict(objective.attack(worker.predict, x, labels, worker.job.task.row_loss))
+        logits = worker.predict(objective.attack(worker.predict, x, labels, worker.row_loss))
     except RayinfError:
         raise
     except Exception as error:
@@ -179,13 +206,13 @@ def _is_binary(job: Job) -> bool:
 
 def _check_gradients(worker: Worker, x: object, labels: torch.Tensor) -> None:
     """The captured row gradients against autograd's: catches tied weights, layers used unusually, rows that mix."""
-    model, blocks, task = worker.model, worker.blocks, worker.job.task
+    model, blocks = worker.model, worker.blocks
     ruled = tuple(b for b in blocks if b.kind != "loose")
     if not ruled:
         return
     with capture(model, ruled) as tape:
         logits = forward(model, x)
-        _, cotangent = logit_gradient(task.row_loss, logits, labels)
+        _, cotangent = logit_gradient(worker.row_loss, logits, labels)
         names = [n for b in ruled for n in b.parameters]
         params = dict(model.named_parameters())
         truth = torch.autograd.grad(logits, [params[n] for n in names], cotangent, retain_graph=True, allow_unused=True)
@@ -214,7 +241,7 @@ def _check_gradients(worker: Worker, x: object, labels: torch.Tensor) -> None:
 
 def _check_mixed(worker: Worker, x: object, labels: torch.Tensor) -> None:
     """Whether the model can be differentiated in its parameters and then in its input, both ways round."""
-    rows = TapedRows(worker.model, worker.blocks, x, labels, worker.job.task.loss)
+    rows = TapedRows(worker.model, worker.blocks, x, labels, worker.loss)
     d = sum(v[0].numel() for v in float_tensors(x))
     ones = {b.name: torch.ones(1, *b.shape, dtype=worker.dtype, device=worker.device) for b in worker.blocks}
     try:
@@ -240,4 +267,7 @@ def _fingerprint(model: nn.Module) -> str:
         digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
         held = value.detach().cpu().contiguous()
         digest.update(held.reshape(-1).view(torch.uint8).numpy().data)
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:  # parameters="all" leaves it out
+            digest.update(f"frozen {name}".encode())
     return digest.hexdigest()

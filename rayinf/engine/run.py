@@ -30,6 +30,7 @@ from rayinf.engine import progress, stages
 from rayinf.engine.curvature import CURVATURES, KRONECKER, Solver, check_memory
 from rayinf.engine.identity import check_factors, factors_run, fingerprint, identity
 from rayinf.engine.job import Cluster, Job, Settings, chunks
+from rayinf.engine.label_order import check_labels
 from rayinf.engine.probe import Probe, probe
 from rayinf.engine.runner import LocalRunner, Runner, make_runner
 from rayinf.errors import InputError, RunError
@@ -42,6 +43,8 @@ _SCANS = "scans.json"
 _PACKAGES = ("rayinf", "torch", "numpy", "pyarrow", "ray")
 SIGN = "positive: the row helps; removing it is predicted to raise the objective by that much"
 UNIT = "change of the sum of validation losses, in the loss's own unit; of a gap between groups, of the gap"
+# Verbs whose largest values are the worst or the most wanted, and whose columns have no sign.
+UNSIGNED = ("influence_measure", "self_influence", "acquire")
 # Of the verbs whose values mean something else: sign and unit.
 MEANINGS = {
     "influence_measure": (
@@ -231,6 +234,7 @@ def open_run(request: Request) -> Run:
             for name, table in tables.items()
         }
         job = _settle(job, request, probed, scans)
+        check_labels(job, probed, scans["train"].counts[request.task.label])
         asked = {"verb": request.verb, "damping": request.damping, "factors": fingerprint(other)}
         own = identity(job, probed.fingerprint, scans, asked)
         if other is not None:
@@ -398,7 +402,7 @@ def _settle(job: Job, request: Request, probed: Probe, scans: Mapping[str, Table
     names = [c for t in targets for c in t.columns]
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise InputError(f"Two objectives give a column {twice[0]!r}.", "give one of them another name.")
-    settings = dataclasses.replace(request.settings, targets=targets)
+    settings = dataclasses.replace(request.settings, targets=targets, outputs=probed.outputs)
     return dataclasses.replace(job, classes=classes, settings=settings, levels=levels, key=job.key + "*")
 
 

@@ -10,7 +10,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from rayinf.core import exact, fisher, kfac, objectives
+from rayinf.core import exact, fisher, inverse, kfac, objectives
+from rayinf.core.blocks import Block
 from rayinf.core.influence import Taped, add_queries, dense_rows, row_products, self_products
 from rayinf.core.inverse import split_blocks
 from rayinf.core.kfac import Basis, Sums
@@ -23,6 +24,7 @@ from rayinf.data.part_files import PartPlace
 from rayinf.data.scan import ShardScan, scan_shard
 from rayinf.data.scores import LABEL_COLUMN
 from rayinf.data.tables import Shard
+from rayinf.engine.fit_quality import KEY, FitSums, add_valid
 from rayinf.engine.job import Chunk
 from rayinf.engine.worker import Ready, Worker
 from rayinf.errors import InputError, RunError
@@ -113,8 +115,9 @@ class Covariance(Summing):
         """Add one batch."""
         w = self.worker
         with w.tape(ready.x) as taped:
-            columns = w.fisher_columns(ready, taped.logits)
-            kfac.add_covariance(sums, w.blocks, w.modules, taped.tape, taped.logits, columns, ready.mask)
+            columns, scale = w.fisher_columns(ready, taped.logits)
+            with kfac.scaled(sums, scale, "G/") as part:
+                kfac.add_covariance(part, w.blocks, w.modules, taped.tape, taped.logits, columns, ready.mask)
 
 
 class Lambda(Summing):
@@ -132,18 +135,21 @@ class Lambda(Summing):
         """Add one batch."""
         w = self.worker
         with w.tape(ready.x) as taped:
-            columns = w.fisher_columns(ready, taped.logits)
+            columns, scale = w.fisher_columns(ready, taped.logits)
             last = len(columns) - 1
             found = [taped.tape.gradients(taped.logits, c, last=s == last) for s, c in enumerate(columns)]
-            for block in w.blocks:
-                if block.name not in found[0]:
-                    continue
-                g_sbrto = torch.stack([output_positions(block, g[block.name]) for g in found])
-                inputs = taped.tape.inputs[block.name]
-                for tile in tiles(block, w.modules[block.name], inputs, found[0][block.name]):
-                    part = g_sbrto[:, tile.rows]
-                    kfac.add_lambda(sums, block, self.bases[block.name], tile, part, w.draws_labels)
+            with kfac.scaled(sums, scale, "L") as part:
+                for block in w.blocks:
+                    if block.name in found[0]:
+                        self._add(part, block, taped, [g[block.name] for g in found])
         kfac.add(sums, "rows", torch.tensor(float(len(ready.y))))
+
+    def _add(self, sums: Sums, block: Block, taped: Taped, gradients: list[list[Tensor]]) -> None:
+        """Add one block, of whose outputs there are gradients for every Fisher column."""
+        w = self.worker
+        g_sbrto = torch.stack([output_positions(block, g) for g in gradients])
+        for tile in tiles(block, w.modules[block.name], taped.tape.inputs[block.name], gradients[0]):
+            kfac.add_lambda(sums, block, self.bases[block.name], tile, g_sbrto[:, tile.rows], w.draws_labels)
 
 
 class Curvature(Summing):
@@ -155,16 +161,18 @@ class Curvature(Summing):
 
     def batch(self, sums: Sums, ready: Ready) -> None:
         """Add one batch."""
-        w, task = self.worker, self.worker.job.task
+        w = self.worker
         with w.tape(ready.x) as taped:
             hessian_is_fisher = w.job.settings.curvature == "exact" or w.job.settings.fisher == "true"
-            if is_head(taped) and task.is_cross_entropy and hessian_is_fisher:
+            if is_head(taped) and w.loss == "cross_entropy" and hessian_is_fisher:
                 a = head_inputs(taped)
                 exact.add_head_hessian(sums, a, taped.logits.detach())
             elif w.job.settings.curvature == "ggn":
-                exact.add_ggn(sums, taped, w.fisher_columns(ready, taped.logits))
+                columns, scale = w.fisher_columns(ready, taped.logits)
+                with kfac.scaled(sums, scale, "H") as part:
+                    exact.add_ggn(part, taped, columns)
             else:
-                exact.add_hessian(sums, w.model, w.blocks, ready.x, ready.y, task.row_loss)
+                exact.add_hessian(sums, w.model, w.blocks, ready.x, ready.y, w.exact_row_loss)
 
 
 class Queries(Summing):
@@ -182,6 +190,9 @@ class Queries(Summing):
         attacks = [a for k, (a, _) in enumerate(sources) if a not in [b for b, _ in sources[:k]]]
         for attack in attacks:
             with self.worker.tape(self.worker.attacked(attack, ready)) as taped:
+                if attack is None:
+                    losses, _ = fisher.loss_gradient(self.worker.loss, taped.logits, ready.y)
+                    add_valid(sums, taped.logits.detach(), ready.y, losses)
                 for j, source in enumerate(sources):
                     if source[0] == attack:
                         self._add(sums, ready, taped, j, source)
@@ -189,11 +200,16 @@ class Queries(Summing):
     def _add(self, sums: Sums, ready: Ready, taped: Taped, j: int, source: objectives.Source) -> None:
         w, job = self.worker, self.worker.job
         shared = [t for t in job.settings.targets if t.source == source]
-        values, cotangent = fisher.logit_gradient(source[1] or job.task.row_loss, taped.logits, ready.y)
+        outputs = job.settings.outputs
+        values, gradient = fisher.loss_gradient(
+            w.loss if source[1] is None else outputs.rows(source[1]), taped.logits, ready.y
+        )
+        cotangent, scale = fisher.carried_together(gradient, w.dtype)
         codes = {s: codes_of(job.levels[s], ready, s) for s in job.levels}
         weights = objectives.weights(shared, codes, w.halves(ready), ready.y).to(w.dtype)
         objectives.add_values(sums, j, shared, values, weights, (taped.logits.detach(), ready.y))
-        add_queries(sums, taped, cotangent, weights, f"V{j}")
+        with kfac.scaled(sums, scale, "V", power=1) as part:
+            add_queries(part, taped, cotangent, weights, f"V{j}")
 
 
 class Scoring:
@@ -204,14 +220,15 @@ class Scoring:
 
     def __init__(self, worker: Worker, arrays: Arrays, names: list[str], into: PartPlace | None = None) -> None:
         self.worker, self.names, self.into = worker, names, into
+        self.fit = FitSums(len(worker.job.classes.labels))
         self.prepare(arrays)
 
     def prepare(self, arrays: Arrays) -> None:
         """Bring what the stage needs to the device."""
         raise NotImplementedError
 
-    def values(self, taped: Taped, cotangent_bc: Tensor) -> Tensor:
-        """Values `[B, columns]` of a batch."""
+    def values(self, taped: Taped, cotangent_bc: Tensor, scale_b1: Tensor) -> Tensor:
+        """Values `[B, columns]` of a batch, whose gradients in the logits are the cotangents times the scale."""
         raise NotImplementedError
 
     def __call__(self, item: Shard) -> pa.Table | Entry:
@@ -221,6 +238,7 @@ class Scoring:
     def table(self, shard: Shard) -> pa.Table:
         """`row_id`, the label (a pool has none) and the values of a shard, in row order."""
         ids, labels, parts = [], [], []
+        self.fit = FitSums(len(self.worker.job.classes.labels))
         for ready, values in self.rows(shard):
             array = values.cpu().numpy()
             check_finite(array, ready.raw, self.worker.job.tables[self.worker.job.scored].name)
@@ -231,28 +249,39 @@ class Scoring:
         columns = {name: pa.array(np.ascontiguousarray(held[:, k])) for k, name in enumerate(self.names)}
         job = self.worker.job
         hidden = {LABEL_COLUMN: pa.array(np.concatenate(labels))} if job.columns[job.scored].label else {}
-        return pa.table({"row_id": pa.chunked_array(ids).combine_chunks(), **hidden, **columns})
+        table = pa.table({"row_id": pa.chunked_array(ids).combine_chunks(), **hidden, **columns})
+        self.fit.value = float(np.abs(held).max(initial=0.0))
+        return table.replace_schema_metadata({KEY: self.fit.to_json()}) if hidden else table
 
     def rows(self, shard: Shard, table: str | None = None) -> Iterator[tuple[Ready, Tensor]]:
         """Batches of a shard, of the scored table or another, with their values."""
         w = self.worker
         for ready in w.read(table or w.job.scored, shard, w.rows_a_batch(1)):
             with w.tape(ready.x) as taped:
-                _, cotangent = fisher.logit_gradient(w.job.task.row_loss, taped.logits, ready.y)
-                yield ready, self.values(taped, cotangent)
+                losses, gradient = fisher.loss_gradient(w.loss, taped.logits, ready.y)
+                self.fit.add(taped.logits, ready.y, losses, gradient)
+                yield ready, self.values(taped, *fisher.carried(gradient, w.dtype))
 
 
 class Score(Scoring):
-    """Shard -> products of its row gradients with preconditioned queries. Arrays: `U/<block>`; option: `names`."""
+    """Shard -> products of its row gradients with preconditioned queries. Arrays: `U/<block>`; option: `names`.
+
+    `scale` `[Q]` is there where the queries do not fit in the model's precision: values are then float64.
+    """
 
     def prepare(self, arrays: Arrays) -> None:
         """Bring the queries to the device, in the model's precision."""
         held = {k.removeprefix("U/"): v for k, v in arrays.items() if k.startswith("U/")}
         self.queries = self.worker.tensors(held, self.worker.dtype)
+        self.scale = (
+            self.worker.tensors({"scale": arrays["scale"]}, torch.float64)["scale"] if "scale" in arrays else None
+        )
+        self.flat = frozenset(b.name for b in self.worker.blocks if f"flat/{b.name}" in arrays)
 
-    def values(self, taped: Taped, cotangent_bc: Tensor) -> Tensor:
+    def values(self, taped: Taped, cotangent_bc: Tensor, scale_b1: Tensor) -> Tensor:
         """Values `[B, Q]` of a batch."""
-        return row_products(taped, cotangent_bc, self.queries)
+        found = row_products(taped, cotangent_bc, self.queries, self.flat) * scale_b1
+        return found.to(self.worker.dtype) if self.scale is None else found * self.scale
 
 
 class SelfScore(Scoring):
@@ -260,17 +289,23 @@ class SelfScore(Scoring):
 
     def prepare(self, arrays: Arrays) -> None:
         """Bring the inverse to the device, in the model's precision."""
-        held = self.worker.tensors(arrays, self.worker.dtype)
+        names = [k.removeprefix("D/") for k in arrays if k.startswith("D/")]
+        self.scale = inverse.power_over([arrays[k] for k in ("dense", *(f"D/{n}" for n in names)) if k in arrays])
+        scaled = {k: v / self.scale if k.startswith("D/") or k == "dense" else v for k, v in arrays.items()}
+        held = self.worker.tensors(scaled, self.worker.dtype)
         self.dense = held.get("dense")
-        names = [k.removeprefix("D/") for k in held if k.startswith("D/")]
         self.turns = {n: (held.get(f"q_a/{n}"), held.get(f"q_g/{n}"), held[f"D/{n}"]) for n in names}
+        self.flat = frozenset(n for n in names if not arrays[f"D/{n}"].any())
 
-    def values(self, taped: Taped, cotangent_bc: Tensor) -> Tensor:
+    def values(self, taped: Taped, cotangent_bc: Tensor, scale_b1: Tensor) -> Tensor:
         """Values `[B, 1]` of a batch."""
         if self.dense is not None:
             rows = dense_rows(taped, cotangent_bc)
-            return ((rows @ self.dense) * rows).sum(1, keepdim=True)
-        return self_products(taped, cotangent_bc, self.turns)[:, None]
+            found = ((rows @ self.dense) * rows).sum(1, keepdim=True)
+        else:
+            found = self_products(taped, cotangent_bc, self.turns, self.flat)[:, None]
+        found = found * scale_b1.square()
+        return found.to(self.worker.dtype) if self.scale == 1 else found * self.scale
 
 
 class Pairs(Score):
@@ -301,8 +336,9 @@ class RowQueries:
         for shard in item.shards:
             for ready in w.read("valid", shard, w.rows_a_batch(1)):
                 with w.tape(ready.x) as taped:
-                    _, cotangent = fisher.logit_gradient(w.job.task.row_loss, taped.logits, ready.y)
-                    parts.append(dense_rows(taped, cotangent).double())
+                    _, gradient = fisher.loss_gradient(w.loss, taped.logits, ready.y)
+                    cotangent, scale_b1 = fisher.carried(gradient, w.dtype)
+                    parts.append(dense_rows(taped, cotangent).double() * scale_b1)
         queries = split_blocks(torch.cat(parts), w.blocks)
         return {f"V/{k}": v.cpu().numpy() for k, v in queries.items()}
 

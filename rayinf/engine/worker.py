@@ -21,6 +21,7 @@ from rayinf.data.files import Arrays
 from rayinf.data.tables import Shard
 from rayinf.engine.job import Job
 from rayinf.errors import InputError
+from rayinf.task import RowLoss
 
 # Floats of activations that one batch may hold (512 MB in float32): fixes the batch size where none is given.
 BATCH_FLOATS = 128_000_000
@@ -50,16 +51,34 @@ class Worker:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The model on the worker's device, in eval mode."""
+        """The model on the worker's device, in eval mode; its outputs are logits (`core.outputs`)."""
         model = self.job.task.build()
         if self.job.settings.precision == "fp64":
             model = model.double()
+        self.job.settings.outputs.prepare(model)
         return model.to(self._device) if self._device else model
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """What is valued."""
         return find_blocks(self.model, self.job.task.parameters)
+
+    @property
+    def loss(self) -> str | RowLoss:
+        """The task's loss as a function of the model's logits."""
+        return self.job.settings.outputs.loss(self.job.task.loss)
+
+    def row_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss of each row, `[B]`."""
+        loss = self.loss
+        if callable(loss):
+            return loss(logits, labels)
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+
+    def exact_row_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The same, in float64 where the loss takes that: a sure row would lose its derivatives in float32."""
+        exact = self.loss == "cross_entropy" or self.job.settings.outputs.doubles
+        return self.row_loss(logits.double() if exact else logits, labels)
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
@@ -157,21 +176,25 @@ class Worker:
 
     def attacked(self, attack: Callable[..., Any] | None, ready: Ready) -> Any:
         """The input of a batch after an attack on this worker's model; as it is without one."""
-        return ready.x if attack is None else attack(self.predict, ready.x, ready.y, self.job.task.row_loss)
+        return ready.x if attack is None else attack(self.predict, ready.x, ready.y, self.row_loss)
 
-    def fisher_columns(self, ready: Ready, logits: Tensor) -> Tensor:
-        """Columns `[S, B, C]` of the Fisher in the logits, drawn by row where there are many classes."""
+    def fisher_columns(self, ready: Ready, logits: Tensor) -> tuple[Tensor, float]:
+        """Columns `[S, B, C]` of the Fisher in the logits, drawn by row where there are many classes; and their scale.
+
+        What is summed over the columns' outer products counts `scale ** 2` times.
+        """
         settings, draws = self.job.settings, None
         if self.draws_labels:
             keys = row_keys(ready.raw.x, ready.raw.labels)
             draws = torch.from_numpy(uniforms(keys, settings.seed, fisher.DRAWS))
-        return fisher.columns(logits, ready.y, self.job.task.loss, settings.fisher, draws)
+        found = fisher.columns(logits, ready.y, self.loss, settings.fisher, draws)
+        return fisher.carried_together(found, logits.dtype)
 
     @property
     def draws_labels(self) -> bool:
         """Whether labels are drawn, because there are too many classes for the whole expectation."""
         many = len(self.job.classes.labels) > fisher.MOST_CLASSES
-        return many and self.job.settings.fisher == "true" and self.job.task.is_cross_entropy
+        return many and self.job.settings.fisher == "true" and self.loss == "cross_entropy"
 
     @property
     def fisher_width(self) -> int:
@@ -197,7 +220,8 @@ class Worker:
         if transform is None:
             floating = x.dtype.kind == "f" or not self._tokens
             return torch.tensor(x).to(self.device, self.dtype if floating else torch.int64)
-        return self._convert(transform(x))
+        # Arrow's memory is read-only, of which torch.from_numpy warns.
+        return self._convert(transform(x if x.flags.writeable else x.copy()))
 
     def _convert(self, x: Any) -> Any:
         if isinstance(x, dict):

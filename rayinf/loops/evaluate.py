@@ -10,13 +10,18 @@ from torch import Tensor
 
 from rayinf.core import objectives
 from rayinf.core.asked import parse
+from rayinf.core.gaps import Gap
 from rayinf.core.kfac import Sums
 from rayinf.core.objectives import LABEL, Objective, Target, make_targets
+from rayinf.core.outputs import find_outputs
 from rayinf.data.scan import TableScan
 from rayinf.engine.stages import codes_of
 from rayinf.engine.worker import Ready, Worker
 from rayinf.loops.opened import TABLE, open_table
 from rayinf.task import Task
+
+# Rows that show what the model returns.
+_FEW = 4
 
 
 def evaluate(task: Task, table: Any, objective: Any = (), *, against: Task | None = None) -> dict[str, Any]:
@@ -55,7 +60,7 @@ def evaluate(task: Task, table: Any, objective: Any = (), *, against: Task | Non
         for shard in worker.job.tables[TABLE].shards:
             for ready in worker.read(TABLE, shard, size):
                 logits = worker.predict(ready.x)
-                loss += float(task.row_loss(logits, ready.y).double().sum())
+                loss += float(worker.row_loss(logits, ready.y).double().sum())
                 y, hit = ready.y.cpu(), (logits.argmax(1) == ready.y).cpu()
                 seen += torch.bincount(y, minlength=len(seen))
                 right += torch.bincount(y[hit], minlength=len(seen))
@@ -84,7 +89,15 @@ def _settle(worker: Worker, scan: TableScan, asked: tuple[Objective, ...]) -> tu
         if objective.split in levels:
             objective.settle(labels).check(labels, scan.joint[str(objective.split)])
     held = {**{str(k): v for k, v in levels.items()}, LABEL: labels}
-    return make_targets(asked, labels, held), Worker(replace(worker.job, levels=held))
+    job = replace(worker.job, levels=held)
+    if asked:  # probabilities, for gaps between groups
+        ready = next(worker.read(TABLE, job.tables[TABLE].shards[0], _FEW))
+        outputs = find_outputs(worker.model, ready.x, job.task.loss)
+        for objective in asked:
+            if isinstance(objective, Gap):
+                outputs.require_logits(f"Objective {objective.name!r}")
+        job = replace(job, settings=replace(job.settings, outputs=outputs))
+    return make_targets(asked, labels, held), Worker(job)
 
 
 def _add(sums: Sums, targets: tuple[Target, ...], workers: tuple[Worker, Worker], ready: Ready, clean: Tensor) -> None:
@@ -98,6 +111,7 @@ def _add(sums: Sums, targets: tuple[Target, ...], workers: tuple[Worker, Worker]
         if attack not in logits:
             logits[attack] = worker.predict(aimed.attacked(attack, ready))
         shared = [t for t in targets if t.source == source]
-        values = (function or worker.job.task.row_loss)(logits[attack], ready.y)
+        outputs = worker.job.settings.outputs
+        values = (worker.row_loss if function is None else outputs.rows(function))(logits[attack], ready.y)
         weights = objectives.weights(shared, held, None, ready.y)
         objectives.add_values(sums, j, shared, values, weights, (logits[attack], ready.y))

@@ -86,7 +86,7 @@ def trim(
             f"budget={budget} is more than the {valued:,} rows that have a value of {by!r}.",
             f"pass at most {valued}" + (", or by='fi_rank', which has every row." if valued < len(values) else "."),
         )
-    signed = by not in UNSIGNED
+    signed = bool(scores.metadata.get("signed", by not in UNSIGNED))
     order = worst_first(values, signed)
     removed = pick(order, candidates(values, signed), budget, labels, floor)
     gap = abs(scores.metadata.get("objective_details", {}).get(by, {}).get("signed", np.inf))
@@ -120,7 +120,7 @@ def _column(scores: Scores, by: str | None) -> str:
     """
     have = scores.columns
     shown = ", ".join(map(repr, have))
-    if by is None and set(have) == {"fi", "fi_rank"}:
+    if by is None and set(have) == {"fi", "fi_rank"} and not scores.metadata.get("signed", False):
         return "fi_rank"
     if by is None and len(have) != 1:
         raise InputError(f"The scores have {len(have)} columns: {shown}.", f"name one, as by={have[0]!r}.")

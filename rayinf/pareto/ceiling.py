@@ -89,7 +89,10 @@ class CrossFit:
 
 @dataclass(frozen=True)
 class Found:
-    """All that the passes found; `gain` and `sample` are None where fewer than two classes have any influence."""
+    """All that the passes found; `gain` and `sample` are None where fewer than two classes have any influence.
+
+    `in_halves` `[K]` says which classes have influence in both halves, and so a part in the cross-fit; None without.
+    """
 
     regions: Regions
     moments: Moments
@@ -97,6 +100,7 @@ class Found:
     sample: Sample
     gain: Gain | None
     cross_fit: CrossFit | None
+    in_halves: Array | None = None
 
 
 def find(source: Source, options: Options) -> Found:
@@ -122,7 +126,8 @@ def find(source: Source, options: Options) -> Found:
     gain = _gain(searches[0], absolute[0], draws) if 0 in searches else None
     cross = _cross_fit((searches[1], searches[2]), absolute, draws) if 1 in searches else None
     shown = thinned(first.samples[0], options.near, options.seed)
-    return Found(first.regions, first.moments, total, shown, gain, cross)
+    in_halves = np.isin(np.arange(len(total)), used[1]) if len(used) > 1 else None
+    return Found(first.regions, first.moments, total, shown, gain, cross, in_halves)
 
 
 @dataclass(frozen=True)

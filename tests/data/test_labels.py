@@ -37,7 +37,9 @@ LABELS: dict[str, tuple[list[Any], pa.DataType | None]] = {
     "from 1, as floats": ([1.0, 2.0, 3.0], pa.float32()),
     "far apart": ([10, 20, 35], pa.int64()),
     "negative": ([-7, -6, -5], pa.int64()),
-    "text numbers in the order of text": (["1", "10", "9"], pa.string()),
+    "text numbers in the order of numbers": (["1", "9", "10"], pa.string()),
+    "text numbers below 0": (["-1", "0", "10"], pa.string()),
+    "text of decimals": (["0.5", "2.0", "10.0"], pa.string()),
 }
 SHOWN = {"bool": [0, 1], "floats": [0, 1, 2], "halves": [0, 1, 2], "from 1, as floats": [1, 2, 3]}
 

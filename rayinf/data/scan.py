@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayinf.data.batches import Array, BatchReader, Columns
+from rayinf.data.pandas_index import UNNAMED, index_column
 from rayinf.data.tables import Shard, Table
 from rayinf.errors import InputError
 
@@ -169,11 +170,27 @@ def check_unique_ids(table: Table, column: str | None, scan: TableScan) -> None:
         series = pd.Series(np.concatenate(kept))
         twice = series[series.duplicated()].tolist()
         if twice:
-            raise InputError(
-                f"{table.name}: column {column!r} has the id {twice[0]!r} in more than one row "
-                f"({len(twice)} rows repeat an id).",
-                "make the ids unique, or leave Task(row_id=...) out to use row positions.",
-            )
+            _refuse_repeated(table, column, twice)
+
+
+def _refuse_repeated(table: Table, column: str, twice: Sequence[Any]) -> NoReturn:
+    """Refuse ids in several rows: where they come from, and how to do without.
+
+    Raises:
+        InputError: always.
+    """
+    told = f"has the id {twice[0]!r} in more than one row ({len(twice)} rows repeat an id)."
+    if column != index_column(table.schema):
+        raise InputError(
+            f"{table.name}: column {column!r} {told}",
+            "make the ids unique, or leave Task(row_id=...) out to use row positions.",
+        )
+    named = "" if column == UNNAMED else f" {column!r}"
+    raise InputError(
+        f"{table.name}: the index{named} of the DataFrame {told}",
+        "pass df.reset_index(drop=True) (of files, write them with to_parquet(index=False)) to use row positions, or "
+        "name a column of unique ids in Task(row_id=...).",
+    )
 
 
 def _count_pairs(found: dict[Any, Counter[Any]], groups: Array, labels: Array) -> None:
@@ -202,12 +219,19 @@ def _hash(ids: Array) -> Array:
 def _ids(column: pa.Array, name: str) -> Array:
     if pa.types.is_integer(column.type):
         return column.to_numpy(zero_copy_only=False)
+    shown = "The index of the DataFrame" if name == UNNAMED else f"Column {name!r}"
+    if pa.types.is_floating(column.type):
+        held = column.to_numpy(zero_copy_only=False)
+        if not np.isfinite(held).all():
+            wrong = held[~np.isfinite(held)]
+            raise InputError(
+                f"{shown} holds the id {wrong[0]} ({len(wrong)} of {len(held)} rows that were read together).",
+                "store ids as integers or text, one for every row.",
+            )
     try:
         return np.asarray(pc.cast(column, pa.string()).to_pylist(), dtype=str)
     except (pa.ArrowException, ValueError) as error:
-        raise InputError(
-            f"Column {name!r} of type {column.type} holds no ids.", "store ids as integers or text."
-        ) from error
+        raise InputError(f"{shown} of type {column.type} holds no ids.", "store ids as integers or text.") from error
 
 
 def _bytes(array: Array) -> bytes | memoryview:

@@ -14,6 +14,7 @@ from rayinf.data.batches import BatchReader
 from rayinf.data.files import read_arrays, sound_part, write_part
 from rayinf.data.pairs import Pairs, pair_table
 from rayinf.data.scores import LABEL_COLUMN, Scores
+from rayinf.data.tables import files_of
 from rayinf.engine import curvature as curv
 from rayinf.engine import stages
 from rayinf.engine.job import Chunk
@@ -248,6 +249,7 @@ def metadata(run: Run) -> dict[str, Any]:
         "unit": unit,
         "classes": {str(k): v for k, v in enumerate(run.job.classes.labels)},
         "rows": {name: scan.rows for name, scan in run.scans.items()},
+        "files": files_of(run.job.tables["train"]),
         "parameters": run.probe.parameters,
         "blocks": {b.name: list(b.shape) for b in run.probe.blocks},
         "curvature": s.curvature,

@@ -19,6 +19,7 @@ from torch import nn
 
 from rayinf.data.batches import Array
 from rayinf.data.files import write_part, write_whole
+from rayinf.data.out_folder import check_out
 from rayinf.data.run_folder import RunFolder
 from rayinf.data.scores import Scores, to_numpy
 from rayinf.engine.job import Cluster
@@ -94,6 +95,7 @@ def pareto_reweight(
     """
     asked = check_arguments(task, scores, mode, Search() if search is None else search, seed)
     opened = open_request(asked, {"train": train, "valid": valid}, targets)
+    check_out(out, opened.job.tables)
     place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(_folder(out))
     with place as path:
         folder = RunFolder(Path(path))

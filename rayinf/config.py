@@ -117,11 +117,11 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in self._open:
-                raise yaml.composer.ComposerError(None, None, f"*{event.anchor} holds itself", event.start_mark)
+                raise yaml.composer.ComposerError(None, None, f"*{event.anchor} holds itself", self.get_mark())
             return super().compose_node(parent, index)
         if len(self._open) >= _DEEPEST:
             problem = f"more than {_DEEPEST} mappings or lists lie inside each other"
-            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+            raise yaml.composer.ComposerError(None, None, problem, self.get_mark())
         self._open.append(getattr(event, "anchor", None))
         try:
             return super().compose_node(parent, index)

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayinf.data.pandas_index import called
 from rayinf.data.tables import Shard, Table
 from rayinf.errors import InputError
 
@@ -293,7 +294,7 @@ def _no_nulls(column: pa.Array, name: str, table: str, start: int, width: int = 
         at = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
         inside = f"[{at % width}]" if width > 1 else ""
         raise InputError(
-            f"{table}: column {name!r}{inside} is null in row {start + at // width} (it has no value; pandas' "
+            f"{table}: {called(name)}{inside} is null in row {start + at // width} (it has no value; pandas' "
             "NaN comes as a null too).",
             "fill or drop such rows.",
         )

@@ -77,7 +77,7 @@ def from_pandas(frame: pd.DataFrame, name: str) -> pa.Table:
     try:
         return pa.Table.from_pandas(frame)
     except _FAILED as error:
-        told = ": ".join(map(str, error.args))
+        told = ": ".join(map(str, error.args)).replace("column None", "the index")
         mixed = next((m for c in frame.columns if (m := _mixed(frame[c].to_numpy()))), "")
         raise InputError(
             f"{name} is a DataFrame that makes no table: {told.rstrip('.')}{mixed}.",

@@ -7,6 +7,7 @@ in the schema's metadata. Here every single index but the default one becomes a 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,39 +21,44 @@ _KEY = b"rayinf.index"
 
 @dataclass(frozen=True)
 class Index:
-    """The one index of a frame.
+    """What the index of a frame is in its table.
 
     Attributes:
-        column: its column; empty for the default index, 0 to n - 1 without a name.
-        start: the first value, where the values are counted and not stored; else None.
-        step: from one value to the next, likewise.
+        column: of the one index; empty for the default one (0 to n - 1 without a name); None where it has several
+            levels, which give no ids.
+        counts: the columns that are not stored because their values count: name, first value and step of each.
     """
 
-    column: str
-    start: int | None = None
-    step: int = 1
+    column: str | None
+    counts: tuple[tuple[str, int, int], ...] = ()
 
 
 def read_index(schema: pa.Schema, rows: int) -> Index | None:
-    """The index that pandas left in a schema, or None where there is none, or several levels.
+    """The index that pandas left in a schema, or None where there is none.
 
     A range of another length than the table belongs to other rows, as after `Table.slice`: pandas ignores it, too.
     """
     try:
-        [held] = json.loads((schema.metadata or {})[b"pandas"])["index_columns"]
+        levels = json.loads((schema.metadata or {})[b"pandas"])["index_columns"]
     except (KeyError, TypeError, ValueError):
         return None
-    if isinstance(held, str):
-        return Index(held) if held in schema.names else None
-    if not isinstance(held, dict) or held.get("kind") != "range":
+    columns: list[str] = []
+    counts: list[tuple[str, int, int]] = []
+    for held in levels:
+        if isinstance(held, str) and held in schema.names:
+            columns.append(held)
+        elif isinstance(held, dict) and len(range(held["start"], held["stop"], held["step"])) == rows:
+            name, start, step = held.get("name"), held["start"], held["step"]
+            if name is None and (start, step) == (0, 1) and len(levels) == 1:
+                return Index("")
+            column = f"__index_level_{len(columns)}__" if name is None or str(name) in schema.names else str(name)
+            columns.append(column)
+            counts.append((column, start, step))
+        else:
+            return None
+    if not levels or len({*columns, *schema.names}) < len({*schema.names}) + len(counts):
         return None
-    start, step, name = held["start"], held["step"], held.get("name")
-    if len(range(start, held["stop"], step)) != rows:
-        return None
-    if name is None and (start, step) == (0, 1):
-        return Index("")
-    column = UNNAMED if name is None or str(name) in schema.names else str(name)
-    return None if column in schema.names else Index(column, start, step)
+    return Index(columns[0] if len(columns) == 1 else None, tuple(counts))
 
 
 def with_index(table: pa.Table) -> pa.Table:
@@ -61,18 +67,42 @@ def with_index(table: pa.Table) -> pa.Table:
     table = table.replace_schema_metadata(None)
     if found is None:
         return table
-    if found.start is not None:
-        table = table.append_column(found.column, counted(found.start, found.step, 0, table.num_rows))
-    return table.replace_schema_metadata({_KEY: found.column})
+    for column, start, step in found.counts:
+        table = table.append_column(column, counted(start, step, 0, table.num_rows))
+    return table.replace_schema_metadata(_metadata(found))
 
 
 def mark(schema: pa.Schema, index: Index | None) -> pa.Schema:
-    """A schema that names the index column; one that is counted is added at the end."""
+    """A schema that names the index column; those that are counted are added at the end."""
     if index is None:
         return schema.remove_metadata()
-    if index.start is not None and index.column not in schema.names:
-        schema = schema.append(pa.field(index.column, pa.int64()))
-    return schema.with_metadata({_KEY: index.column})
+    for column, _, _ in index.counts:
+        schema = schema.append(pa.field(column, pa.int64()))
+    return schema.with_metadata(_metadata(index))
+
+
+def _metadata(index: Index) -> dict[bytes, str] | None:
+    return None if index.column is None else {_KEY: index.column}
+
+
+def joined(found: Sequence[Index | None]) -> Index | None:
+    """The index of all files of a table together: stored in all of them, or counted in all of them.
+
+    Files that all count from 0 without a name have none but the positions; one such file among others that count is
+    counted too.
+    """
+    if len(found) == 1:
+        return found[0]
+    held = [i for i in found if i is not None]
+    columns, names = {i.column for i in held}, {tuple(n for n, _, _ in i.counts) for i in held if i.column != ""}
+    if len(held) < len(found) or len(columns - {""}) > 1 or len(names) > 1:
+        return None
+    if columns == {""}:
+        return held[0]
+    counts = names.pop()
+    if "" in columns and len(counts) != 1:
+        return None
+    return Index(next(c for c in columns if c != ""), tuple((name, 0, 1) for name in counts))
 
 
 def counted(start: int, step: int, first: int, rows: int) -> pa.Array:
@@ -94,3 +124,8 @@ def id_column(schema: pa.Schema, asked: str | None) -> str | None:
         asked: `Task(row_id=...)`, which settles it. Else the column `row_id`, else the index of a frame.
     """
     return asked or ("row_id" if "row_id" in schema.names else index_column(schema) or None)
+
+
+def called(column: str) -> str:
+    """How errors call a column."""
+    return "the index of the DataFrame" if column == UNNAMED else f"column {column!r}"

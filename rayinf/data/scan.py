@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayinf.data.batches import Array, BatchReader, Columns
-from rayinf.data.pandas_index import UNNAMED, index_column
+from rayinf.data.pandas_index import UNNAMED, called, index_column
 from rayinf.data.tables import Shard, Table
 from rayinf.errors import InputError
 
@@ -219,7 +219,7 @@ def _hash(ids: Array) -> Array:
 def _ids(column: pa.Array, name: str) -> Array:
     if pa.types.is_integer(column.type):
         return column.to_numpy(zero_copy_only=False)
-    shown = "The index of the DataFrame" if name == UNNAMED else f"Column {name!r}"
+    shown = called(name)[:1].upper() + called(name)[1:]
     if pa.types.is_floating(column.type):
         held = column.to_numpy(zero_copy_only=False)
         if not np.isfinite(held).all():
@@ -229,7 +229,8 @@ def _ids(column: pa.Array, name: str) -> Array:
                 "store ids as integers or text, one for every row.",
             )
     try:
-        return np.asarray(pc.cast(column, pa.string()).to_pylist(), dtype=str)
+        plain = not isinstance(column.type, pa.BaseExtensionType)
+        return np.asarray(pc.cast(column, pa.string() if plain else pa.null()).to_pylist(), dtype=str)
     except (pa.ArrowException, ValueError) as error:
         raise InputError(f"{shown} of type {column.type} holds no ids.", "store ids as integers or text.") from error
 

@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from rayinf.data.forms import from_arrays, from_pandas, plain, plain_record, plain_type, refuse
-from rayinf.data.pandas_index import UNNAMED, Index, counted, mark, read_index, with_index
+from rayinf.data.pandas_index import UNNAMED, Index, counted, joined, mark, read_index, with_index
 from rayinf.data.sources import Source, find
 from rayinf.data.unreadable import corrupt
 from rayinf.errors import InputError
@@ -143,8 +143,8 @@ class ParquetTable:
         schema: of every file; metadata names the index of a pandas frame.
         stat: of sizes and times.
         read_rows: rows that are decoded at a time.
-        index: a column that no file stores, and for each file its first row, first value and step: pandas keeps an
-            index that counts as three numbers.
+        counts: columns that no file stores, since pandas keeps an index that counts as three numbers; of each, for
+            every file, the file's first row, its first value and the step.
     """
 
     name: str
@@ -153,7 +153,7 @@ class ParquetTable:
     schema: pa.Schema
     stat: str
     read_rows: int
-    index: tuple[str, Mapping[str, tuple[int, int, int]]] | None = None
+    counts: Mapping[str, Mapping[str, tuple[int, int, int]]] = field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:
@@ -169,10 +169,8 @@ class _ParquetReader:
     """Keeps its place in a row group, so that a group cut into shards is decoded once when read in order."""
 
     def __init__(self, table: ParquetTable, columns: list[str]) -> None:
-        counts = table.index is not None and table.index[0] in columns
         self._table, self._columns = table, columns
-        self._index = table.index if counts else None
-        self._stored = [c for c in columns if not counts or c != table.index[0]]  # type: ignore[index]
+        self._stored = [c for c in columns if c not in table.counts]
         self._file: tuple[str, pq.ParquetFile] | None = None
         self._place: tuple[str, int, int] | None = None
         self._batches: Iterator[pa.RecordBatch] = iter(())
@@ -202,11 +200,16 @@ class _ParquetReader:
 
     def _whole(self, record: pa.RecordBatch, shard: Shard, skipped: int) -> pa.RecordBatch:
         """The columns that were asked for, with the values of a counted index."""
-        if self._index is None:
+        if self._stored == self._columns:
             return record
-        first, start, step = self._index[1][shard.file]
-        values = counted(start, step, shard.start + skipped - first, record.num_rows)
-        held = [values if c == self._index[0] else record.column(c) for c in self._columns]
+        counts, at = self._table.counts, shard.start + skipped
+        held = []
+        for column in self._columns:
+            if column in counts:
+                first, start, step = counts[column][shard.file]
+                held.append(counted(start, step, at - first, record.num_rows))
+            else:
+                held.append(record.column(column))
         return pa.RecordBatch.from_arrays(held, names=self._columns)
 
     def _seek(self, shard: Shard) -> None:
@@ -291,34 +294,13 @@ def _parquet(paths: Sequence[str], name: str) -> ParquetTable:
                 shards.append(Shard(len(shards), start, count, file, group, offset))
                 start += count
     stat = hashlib.sha256(repr([(f, d.stat) for f, d in zip(source.files, footers, strict=True)]).encode()).hexdigest()
-    index, index_of = _index([d.index for d in footers]), {}
-    if index is not None and index.start is not None:
-        for file, footer in zip(source.files, footers, strict=True):
-            own = footer.index
-            assert own is not None
-            index_of[file] = (firsts[file], own.start or 0, own.step)
+    index = joined([d.index for d in footers])
+    counts: dict[str, dict[str, tuple[int, int, int]]] = {}
+    for k, (column, _, _) in enumerate(index.counts if index else ()):
+        own = [d.index.counts[k][1:] if d.index and d.index.counts else (0, 1) for d in footers]
+        counts[column] = {f: (firsts[f], *o) for f, o in zip(source.files, own, strict=True)}
     schema = mark(pa.schema([f.with_type(plain_type(f.type)) for f in schema]), index)
-    held = (index.column, index_of) if index is not None and index_of else None
-    return ParquetTable(name, source, tuple(shards), schema, stat, read_rows, held)
-
-
-def _index(found: Sequence[Index | None]) -> Index | None:
-    """The index of all files together: stored in all of them, or counted in all of them.
-
-    Files that all count from 0 without a name have none but the positions.
-    """
-    if any(i is None for i in found):
-        return None
-    held = [i for i in found if i is not None]
-    if len({i.column for i in held if i.column}) > 1:
-        return None
-    if all(not i.column for i in held) or len(held) == 1:
-        return held[0]
-    column = next(i.column for i in held if i.column)
-    stored = {i.start is None and bool(i.column) for i in held}
-    if stored == {True}:
-        return Index(column)
-    return Index(column, 0) if stored == {False} else None
+    return ParquetTable(name, source, tuple(shards), schema, stat, read_rows, counts)
 
 
 def _unequal(file: str, first: str, schema: pa.Schema, other: pa.Schema) -> InputError:

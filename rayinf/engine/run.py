@@ -297,11 +297,13 @@ def open_tables(request: Request) -> tuple[dict[str, Table], dict[str, Columns]]
     columns, scored = {}, "pool" if "pool" in tables else "train"
     for name, table in tables.items():
         row_id = id_column(table.schema, task.row_id)
+        if name != scored and request.verb != "pairs" and task.row_id is None and row_id != "row_id":
+            row_id = None  # an index matters only where ids are told
         columns[name] = Columns(
             tuple(task.feature_columns),
             isinstance(task.features, str),
             None if name == "pool" else task.label,
-            row_id if name == scored else _if_there(row_id, table),
+            row_id if name == scored or row_id is None else _if_there(row_id, table),
             tuple(s for s in splits if s is not None) if name == "valid" else (),
         )
         check_columns(table, columns[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Number
 from typing import Any, NoReturn
 
 import numpy as np
@@ -29,7 +30,7 @@ def from_arrays(arrays: tuple[Any, ...], features: Sequence[str], others: Sequen
     Raises:
         InputError: too few or too many arrays, of different lengths, or of values that no column holds.
     """
-    if any(isinstance(a, str) for a in arrays) or any(hasattr(a, "__fspath__") for a in arrays):
+    if arrays and all(isinstance(a, str) or hasattr(a, "__fspath__") for a in arrays):
         raise InputError(
             f"{name} is a tuple of paths, and a tuple holds arrays (X, y).",
             "pass one Parquet path, a folder or a glob; or a list of paths, to read them one after the other.",
@@ -40,11 +41,10 @@ def from_arrays(arrays: tuple[Any, ...], features: Sequence[str], others: Sequen
         raise InputError(
             f"{name} is a tuple of {len(held)} arrays.", "pass (X, y), or (X, y, group) with Task(group=...)."
         )
-    if not all(a.ndim for a in held):
-        kinds = ", ".join(type(a).__name__ for a in arrays)
-        raise InputError(
-            f"{name} holds a single number where an array is expected ({kinds}).", "pass arrays of rows: (X, y)."
-        )
+    single = next((given for given, a in zip(arrays, held, strict=True) if not a.ndim), held)
+    if single is not held:
+        what = "a single number" if isinstance(single, Number) else f"a {type(single).__name__}"
+        raise InputError(f"{name} holds {what} where an array is expected.", "pass arrays of rows: (X, y).")
     if len({len(a) for a in held}) != 1:
         raise InputError(f"{name} has arrays of {[len(a) for a in held]} rows.", "pass arrays of one length.")
     x = held[0]
@@ -68,6 +68,8 @@ def from_pandas(frame: pd.DataFrame, name: str) -> pa.Table:
     Raises:
         InputError: two columns of one name, or a column of several types.
     """
+    if not len(frame.columns):
+        raise InputError(f"{name} is a DataFrame without columns.", "pass one with features and labels.")
     twice = [str(c) for c, repeated in zip(frame.columns, frame.columns.duplicated(), strict=True) if repeated]
     if twice:
         raise InputError(

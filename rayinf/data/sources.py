@@ -28,7 +28,7 @@ T = TypeVar("T")
 SUFFIXES = (".parquet", ".pq")
 # Seconds until a remote file system must have answered the first question, and listed a folder.
 ANSWER_SECONDS, LIST_SECONDS = 30.0, 600.0
-_FAILED = (pa.ArrowException, OSError, ValueError)
+_FAILED = (pa.ArrowException, OSError, ValueError, RuntimeError)  # the last: a home folder of no one
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -122,7 +122,8 @@ def _find(path: str, name: str) -> Source:
             return Source(filesystem, (root,), (root,))
         seen = _inside(filesystem, root, place) if info.type == pafs.FileType.Directory else []
         files = [f for f in seen if f.endswith(SUFFIXES)]
-    data = sorted(_data(filesystem, files, root, set(seen) if seen != files else set()))
+    listed = None if place.local and seen is files else set(seen)
+    data = sorted(_data(filesystem, files, root, listed))
     if not data:
         raise _nothing(place, seen, filesystem, root)
     return Source(filesystem, tuple(data), (root,))
@@ -133,7 +134,8 @@ def _open(path: str, name: str) -> tuple[_Place, pafs.FileSystem, str]:
     if not path.strip():
         raise InputError(f"{name} is an empty path.", "name a Parquet file or folder.")
     if "://" not in path:
-        return _Place(name, path, True), pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
+        place = _Place(name, path, True)
+        return place, pafs.LocalFileSystem(), place.ask(0, lambda: str(Path(path).expanduser().absolute()))
     if path.startswith(("http://", "https://")):
         raise InputError(f"{name}: {shown(path)} lies on a web server.", "download it, and pass the local path.")
     place = _Place(name, path, path.startswith("file:"))
@@ -143,9 +145,11 @@ def _open(path: str, name: str) -> tuple[_Place, pafs.FileSystem, str]:
     whole, rest = base + query + options, plain[len(base) :]
     filesystem, root = place.ask(ANSWER_SECONDS, lambda: pafs.FileSystem.from_uri(whole))
     root = f"{root.rstrip('/')}/{rest}" if rest else root
-    if not root.strip("/") and not place.local:
+    if place.local:
+        return place, filesystem, root
+    if not root.strip("/"):
         raise InputError(f"{name}: {shown(path)} names no folder or file.", "write a path after the bucket's name.")
-    return place, filesystem, root
+    return place, filesystem, root.rstrip("/")
 
 
 def _inside(filesystem: pafs.FileSystem, root: str, place: _Place) -> list[str]:
@@ -194,7 +198,7 @@ def could_hold(root: str, place: str) -> bool:
     return len(parts) > len(names) and all(map(fnmatchcase, names, parts))
 
 
-def _data(filesystem: pafs.FileSystem, files: list[str], root: str, seen: set[str]) -> list[str]:
+def _data(filesystem: pafs.FileSystem, files: list[str], root: str, listed: set[str] | None) -> list[str]:
     """Those files that are data: not hidden, and not of a run folder, below the part that was given."""
     base = base_of(root)
     named = [p for p in root[len(base) :].strip("/").split("/") if p.startswith((".", "_"))]
@@ -202,7 +206,7 @@ def _data(filesystem: pafs.FileSystem, files: list[str], root: str, seen: set[st
 
     def is_run(folder: str) -> bool:
         if folder not in runs:
-            runs[folder] = _is_run(filesystem, f"{folder}/run.json", seen)
+            runs[folder] = _is_run(filesystem, f"{folder}/run.json", listed)
         return runs[folder]
 
     def is_data(file: str) -> bool:
@@ -215,17 +219,21 @@ def _data(filesystem: pafs.FileSystem, files: list[str], root: str, seen: set[st
     return [f for f in files if is_data(f)]
 
 
-def _is_run(filesystem: pafs.FileSystem, file: str, seen: set[str]) -> bool:
-    """Whether a `run.json` is there, and is not plainly someone else's."""
-    if seen and file not in seen:
+def _is_run(filesystem: pafs.FileSystem, file: str, listed: set[str] | None) -> bool:
+    """Whether a `run.json` is there, and is not plainly someone else's; `listed` are all files, where they are known."""
+    if listed is not None and file not in listed:
         return False
     try:
         with filesystem.open_input_file(file) as source:
             held = json.loads(source.read())
     except FileNotFoundError:
         return False
-    except (OSError, ValueError):  # cut short, perhaps
+    except ValueError:  # cut short, perhaps
         return True
+    except OSError as error:
+        raise unreachable(file, error) or InputError(
+            f"{shown(file)} cannot be read: {error}.", "mend the file, or move it out of the table's folder."
+        ) from error
     return not isinstance(held, dict) or "verb" in held
 
 

@@ -6,10 +6,13 @@ import re
 
 from rayinf.errors import InputError
 
+_LOAD = "pass arrays (X, y) that numpy.load(...) gives."
+_CONVERT = "convert it first: {}, then .to_parquet(...); or pass a pandas.DataFrame, or arrays (X, y)."
+_RESTORE = "restore or rewrite the file."
 # What files of other formats begin with: how they are called, and what makes Parquet of them.
 _FORMATS = (
     (b"ARROW1", "an Arrow (Feather) file", "pyarrow.feather.read_table(...)"),
-    (b"\x93NUMPY", "a NumPy file", "numpy.load(...), and pass arrays (X, y)"),
+    (b"\x93NUMPY", "a NumPy file", _LOAD),
     (b"\x89HDF", "an HDF5 file", "pandas.read_hdf(...)"),
     (b"Obj\x01", "an Avro file", "fastavro"),
     (b"ORC", "an ORC file", "pyarrow.orc.read_table(...)"),
@@ -17,13 +20,12 @@ _FORMATS = (
     (b"\x80\x05", "a pickle", "pandas.read_pickle(...)"),
     (b"\x1f\x8b", "a gzip archive", "pandas.read_csv(...)"),
 )
-_CONVERT = "convert it first: {}, then .to_parquet(...); or pass a pandas.DataFrame, or arrays (X, y)."
-_RESTORE = "restore or rewrite the file."
 
 
 def shown(path: str) -> str:
     """A path or URI without the password that may stand in it."""
-    return re.sub(r"://[^/@]*@", "://...@", path)
+    path = re.sub(r"://[^/@]*@", "://...@", path)
+    return path if len(path) <= 300 else f"{path[:200]}...{path[-80:]}"
 
 
 def corrupt(file: str, where: str, error: object, ends: tuple[bytes, bytes] | None = None) -> InputError:
@@ -89,10 +91,10 @@ def _other_format(file: str, head: bytes, tail: bytes) -> tuple[str, str]:
         return "it is encrypted", "decrypt it first."
     for magic, kind, reader in _FORMATS:
         if head.startswith(magic):
-            return f"it is {kind}", _CONVERT.format(reader)
+            return f"it is {kind}", reader if reader == _LOAD else _CONVERT.format(reader)
     if head.startswith(b"PK\x03\x04"):
-        named = {"xlsx": "pandas.read_excel(...)", "npz": "numpy.load(...), and pass arrays (X, y)"}
-        return "it is a zip archive", _CONVERT.format(named.get(suffix, "unpack it"))
+        reader = "pandas.read_excel(...)" if suffix == "xlsx" else "unpack it"
+        return "it is a zip archive", _LOAD if suffix == "npz" else _CONVERT.format(reader)
     text = head.decode("utf-8", "ignore")
     if len(text) < len(head) - 4 or not all(c.isprintable() or c.isspace() for c in text):
         return "it neither begins nor ends as Parquet does", _RESTORE
@@ -102,8 +104,8 @@ def _other_format(file: str, head: bytes, tail: bytes) -> tuple[str, str]:
     if line.lower().startswith(("<!doctype", "<html", "<?xml")):
         return "it is a page of HTML or XML", "download the file again: an error page was saved in its place."
     if suffix in ("json", "jsonl", "ndjson") or line.startswith(("{", "[")):
-        lines = "" if suffix == "json" else "lines=True"
-        return f"it is JSON or other text (it begins {line!r})", _CONVERT.format(f"pandas.read_json(..., {lines})")
+        lines = "" if suffix == "json" else ", lines=True"
+        return f"it is JSON or other text (it begins {line!r})", _CONVERT.format(f"pandas.read_json(...{lines})")
     return f"it is CSV or other text (it begins {line!r})", _CONVERT.format("pandas.read_csv(...)")
 
 

@@ -220,7 +220,7 @@ def _data(filesystem: pafs.FileSystem, files: list[str], root: str, listed: set[
 
 
 def _is_run(filesystem: pafs.FileSystem, file: str, listed: set[str] | None) -> bool:
-    """Whether a `run.json` is there, and is not plainly someone else's; `listed` are all files, where they are known."""
+    """Whether a `run.json` is there and not plainly someone else's; `listed`: all files, where they are known."""
     if listed is not None and file not in listed:
         return False
     try:

@@ -142,7 +142,8 @@ def _read_yaml(file: Path, shown: str) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(f"There is no config file {shown}.", "check the path.") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{shown} cannot be read as text: {error}.", "pass a YAML file.") from error
+        told = getattr(error, "strerror", None) or error
+        raise InputError(f"{shown[:200]} cannot be read as text: {told}.", "pass a YAML file.") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         raise InputError(f"{shown}{_yaml_place(error)}.", _QUOTE) from error
     if not isinstance(values, dict):

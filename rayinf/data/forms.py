@@ -207,7 +207,11 @@ def _mixed(array: np.ndarray[Any, Any]) -> str:
     """Where an array of objects first changes its type."""
     if array.dtype != object or array.ndim != 1:
         return ""
-    kinds = [(k, v) for k, v in enumerate(array.tolist()) if not (v is None or v is pd.NA or v != v)]
+    kinds = [
+        (k, v)
+        for k, v in enumerate(array.tolist())
+        if not (v is None or v is pd.NA or (isinstance(v, float) and v != v))
+    ]
     first = next(((k, v) for k, v in kinds if type(v) is not type(kinds[0][1])), None)
     if first is None:
         return ""

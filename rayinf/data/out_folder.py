@@ -31,6 +31,8 @@ def check_out(out: str | Path | None, tables: Mapping[str, Table]) -> None:
     try:
         place = os.path.realpath(Path(out).expanduser())
         _try_folder(Path(place))
+    except InputError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"out={str(out)[:200]!r} cannot be made: {getattr(error, 'strerror', None) or error}.",
@@ -54,6 +56,7 @@ def _try_folder(place: Path) -> None:
     """Find out whether a new folder can be made: another one is, for a moment, in the nearest folder above it.
 
     Raises:
+        InputError: there is a file in its way.
         OSError: it cannot.
     """
     if place.exists():
@@ -62,5 +65,6 @@ def _try_folder(place: Path) -> None:
     longest = os.pathconf(above, "PC_NAME_MAX")
     if any(len(os.fsencode(part)) > longest for part in place.parts):
         raise OSError(0, f"a name in it is longer than {longest} bytes")
-    if above.is_dir():  # a file there is refused with other words when the folder is opened
-        os.rmdir(tempfile.mkdtemp(prefix=".rayinf-", dir=above))
+    if not above.is_dir():
+        raise InputError(f"{above} is a file, so {place} cannot be a folder.", "pass another folder as out.")
+    os.rmdir(tempfile.mkdtemp(prefix=".rayinf-", dir=above))

@@ -18,6 +18,12 @@ RowLoss = Callable[[Tensor, Tensor], Tensor]
 Trainer = Callable[["Task", Any, Any, int], nn.Module]
 
 
+def column_name(column: Any) -> Any:
+    """A column that is called by an integer, as in a frame made of an array, by the name that Arrow gives it."""
+    whole = isinstance(column, Integral) and not isinstance(column, bool)
+    return str(column) if whole else column
+
+
 @dataclass(frozen=True)
 class Fit:
     """How the model is trained, for the steps that retrain it.
@@ -132,16 +138,10 @@ class Task:
             )
 
     def _name_columns(self) -> None:
-        """Take columns called by integers, as those of a frame made of an array, by the names that Arrow gives them."""
-
-        def named(column: Any) -> Any:
-            whole = isinstance(column, Integral) and not isinstance(column, bool)
-            return str(column) if whole else column
-
         for key in ("label", "group", "row_id"):
-            object.__setattr__(self, key, named(getattr(self, key)))
+            object.__setattr__(self, key, column_name(getattr(self, key)))
         if isinstance(self.features, Sequence) and not isinstance(self.features, str | bytes):
-            object.__setattr__(self, "features", [named(c) for c in self.features])
+            object.__setattr__(self, "features", [column_name(c) for c in self.features])
 
     @property
     def feature_columns(self) -> list[str]:

@@ -211,7 +211,7 @@ WRONG_LABELS: dict[str, tuple[Any, str]] = {
     ),
     "text and numbers": (np.array(["a", 1, "b"] * 30, dtype=object), "row 0 holds 'a'.*row 1 1 "),
     "a regression target": (Y + 0.25, r"column 'label' holds \d.25 in row 0.*regression targets are not supported"),
-    "floats too large": (Y + 2.0**60, "must be an integer or text"),
+    "floats too large": (Y + 2.0**60, "must be integers or text"),
     "over 2^63": (Y.astype(np.uint64) + np.uint64(2**63), r"column 'label' holds 9223\d+ in row 0: over 2\^63"),
     "decimals": (pa.array([decimal.Decimal(int(v)) for v in Y]), "'label' is of type decimal128.*integers or text"),
     "dates": (pa.array([DAY] * 90), "'label' is of type date32.*integers or text"),

@@ -242,7 +242,7 @@ def _whole_floats(floats: Array, name: str, table: str, start: int) -> Array:
         return floats.astype(np.int64)
     row = int(np.flatnonzero(wrong)[0])
     raise InputError(
-        f"{table}: column {name!r} holds {floats[row]} in row {start + row}, and a label must be an integer or text.",
+        f"{table}: column {name!r} holds {floats[row]} in row {start + row}, but labels must be integers or text.",
         "fill or drop such rows."
         if np.isnan(floats[row])
         else "store classes and groups as integers or text; regression targets are not supported yet.",

@@ -44,7 +44,8 @@ def check_out(out: str | Path | None, tables: Mapping[str, Table]) -> None:
             continue
         if place in {os.path.realpath(f) for f in table.source.files if os.path.basename(f) == os.path.basename(place)}:
             raise InputError(f"out={str(out)!r} is a file of {name}.", "pass another path as out.")
-        roots = [r for r in table.source.roots if r not in table.source.files]
+        files = set(table.source.files)
+        roots = [r for r in table.source.roots if r not in files]
         if any(could_hold(os.path.realpath(r), place) for r in roots):
             raise InputError(
                 f"out={str(out)!r} lies inside {name} ({roots[0]}): its files would be read as data.",

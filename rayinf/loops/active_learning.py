@@ -114,7 +114,7 @@ def active_learning(
             opened.task,
             opened.labeled,
             {name: opened.tables.get(name) for name in ("pool", "test", "valid")},
-            {k: absolute(v) for k, v in given.tables.items() if k != "labeled" and isinstance(v, str | Path)},
+            {k: absolute(v) for k, v in given.tables.items() if k != "labeled" and isinstance(v, str | Path | list)},
             opened.columns,
             make_oracle(oracle, Pool(opened.task, opened.tables["pool"].num_rows, opened.columns.row_id)),
             rounds,

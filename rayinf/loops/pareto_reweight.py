@@ -31,6 +31,7 @@ from rayinf.loops.generations import CHECKPOINT, PLAIN, Candidate, Generations, 
 from rayinf.loops.opened import check_unchanged
 from rayinf.loops.reweight_request import VERB, Opened, check_arguments, open_request
 from rayinf.loops.reweighting import Reweighting, candidates_table, classes_table
+from rayinf.loops.run_identity import absolute
 from rayinf.loops.search import Search
 from rayinf.task import Fit, Task
 
@@ -155,7 +156,7 @@ class _Run:
             gpus = self._cluster is not None and self._cluster.gpus_per_worker > 0
             work = Trials(
                 opened.job,
-                None if isinstance(opened.asked.task.fit, Fit) else _anywhere(self._given["train"]),
+                None if isinstance(opened.asked.task.fit, Fit) else absolute(self._given["train"]),
                 _fit(opened.asked.task, search),
                 opened.p_nk,
                 opened.targets,
@@ -282,10 +283,3 @@ def _folder(out: str | Path) -> Path:
     if "://" in str(out):
         raise InputError(f"out={str(out)!r} is a URI.", "pass a local or mounted folder, and copy the run from there.")
     return Path(out).expanduser().absolute()
-
-
-def _anywhere(given: Any) -> Any:
-    """A path that means the same in any process."""
-    if isinstance(given, str | Path) and "://" not in str(given):
-        return str(Path(given).expanduser().absolute())
-    return given

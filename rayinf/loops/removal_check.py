@@ -193,7 +193,7 @@ def _open(task: Task, given: Mapping[str, Any], scores: Scores, share: float) ->
     identity = {k: own[k] for k in (*_TASK, *_TABLES)} | fit_identity(task)
     identity |= {"columns": list(vectors.columns), "share": share, "removals": removals.digest}
     settled = replace(task, classes=job.classes.labels)
-    held = {k: absolute(v) if isinstance(v, str | Path) else v for k, v in given.items()}
+    held = {k: absolute(v) for k, v in given.items()}
     return _Opened(settled, held, job.tables, labels, counts, removals, identity, share)
 
 

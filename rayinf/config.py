@@ -24,6 +24,8 @@ from rayinf.references import Places, as_objective, as_task
 _PATHS = ("train", "valid", "labeled", "pool", "test", "factors", "scores", "out")
 _SHOWN_PROBLEMS = 3
 _SHOWN_VALUE = 80
+# Mappings and lists inside each other; a config needs four.
+_DEEPEST = 32
 _UNKNOWN = ("extra_forbidden", "invalid_key")
 _QUOTE = (
     "mend the YAML there; put quotes around a value that starts with *, [, { or @, or that holds a colon and a space."
@@ -105,7 +107,26 @@ def _as_oracle(places: Places, given: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key stands only once."""
+    """YAML in which a key stands only once, nothing holds itself, and not too much lies inside each other."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._open: list[str | None] = []
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor in self._open:
+                raise yaml.composer.ComposerError(None, None, f"*{event.anchor} holds itself", self.get_mark())
+            return super().compose_node(parent, index)
+        if len(self._open) >= _DEEPEST:
+            problem = f"more than {_DEEPEST} mappings or lists lie inside each other"
+            raise yaml.composer.ComposerError(None, None, problem, self.get_mark())
+        self._open.append(getattr(event, "anchor", None))
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._open.pop()
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -121,7 +142,8 @@ def _read_yaml(file: Path, shown: str) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(f"There is no config file {shown}.", "check the path.") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{shown} cannot be read as text: {error}.", "pass a YAML file.") from error
+        told = getattr(error, "strerror", None) or error
+        raise InputError(f"{shown[:200]} cannot be read as text: {told}.", "pass a YAML file.") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         raise InputError(f"{shown}{_yaml_place(error)}.", _QUOTE) from error
     if not isinstance(values, dict):
@@ -202,9 +224,17 @@ def _explain(problem: ErrorDetails, shown: _Shown) -> tuple[str, str]:
         text = f"should be a mapping of {', '.join(MAPPINGS[parts[0]].model_fields)}"
     elif kind == "string_type":
         text = "should be text" + ("" if given is None else ": put quotes around it")
-    value = json.dumps(given, default=str)
-    value = value if len(value) <= _SHOWN_VALUE else value[: _SHOWN_VALUE - 3] + "..."
-    return f"{where}={value} {text}", f"{key}: {field.description}"
+    return f"{where}={_short(given)} {text}", f"{key}: {field.description}"
+
+
+def _short(given: Any) -> str:
+    """The start of a value as JSON; no more of it is written than is shown, since aliases can make it huge."""
+    value = ""
+    for part in json.JSONEncoder(default=str).iterencode(given):
+        value += part
+        if len(value) > _SHOWN_VALUE:
+            return value[: _SHOWN_VALUE - 3] + "..."
+    return value
 
 
 def _stranger(name: str, model: type[BaseModel], verb: str) -> str:

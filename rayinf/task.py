@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -16,6 +17,12 @@ from rayinf.errors import InputError
 RowLoss = Callable[[Tensor, Tensor], Tensor]
 # (task, train, weights [n] or None, seed) -> a trained model.
 Trainer = Callable[["Task", Any, Any, int], nn.Module]
+
+
+def column_name(column: Any) -> Any:
+    """A column that is called by an integer, as in a frame made of an array, by the name that Arrow gives it."""
+    whole = isinstance(column, Integral) and not isinstance(column, bool)
+    return str(column) if whole else column
 
 
 @dataclass(frozen=True)
@@ -72,10 +79,12 @@ class Task:
             `LogSoftmax`; or probabilities, of which it takes the logarithm. The values are those of the same model
             with logits.
         features: a column of the tables (a number, a list, a tensor, bytes or text), or a list of numeric columns.
+            Columns of a frame that are called by integers are named by these, here and below.
         label: the column of labels, integers or strings.
         group: a column of groups, for the objectives that compare groups.
-        row_id: a column of unique ids that the scores carry. None: the column `row_id` where the training table
-            has one, else the position of the row in the table.
+        row_id: a column of unique ids that the scores carry; a named index of a pandas frame is such a column too.
+            None: the column `row_id` where the training table has one, else the frame's index where it has a name or
+            is not the default one (it must be unique), else the position of the row in the table.
         transform: picklable; turns the features of a batch (NumPy, `[B, ...]`) into the model's input: an array or
             tensor, or a tuple or dict of them, which the model gets as arguments.
         parameters: what is valued: "all" that are trainable (`requires_grad`); "supported" (those of them that K-FAC
@@ -113,6 +122,7 @@ class Task:
         Raises:
             InputError: an argument has the wrong type or range.
         """
+        self._name_columns()
         if not callable(self.model):
             raise InputError(
                 f"Task(model=...) got a {type(self.model).__name__}.",
@@ -133,6 +143,12 @@ class Task:
                 f"Task(fit={self.fit!r}) says nothing of how to train.",
                 "pass rayinf.Fit(optimizer=..., lr=...), or a function (task, train, weights, seed) -> nn.Module.",
             )
+
+    def _name_columns(self) -> None:
+        for key in ("label", "group", "row_id"):
+            object.__setattr__(self, key, column_name(getattr(self, key)))
+        if isinstance(self.features, Sequence) and not isinstance(self.features, str | bytes):
+            object.__setattr__(self, "features", [column_name(c) for c in self.features])
 
     @property
     def feature_columns(self) -> list[str]:

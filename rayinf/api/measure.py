@@ -149,7 +149,9 @@ def acquire(
         damping: as in `influence`.
         factors: as in `influence`.
         samples: dropout masks for "bald" and "batchbald".
-        exclude: ids of rows of the pool that are not to be picked again.
+        exclude: ids of rows of the pool that are not to be picked again. Rows whose id a labelled row has too (where
+            both tables have ids of their own) are left out besides, with a warning; `metadata["left_out"]` counts them.
+            With `subsample`, neither are among the rows that the share is drawn from.
         batch_size: as in `influence`.
 
     Returns:
@@ -163,9 +165,11 @@ def acquire(
     selection of its values; of the others, one pass over the pool.
     """
     wish = acquiring.Wish(strategy, n, () if exclude is None else exclude)
+    tables = wish.tables(labeled, pool, valid)
+    left_out = acquiring.labelled_already(task, labeled, pool)
+    wish = replace(wish, exclude=[*wish.exclude, *left_out.tolist()])
     settings = wish.settings(curvature, fisher, seed, batch_size, rank, subsample)
     settings = replace(settings, aggregate=str(aggregate), samples=samples if wish.needs_dropout else 0)
-    tables = wish.tables(labeled, pool, valid)
     check = partial(wish.check, features=task.feature_columns, settings=settings)
     request = Request("acquire", task, tables, wish.objectives(), settings, damping, factors, cluster, out, check)
     with open_run(request) as run:
@@ -175,6 +179,7 @@ def acquire(
         told: dict[str, Any] = {}
         if subsample < 1:
             shards, told = ranking.rank_rest(run, shards)
+        told["left_out"] = len(left_out)
         if wish.is_joint:
             told["picked"] = acquiring.pick_jointly(run, wish, shards)
         return wish.select(pipeline.finish(run, shards, told))

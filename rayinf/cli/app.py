@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from rayinf import config, keys, references
+from rayinf.data.out_folder import check_out
 from rayinf.errors import InputError
 
 CODES = "Exit codes: 0 done; 2 the input is wrong (one line says what, where and how to mend it); 1 else."
@@ -80,7 +81,7 @@ def read(config_file: Path, items: list[str], verb: str) -> dict[str, Any]:
     """The verb's arguments, with a folder in which to keep what comes out.
 
     Raises:
-        InputError: a config that is wrong, or without `out`.
+        InputError: a config that is wrong, without `out`, or with one that cannot be made.
     """
     given = config.read_config(config_file, items, verb)
     if given["out"] is None:
@@ -88,4 +89,5 @@ def read(config_file: Path, items: list[str], verb: str) -> dict[str, Any]:
             f"{config_file} has no out: the results would be lost.",
             "add `out: FOLDER` to the config, or pass --set out=FOLDER.",
         )
+    check_out(given["out"], {})
     return given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import traceback
 import warnings
 from collections.abc import Generator
@@ -14,7 +15,17 @@ import typer
 from rayinf.data.run_folder import RunFolder
 from rayinf.errors import InputError, RayinfError
 
-_LONGEST_MESSAGE = 500
+_LONGEST_MESSAGE, _LONGEST_NAME = 500, 200
+# What the system says of a path that was given wrongly.
+_PATHS = (
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+)
 
 
 @contextmanager
@@ -45,8 +56,18 @@ def exit_codes(debug: bool) -> Generator[None, None, None]:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        typer.echo(f"Error: {_one_line(error)}", err=True)
-        raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
+        known = _as_input(error)
+        typer.echo(f"Error: {_one_line(known)}", err=True)
+        raise typer.Exit(2 if isinstance(known, InputError) else 1) from None
+
+
+def _as_input(error: Exception) -> Exception:
+    """A path that cannot be, or that this user may not read or write, is wrong input."""
+    if not isinstance(error, OSError) or error.errno not in _PATHS or error.filename is None:
+        return error
+    name = str(error.filename)
+    name = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3] + "..."
+    return InputError(f"{name}: {error.strerror}.", "check the path, and that this user may read and write there.")
 
 
 def _tell_warning(message: Warning | str, *where: Any, **more: Any) -> None:

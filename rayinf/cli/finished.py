@@ -16,6 +16,7 @@ from rayinf.cli.app import Debug, app
 from rayinf.cli.exits import exit_codes
 from rayinf.data import run_state
 from rayinf.data.files import write_json, write_result
+from rayinf.data.out_folder import check_out
 from rayinf.data.run_folder import RunFolder
 from rayinf.data.scores import Scores
 from rayinf.errors import InputError
@@ -52,6 +53,7 @@ def trim(
     and of those that are removed (worst first). No data is changed.
     """
     with exit_codes(debug):
+        check_out(out, {})
         files = _trim_files(run if out is None else out, is_run=out is None)
         scores = _training_scores(run)
         selection = trim_rows(scores, budget, by, floor)
@@ -94,6 +96,7 @@ def ceiling(
     The verdict needs scores with halves: true; without, it is left open.
     """
     with exit_codes(debug):
+        check_out(out, {})
         scores = _training_scores(run)
         report = api.ceiling(scores, seed=seed)
         folder = run.expanduser() / "ceiling" if out is None else out.expanduser()

@@ -11,10 +11,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayinf.data.pandas_index import called
 from rayinf.data.tables import Shard, Table
 from rayinf.errors import InputError
 
 Array = np.ndarray[Any, Any]
+# The largest label, and the largest float up to which all whole numbers are floats.
+_MOST_WHOLE, _MOST_EXACT = 2**63 - 1, 2.0**53
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,9 @@ def check_columns(table: Table, columns: Columns) -> None:
                 f"{table.name} has {have.count(name)} columns called {name!r}.", "rename or drop all but one."
             )
         if name not in have:
-            shown = ", ".join(have[:12]) + (f" and {len(have) - 12} more" if len(have) > 12 else "")
+            known = ", ".join(have[:12]) + (f" and {len(have) - 12} more" if len(have) > 12 else "")
             raise InputError(
-                f"{table.name} has no column {name!r}; it has {shown}.",
+                f"{table.name} has no column {name!r}; it has {known or 'no columns'}.",
                 "correct the column's name in the Task (features, label, group, row_id) or in the objective.",
             )
 
@@ -88,7 +91,7 @@ class BatchReader:
         """The rows of a shard in order, at most `size` at a time.
 
         Raises:
-            InputError: a null, features of mixed lengths, or a type that holds no features.
+            InputError: a null, an id that is NaN, features of mixed lengths, or a type that holds no features.
         """
         start = shard.start
         for record in self._reader.read(shard):
@@ -148,11 +151,18 @@ def features(column: pa.Array, name: str, table: str, start: int) -> Array:
         return features(column.dictionary_decode(), name, table, start)
     if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return column.to_numpy(zero_copy_only=False)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+    if is_text(kind):
         return np.asarray(column.to_pylist(), dtype=object)
     raise InputError(
         f"{table}: column {name!r} is of type {kind}, which holds no features.",
-        "store numbers, fixed-size lists, tensors, fixed-size binary or text.",
+        "store numbers (a decimal or a time as float64), fixed-size lists, tensors, fixed-size binary or text.",
+    )
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds text, or bytes of any length."""
+    return (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)) or (
+        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
     )
 
 
@@ -181,30 +191,61 @@ def _lists(column: pa.Array, name: str, table: str, start: int, above: int = 1) 
 
 
 def values(column: pa.Array, name: str, table: str, start: int) -> Array:
-    """A column of labels, groups or ids: integers as int64, text as str.
+    """A column of labels, groups or ids: integers as int64, text (also as bytes of UTF-8) as str.
 
     Raises:
-        InputError: nulls, or numbers that are no integers.
+        InputError: nulls, numbers that are not whole or too large, bytes that are not text, or another type.
     """
     _no_nulls(column, name, table, start)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return np.asarray(column.to_pylist(), dtype=str)
-    if pa.types.is_boolean(column.type) or pa.types.is_integer(column.type):
-        return column.to_numpy(zero_copy_only=False).astype(np.int64)
-    if pa.types.is_floating(column.type):
-        floats = column.to_numpy(zero_copy_only=False)
-        wrong = ~(np.floor(floats) == floats) | np.isinf(floats)
+    kind = column.type
+    if is_text(kind) or pa.types.is_fixed_size_binary(kind):
+        return _texts(column.to_pylist(), name, table, start)
+    if pa.types.is_boolean(kind) or pa.types.is_integer(kind):
+        whole = column.to_numpy(zero_copy_only=False)
+        wrong = whole > _MOST_WHOLE if whole.dtype.kind == "u" else np.zeros(0, bool)
         if not wrong.any():
-            return floats.astype(np.int64)
+            return whole.astype(np.int64)
         row = int(np.flatnonzero(wrong)[0])
         raise InputError(
-            f"{table}: column {name!r} holds {floats[row]} in row {start + row}: no integer, so no label.",
-            "store labels and groups as integers or text.",
+            f"{table}: column {name!r} holds {whole[row]} in row {start + row}: over 2^63 - 1.",
+            "store such labels as text, or number the classes from 0.",
         )
+    if pa.types.is_floating(kind):
+        return _whole_floats(column.to_numpy(zero_copy_only=False), name, table, start)
+    lists = pa.types.is_nested(kind)
     raise InputError(
-        f"{table}: column {name!r} is of type {column.type}.", "store labels, groups and ids as integers or text."
+        f"{table}: column {name!r} is of type {kind}.",
+        "store labels, groups and ids as integers or text"
+        + (": one value a row (y.ravel(), or y.argmax(1) of one-hot rows)." if lists else "."),
+    )
+
+
+def _texts(found: list[str | bytes], name: str, table: str, start: int) -> Array:
+    for row, value in enumerate(found):
+        try:
+            found[row] = value.decode() if isinstance(value, bytes) else value
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{table}: column {name!r} holds the bytes {value[:16]!r} in row {start + row}, which are not text.",
+                "store labels and groups as integers or text.",
+            ) from error
+    return np.asarray(found, dtype=str)
+
+
+def _whole_floats(floats: Array, name: str, table: str, start: int) -> Array:
+    floats = floats.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        wrong = ~(np.floor(floats) == floats) | ~(np.abs(floats) <= _MOST_EXACT)
+    if not wrong.any():
+        return floats.astype(np.int64)
+    row = int(np.flatnonzero(wrong)[0])
+    raise InputError(
+        f"{table}: column {name!r} holds {floats[row]} in row {start + row}, but labels must be integers or text.",
+        "fill or drop such rows."
+        if np.isnan(floats[row])
+        else "store classes and groups as integers or text; regression targets are not supported yet.",
     )
 
 
@@ -228,8 +269,11 @@ def row_keys(x: Array, labels: Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
 
 
 def uniforms(keys: np.ndarray[Any, np.dtype[np.uint64]], seed: int, draws: int) -> Array:
-    """Uniforms in [0, 1), `[B, draws]`, from keys and a seed."""
-    steps = _mix(np.arange(draws, dtype=np.uint64) + np.uint64(seed % 2**32) * np.uint64(2**32))
+    """Uniforms in [0, 1), `[B, draws]`, from keys and all 64 bits of a seed."""
+    low, high = seed % 2**32, seed % 2**64 >> 32
+    steps = _mix(np.arange(draws, dtype=np.uint64) + np.uint64(low) * np.uint64(2**32))
+    if high:
+        steps = _mix(steps ^ _mix(np.array([high], np.uint64)))
     return (_mix(keys[:, None] ^ steps) >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 
 
@@ -243,12 +287,14 @@ def _mix(z: Array) -> Array:
 
 
 def _no_nulls(column: pa.Array, name: str, table: str, start: int, width: int = 1) -> None:
-    """Refuse nulls; `width` values of `column` make a row."""
+    """Refuse nulls, those in the values of a dictionary too; `width` values of `column` make a row."""
+    if pa.types.is_dictionary(column.type) and column.dictionary.null_count:
+        column = column.dictionary_decode()
     if column.null_count:
         at = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
         inside = f"[{at % width}]" if width > 1 else ""
         raise InputError(
-            f"{table}: column {name!r}{inside} is null in row {start + at // width} (it has no value; pandas' "
+            f"{table}: {called(name)}{inside} is null in row {start + at // width} (it has no value; pandas' "
             "NaN comes as a null too).",
             "fill or drop such rows.",
         )

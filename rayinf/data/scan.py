@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayinf.data.batches import Array, BatchReader, Columns
+from rayinf.data.pandas_index import UNNAMED, called, index_column
 from rayinf.data.tables import Shard, Table
 from rayinf.errors import InputError
 
@@ -206,11 +207,7 @@ def check_unique_ids(table: Table, column: str | None, scan: TableScan) -> None:
 
     twice = repeated_ids(read, scan.rows)
     if twice:
-        raise InputError(
-            f"{table.name}: column {column!r} has the id {twice[0]!r} in more than one row "
-            f"({len(twice)} rows repeat an id).",
-            "make the ids unique, or leave Task(row_id=...) out to use row positions.",
-        )
+        _refuse_repeated(table, column, twice)
 
 
 def repeated_ids(read: Callable[[], Iterator[Array]], rows: int) -> list[Any]:
@@ -227,6 +224,26 @@ def repeated_ids(read: Callable[[], Iterator[Array]], rows: int) -> list[Any]:
         if twice := series[series.duplicated()].tolist():
             return twice
     return []
+
+
+def _refuse_repeated(table: Table, column: str, twice: Sequence[Any]) -> NoReturn:
+    """Refuse ids in several rows: where they come from, and how to do without.
+
+    Raises:
+        InputError: always.
+    """
+    told = f"has the id {twice[0]!r} in more than one row ({len(twice)} rows repeat an id)."
+    if column != index_column(table.schema):
+        raise InputError(
+            f"{table.name}: column {column!r} {told}",
+            "make the ids unique, or leave Task(row_id=...) out to use row positions.",
+        )
+    named = "" if column == UNNAMED else f" {column!r}"
+    raise InputError(
+        f"{table.name}: the index{named} of the DataFrame {told}",
+        "pass df.reset_index(drop=True) (of files, write them with to_parquet(index=False)) to use row positions, or "
+        "name a column of unique ids in Task(row_id=...).",
+    )
 
 
 def _count_pairs(found: dict[Any, Counter[Any]], groups: Array, labels: Array) -> None:
@@ -255,12 +272,20 @@ def _hash(ids: Array) -> Array:
 def _ids(column: pa.Array, name: str) -> Array:
     if pa.types.is_integer(column.type):
         return column.to_numpy(zero_copy_only=False)
+    shown = called(name)[:1].upper() + called(name)[1:]
+    if pa.types.is_floating(column.type):
+        held = column.to_numpy(zero_copy_only=False)
+        if not np.isfinite(held).all():
+            wrong = held[~np.isfinite(held)]
+            raise InputError(
+                f"{shown} holds the id {wrong[0]} ({len(wrong)} of {len(held)} rows that were read together).",
+                "store ids as integers or text, one for every row.",
+            )
     try:
-        return np.asarray(pc.cast(column, pa.string()).to_pylist(), dtype=str)
+        plain = not isinstance(column.type, pa.BaseExtensionType)
+        return np.asarray(pc.cast(column, pa.string() if plain else pa.null()).to_pylist(), dtype=str)
     except (pa.ArrowException, ValueError) as error:
-        raise InputError(
-            f"Column {name!r} of type {column.type} holds no ids.", "store ids as integers or text."
-        ) from error
+        raise InputError(f"{shown} of type {column.type} holds no ids.", "store ids as integers or text.") from error
 
 
 def _bytes(array: Array) -> bytes | memoryview:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from rayinf.data.forms import from_arrays, from_pandas, plain, plain_record, plain_type, refuse
+from rayinf.data.pandas_index import UNNAMED, Index, counted, joined, mark, read_index, with_index
+from rayinf.data.sources import Source, find
+from rayinf.data.unreadable import corrupt
 from rayinf.errors import InputError
 
 # Bytes that are read and decoded at a time, and the most rows of it.
@@ -26,7 +30,7 @@ READS_PER_SHARD = 8
 MEMORY_SHARDS = 32
 _FEW_ROWS = 1024
 # What pyarrow raises over damaged files (a ValueError where a column's name is no text any more).
-_UNREADABLE = (pa.ArrowException, OSError, ValueError)
+UNREADABLE = (pa.ArrowException, OSError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -130,15 +134,26 @@ class _MemoryReader:
 
 @dataclass(frozen=True)
 class ParquetTable:
-    """Parquet files, one shard a row group (large row groups are cut). Nothing is read until a shard is asked for."""
+    """Parquet files, one shard a row group (large row groups are cut). Nothing is read until a shard is asked for.
+
+    Attributes:
+        name: how errors call the table.
+        source: its files.
+        shards: of all files, in order.
+        schema: of every file; metadata names the index of a pandas frame.
+        stat: of sizes and times.
+        read_rows: rows that are decoded at a time.
+        counts: columns that no file stores, since pandas keeps an index that counts as three numbers; of each, for
+            every file, the file's first row, its first value and the step.
+    """
 
     name: str
-    filesystem: pafs.FileSystem
-    files: tuple[str, ...]
+    source: Source
     shards: tuple[Shard, ...]
     schema: pa.Schema
     stat: str
     read_rows: int
+    counts: Mapping[str, Mapping[str, tuple[int, int, int]]] = field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:
@@ -155,6 +170,7 @@ class _ParquetReader:
 
     def __init__(self, table: ParquetTable, columns: list[str]) -> None:
         self._table, self._columns = table, columns
+        self._stored = [c for c in columns if c not in table.counts]
         self._file: tuple[str, pq.ParquetFile] | None = None
         self._place: tuple[str, int, int] | None = None
         self._batches: Iterator[pa.RecordBatch] = iter(())
@@ -163,13 +179,13 @@ class _ParquetReader:
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch]:
         try:
             yield from self._read(shard)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise corrupt(shard.file, f"row group {shard.group}", error) from error
 
     def _read(self, shard: Shard) -> Iterator[pa.RecordBatch]:
         if self._place != (shard.file, shard.group, shard.offset):
             self._seek(shard)
-        done = 0
+        done, taken = 0, 0
         while done < shard.rows:
             batch = self._rest if self._rest is not None else next(self._batches, None)
             if batch is None:
@@ -179,16 +195,31 @@ class _ParquetReader:
             done += take
             self._place = (shard.file, shard.group, shard.offset + done)
             if take:
-                yield batch.slice(0, take)
+                yield self._whole(plain_record(batch.slice(0, take)), shard, taken)
+                taken += take
+
+    def _whole(self, record: pa.RecordBatch, shard: Shard, skipped: int) -> pa.RecordBatch:
+        """The columns that were asked for, with the values of a counted index."""
+        if self._stored == self._columns:
+            return record
+        counts, at = self._table.counts, shard.start + skipped
+        held = []
+        for column in self._columns:
+            if column in counts:
+                first, start, step = counts[column][shard.file]
+                held.append(counted(start, step, at - first, record.num_rows))
+            else:
+                held.append(record.column(column))
+        return pa.RecordBatch.from_arrays(held, names=self._columns)
 
     def _seek(self, shard: Shard) -> None:
         if self._file is None or self._file[0] != shard.file:
             # Plain buffered reads: pre-buffering holds whole column chunks, which a large row group makes huge.
-            source = self._table.filesystem.open_input_file(shard.file)
+            source = self._table.source.filesystem.open_input_file(shard.file)
             opened = pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 18, page_checksum_verification=True)
             self._file = (shard.file, opened)
         self._batches = self._file[1].iter_batches(
-            self._table.read_rows, row_groups=[shard.group], columns=self._columns, use_threads=False
+            self._table.read_rows, row_groups=[shard.group], columns=self._stored, use_threads=False
         )
         self._rest, skip = None, shard.offset
         while skip:
@@ -204,125 +235,80 @@ def as_table(given: Any, features: Sequence[str], others: Sequence[str], name: s
     """A table from any form of the contract.
 
     Args:
-        given: a path, folder, glob or URI of Parquet; a `pyarrow.Table`; a `pandas.DataFrame`; or a tuple of arrays.
-            A pool may be features alone: an array, or a tuple of one.
+        given: a path, folder, glob or URI of Parquet, or a list of these, read one after the other; a `pyarrow.Table`;
+            a `pandas.DataFrame`; or a tuple of arrays. A pool may be features alone: an array, or a tuple of one.
         features: names for the first array of a tuple: of it as a whole, or of each of its columns.
         others: names for its further arrays: the label and, where there is one, the group.
         name: how errors call the table ("train", "valid", "pool").
 
     Raises:
-        InputError: nothing there, no such form, no rows, or a file that is no Parquet.
+        InputError: nothing there, another form, no rows, or a file that is not Parquet.
     """
     if isinstance(given, Table):
         return given
     if isinstance(given, str | Path):
-        table: Table = _parquet(str(given), name)
+        table: Table = _parquet([str(given)], name)
+    elif isinstance(given, list) and given and all(isinstance(p, str | Path) for p in given):
+        table = _parquet([str(p) for p in given], name)
+    elif isinstance(given, pa.RecordBatch):
+        table = MemoryTable(with_index(plain(pa.Table.from_batches([given]))), name)
     elif isinstance(given, pa.Table):
-        table = MemoryTable(given, name)
+        table = MemoryTable(with_index(plain(given)), name)
     elif isinstance(given, tuple) or (name == "pool" and (isinstance(given, np.ndarray) or hasattr(given, "detach"))):
         given = given if isinstance(given, tuple) else (given,)
-        table = MemoryTable(_from_arrays(given, features, others, name), name)
-    elif hasattr(given, "columns") and hasattr(given, "iloc"):
-        table = MemoryTable(_from_pandas(given, name), name)
+        table = MemoryTable(from_arrays(given, features, others, name), name)
+    elif isinstance(given, pd.DataFrame):
+        table = MemoryTable(with_index(from_pandas(given, name)), name)
     else:
-        raise InputError(
-            f"{name} is a {type(given).__name__}, which is no table.",
-            "pass a Parquet path, a pyarrow.Table, a pandas.DataFrame, or arrays (X, y).",
-        )
+        refuse(given, name)
     if table.num_rows == 0:
         raise InputError(f"{name} has no rows.", "pass a table with at least one row.")
     return table
 
 
-def corrupt(file: str, where: str, error: object) -> InputError:
-    """The one error for a Parquet file that cannot be read."""
-    return InputError(
-        f"{file} ({where}) cannot be read as Parquet: {str(error).rstrip('.')}.", "restore or rewrite the file."
-    )
+def files_of(table: Table) -> list[str]:
+    """The files of a table in the order in which they are read; none of a table in memory."""
+    table = getattr(table, "table", table)  # of which rows are kept
+    return list(table.source.files) if isinstance(table, ParquetTable) else []
 
 
-def _from_arrays(arrays: tuple[Any, ...], features: Sequence[str], others: Sequence[str], name: str) -> pa.Table:
-    held = [_array(a, name) for a in arrays]
-    fewest = 1 if name == "pool" else 2
-    if not fewest <= len(held) <= 1 + len(others):
-        raise InputError(
-            f"{name} is a tuple of {len(held)} arrays.", "pass (X, y), or (X, y, group) with Task(group=...)."
-        )
-    if not all(a.ndim for a in held):
-        raise InputError(f"{name} holds a single number where an array is expected.", "pass arrays of rows: (X, y).")
-    if len({len(a) for a in held}) != 1:
-        raise InputError(f"{name} has arrays of {[len(a) for a in held]} rows.", "pass arrays of one length.")
-    x = held[0]
-    if len(features) == 1:
-        columns = {features[0]: _column(x)}
-    elif x.ndim == 2 and x.shape[1] == len(features):
-        columns = {feature: pa.array(x[:, k]) for k, feature in enumerate(features)}
-    else:
-        raise InputError(
-            f"{name} has features of shape {x.shape}, and the Task names {len(features)} columns.",
-            "pass one column of X for each name, or one name for all of X.",
-        )
-    return pa.table({**columns, **{c: _column(a) for c, a in zip(others, held[1:], strict=False)}})
-
-
-def _array(given: Any, name: str) -> np.ndarray[Any, Any]:
-    if hasattr(given, "detach"):  # a tensor, on any device
-        given = given.detach().cpu()
-        given = given.float() if str(given.dtype) == "torch.bfloat16" else given  # NumPy has no bfloat16
-    try:
-        return np.asarray(given)
-    except ValueError as error:
-        raise InputError(
-            f"{name} holds lists that make no array: {error}.", "give every row features of one length."
-        ) from error
-
-
-def _from_pandas(frame: Any, name: str) -> pa.Table:
-    try:
-        return pa.Table.from_pandas(frame, preserve_index=False)
-    except (pa.ArrowException, ValueError) as error:
-        told = ": ".join(map(str, error.args))
-        raise InputError(
-            f"{name} is a DataFrame that makes no table: {told}.", "give every column one type and a name of its own."
-        ) from error
-
-
-def _column(array: np.ndarray[Any, Any]) -> pa.Array:
-    if array.ndim == 1:
-        return pa.array(array)
-    array = np.ascontiguousarray(array)
-    if array.ndim == 2:
-        return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
-    return pa.FixedShapeTensorArray.from_numpy_ndarray(array)
-
-
-def _parquet(path: str, name: str) -> ParquetTable:
-    filesystem, files = _find(path, name)
+def _parquet(paths: Sequence[str], name: str) -> ParquetTable:
+    source = find(paths, name)
     with ThreadPoolExecutor(16) as pool:
-        footers = list(pool.map(lambda f: _footer(filesystem, f), files))
-    schema = footers[0][1]
-    for file, (_, other, _) in zip(files, footers, strict=True):
-        if not other.equals(schema):
-            raise InputError(
-                f"{file} has other columns or types than {files[0]}: {_difference(schema, other)}.",
-                "rewrite the files with one schema.",
-            )
-    rows, size = (
-        sum(m.num_rows for m, _, _ in footers),
-        sum(m.row_group(g).total_byte_size for m, _, _ in footers for g in range(m.num_row_groups)),
-    )
+        footers = list(pool.map(lambda f: _footer(source.filesystem, f), source.files))
+    schema = footers[0].schema
+    for file, footer in zip(source.files, footers, strict=True):
+        if not footer.schema.equals(schema):
+            raise _unequal(file, source.files[0], schema, footer.schema)
+    rows = sum(f.metadata.num_rows for f in footers)
+    size = sum(f.metadata.row_group(g).total_byte_size for f in footers for g in range(f.metadata.num_row_groups))
     read_rows = _power_of_two(READ_BYTES * max(rows, 1) // max(size, 1))
     shards: list[Shard] = []
-    start = 0
-    for file, (metadata, _, _) in zip(files, footers, strict=True):
-        for group in range(metadata.num_row_groups):
-            in_group = metadata.row_group(group).num_rows
+    firsts, start = {}, 0
+    for file, footer in zip(source.files, footers, strict=True):
+        firsts[file] = start
+        for group in range(footer.metadata.num_row_groups):
+            in_group = footer.metadata.row_group(group).num_rows
             for offset in range(0, in_group, read_rows * READS_PER_SHARD):
                 count = min(read_rows * READS_PER_SHARD, in_group - offset)
                 shards.append(Shard(len(shards), start, count, file, group, offset))
                 start += count
-    stat = hashlib.sha256(repr([(f, s) for f, (_, _, s) in zip(files, footers, strict=True)]).encode()).hexdigest()
-    return ParquetTable(name, filesystem, tuple(files), tuple(shards), schema, stat, read_rows)
+    stat = hashlib.sha256(repr([(f, d.stat) for f, d in zip(source.files, footers, strict=True)]).encode()).hexdigest()
+    index = joined([d.index for d in footers])
+    counts: dict[str, dict[str, tuple[int, int, int]]] = {}
+    for k, (column, _, _) in enumerate(index.counts if index else ()):
+        own = [d.index.counts[k][1:] if d.index and d.index.counts else (0, 1) for d in footers]
+        counts[column] = {f: (firsts[f], *o) for f, o in zip(source.files, own, strict=True)}
+    schema = mark(pa.schema([f.with_type(plain_type(f.type)) for f in schema]), index)
+    return ParquetTable(name, source, tuple(shards), schema, stat, read_rows, counts)
+
+
+def _unequal(file: str, first: str, schema: pa.Schema, other: pa.Schema) -> InputError:
+    """The error for files of different schemas."""
+    fix = "rewrite the files with one schema."
+    if (UNNAMED in schema.names) != (UNNAMED in other.names):
+        fix = "write all files with to_parquet(index=False)."
+    return InputError(f"{file} has other columns or types than {first}: {_difference(schema, other)}.", fix)
 
 
 def _difference(schema: pa.Schema, other: pa.Schema) -> str:
@@ -339,33 +325,34 @@ def _power_of_two(rows: int) -> int:
     return int(min(max(1 << max(rows, 1).bit_length() - 1, 64), READ_ROWS))
 
 
-def _find(path: str, name: str) -> tuple[pafs.FileSystem, list[str]]:
-    if "://" in path:
-        try:
-            filesystem, root = pafs.FileSystem.from_uri(path)
-        except _UNREADABLE as error:
-            raise InputError(f"{name}: {path} cannot be opened: {error}.", "check the URI and its scheme.") from error
-    else:
-        filesystem, root = pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
-    if isinstance(filesystem, pafs.LocalFileSystem) and any(c in root for c in "*?[") and not Path(root).exists():
-        files = [f for f in sorted(glob.glob(root, recursive=True)) if Path(f).is_file()]
-    else:
-        info = filesystem.get_file_info(root)
-        if info.type == pafs.FileType.Directory:
-            inside = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-            files = sorted(i.path for i in inside if i.is_file and i.path.endswith((".parquet", ".pq")))
-        else:
-            files = [root] if info.type == pafs.FileType.File else []
-    if not files:
-        raise InputError(f"{name}: no Parquet file at {path}.", "check the path, folder, glob or URI.")
-    return filesystem, files
+@dataclass(frozen=True)
+class _Footer:
+    """What a file says of itself."""
+
+    metadata: pq.FileMetaData
+    schema: pa.Schema
+    stat: tuple[Any, ...]
+    index: Index | None
 
 
-def _footer(filesystem: pafs.FileSystem, file: str) -> tuple[pq.FileMetaData, pa.Schema, tuple[Any, ...]]:
+def _footer(filesystem: pafs.FileSystem, file: str) -> _Footer:
     try:
         info = filesystem.get_file_info(file)
         with filesystem.open_input_file(file) as source:
             opened = pq.ParquetFile(source)
-            return opened.metadata, opened.schema_arrow.remove_metadata(), (info.size, info.mtime_ns)
-    except _UNREADABLE as error:
-        raise corrupt(file, "footer", error) from error
+            schema, rows = opened.schema_arrow, opened.metadata.num_rows
+            index = read_index(schema, rows)
+            return _Footer(opened.metadata, schema.remove_metadata(), (info.size, info.mtime_ns), index)
+    except UNREADABLE as error:
+        raise corrupt(file, "footer", error, _ends(filesystem, file)) from error
+
+
+def _ends(filesystem: pafs.FileSystem, file: str) -> tuple[bytes, bytes] | None:
+    """The first bytes of a file, and its last four."""
+    try:
+        with filesystem.open_input_file(file) as source:
+            head, size = source.read(256), source.size()
+            source.seek(max(size - 4, 0))
+            return head, source.read(4)
+    except UNREADABLE:
+        return None

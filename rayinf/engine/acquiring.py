@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,13 @@ from rayinf.core.capture import forward
 from rayinf.core.dropout import mc_log_probabilities, require_dropout
 from rayinf.core.fisher import FisherKind, carried, loss_gradient
 from rayinf.core.objectives import Objective
+from rayinf.data import overlap
 from rayinf.data.batches import uniforms
 from rayinf.data.files import Arrays
 from rayinf.data.run_folder import SCORES
 from rayinf.data.scores import Scores, to_numpy
 from rayinf.data.selection import Selection
-from rayinf.data.tables import Shard, Table
+from rayinf.data.tables import Shard, Table, as_table
 from rayinf.engine import curvature as curv
 from rayinf.engine import measuring, pipeline, ranking, stages
 from rayinf.engine.by_tree import value_by_tree
@@ -36,6 +37,7 @@ from rayinf.engine.worker import Ready
 from rayinf.errors import InputError
 from rayinf.select.aggregate import parse
 from rayinf.select.batchbald import pick_batch
+from rayinf.task import Task
 
 BY_LOGITS = {
     "entropy": uncertainty.entropy,
@@ -136,7 +138,11 @@ class Wish:
         """What a run must share with another beside its settings, to pick the same rows."""
         if not self.is_joint:
             return None
-        return hashlib.sha256(repr((self.n, sorted(map(str, self.exclude)))).encode()).hexdigest()[:16]
+        return self._digest(self.n)[:16]
+
+    def _digest(self, *more: Any) -> str:
+        """Of the rows that are excluded."""
+        return hashlib.sha256(repr((*more, sorted(map(str, self.exclude)))).encode()).hexdigest()
 
     @property
     def needs_valid(self) -> bool:
@@ -157,7 +163,12 @@ class Wish:
         else:
             kind = curvature if self.strategy in BY_INFLUENCE else "identity"
             found = Settings(kind, fisher, seed=seed, batch_size=batch_size, rank=rank, subsample=subsample)
-        return dataclasses.replace(found, strategy=self.strategy, aggregate="trimmed_mean", wish=self.digest)
+        found = dataclasses.replace(found, strategy=self.strategy, aggregate="trimmed_mean", wish=self.digest)
+        if not len(self.exclude) or not isinstance(subsample, Real) or subsample >= 1:
+            return found
+        digest = self._digest()
+        left = tuple(sorted(set(self.exclude), key=str))
+        return dataclasses.replace(found, wish=digest[:16], exclude=left, draw=int(digest[:15], 16) | 1 << 40)
 
     def tables(self, labeled: Any, pool: Any, valid: Any) -> dict[str, Any]:
         """The tables that the strategy reads.
@@ -227,6 +238,19 @@ class Wish:
         if not len(self.exclude):
             return np.ones(len(ids), bool)
         return ~np.isin(to_numpy(ids), np.asarray(self.exclude))
+
+
+def labelled_already(task: Task, labeled: Any, pool: Any) -> np.ndarray[Any, Any]:
+    """Ids of the pool's rows that are labelled already, of tables of any form; it is warned of them.
+
+    Raises:
+        InputError: tables that cannot be read, or ids of different kinds.
+    """
+    others = [task.label, *([task.group] if task.group else [])]
+    first, rest = (as_table(t, task.feature_columns, others, n) for t, n in ((labeled, "train"), (pool, "pool")))
+    found = overlap.labelled_already(first, rest, task.row_id)
+    overlap.tell(found, rest.num_rows)
+    return found
 
 
 def pick_jointly(run: Run, wish: Wish, shards: list[pa.Table]) -> list[int]:

@@ -14,7 +14,7 @@ from rayinf.data.labels import Classes
 from rayinf.data.scan import TableScan, merge_scans, scan_shard
 from rayinf.data.tables import Table, as_table
 from rayinf.errors import InputError
-from rayinf.task import Task
+from rayinf.task import Task, column_name
 
 Read = Callable[[], Iterator[tuple[Tensor, Tensor, Tensor | None]]]
 
@@ -35,9 +35,9 @@ def fit_logistic(train: Any, task_columns: dict[str, Any], l2: float) -> Task:
         InputError: a table that cannot be read or fitted: NaN, fewer than two labels, features that are no numbers.
         RunError: no convergence.
     """
-    features, label = task_columns["features"], task_columns["label"]
-    names = [features] if isinstance(features, str) else list(features)
-    group = [task_columns["group"]] if task_columns["group"] else []
+    features, label = task_columns["features"], column_name(task_columns["label"])
+    names = [features] if isinstance(features, str) else [column_name(c) for c in features]
+    group = [column_name(task_columns["group"])] if task_columns["group"] is not None else []
     table = as_table(train, names, [label, *group], "train")
     columns = Columns(tuple(names), isinstance(features, str), label, None)
     check_columns(table, columns)

@@ -54,7 +54,12 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Settings:
-    """The numbers of a run that workers need."""
+    """The numbers of a run that workers need.
+
+    Attributes:
+        exclude: ids of rows that a subsample leaves out.
+        draw: what the seed of a subsample is moved by, fixed by `exclude`.
+    """
 
     curvature: str = "ekfac"
     fisher: FisherKind = "true"
@@ -72,6 +77,8 @@ class Settings:
     samples: int = 0
     wish: str | None = None
     outputs: Outputs = field(default_factory=Outputs)
+    exclude: tuple[Any, ...] = ()
+    draw: int = 0
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from rayinf.core.influence import dense_rows
 from rayinf.core.lowrank import OVERSAMPLE, project, right_subspace
 from rayinf.core.mixed import Inverse, MixedRows, TapedRows, float_tensors
 from rayinf.core.objectives import Objective, mean_loss
-from rayinf.data.batches import Batch, row_keys, uniforms
+from rayinf.data.batches import Batch, is_text, row_keys, uniforms
 from rayinf.data.files import Arrays
 from rayinf.data.part_files import PartPlace
 from rayinf.data.run_folder import SCORES
-from rayinf.data.scores import LABEL_COLUMN
+from rayinf.data.scores import LABEL_COLUMN, to_numpy
 from rayinf.data.tables import Shard, Table
 from rayinf.engine.fit_quality import KEY, FitSums
 from rayinf.engine.job import Chunk, Settings
@@ -138,7 +138,7 @@ class Measure(Scoring):
         told = {"one_hot": 0, "rows": 0, "share": 0.0, "least_share": 1.0}
         ids, labels, parts = [], [], []
         for raw in w.read_raw(w.job.scored, shard, max(size, int(size / settings.subsample))):
-            chosen = in_subsample(raw, settings.subsample, settings.seed)
+            chosen = in_subsample(raw, settings)
             values = np.full(len(raw), np.nan)
             for start in range(0, len(chosen), size):
                 rows = chosen[start : start + size]
@@ -239,7 +239,7 @@ class PairValues(Scoring):
         w, settings = self.worker, self.worker.job.settings
         ids, parts = [], []
         for raw in w.read_raw("pool", shard, _READ_ROWS):
-            chosen = in_subsample(raw, settings.subsample, settings.seed)
+            chosen = in_subsample(raw, settings)
             values = np.full((len(raw), len(self.names)), np.nan, np.float64 if self.whole else np.float32)
             for rows in np.split(chosen, range(self._rows(), len(chosen), self._rows())):
                 if len(rows):
@@ -310,7 +310,7 @@ def check(table: Table, features: Sequence[str], probed: Probe, settings: Settin
     Raises:
         InputError: with the numbers.
     """
-    rows = table.num_rows
+    rows = max(table.num_rows - len(settings.exclude), 1)
     most = min(probed.parameters, probed.perturbed)
     if settings.rank is not None and not (_whole(settings.rank) and 1 <= settings.rank <= most):
         raise InputError(
@@ -326,7 +326,7 @@ def check(table: Table, features: Sequence[str], probed: Probe, settings: Settin
             f"score at least {LEAST_ROWS} rows: pass subsample={min(1.0, LEAST_ROWS / rows):.3g} or more.",
         )
     kinds = [table.schema.field(name).type for name in features]
-    if share < 1 and any(pa.types.is_string(k) or pa.types.is_large_string(k) or pa.types.is_binary(k) for k in kinds):
+    if share < 1 and any(map(is_text, kinds)):
         raise InputError(
             f"subsample={share}: the features are text, and a forest cannot learn ranks from text.",
             "pass subsample=1.0, or embeddings as the features.",
@@ -337,11 +337,19 @@ def _whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def in_subsample(raw: Batch, share: float, seed: int) -> np.ndarray[Any, Any]:
-    """Positions of the batch's rows that a subsample takes: each with probability `share`, by its contents alone."""
-    if share >= 1.0:
+def in_subsample(raw: Batch, settings: Settings) -> np.ndarray[Any, Any]:
+    """Positions of the batch's rows that a subsample takes: each with probability `subsample`, by its contents alone.
+
+    Rows that are excluded are left out. Which rows are excluded moves the seed too, so that every round of active
+    learning draws anew from the rows that are left (Algorithm 8 of the influence measure's paper).
+    """
+    if settings.subsample >= 1.0:
         return np.arange(len(raw))
-    return np.flatnonzero(uniforms(row_keys(raw.x, raw.labels), seed + 2, 1)[:, 0] < share)
+    keys, seed = row_keys(raw.x, raw.labels), settings.seed + settings.draw + 2
+    taken = uniforms(keys, seed, 1)[:, 0] < settings.subsample
+    if settings.exclude:
+        taken &= ~np.isin(to_numpy(raw.ids), np.asarray(settings.exclude))
+    return np.flatnonzero(taken)
 
 
 def _normals(raw: Batch, seed: int, count: int) -> np.ndarray[Any, Any]:

@@ -16,7 +16,7 @@ from rayinf.data.files import Arrays
 from rayinf.data.pairs import Pairs, pair_table
 from rayinf.data.run_folder import SCORES, UNRANKED, owner_of, part_name, read_record
 from rayinf.data.scores import Scores
-from rayinf.data.tables import Shard
+from rayinf.data.tables import Shard, files_of
 from rayinf.engine import curvature as curv
 from rayinf.engine import stages
 from rayinf.engine.fit_quality import fit_quality
@@ -277,6 +277,7 @@ def metadata(run: Run) -> dict[str, Any]:
         "unit": unit,
         "classes": {str(k): v for k, v in enumerate(run.job.classes.labels)},
         "rows": {name: scan.rows for name, scan in run.scans.items()},
+        "files": files_of(run.job.tables["train"]),
         "parameters": run.probe.parameters,
         "blocks": {b.name: list(b.shape) for b in run.probe.blocks},
         "curvature": s.curvature,

@@ -22,6 +22,7 @@ from rayinf.core.outputs import Outputs, check_curvature, find_outputs
 from rayinf.data.batches import Batch, BatchReader
 from rayinf.engine.curvature import KRONECKER
 from rayinf.engine.job import Job
+from rayinf.engine.per_row import transform_fix
 from rayinf.engine.worker import Worker
 from rayinf.errors import InputError, RayinfError
 
@@ -126,7 +127,8 @@ def _try_model(worker: Worker, batch: Batch) -> tuple[Any, torch.Tensor]:
         raise
     except Exception as error:
         raise InputError(
-            f"Task(transform=...) fails on {rows}: {type(error).__name__}: {error}.", "mend the transform."
+            f"Task(transform=...) fails on {rows}: {type(error).__name__}: {error}.",
+            transform_fix(worker.job.task.transform, batch.x),
         ) from error
     try:
         with torch.no_grad():

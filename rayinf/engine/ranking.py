@@ -108,7 +108,7 @@ def rank_rest(run: Run, tables: list[pa.Table]) -> tuple[list[pa.Table], dict[st
     shards = run.job.tables[run.job.scored].shards
     items = {s.index: (s, tables[k] if tables else _source(run, s)) for k, s in enumerate(shards)}
     rows = run.scans[run.job.scored].rows
-    scored = rows * run.job.settings.subsample
+    scored = max(rows - len(run.job.settings.exclude), 1) * run.job.settings.subsample
     shares = {"shares": np.array([min(1.0, MOST_ROWS / scored), min(1.0, _MOST_REFERENCES / scored)])}
     parts: dict[int, Arrays] = {}
     with run.timed("forest", rows) as advance:

@@ -22,6 +22,8 @@ from rayinf.core.objectives import LABEL, Objective, make_targets
 from rayinf.data.batches import Columns, check_columns
 from rayinf.data.files import sealed, unsealed, write_json
 from rayinf.data.labels import Classes, check_known, make_classes
+from rayinf.data.out_folder import check_out
+from rayinf.data.pandas_index import id_column
 from rayinf.data.part_files import PartPlace
 from rayinf.data.run_folder import FINISHED, RunFolder, owner_of, part_name
 from rayinf.data.scan import ScanMerge, TableScan, check_unique_ids
@@ -280,7 +282,7 @@ def _check_arguments(request: Request) -> None:
             f"batch_size={s.batch_size!r} is no number of rows",
             "leave it out, or pass a positive integer.",
         ),
-        (_whole(s.seed) and s.seed >= 0, f"seed={s.seed!r} is no seed", "pass an integer >= 0."),
+        (_whole(s.seed) and 0 <= s.seed < 2**63, f"seed={s.seed!r} is no seed", "pass an integer from 0 to 2^63 - 1."),
         (isinstance(s.halves, bool), f"halves={s.halves!r} is no bool", "pass True or False."),
         (
             s.precision in (None, "fp64", "bf16", "fp16"),
@@ -321,16 +323,18 @@ def open_tables(request: Request) -> tuple[dict[str, Table], dict[str, Columns]]
     task = request.task
     others = [task.label, *([task.group] if task.group else [])]
     tables = {name: as_table(value, task.feature_columns, others, name) for name, value in request.tables.items()}
+    check_out(request.out, tables)
     splits = tuple(dict.fromkeys(o.split for o in request.objectives if o.split not in (None, LABEL)))
     columns, scored = {}, "pool" if "pool" in tables else "train"
     for name, table in tables.items():
-        # A column called row_id is taken at its word, since that is what scores call it too.
-        row_id = task.row_id or ("row_id" if "row_id" in table.schema.names else None)
+        row_id = id_column(table.schema, task.row_id)
+        if name != scored and request.verb != "pairs" and task.row_id is None and row_id != "row_id":
+            row_id = None  # an index matters only where ids are told
         columns[name] = Columns(
             tuple(task.feature_columns),
             isinstance(task.features, str),
             None if name == "pool" else task.label,
-            row_id if name == scored else _if_there(row_id, table),
+            row_id if name == scored or row_id is None else _if_there(row_id, table),
             tuple(s for s in splits if s is not None) if name == "valid" else (),
         )
         check_columns(table, columns[name])

@@ -16,6 +16,8 @@ import numpy as np
 from rayinf.core.fisher import FisherKind
 from rayinf.data.batches import Array, BatchReader, Columns
 from rayinf.data.history import VERB, History, Key, keys, load_trails
+from rayinf.data.out_folder import check_out
+from rayinf.data.overlap import labelled_already, tell
 from rayinf.data.run_folder import RunFolder, owner_of
 from rayinf.data.tables import READ_ROWS, Table, as_table
 from rayinf.engine.acquiring import Wish
@@ -67,7 +69,8 @@ def active_learning(
     Args:
         task: the model, its columns and how to train it.
         labeled: the first labelled rows.
-        pool: the rows to pick from; labels in it are not read.
+        pool: the rows to pick from; labels in it are not read. Rows whose id a labelled row has too (where both tables
+            have ids of their own) are left out, with a warning.
         oracle: where labels come from: a function, row ids `[n]` -> labels `[n]` (or a dict or Series, id -> label); a
             table that has the labels of the pool's rows, found by the pool's id column or, without one, by position;
             a `LabelFolder`; or a path: an existing directory without Parquet files of other names than questions and
@@ -86,7 +89,7 @@ def active_learning(
         curvature: as in `acquire`.
         aggregate: as in `acquire`.
         rank: as in `acquire`.
-        subsample: as in `acquire`.
+        subsample: as in `acquire`; the share is drawn anew in every round, from the rows that are left.
         fisher: as in `acquire`.
         damping: as in `acquire`.
         samples: as in `acquire`.
@@ -104,14 +107,14 @@ def active_learning(
     wanted = keys(_names(strategy), _seeds(seed))
     given = _Given(task, {"labeled": labeled, "pool": pool, "test": test, "valid": valid}, rounds, n, wanted)
     options = Options(curvature, aggregate, rank, subsample, fisher, damping, samples)
-    opened = _open(given, options)
+    opened = _open(given, options, out)
     place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(local_folder(out))
     with place as folder:
         learning = Learning(
             opened.task,
             opened.labeled,
             {name: opened.tables.get(name) for name in ("pool", "test", "valid")},
-            {k: absolute(v) for k, v in given.tables.items() if k != "labeled" and isinstance(v, str | Path)},
+            {k: absolute(v) for k, v in given.tables.items() if k != "labeled" and isinstance(v, str | Path | list)},
             opened.columns,
             make_oracle(oracle, Pool(opened.task, opened.tables["pool"].num_rows, opened.columns.row_id)),
             rounds,
@@ -120,6 +123,7 @@ def active_learning(
             Path(folder),
             owner_of({"identity": opened.identity}),
             None,
+            left_out=opened.left_out,
             prints=cluster is None or len(wanted) == 1,
         )
         return _run(learning, wanted, opened.identity, cluster)
@@ -155,6 +159,7 @@ class _Opened:
     labeled: tuple[Array, Array]
     columns: Columns
     identity: dict[str, Any]
+    left_out: Array
 
 
 def _run(learning: Learning, wanted: Sequence[Key], identity: dict[str, Any], cluster: Cluster | None) -> History:
@@ -198,7 +203,7 @@ def _tell_new(learning: Learning, told: dict[Key, int]) -> None:
         told[key] = max(told[key], len(trail.rows))
 
 
-def _open(given: _Given, options: Options) -> _Opened:
+def _open(given: _Given, options: Options, out: str | Path | None) -> _Opened:
     """Check everything that `acquire`, training and measuring would, before any work.
 
     Raises:
@@ -213,7 +218,10 @@ def _open(given: _Given, options: Options) -> _Opened:
     }
     three = tables["labeled"], tables["pool"], tables.get("valid")
     wishes = {wish: wish.tables(*three) for wish in (Wish(s, given.n) for s in given.strategies)}
-    _check_rounds(given.rounds, given.n, tables["pool"].num_rows)
+    check_out(out, tables)
+    left_out = labelled_already(tables["labeled"], tables["pool"], task.row_id)
+    _check_rounds(given.rounds, given.n, tables["pool"].num_rows, len(left_out))
+    tell(left_out, tables["pool"].num_rows)
     identity: dict[str, Any] = {}
     for wish, asked in wishes.items():
         job, own = _try(given, options, wish, {**asked, "test": tables["test"]})
@@ -226,7 +234,7 @@ def _open(given: _Given, options: Options) -> _Opened:
         retrain(settled, tables["labeled"], seed=given.seeds[0])
     identity |= {"strategy": given.strategies, "seed": given.seeds, "rounds": given.rounds, "n": given.n}
     identity |= {**asdict(options), "row_id": job.columns["pool"].row_id, **fit_identity(task)}
-    return _Opened(settled, tables, (x, y), job.columns["pool"], identity)
+    return _Opened(settled, tables, (x, y), job.columns["pool"], identity, left_out)
 
 
 def _try(given: _Given, o: Options, wish: Wish, tables: Mapping[str, Any]) -> tuple[Job, dict[str, Any]]:
@@ -246,18 +254,20 @@ def _read(table: Table, columns: Columns) -> tuple[Array, Array]:
     return np.concatenate([b.x for b in found]), np.concatenate([b.labels for b in found])
 
 
-def _check_rounds(rounds: int, n: int, rows: int) -> None:
-    """Refuse rounds for which the pool has too few rows.
+def _check_rounds(rounds: int, n: int, rows: int, left_out: int) -> None:
+    """Refuse rounds for which the pool has too few rows that are not labelled.
 
     Raises:
         InputError: no number of rounds, or too many.
     """
     if isinstance(rounds, bool) or not isinstance(rounds, Integral) or rounds < 1:
         raise InputError(f"rounds={rounds!r} is no number of rounds.", "pass an integer, 1 or more.")
-    if rounds * n > rows:
+    free = rows - left_out
+    if rounds * n > free:
+        labelled = f", {left_out:,} of them labelled already" if left_out else ""
         raise InputError(
-            f"{rounds} rounds of n={n:,} want {rounds * n:,} rows, and the pool has {rows:,}.",
-            f"pass a smaller n (up to {rows // rounds:,}), or fewer rounds.",
+            f"{rounds} rounds of n={n:,} want {rounds * n:,} rows, and the pool has {rows:,}{labelled}.",
+            f"pass a smaller n (up to {free // rounds:,}), or fewer rounds.",
         )
 
 
@@ -280,7 +290,9 @@ def _seeds(seed: int | Sequence[int]) -> list[int]:
         InputError: none, or no integers.
     """
     found: list[Any] = list(seed) if isinstance(seed, Sequence | np.ndarray | range) else [seed]
-    whole = all(isinstance(s, Integral) and not isinstance(s, bool) and int(s) >= 0 for s in found)
+    whole = all(isinstance(s, Integral) and not isinstance(s, bool) and 0 <= int(s) < 2**63 for s in found)
     if not found or not whole or len(set(found)) < len(found):
-        raise InputError(f"seed={seed!r} holds no seeds, or one twice.", "pass an integer >= 0, or a list of these.")
+        raise InputError(
+            f"seed={seed!r} holds no seeds, or one twice.", "pass an integer from 0 to 2^63 - 1, or a list of these."
+        )
     return [int(s) for s in found]

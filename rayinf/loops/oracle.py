@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from rayinf.data import batches
 from rayinf.data.batches import Array, Columns, check_columns
 from rayinf.data.files import write_result
+from rayinf.data.pandas_index import UNNAMED, index_column
 from rayinf.data.scores import to_numpy
 from rayinf.data.tables import Table, as_table
 from rayinf.errors import InputError
@@ -141,13 +142,15 @@ def make_oracle(given: Any, pool: Pool) -> Oracle:
     row_id = pool.row_id or "row_id"
     columns = Columns((), True, task.label, row_id if row_id in table.schema.names else None)
     check_columns(table, columns)
-    if columns.row_id is None and table.num_rows != pool.rows:
+    # A pool whose ids are an index without a name is a part of a frame: of a whole frame the positions are such ids.
+    numbered = pool.row_id == UNNAMED and index_column(table.schema) == ""
+    if columns.row_id is None and not numbered and table.num_rows != pool.rows:
         raise InputError(
             f"The oracle's table has {table.num_rows:,} rows and no column {row_id!r}, and the pool has "
             f"{pool.rows:,} rows: which label is whose cannot be told.",
             "give it the ids of the pool's rows, or one row for each row of the pool, in its order.",
         )
-    return _Table(table, columns, pool)
+    return _Table(table, columns, pool, numbered)
 
 
 @dataclass(frozen=True)
@@ -181,10 +184,11 @@ class _Table:
     table: Table
     columns: Columns
     pool: Pool
+    numbered: bool
 
     def ask(self, question: Question) -> Array:
         """The labels of the rows, by id or by position."""
-        by = "position" if self.columns.row_id is None else "row_id"
+        by = "position" if self.columns.row_id is None and not self.numbered else "row_id"
         wanted = _plain(question.rows[by].combine_chunks())
         ids: list[Any] = []
         labels: list[pa.Array] = []

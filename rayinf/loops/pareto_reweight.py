@@ -17,6 +17,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from rayinf.data.files import fill_safetensors
+from rayinf.data.out_folder import check_out
 from rayinf.data.run_folder import RunFolder
 from rayinf.data.scores import Scores, to_numpy
 from rayinf.engine.job import Cluster
@@ -28,6 +29,7 @@ from rayinf.loops.generations import CHECKPOINT, PLAIN, Candidate, Generations, 
 from rayinf.loops.opened import check_unchanged
 from rayinf.loops.reweight_request import VERB, Opened, check_arguments, open_request
 from rayinf.loops.reweighting import Reweighting, candidates_table, classes_table
+from rayinf.loops.run_identity import absolute
 from rayinf.loops.search import Search
 from rayinf.task import Fit, Task
 
@@ -92,6 +94,7 @@ def pareto_reweight(
     """
     asked = check_arguments(task, scores, mode, Search() if search is None else search, seed)
     opened = open_request(asked, {"train": train, "valid": valid}, targets)
+    check_out(out, opened.job.tables)
     place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(_folder(out))
     with place as path, RunFolder(Path(path)) as folder:
         finished = folder.begin({"verb": VERB, "identity": opened.identity})
@@ -150,7 +153,7 @@ class _Run:
             gpus = self._cluster is not None and self._cluster.gpus_per_worker > 0
             work = Trials(
                 opened.job,
-                None if isinstance(opened.asked.task.fit, Fit) else _anywhere(self._given["train"]),
+                None if isinstance(opened.asked.task.fit, Fit) else absolute(self._given["train"]),
                 _fit(opened.asked.task, search),
                 opened.p_nk,
                 opened.targets,
@@ -267,10 +270,3 @@ def _folder(out: str | Path) -> Path:
     if "://" in str(out):
         raise InputError(f"out={str(out)!r} is a URI.", "pass a local or mounted folder, and copy the run from there.")
     return Path(out).expanduser().absolute()
-
-
-def _anywhere(given: Any) -> Any:
-    """A path that means the same in any process."""
-    if isinstance(given, str | Path) and "://" not in str(given):
-        return str(Path(given).expanduser().absolute())
-    return given

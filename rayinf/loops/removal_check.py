@@ -17,6 +17,7 @@ import numpy as np
 from rayinf.core.asked import parse
 from rayinf.data.batches import Array
 from rayinf.data.labels import Classes
+from rayinf.data.out_folder import check_out
 from rayinf.data.removals import Changes, RemovalCheck
 from rayinf.data.run_folder import RunFolder
 from rayinf.data.scan import TableScan
@@ -111,6 +112,7 @@ def removal_check(
     if isinstance(task.fit, Fit) and task.fit.schedule == "constant":
         warnings.warn(_CONSTANT, stacklevel=2)
     opened = _open(task, {"train": train, "valid": valid, "test": test}, scores, float(share))
+    check_out(out, opened.tables)
     trained = range(int(seed), int(seed) + (1 if task.fit is None else int(seeds)))
     place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(local_folder(out))
     with place as folder, RunFolder(Path(folder)) as run:
@@ -188,7 +190,7 @@ def _open(task: Task, given: Mapping[str, Any], scores: Scores, share: float) ->
     identity = {k: own[k] for k in (*_TASK, *_TABLES)} | fit_identity(task)
     identity |= {"columns": list(vectors.columns), "share": share, "removals": removals.digest}
     settled = replace(task, classes=job.classes.labels)
-    held = {k: absolute(v) if isinstance(v, str | Path) else v for k, v in given.items()}
+    held = {k: absolute(v) for k, v in given.items()}
     return _Opened(settled, held, job.tables, labels, counts, removals, identity, share)
 
 
@@ -236,8 +238,8 @@ def _check_numbers(share: object, seeds: object, seed: object) -> None:
     if isinstance(share, bool) or not isinstance(share, Real) or not 0 < float(share) < 1:
         raise InputError(f"share={share!r} is no share of rows.", "pass a number between 0 and 1, such as 0.1.")
     for name, value, least in (("seeds", seeds, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
-            raise InputError(f"{name}={value!r} is out of range.", f"pass an integer >= {least}.")
+        if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) < 2**62:
+            raise InputError(f"{name}={value!r} is out of range.", f"pass an integer >= {least}, under 2^62.")
 
 
 def _train(

@@ -59,8 +59,8 @@ def retrain(
     shuffled as a whole.
     """
     worker, scan = open_table(task, table, "train")
-    if not (isinstance(seed, Integral) and seed >= 0):
-        raise InputError(f"seed={seed!r} is no seed.", "pass an integer >= 0.")
+    if not (isinstance(seed, Integral) and 0 <= seed < 2**63):
+        raise InputError(f"seed={seed!r} is no seed.", "pass an integer from 0 to 2^63 - 1.")
     if rows is not None and not (isinstance(rows, Integral) and rows >= 1):
         raise InputError(f"rows={rows!r} is no number of rows.", "pass a positive integer, or leave it out.")
     chosen = _choose(scan.rows, keep, weights)

@@ -66,8 +66,8 @@ def check_arguments(task: Task, scores: Scores, mode: str, search: Search, seed:
         )
     if not isinstance(search, Search):
         raise InputError(f"search is a {type(search).__name__}.", "pass rayinf.Search(...), or leave it out.")
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
-        raise InputError(f"seed={seed!r} is no seed.", "pass an integer >= 0.")
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        raise InputError(f"seed={seed!r} is no seed.", "pass an integer from 0 to 2^63 - 1.")
     if task.fit is None:
         raise InputError(
             "The Task does not say how its model is trained for one more epoch.",

@@ -20,8 +20,14 @@ def local_folder(out: str | Path) -> Path:
     return Path(out).expanduser().absolute()
 
 
-def absolute(path: str | Path) -> str:
-    """The same in any process."""
+def absolute(given: Any) -> Any:
+    """A table's path, or each of several, the same in any process; anything else as it is."""
+    if isinstance(given, list):
+        return [absolute(path) for path in given]
+    return _absolute(given) if isinstance(given, str | Path) else given
+
+
+def _absolute(path: str | Path) -> str:
     return str(path) if "://" in str(path) else str(Path(path).expanduser().absolute())
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayinf.data.batches import Array
+from rayinf.data.pandas_index import id_column
 from rayinf.data.scores import Scores, to_numpy
 from rayinf.data.tables import as_table
 from rayinf.errors import InputError
@@ -26,8 +27,8 @@ def check_scored(scores: Scores, task: Task, train: Any) -> None:
             f"train has {table.num_rows:,} rows, and the scores have {len(scores):,}.",
             "pass the table that was scored.",
         )
-    column = task.row_id or "row_id"
-    if column in table.schema.names:
+    column = id_column(table.schema, task.row_id)
+    if column is not None and column in table.schema.names:
         reader, held = table.open([column]), to_numpy(scores.select(["row_id"])["row_id"])
         for shard in table.shards:
             ids = to_numpy(pa.chunked_array([b.column(column) for b in reader.read(shard)]))

@@ -111,6 +111,7 @@ class Learning:
         owner: of the files in it.
         cluster: for `acquire`; None where trajectories run side by side.
         prints: whether rounds are told on stderr.
+        left_out: ids of the pool's rows that are labelled from the first.
     """
 
     task: Task
@@ -126,6 +127,7 @@ class Learning:
     owner: str
     cluster: Cluster | None
     prints: bool
+    left_out: Array
 
     def __call__(self, key: Key) -> Trail:
         """Run a trajectory to its end, or until it must wait for labels; what is on disk is not done again."""
@@ -210,7 +212,7 @@ class Trajectory:
             fisher=o.fisher,
             damping=o.damping,
             samples=o.samples,
-            exclude=np.concatenate(self._picked).tolist() if self._picked else None,
+            exclude=[i for ids in (shared.left_out, *self._picked) for i in ids.tolist()] or None,
         )
         shared.check_unchanged()
         self._folder.tell(r, acquire_seconds=time.perf_counter() - begin)

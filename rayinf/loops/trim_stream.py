@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from rayinf.api import influence
 from rayinf.data.files import write_result
+from rayinf.data.out_folder import check_out
 from rayinf.data.scores import Scores
 from rayinf.data.selection import Selection
 from rayinf.data.tables import Table, as_table
@@ -105,6 +106,7 @@ def _stream(
         folder = None if home is None else home / f"batch-{index:05d}"
         try:
             given = as_table(batch, task.feature_columns, others, "the batch")
+            check_out(folder, {f"batch {index}": given})
             selection, scores = value(given, folder)
             table = _whole(given).filter(pa.array(selection.mask))
         except RayinfError as error:

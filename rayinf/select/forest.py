@@ -61,8 +61,10 @@ class RankForest:
                 f"pass {grow}subsample=1.0.",
             )
         ranks = rank_of(values, np.sort(values))
+        # scikit-learn takes 32 bits of a seed; a longer one starts a generator of all its bits.
+        start = seed if seed < 2**32 else np.random.RandomState(np.random.MT19937(seed))
         model = RandomForestRegressor(
-            _TREES, max_features=1 / 3, min_samples_leaf=3, oob_score=True, random_state=seed, n_jobs=jobs
+            _TREES, max_features=1 / 3, min_samples_leaf=3, oob_score=True, random_state=start, n_jobs=jobs
         )
         model.fit(_columns(features, labels), ranks)
         model.n_jobs = 1  # threads would add up the trees in any order, and change the last bits

@@ -138,7 +138,7 @@ class TestWrongAnswers:
             ([40, 10, 30], [1, 0, 3], "no class of the task (0, 1, 2) in round 2 of fi, seed 1: 3 of row 30"),
             ([40, 10, 30], ["a", "b", "c"], "'a' of row 40"),
             ([40, 10, 30], [1, None, 1], "gives null as the label in round 2 of fi, seed 1: 10"),
-            ([40, 10, 30], [1.0, 0.0, 1.5], "no integer, so no label"),
+            ([40, 10, 30], [1.0, 0.0, 1.5], "must be integers or text"),
         ],
     )
     def test_in_every_form(self, tmp_path: Path, ids: list[int], labels: list[Any], said: str) -> None:

@@ -145,7 +145,7 @@ BAD = {
     "has no rows": frame(0).iloc[:0],
     "no column 'b'": frame(0).drop(columns="b"),
     "is null in row 0": frame(0).assign(a=np.nan),
-    "which is no table": 3,
+    "which is not a table": 3,
     "label": frame(0).assign(label=7),
 }
 

@@ -1,0 +1,71 @@
+"""Where a run may write: not among the rows that it reads, and only where a folder can be made."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from rayinf.data.sources import could_hold
+from rayinf.data.tables import ParquetTable, Table
+from rayinf.errors import InputError
+
+
+def check_out(out: str | Path | None, tables: Mapping[str, Table]) -> None:
+    """Refuse an `out` that would be read as data, that is a file of a table, or that cannot be made; before any work.
+
+    Nothing is left behind: whether a new folder can be made is tried with a temporary one beside it.
+
+    Args:
+        out: a local folder or file, or None.
+        tables: that are read, by name.
+
+    Raises:
+        InputError: which table, or why it cannot be made.
+    """
+    if out is None or "://" in str(out):
+        return
+    try:
+        place = os.path.realpath(Path(out).expanduser())
+        _try_folder(Path(place))
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"out={str(out)[:200]!r} cannot be made: {getattr(error, 'strerror', None) or error}.",
+            "pass a folder that this user may write.",
+        ) from error
+    for name, table in tables.items():
+        table = getattr(table, "table", table)
+        if not isinstance(table, ParquetTable) or not isinstance(table.source.filesystem, pafs.LocalFileSystem):
+            continue
+        if place in {os.path.realpath(f) for f in table.source.files if os.path.basename(f) == os.path.basename(place)}:
+            raise InputError(f"out={str(out)!r} is a file of {name}.", "pass another path as out.")
+        files = set(table.source.files)
+        roots = [r for r in table.source.roots if r not in files]
+        if any(could_hold(os.path.realpath(r), place) for r in roots):
+            raise InputError(
+                f"out={str(out)!r} lies inside {name} ({roots[0]}): its files would be read as data.",
+                "pass a folder outside the table as out.",
+            )
+
+
+def _try_folder(place: Path) -> None:
+    """Find out whether a new folder can be made: another one is, for a moment, in the nearest folder above it.
+
+    Raises:
+        InputError: there is a file in its way.
+        OSError: it cannot.
+    """
+    if place.exists():
+        return
+    above = next(p for p in place.parents if p.exists())
+    longest = os.pathconf(above, "PC_NAME_MAX")
+    if any(len(os.fsencode(part)) > longest for part in place.parts):
+        raise OSError(0, f"a name in it is longer than {longest} bytes")
+    if not above.is_dir():
+        raise InputError(f"{above} is a file, so {place} cannot be a folder.", "pass another folder as out.")
+    os.rmdir(tempfile.mkdtemp(prefix=".rayinf-", dir=above))

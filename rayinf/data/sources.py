@@ -1,0 +1,259 @@
+"""The Parquet files that a path, folder, glob or URI stands for, in the order in which they are read.
+
+In folders and globs, files and folders whose names begin with `.` or `_` are not data (`.ipynb_checkpoints`,
+`._a.parquet`, `_delta_log`), and neither are run folders of rayinf: their `run.json` says so. A single path is read as
+given.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from rayinf.data.unreadable import shown, unreachable
+from rayinf.errors import InputError
+
+T = TypeVar("T")
+SUFFIXES = (".parquet", ".pq")
+# Seconds until a remote file system must have answered the first question, and listed a folder.
+ANSWER_SECONDS, LIST_SECONDS = 30.0, 600.0
+_FAILED = (pa.ArrowException, OSError, ValueError, RuntimeError)  # the last: a home folder of no one
+_MAGIC = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a table on disk is read from.
+
+    Attributes:
+        filesystem: where it lies.
+        files: in the order in which they are read.
+        roots: the paths, folders and globs that it was given as, absolute.
+    """
+
+    filesystem: pafs.FileSystem
+    files: tuple[str, ...]
+    roots: tuple[str, ...]
+
+
+def find(paths: Sequence[str], name: str) -> Source:
+    """The files that paths stand for: each path's by name, the paths in the given order.
+
+    Args:
+        paths: files, folders, globs or URIs, of one file system.
+        name: of the table, for errors.
+
+    Raises:
+        InputError: no Parquet file there, a file twice, or a file system that does not answer.
+    """
+    found = [_find(path, name) for path in paths]
+    filesystem = found[0].filesystem
+    if any(not s.filesystem.equals(filesystem) for s in found):
+        raise InputError(f"{name} lies on several file systems.", "pass paths of one of them.")
+    files = tuple(f for s in found for f in s.files)
+    twice = [f for f, times in Counter(files).items() if times > 1]
+    if twice:
+        raise InputError(f"{name} names the file {twice[0]} {files.count(twice[0])} times.", "name every file once.")
+    return Source(filesystem, files, tuple(r for s in found for r in s.roots))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A path as it was given, of a table that errors call `name`."""
+
+    name: str
+    path: str
+    local: bool
+
+    def ask(self, seconds: float, call: Callable[[], T]) -> T:
+        """What a file system answers; a remote one must do so in time. It is asked in a thread, to be left behind.
+
+        Raises:
+            InputError: no answer, access that is denied, or a path that cannot be.
+        """
+        done: list[Any] = []
+
+        def ask() -> None:
+            try:
+                done.append((call(), None))
+            except BaseException as error:
+                done.append((None, error))
+
+        if self.local:
+            ask()
+        else:
+            thread = threading.Thread(target=ask, daemon=True)
+            thread.start()
+            thread.join(seconds)
+        if not done:
+            raise InputError(
+                f"{self.name}: {shown(self.path)} does not answer within {seconds:.0f} s.",
+                "check the network, the endpoint and the credentials, or copy the table to a local folder.",
+            )
+        answer, error = done[0]
+        if isinstance(error, _FAILED):
+            raise unreachable(f"{self.name}: {self.path}", error) or InputError(
+                f"{self.name}: {shown(self.path)} cannot be opened: {shown(str(error)).rstrip('.')}.",
+                "check the path, or the URI and its scheme.",
+            ) from error
+        if error is not None:
+            raise error
+        return answer
+
+
+def _find(path: str, name: str) -> Source:
+    place, filesystem, root = _open(path, name)
+    if _MAGIC.search(root) and not (place.local and Path(root).exists()):
+        files, seen = _matching(filesystem, root, place)
+    else:
+        info = place.ask(ANSWER_SECONDS, lambda: filesystem.get_file_info(root))
+        if info.type == pafs.FileType.File:
+            return Source(filesystem, (root,), (root,))
+        seen = _inside(filesystem, root, place) if info.type == pafs.FileType.Directory else []
+        files = [f for f in seen if f.endswith(SUFFIXES)]
+    listed = None if place.local and seen is files else set(seen)
+    data = sorted(_data(filesystem, files, root, listed))
+    if not data:
+        raise _nothing(place, seen, filesystem, root)
+    return Source(filesystem, tuple(data), (root,))
+
+
+def _open(path: str, name: str) -> tuple[_Place, pafs.FileSystem, str]:
+    """The file system of a path, and the path there; signs of a glob stay as they are."""
+    if not path.strip():
+        raise InputError(f"{name} is an empty path.", "name a Parquet file or folder.")
+    if "://" not in path:
+        place = _Place(name, path, True)
+        return place, pafs.LocalFileSystem(), place.ask(0, lambda: str(Path(path).expanduser().absolute()))
+    if path.startswith(("http://", "https://")):
+        raise InputError(f"{name}: {shown(path)} lies on a web server.", "download it, and pass the local path.")
+    place = _Place(name, path, path.startswith("file:"))
+    plain, query, options = path.partition("?")
+    at = _MAGIC.search(plain)
+    base = plain if at is None or place.local else plain[: plain.rindex("/", 0, at.start()) + 1]
+    whole, rest = base + query + options, plain[len(base) :]
+    filesystem, root = place.ask(ANSWER_SECONDS, lambda: pafs.FileSystem.from_uri(whole))
+    root = f"{root.rstrip('/')}/{rest}" if rest else root
+    if place.local:
+        return place, filesystem, root
+    if not root.strip("/"):
+        raise InputError(f"{name}: {shown(path)} names no folder or file.", "write a path after the bucket's name.")
+    return place, filesystem, root.rstrip("/")
+
+
+def _inside(filesystem: pafs.FileSystem, root: str, place: _Place) -> list[str]:
+    """All files under a folder, at any depth."""
+    selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
+    return [i.path for i in place.ask(LIST_SECONDS, lambda: filesystem.get_file_info(selector)) if i.is_file]
+
+
+def _matching(filesystem: pafs.FileSystem, root: str, place: _Place) -> tuple[list[str], list[str]]:
+    """The files that a glob names; and the files that were looked at."""
+    if place.local:
+        files = [f for f in glob.glob(root, recursive=True) if Path(f).is_file()]
+        return files, files
+    base = base_of(root)
+    seen = _inside(filesystem, base, place)
+    parts = root[len(base) :].strip("/").split("/")
+    return [f for f in seen if _matches(f[len(base) :].strip("/").split("/"), parts)], seen
+
+
+def base_of(root: str) -> str:
+    """The folder before the first sign of a glob; a path without one, as it is."""
+    at = _MAGIC.search(root)
+    return root if at is None else root[: root.rindex("/", 0, at.start()) + 1].rstrip("/")
+
+
+def _matches(names: Sequence[str], parts: Sequence[str]) -> bool:
+    """Whether the names of a path match the parts of a glob; `**` stands for any number of folders."""
+    if not parts:
+        return not names
+    if parts[0] == "**":
+        return any(_matches(names[k:], parts[1:]) for k in range(len(names) + 1))
+    return bool(names) and fnmatchcase(names[0], parts[0]) and _matches(names[1:], parts[1:])
+
+
+def could_hold(root: str, place: str) -> bool:
+    """Whether a folder or glob would find files in a folder `place` that is to be made."""
+    base = base_of(root)
+    if place != base and not place.startswith(base.rstrip("/") + "/"):
+        return False
+    if base == root:
+        return True
+    names = place[len(base) :].strip("/").split("/") if place != base else []
+    parts = root[len(base) :].strip("/").split("/")
+    if "**" in parts[: len(names) + 1]:
+        return True
+    return len(parts) > len(names) and all(map(fnmatchcase, names, parts))
+
+
+def _data(filesystem: pafs.FileSystem, files: list[str], root: str, listed: set[str] | None) -> list[str]:
+    """Those files that are data: not hidden, and not of a run folder, below the part that was given."""
+    base = base_of(root)
+    named = [p for p in root[len(base) :].strip("/").split("/") if p.startswith((".", "_"))]
+    runs: dict[str, bool] = {}
+
+    def is_run(folder: str) -> bool:
+        if folder not in runs:
+            runs[folder] = _is_run(filesystem, f"{folder}/run.json", listed)
+        return runs[folder]
+
+    def is_data(file: str) -> bool:
+        names = file[len(base) :].strip("/").split("/")
+        hidden = [n for n in names if n.startswith((".", "_")) and not any(fnmatchcase(n, p) for p in named)]
+        if hidden:
+            return False
+        return not any(is_run("/".join([base, *names[:k]])) for k in range(len(names)))
+
+    return [f for f in files if is_data(f)]
+
+
+def _is_run(filesystem: pafs.FileSystem, file: str, listed: set[str] | None) -> bool:
+    """Whether a `run.json` is there and not plainly someone else's; `listed`: all files, where they are known."""
+    if listed is not None and file not in listed:
+        return False
+    try:
+        with filesystem.open_input_file(file) as source:
+            held = json.loads(source.read())
+    except FileNotFoundError:
+        return False
+    except ValueError:  # cut short, perhaps
+        return True
+    except OSError as error:
+        raise unreachable(file, error) or InputError(
+            f"{shown(file)} cannot be read: {error}.", "mend the file, or move it out of the table's folder."
+        ) from error
+    return not isinstance(held, dict) or "verb" in held
+
+
+def _nothing(place: _Place, seen: list[str], filesystem: pafs.FileSystem, root: str) -> InputError:
+    """The error for a path without Parquet files: what there is instead."""
+    what = f"{place.name}: no Parquet file at {shown(place.path)}"
+    if f"{root}/run.json" in seen and _is_run(filesystem, f"{root}/run.json", set(seen)):
+        return InputError(f"{what}: it is the folder of a run.", "pass the table that the run was about.")
+    parquet = [f for f in seen if f.endswith(SUFFIXES)]
+    if parquet:
+        return InputError(
+            f"{what} that is data: {len(parquet)} lie in run folders (with a run.json), or in files or folders whose "
+            "names begin with . or _.",
+            "rename them, or pass the files themselves.",
+        )
+    if seen:
+        kinds = Counter(Path(f).suffix or Path(f).name for f in seen).most_common(3)
+        held = ", ".join(f"{times} {kind}" for kind, times in kinds)
+        return InputError(
+            f"{what}: it holds {held}.",
+            "convert the files (pandas.read_csv(...).to_parquet(...), say), and let their names end in .parquet.",
+        )
+    return InputError(f"{what}.", "check the path, folder, glob or URI.")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rayinf.arguments import optional, text
 from rayinf.core.objectives import Objective
 from rayinf.errors import InputError
 
@@ -91,6 +92,7 @@ def demographic_parity(favourable: Any = None, group: str | None = None) -> Obje
         favourable: a label; None: the highest of two.
         group: a column; None: `Task(group=...)`.
     """
+    optional(text, "demographic_parity.group", group, "the name of a column, or None")
     return Gap("demographic_parity", split=group or GROUP, combine=_absolute, favourable=favourable)
 
 
@@ -103,6 +105,7 @@ def equal_opportunity(favourable: Any = None, group: str | None = None) -> Objec
         favourable: a label; None: the highest of two.
         group: a column; None: `Task(group=...)`.
     """
+    optional(text, "equal_opportunity.group", group, "the name of a column, or None")
     return Gap("equal_opportunity", split=group or GROUP, combine=_absolute, favourable=favourable)
 
 

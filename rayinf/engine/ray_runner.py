@@ -22,6 +22,7 @@ from rayinf.engine.job import Chunk, Cluster, Job
 from rayinf.engine.stages import Stage, perform
 from rayinf.engine.worker import Worker
 from rayinf.errors import RayinfError, RunError
+from rayinf.user_code import from_worker, sendable
 
 # Calls that wait in an actor while another runs: hides the way back to the driver, and loses little with the actor.
 _IN_FLIGHT = 2
@@ -90,7 +91,8 @@ class RayRunner:
 
     @job.setter
     def job(self, job: Job) -> None:
-        self._job, self._job_ref = job, ray.put(job)
+        with sendable():
+            self._job, self._job_ref = job, ray.put(job)
 
     def map(
         self, stage: type[Stage], arrays: Any, items: Mapping[int, Any], **options: Any
@@ -270,7 +272,9 @@ def benches(function: Callable[[Any], Any], cluster: Cluster, workers: int) -> G
     actors = [bench.remote(threads) for _ in range(workers)]
     try:
         _wait_ready(actors, cluster)
-        yield Benches(cluster, actors, ray.put(function))
+        with sendable():
+            sent = ray.put(function)
+        yield Benches(cluster, actors, sent)
     finally:
         for actor in actors:
             ray.kill(actor)
@@ -302,7 +306,7 @@ def _get(ref: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, RayinfError):
             raise error.cause from None
-        raise
+        raise from_worker(error.cause) from error
     except ray.exceptions.RayActorError as error:
         raise RunError(
             f"A worker could not be kept alive: {str(error).splitlines()[0]}",

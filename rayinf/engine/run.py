@@ -11,13 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
-from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import psutil
 
+from rayinf.arguments import plain
 from rayinf.core.objectives import LABEL, Objective, make_targets
 from rayinf.data.batches import Columns, check_columns
 from rayinf.data.files import write_json
@@ -26,7 +26,7 @@ from rayinf.data.run_folder import RunFolder
 from rayinf.data.scan import TableScan, check_unique_ids, merge_scans
 from rayinf.data.tables import Table, as_table
 from rayinf.engine import progress, stages
-from rayinf.engine.curvature import CURVATURES, KRONECKER, Solver, check_memory
+from rayinf.engine.curvature import KRONECKER, Solver, check_memory
 from rayinf.engine.identity import check_factors, factors_run, fingerprint, identity
 from rayinf.engine.job import Cluster, Job, Settings, chunks
 from rayinf.engine.probe import Probe, probe
@@ -77,6 +77,10 @@ class Request:
     cluster: Cluster | None
     out: str | Path | None
     check: Callable[[Mapping[str, Table], Probe], None] | None = None
+
+    def __post_init__(self) -> None:
+        """A plain number, which JSON can hold, for NumPy's."""
+        object.__setattr__(self, "damping", plain(self.damping))
 
 
 @dataclass
@@ -234,59 +238,14 @@ def partial_sums(probed: Probe, curvature: str) -> int:
     return min(max(_PARTIAL_BYTES // max(size, 1), _FEWEST_CHUNKS), _MOST_CHUNKS)
 
 
-def _check_arguments(request: Request) -> None:
-    s = request.settings
-    checks: Sequence[tuple[bool, str, str]] = (
-        (s.curvature in CURVATURES, f"curvature={s.curvature!r} is unknown", f"use one of {', '.join(CURVATURES)}."),
-        (s.fisher in ("true", "empirical"), f"fisher={s.fisher!r} is unknown", 'use "true" or "empirical".'),
-        (
-            request.damping is None or (_number(request.damping) and 0 <= request.damping < float("inf")),
-            f"damping={request.damping!r} is no finite number >= 0",
-            "leave it out for the default, or pass a finite number >= 0.",
-        ),
-        (
-            s.batch_size is None or (_whole(s.batch_size) and s.batch_size >= 1),
-            f"batch_size={s.batch_size!r} is no number of rows",
-            "leave it out, or pass a positive integer.",
-        ),
-        (_whole(s.seed) and s.seed >= 0, f"seed={s.seed!r} is no seed", "pass an integer >= 0."),
-        (isinstance(s.halves, bool), f"halves={s.halves!r} is no bool", "pass True or False."),
-        (
-            s.precision in (None, "fp64", "bf16", "fp16"),
-            f"precision={s.precision!r} is unknown",
-            'use None, "fp64", "bf16" or "fp16".',
-        ),
-        (
-            request.out is None or "://" not in str(request.out),
-            f"out={str(request.out)!r} is a URI",
-            "pass a local or mounted folder, and copy the finished run from there.",
-        ),
-        (
-            request.factors is None or s.curvature != "identity",
-            'curvature="identity" has no factors',
-            "leave factors out.",
-        ),
-    )
-    for fine, what, fix in checks:
-        if not fine:
-            raise InputError(f"{what}.", fix)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
 def open_tables(request: Request) -> tuple[dict[str, Table], dict[str, Columns]]:
     """The tables of a request and the columns that are read of each; nothing but footers is read.
 
     Raises:
         InputError: wrong arguments, no table, a missing column.
     """
-    _check_arguments(request)
+    if request.factors is not None and request.settings.curvature == "identity":
+        raise InputError('curvature="identity" has no factors.', "leave factors out.")
     task = request.task
     others = [task.label, *([task.group] if task.group else [])]
     tables = {name: as_table(value, task.feature_columns, others, name) for name, value in request.tables.items()}

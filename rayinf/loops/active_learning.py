@@ -7,18 +7,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rayinf.arguments import plain
 from rayinf.core.fisher import FisherKind
 from rayinf.data.batches import Array, BatchReader, Columns
 from rayinf.data.history import VERB, History, Key, keys, load_trails
 from rayinf.data.run_folder import RunFolder
 from rayinf.data.tables import READ_ROWS, Table, as_table
 from rayinf.engine.acquiring import Wish
+from rayinf.engine.entry import check, check_seeds, check_strategies
 from rayinf.engine.job import Cluster, Job
 from rayinf.engine.parallel import session, side_by_side
 from rayinf.engine.run import Request, open_run
@@ -101,9 +102,11 @@ def active_learning(
 
     Cost: a trajectory trains and measures `rounds + 1` times and acquires `rounds` times.
     """
-    wanted = keys(_names(strategy), _seeds(seed))
+    check(task=task, rounds=rounds, n=n, cluster=cluster, out=out, curvature=curvature, aggregate=aggregate, rank=rank)
+    check(subsample=subsample, fisher=fisher, damping=damping, samples=samples)
+    wanted, rounds, n = keys(check_strategies("strategy", strategy), check_seeds("seed", seed)), int(rounds), int(n)
     given = _Given(task, {"labeled": labeled, "pool": pool, "test": test, "valid": valid}, rounds, n, wanted)
-    options = Options(curvature, aggregate, rank, subsample, fisher, damping, samples)
+    options = Options(curvature, aggregate, *map(plain, (rank, subsample)), fisher, *map(plain, (damping, samples)))
     opened = _open(given, options)
     place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(local_folder(out))
     with place as folder:
@@ -226,8 +229,8 @@ def _try(given: _Given, o: Options, wish: Wish, tables: Mapping[str, Any]) -> tu
     """Open a run of `acquire` on the first labelled rows, and close it again."""
     settings = wish.settings(o.curvature, o.fisher, given.seeds[0], None, o.rank, o.subsample)
     settings = replace(settings, aggregate=str(o.aggregate), samples=o.samples if wish.needs_dropout else 0)
-    check = partial(wish.check, features=given.task.feature_columns, settings=settings)
-    request = Request("acquire", given.task, tables, wish.objectives(), settings, o.damping, None, None, None, check)
+    fits = partial(wish.check, features=given.task.feature_columns, settings=settings)
+    request = Request("acquire", given.task, tables, wish.objectives(), settings, o.damping, None, None, None, fits)
     with open_run(request) as run:
         return run.job, run.identity
 
@@ -243,37 +246,10 @@ def _check_rounds(rounds: int, n: int, rows: int) -> None:
     """Refuse rounds for which the pool has too few rows.
 
     Raises:
-        InputError: no number of rounds, or too many.
+        InputError: too many.
     """
-    if isinstance(rounds, bool) or not isinstance(rounds, Integral) or rounds < 1:
-        raise InputError(f"rounds={rounds!r} is no number of rounds.", "pass an integer, 1 or more.")
     if rounds * n > rows:
         raise InputError(
             f"{rounds} rounds of n={n:,} want {rounds * n:,} rows, and the pool has {rows:,}.",
             f"pass a smaller n (up to {rows // rounds:,}), or fewer rounds.",
         )
-
-
-def _names(strategy: str | Sequence[str]) -> list[str]:
-    """The strategies, each once.
-
-    Raises:
-        InputError: none, or no names.
-    """
-    found = [strategy] if isinstance(strategy, str) else list(strategy)
-    if not found or not all(isinstance(s, str) for s in found) or len(set(found)) < len(found):
-        raise InputError(f"strategy={strategy!r} names none, or one twice.", 'pass "fi", or a list of strategies.')
-    return found
-
-
-def _seeds(seed: int | Sequence[int]) -> list[int]:
-    """The seeds, each once.
-
-    Raises:
-        InputError: none, or no integers.
-    """
-    found: list[Any] = list(seed) if isinstance(seed, Sequence | np.ndarray | range) else [seed]
-    whole = all(isinstance(s, Integral) and not isinstance(s, bool) and int(s) >= 0 for s in found)
-    if not found or not whole or len(set(found)) < len(found):
-        raise InputError(f"seed={seed!r} holds no seeds, or one twice.", "pass an integer >= 0, or a list of these.")
-    return [int(s) for s in found]

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rayinf.arguments import path
 from rayinf.data import batches
 from rayinf.data.batches import Array, Columns, check_columns
 from rayinf.data.files import write_part
@@ -21,6 +22,7 @@ from rayinf.data.scores import to_numpy
 from rayinf.data.tables import Table, as_table
 from rayinf.errors import InputError
 from rayinf.task import Task
+from rayinf.user_code import user_code
 
 _SHOWN = 5
 _ASK, _LABELS = "ask-", "labels-"
@@ -38,6 +40,14 @@ class LabelFolder:
     """
 
     path: str | Path
+
+    def __post_init__(self) -> None:
+        """Refuse what names no folder.
+
+        Raises:
+            InputError: it is not a path.
+        """
+        path("LabelFolder.path", self.path)
 
 
 @dataclass(frozen=True)
@@ -160,7 +170,8 @@ class _Function:
     def ask(self, question: Question) -> Array:
         """What the function says."""
         asked = to_numpy(question.rows["row_id"])
-        found = self.call(asked)
+        with user_code("The oracle", "mend it: an array of row ids -> their labels."):
+            found = self.call(asked)
         if isinstance(found, Mapping | pd.Series):
             ids, labels = list(found.keys()), list(found.values() if isinstance(found, Mapping) else found)
         else:

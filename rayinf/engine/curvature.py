@@ -18,7 +18,6 @@ from rayinf.core.objectives import Target, query_vectors, tell
 from rayinf.data.files import Arrays
 from rayinf.data.scores import HALVES
 from rayinf.engine.stages import read_bases
-from rayinf.errors import InputError
 
 # Curvatures that are sums over layers of Kronecker factors, and those that are one dense matrix.
 KRONECKER = ("ekfac", "kfac")
@@ -194,21 +193,6 @@ def describe(factors: Arrays, solver: Solver) -> dict[str, Any]:
             for n, v in evens.items()
         }
     return out
-
-
-def check_memory(curvature: str, parameters: int, available: int) -> None:
-    """Refuse a dense curvature that does not fit.
-
-    Raises:
-        InputError: the memory it would take, and what there is.
-    """
-    need = 4 * 8 * parameters**2
-    if curvature in DENSE and need > 0.8 * available:
-        raise InputError(
-            f"curvature={curvature!r} over {parameters:,} parameters takes {need / 2**30:,.1f} GiB "
-            f"(four float64 matrices of {parameters:,} squared); {available / 2**30:,.1f} GiB are free.",
-            'use curvature="ekfac", or fewer parameters with Task(parameters="last").',
-        )
 
 
 @contextmanager

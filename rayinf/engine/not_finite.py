@@ -28,13 +28,13 @@ def not_finite(worker: Worker, table: str, shards: Sequence[Shard]) -> InputErro
             for ready in worker.read(table, shard, _ROWS):
                 logits = worker.predict(ready.x)
                 finite = torch.isfinite(logits).all(1)
-                what = "The model's logits"
+                what = "logits that are"
                 if bool(finite.all()) and worker.job.columns[table].label is not None:
-                    finite, what = torch.isfinite(task.row_loss(logits, ready.y)), "The loss"
+                    finite, what = torch.isfinite(task.row_loss(logits, ready.y)), "a loss that is"
                 if not bool(finite.all()):
                     at = int((~finite).nonzero()[0])
                     row = f"row {ready.raw.start + at} of {name} (id {ready.raw.ids[at].as_py()!r})"
-                    return InputError(f"{what} on {row}: NaN or infinite.", _FIX)
+                    return InputError(f"The model gives {what} NaN or infinite on {row}.", _FIX)
     first, last = shards[0].start, shards[-1].start + shards[-1].rows - 1
     return InputError(
         f"The model's gradients overflow: their sum over rows {first} to {last} of {name} is not finite.",

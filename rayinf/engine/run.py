@@ -15,8 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import psutil
-
 from rayinf.arguments import plain
 from rayinf.core.objectives import LABEL, Objective, make_targets
 from rayinf.data.batches import Columns, check_columns
@@ -26,9 +24,10 @@ from rayinf.data.run_folder import RunFolder
 from rayinf.data.scan import TableScan, check_unique_ids, merge_scans
 from rayinf.data.tables import Table, as_table
 from rayinf.engine import progress, stages
-from rayinf.engine.curvature import KRONECKER, Solver, check_memory
+from rayinf.engine.curvature import KRONECKER, Solver
 from rayinf.engine.identity import check_factors, factors_run, fingerprint, identity
 from rayinf.engine.job import Cluster, Job, Settings, chunks
+from rayinf.engine.memory import available, check_fits, check_memory
 from rayinf.engine.probe import Probe, probe
 from rayinf.engine.runner import Runner, make_runner
 from rayinf.errors import InputError, RunError
@@ -202,13 +201,14 @@ def open_run(request: Request) -> Run:
     probed = probe(job, request.objectives)
     if request.check is not None:
         request.check(tables, probed)
-    check_memory(request.settings.curvature, probed.parameters, psutil.virtual_memory().available)
+    check_memory(request.settings.curvature, probed.parameters, available())
     folder = RunFolder(Path(request.out).expanduser()) if request.out is not None else None
     other = factors_run(request.factors)
     runner = make_runner(job, request.cluster, folder.factors if folder else None)
     try:
         scans = {name: _scan(runner, name, table, folder) for name, table in tables.items()}
         job = _settle(job, request, probed, scans)
+        check_fits(job, probed, request.cluster, partial_sums(probed, request.settings.curvature))
         asked = {"verb": request.verb, "damping": request.damping, "factors": fingerprint(other)}
         own = identity(job, probed.fingerprint, scans, asked)
         if other is not None:

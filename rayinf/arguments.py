@@ -126,7 +126,7 @@ def text(name: str, value: Any, what: str = "text") -> str:
     """
     if isinstance(value, str) and value.strip():
         return value
-    raise refuse(name, value, what, f"pass {what}, such as {name.rpartition('.')[2]}={_example(name)!r}.")
+    raise refuse(name, value, what, f"pass {what}.")
 
 
 def one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:

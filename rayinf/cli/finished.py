@@ -12,6 +12,7 @@ import typer
 from rayinf import api, summaries
 from rayinf.cli.app import Debug, app
 from rayinf.cli.exits import exit_codes
+from rayinf.cli.words import translate
 from rayinf.data.files import write_json, write_part
 from rayinf.data.run_folder import RunFolder
 from rayinf.data.scores import Scores
@@ -46,7 +47,7 @@ def trim(
     Writes row_id and value of the rows that are kept (in the table's order)
     and of those that are removed (worst first). No data is changed.
     """
-    with exit_codes(debug):
+    with exit_codes(debug, ("by", "budget", "floor", "out")):
         files = _trim_files(run if out is None else out, is_run=out is None)
         scores = _training_scores(run)
         selection = trim_rows(scores, budget, by, floor)
@@ -85,7 +86,7 @@ def ceiling(
 
     The verdict needs scores with halves: true; without, it is left open.
     """
-    with exit_codes(debug):
+    with exit_codes(debug, ("out", "plane", "seed")):
         scores = _training_scores(run)
         report = api.ceiling(scores, seed=seed)
         folder = run.expanduser() / "ceiling" if out is None else out.expanduser()
@@ -95,7 +96,7 @@ def ceiling(
             report.plot_classes(folder / "classes.png"),
         ]
         write_json(folder / "ceiling.json", report.to_dict())
-        typer.echo(report.to_text())
+        typer.echo(translate(report.to_text()))
         typer.echo(f"Figures: {', '.join(map(str, pictures))}")
         typer.echo(f"All numbers: {folder / 'ceiling.json'}")
 

@@ -140,7 +140,8 @@ def _check(batches: object, budget: object) -> None:
         arrays and not isinstance(batches[0], pd.DataFrame | pa.Table)  # type: ignore[index]
     ):
         raise InputError(
-            "batches is a single table, and a stream is made of several.", "pass a list of tables, or [table]."
+            f"batches={shown(batches)} is a single table, and a stream is made of several.",
+            "pass a list of tables, or [table].",
         )
     if not isinstance(batches, Iterable):
         raise InputError(f"batches={shown(batches)}: batches must be an iterable of tables.", "pass a list of tables.")

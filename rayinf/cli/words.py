@@ -23,6 +23,8 @@ _CALLED = ("acquire", "active_learning", "ceiling", "influence", "plan", "remova
 _VALUE = r"\"[^\"]*\"|'[^']*'|True\b|False\b|None\b|\[[^\]\[]*\]|\{[^{}]*\}|\.\.\.|-?\d+(?:\.\d+)?(?:e-?\d+)?"
 _ARGUMENT = re.compile(rf"(?<![\w.])\b([a-z_0-9]+)=({_VALUE})")
 _CALL = re.compile(r"(?:\brayinf\.)?\b([A-Za-z_]\w*(?:\.[a-z_]+)*)\(")
+# Words of Python that stand by themselves.
+_LITERALS = {"or None": "or null", "pass None": "pass null", "True or False": "true or false"}
 # Ways out that only Python has: what is left of the sentence says another.
 _ONLY_PYTHON = re.compile(r",? or (?:pass |with )?(?:rayinf\.)?(?:Scores\.from_numpy|trim)\([^()]*\)")
 
@@ -104,6 +106,8 @@ def _arguments(text: str, options: Sequence[str], shown: bool) -> str:
             return f"{key}={_yaml(value)}"
         return _argument(key, value, options)
 
+    for python, words in _LITERALS.items():
+        text = text.replace(python, words)
     return _ARGUMENT.sub(one, text)
 
 

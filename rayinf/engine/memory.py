@@ -89,7 +89,7 @@ def query_bytes(job: Job, probed: Probe, workers: int, merged: int) -> Need:
     solve = 16 * sums + (8 + item + (8 if s.curvature == "identity" else 0)) * columns
     fold = 8 * sums * (math.ceil(math.log2(parts)) + 2 + (2 * workers if workers > 1 else 0))
     score = item * columns * (1 + workers)
-    what = f"{columns:,} columns over {probed.parameters:,} parameters"
+    what = f"{columns:,} column{'s' if columns > 1 else ''} over {probed.parameters:,} parameters"
     each = probed.parameters * max(solve, fold, score)
     fix = f"ask for fewer columns at a time (objective), or {_FEWER}"
     if s.halves:
@@ -156,7 +156,7 @@ def _group_left(folder: Path) -> int | None:
 
 def gib(size: int) -> str:
     """Bytes for people."""
-    return f"{size / 2**30:,.1f} GiB"
+    return f"{size / 2**30:,.1f} GiB" if size >= 1 << 30 else f"{size / 2**20:,.1f} MiB"
 
 
 def fewest(columns: int, parameters: int, most: int = 1 << 30) -> int:

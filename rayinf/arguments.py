@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -29,9 +29,19 @@ _RANGES: dict[str, Callable[[float], bool]] = {
 }
 
 
-def refuse(name: str, value: object, wish: str, fix: str) -> InputError:
-    """The error of an argument: `seed=-1: seed must be an integer >= 0.`"""
-    return InputError(f"{given(name, value)}: {_field(name)} must be {wish}.", fix)
+def refuse(name: str, value: object, wish: str, fix: str) -> NoReturn:
+    """Raise the error of an argument, such as `seed=-1: seed must be an integer >= 0`.
+
+    Args:
+        name: of the argument.
+        value: what was passed.
+        wish: what it must be.
+        fix: what to pass.
+
+    Raises:
+        InputError: always.
+    """
+    raise InputError(f"{given(name, value)}: {_field(name)} must be {wish}.", fix)
 
 
 def given(name: str, value: object) -> str:
@@ -79,10 +89,10 @@ def whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int
     wish = f"an integer >= {least}" if most is None else f"an integer from {least} to {most}"
     field = _field(name)
     if isinstance(value, str) and value.strip().isdigit():
-        raise refuse(name, value, wish, f"pass {field}={int(value)}, without quotes.")
+        refuse(name, value, wish, f"pass {field}={int(value)}, without quotes.")
     if isinstance(value, float) and value.is_integer() and value >= least:
-        raise refuse(name, value, wish, f"pass {field}={int(value)}.")
-    raise refuse(name, value, wish, f"pass {wish}, such as {max(least, 1) if most is None else most}.")
+        refuse(name, value, wish, f"pass {field}={int(value)}.")
+    refuse(name, value, wish, f"pass {wish}, such as {max(least, 1) if most is None else most}.")
 
 
 def number(name: str, value: Any, allowed: str = "finite and >= 0") -> int | float:
@@ -103,8 +113,8 @@ def number(name: str, value: Any, allowed: str = "finite and >= 0") -> int | flo
         except ValueError:
             held = float("nan")
         if held == held:
-            raise refuse(name, value, wish, f"pass {name.rpartition('.')[2]}={value.strip()}, without quotes.")
-    raise refuse(name, value, wish, f"pass {wish}.")
+            refuse(name, value, wish, f"pass {name.rpartition('.')[2]}={value.strip()}, without quotes.")
+    refuse(name, value, wish, f"pass {wish}.")
 
 
 def flag(name: str, value: Any) -> bool:
@@ -115,7 +125,7 @@ def flag(name: str, value: Any) -> bool:
     """
     if isinstance(value, bool | np.bool_):
         return bool(value)
-    raise refuse(name, value, "True or False", "pass True or False.")
+    refuse(name, value, "True or False", "pass True or False.")
 
 
 def text(name: str, value: Any, what: str = "text") -> str:
@@ -126,7 +136,7 @@ def text(name: str, value: Any, what: str = "text") -> str:
     """
     if isinstance(value, str) and value.strip():
         return value
-    raise refuse(name, value, what, f"pass {what}.")
+    refuse(name, value, what, f"pass {what}.")
 
 
 def one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
@@ -148,7 +158,7 @@ def path(name: str, value: Any) -> None:
         InputError: it is something else, or empty.
     """
     if not (isinstance(value, str | Path) and str(value).strip()):
-        raise refuse(name, value, "a path (text or a Path)", f"pass {name.rpartition('.')[2]}='path/to/folder'.")
+        refuse(name, value, "a path (text or a Path)", f"pass {name.rpartition('.')[2]}='path/to/folder'.")
 
 
 def function(name: str, value: Any, what: str) -> None:
@@ -158,9 +168,9 @@ def function(name: str, value: Any, what: str) -> None:
         InputError: it is something else.
     """
     if isinstance(value, type):
-        raise refuse(name, value, what, f"pass an instance, {value.__name__}(...), or a function.")
+        refuse(name, value, what, f"pass an instance, {value.__name__}(...), or a function.")
     if not callable(value):
-        raise refuse(name, value, what, f"pass {what}.")
+        refuse(name, value, what, f"pass {what}.")
 
 
 def names(name: str, value: Any, what: str) -> None:
@@ -179,7 +189,7 @@ def names(name: str, value: Any, what: str) -> None:
         raise InputError(f"{given(name, value)} names {twice!r} twice.", "name it once.")
     more = " Names are text: rename integer columns, as with frame.columns = frame.columns.astype(str)."
     numbered = bool(held) and all(isinstance(v, Integral) for v in held)
-    raise refuse(name, value, what, f"pass {what}.{more if numbered else ''}")
+    refuse(name, value, what, f"pass {what}.{more if numbered else ''}")
 
 
 def _is_index(value: Any) -> bool:

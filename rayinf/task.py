@@ -216,7 +216,7 @@ def _check_model(model: Any) -> None:
                 "pass a torch.nn.Module; a plain function of inputs goes into the forward of one.",
             )
         return
-    raise refuse("Task.model", model, wish, fix)
+    refuse("Task.model", model, wish, fix)
 
 
 def _required(function: Callable[..., Any]) -> list[str]:
@@ -239,12 +239,12 @@ def _classes(given: Any) -> Any:
         return None
     wish = "a list of labels in the order of the logits"
     if isinstance(given, str | bytes | dict | set | frozenset) or not hasattr(given, "__iter__"):
-        raise refuse("Task.classes", given, wish, 'pass a list, such as classes=["no", "yes"].')
+        refuse("Task.classes", given, wish, 'pass a list, such as classes=["no", "yes"].')
     held = [v.item() if hasattr(v, "item") else v for v in given]
     if strange := [v for v in held if not isinstance(v, int | str)]:
-        raise refuse("Task.classes", strange[0], f"{wish}, integers or text", "name every class as the tables do.")
+        refuse("Task.classes", strange[0], f"{wish}, integers or text", "name every class as the tables do.")
     if len(set(held)) < max(len(held), 2):
-        raise refuse("Task.classes", given, f"{wish}, at least two and each once", "name every class once.")
+        refuse("Task.classes", given, f"{wish}, at least two and each once", "name every class once.")
     return given if isinstance(given, list | tuple) and all(map(operator.is_, held, given)) else tuple(held)
 
 

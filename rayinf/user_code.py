@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ LOSS = ("Task(loss=...)", "mend the loss: (logits [B, C], labels [B]) -> losses 
 FIT = ("Task(fit=...), a function,", "mend it: (task, train, weights, seed) -> the trained nn.Module.")
 ATTACK = "mend it: (predict, x, labels, loss) -> an input like x."
 # Their own code lies outside of these.
-_NOT_THEIRS = tuple(str(Path(module.__file__ or "").parent) for module in (torch,)) + (str(Path(__file__).parent),)
+_NOT_THEIRS = (str(Path(torch.__file__ or "").parent), str(Path(__file__).parent))
 
 
 class UserCodeError(InputError):
@@ -35,7 +36,7 @@ class UserCodeError(InputError):
         super().__init__(f"{what}, on {rows}." if rows else f"{what}.", fix)
         self.parts = (what, fix, rows)
 
-    def __reduce__(self) -> tuple[type, tuple[str, ...]]:
+    def __reduce__(self) -> tuple[type, Any]:
         """Travel between processes with all parts."""
         return type(self), self.parts
 
@@ -49,7 +50,9 @@ def user_code(who: str, fix: str) -> Generator[None]:
         fix: how to mend it.
 
     Raises:
-        UserCodeError: what was raised, and where. Errors of rayinf and a full accelerator pass as they are.
+        UserCodeError: what was raised, and where.
+        RayinfError: raised inside; passes as it is.
+        OutOfMemoryError: likewise, of a full accelerator.
     """
     try:
         yield
@@ -84,6 +87,7 @@ def sendable() -> Generator[None]:
 
     Raises:
         InputError: something that workers need cannot be pickled.
+        RayinfError: raised inside; passes as it is.
     """
     try:
         yield
@@ -117,6 +121,20 @@ def from_worker(cause: BaseException) -> RayinfError:
 def _missing(said: str) -> str:
     at = max(said.rfind("No module named"), said.rfind("Can't get attribute"))
     return said[at:] if at >= 0 else said
+
+
+def torch_said(error: RuntimeError | UserCodeError) -> str:
+    """What torch said of a model that it cannot differentiate, on one line.
+
+    Args:
+        error: as torch raised it, or from within the model.
+
+    Raises:
+        UserCodeError: the model itself raised something else.
+    """
+    if isinstance(error, UserCodeError) and not isinstance(error.__cause__, RuntimeError):
+        raise error
+    return one_line(error.__cause__ or error)
 
 
 def one_line(error: BaseException) -> str:

@@ -21,6 +21,10 @@ NAN, INF = float("nan"), float("inf")
 SCORES = rayinf.Scores.from_numpy(np.arange(12.0).reshape(6, 2) - 5, ["category_0", "category_1"])
 
 
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
 class _Estimator:
     """As scikit-learn's pipelines look."""
 
@@ -31,7 +35,7 @@ class _Estimator:
         return x
 
 
-class _Opened(Exception):
+class _OpenedError(Exception):
     """A table was opened: all arguments had passed."""
 
 
@@ -40,7 +44,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """No table can be opened."""
 
     def opened(*given: Any, **more: Any) -> None:
-        raise _Opened
+        raise _OpenedError
 
     for place in (
         "rayinf.engine.run",
@@ -78,22 +82,22 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
         {"task": TASK, "train": TRAIN, "valid": VALID},
         {
             k: SHARED[k]
-            for k in (
-                "task curvature fisher damping factors halves cluster out seed batch_size precision objective".split()
+            for k in _words(
+                "task curvature fisher damping factors halves cluster out seed batch_size precision objective"
             )
         },
     ),
     "self_influence": (
         rayinf.self_influence,
         {"task": TASK, "train": TRAIN},
-        {k: SHARED[k] for k in "task curvature fisher damping factors cluster out seed batch_size precision".split()},
+        {k: SHARED[k] for k in _words("task curvature fisher damping factors cluster out seed batch_size precision")},
     ),
     "pairs": (
         rayinf.pairs,
         {"task": TASK, "train": TRAIN, "valid": VALID},
         {
             "top": ("5", 0, -1, 1.5, True, None),
-            **{k: SHARED[k] for k in "task curvature fisher damping factors cluster out seed batch_size".split()},
+            **{k: SHARED[k] for k in _words("task curvature fisher damping factors cluster out seed batch_size")},
         },
     ),
     "influence_measure": (
@@ -101,7 +105,7 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
         {"task": TASK, "train": TRAIN, "valid": VALID},
         {
             k: SHARED[k]
-            for k in "task curvature fisher damping factors rank subsample cluster out seed batch_size".split()
+            for k in _words("task curvature fisher damping factors rank subsample cluster out seed batch_size")
         },
     ),
     "acquire": (
@@ -113,7 +117,7 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
             "aggregate": (None, True, 1.5, NAN, []),
             "samples": (0, 1.5, "20", True),
             "exclude": (5, "abc", 1.5),
-            **{k: SHARED[k] for k in "task curvature rank subsample cluster out seed fisher damping factors".split()},
+            **{k: SHARED[k] for k in _words("task curvature rank subsample cluster out seed fisher damping factors")},
         },
     ),
     "plan": (
@@ -121,7 +125,7 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
         {"task": TASK, "train": TRAIN, "valid": VALID},
         {
             "verb": ("influense", 5, None),
-            **{k: SHARED[k] for k in "task objective curvature fisher damping halves cluster out seed rank".split()},
+            **{k: SHARED[k] for k in _words("task objective curvature fisher damping halves cluster out seed rank")},
         },
     ),
     "active_learning": (
@@ -132,7 +136,7 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
             "n": (0, 1.5, "2", True, None),
             "strategy": (5, None, [], ["fi", "fi"], [1]),
             "seed": (-1, 1.5, "0", True, [], [0, 0], [0, "1"], None),
-            **{k: SHARED[k] for k in "task cluster out curvature rank subsample fisher damping".split()},
+            **{k: SHARED[k] for k in _words("task cluster out curvature rank subsample fisher damping")},
             "samples": (0, "20"),
         },
     ),
@@ -336,7 +340,9 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
         },
     ),
 }
-CASES = [(verb, name, value) for verb, (_, _, wrong) in VERBS.items() for name, values in wrong.items() for value in values]
+CASES = [
+    (verb, name, value) for verb, (_, _, wrong) in VERBS.items() for name, values in wrong.items() for value in values
+]
 
 
 def _id(case: Any) -> str:
@@ -371,7 +377,7 @@ def test_the_same_call_unspoilt(verb: str) -> None:
         found = function(**sound)
         if isinstance(found, Iterator):
             next(found)
-    except _Opened:
+    except _OpenedError:
         pass
     assert tables.as_table is not None
 
@@ -426,7 +432,13 @@ def test_numpy_scalars_are_numbers_and_come_back_plain() -> None:
 def test_a_run_of_numpy_scalars_is_the_run_of_plain_ones(tmp_path: Path) -> None:
     """The second call finds it finished."""
     first = rayinf.influence(
-        TASK, TRAIN, VALID, damping=np.float32(0.5), seed=np.int64(3), batch_size=np.int32(16), out=tmp_path / "a"  # type: ignore[arg-type]
+        TASK,
+        TRAIN,
+        VALID,
+        damping=np.float32(0.5),
+        seed=np.int64(3),
+        batch_size=np.int32(16),
+        out=tmp_path / "a",  # type: ignore[arg-type]
     )
     begin = (tmp_path / "a" / "run.json").stat().st_mtime_ns
     again = rayinf.influence(TASK, TRAIN, VALID, damping=0.5, seed=3, batch_size=16, out=tmp_path / "a")

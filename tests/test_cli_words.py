@@ -31,7 +31,10 @@ def without_the_users_file(text: str) -> str:
     """The text less what the user writes in Python on the command line too: `Task(...)`, objectives."""
     once = None
     while once != text:
-        once, text = text, re.sub(r"\b(?:rayinf\.)?(?:Task|Fit|Objective|robustness|\w+_parity|\w+_opportunity)\([^()]*\)", "", text)
+        once, text = (
+            text,
+            re.sub(r"\b(?:rayinf\.)?(?:Task|Fit|Objective|robustness|\w+_parity|\w+_opportunity)\([^()]*\)", "", text),
+        )
     return text
 
 
@@ -87,7 +90,11 @@ def _messages() -> Iterator[tuple[str, str]]:
     package = Path(rayinf.__file__).parent
     for file in sorted(package.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("InputError", "RunError", "UserCodeError"):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
+                "InputError",
+                "RunError",
+                "UserCodeError",
+            ):
                 for part in node.args[:2]:
                     text = _text(part)
                     if text:

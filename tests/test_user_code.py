@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from data.refusals import TRAIN, VALID, X, Y, linear, task
+from data.refusals import TRAIN, VALID, X, Y, task
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -168,9 +168,10 @@ def test_models_without_values_or_copies() -> None:
     assert "cannot be copied: RuntimeError: this handle is mine alone" in error.what
     assert "function without arguments" in error.fix
     assert "'weight' belongs to a lazy layer" in refused(task=task(nn.LazyLinear(3))).what
-    assert "'1.weight' is on the meta device" in refused(
-        task=task(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3, device="meta")))
-    ).what
+    assert (
+        "'1.weight' is on the meta device"
+        in refused(task=task(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3, device="meta")))).what
+    )
 
 
 def test_an_objective_that_raises_or_has_no_gradient() -> None:
@@ -186,9 +187,7 @@ def test_an_objective_that_raises_or_has_no_gradient() -> None:
     assert "where of objective 'some' returned [1] for 4 rows" in refused(objective=where).what
     combine = rayinf.Objective("gap", split="label", combine=lambda s, n: s.missing)  # type: ignore[attr-defined]
     table = {"features": list(X), "label": Y}
-    assert "combine of objective 'gap' raised AttributeError" in refused(
-        objective=combine, valid=pa.table(table)
-    ).what
+    assert "combine of objective 'gap' raised AttributeError" in refused(objective=combine, valid=pa.table(table)).what
     attack = rayinf.robustness(lambda predict, x, labels, loss: 1 / 0)  # type: ignore[arg-type,return-value]
     assert "The attack of objective 'robustness' raised ZeroDivisionError" in refused(objective=attack).what
 
@@ -273,7 +272,9 @@ def test_the_row_whose_logits_are_not_finite_is_named() -> None:
 
 
 def test_evaluate_and_retrain_name_rows() -> None:
-    with pytest.raises(UserCodeError, match=r"transform.* raised KeyError.* on rows? .*of train|on rows 0 to 59 of test"):
+    with pytest.raises(
+        UserCodeError, match=r"transform.* raised KeyError.* on rows? .*of train|on rows 0 to 59 of test"
+    ):
         rayinf.evaluate(task(transform=raise_at(33)), TRAIN)
     fit = rayinf.Fit(epochs=1, batch_size=8, lr=0.1)
     with pytest.raises(UserCodeError, match=r"raised KeyError: 'colour' .* 8 rows of train \(positions \[.*\b33\b"):
@@ -290,9 +291,9 @@ def test_evaluate_and_retrain_name_rows() -> None:
 
 
 def test_errors_travel_with_all_they_say() -> None:
-    with pytest.raises(UserCodeError) as caught, on_rows(lambda: "rows 3 to 4 of train"):
-        with user_code("The model", "mend it."):
-            raise ValueError("two\nlines.")
+    rows = on_rows(lambda: "rows 3 to 4 of train")
+    with pytest.raises(UserCodeError) as caught, rows, user_code("The model", "mend it."):
+        raise ValueError("two\nlines.")
     error = caught.value
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is UserCodeError

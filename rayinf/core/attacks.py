@@ -55,7 +55,7 @@ def robustness(
     """
     made: Attack
     if isinstance(attack, type):
-        raise refuse("robustness.attack", attack, "the name of an attack, or a function", "pass a function.")
+        refuse("robustness.attack", attack, "the name of an attack, or a function", "pass a function.")
     if attack == "linear":
         made = _Closest(gamma)
     elif attack == "fgsm":
@@ -118,10 +118,10 @@ class _Signed:
         if self.clip is None:
             return
         if not isinstance(self.clip, tuple | list) or len(self.clip) != 2:
-            raise refuse("robustness.clip", self.clip, "a range (lowest, highest)", "pass clip=(0, 1), say.")
+            refuse("robustness.clip", self.clip, "a range (lowest, highest)", "pass clip=(0, 1), say.")
         low, high = (number("robustness.clip", v, "finite") for v in self.clip)
         if not low < high:
-            raise refuse("robustness.clip", self.clip, "a range (lowest, highest)", "pass clip=(0, 1), say.")
+            refuse("robustness.clip", self.clip, "a range (lowest, highest)", "pass clip=(0, 1), say.")
 
     def __call__(self, predict: Predict, x: Any, labels: Tensor, loss: RowLoss) -> Any:
         size = self.epsilon if self.steps == 1 else self.step or 2.5 * self.epsilon / self.steps
@@ -149,7 +149,7 @@ class _Right:
 
 def _budget(attack: str, epsilon: float | None) -> float:
     optional(number, "robustness.epsilon", epsilon, "finite")
-    if epsilon is None or not 0 < epsilon:
+    if epsilon is None or epsilon <= 0:
         raise InputError(
             f"robustness({attack!r}, epsilon={epsilon!r}) has no budget.",
             "pass epsilon > 0, the largest change of a coordinate of the model's input.",

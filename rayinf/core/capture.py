@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -170,15 +170,19 @@ def forward(model: nn.Module, x: Any, autocast: torch.dtype | None = None) -> Te
         else:
             logits = model(x)
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        raise _no_logits(logits)
+        _refuse_output(logits)
     return _widen(logits)
 
 
-def _no_logits(output: Any) -> UserCodeError:
-    """The error of a model that returns something else than logits: what it is, and how to wrap the model."""
+def _refuse_output(output: Any) -> NoReturn:
+    """Say what a model returned that is not logits, and how to wrap the model.
+
+    Raises:
+        UserCodeError: always.
+    """
     if isinstance(output, Tensor):
         fix = "return the scores before softmax or argmax, as floating-point numbers."
-        return UserCodeError(f"The model returned {list(output.shape)} numbers of {output.dtype}, not logits", fix)
+        raise UserCodeError(f"The model returned {list(output.shape)} numbers of {output.dtype}, not logits", fix)
     held, place = "", None
     if isinstance(output, Mapping):
         held, place = f" with {', '.join(map(repr, list(output)[:6]))}", "['logits']"
@@ -189,4 +193,4 @@ def _no_logits(output: Any) -> UserCodeError:
     fix = "let forward return one tensor of logits [B, C]."
     if place:
         fix = f"wrap it in a module whose forward returns self.model(...){place}, a tensor of logits [B, C]."
-    return UserCodeError(f"The model returned a {type(output).__name__}{held}, not a tensor of logits [B, C]", fix)
+    raise UserCodeError(f"The model returned a {type(output).__name__}{held}, not a tensor of logits [B, C]", fix)

@@ -13,8 +13,8 @@ from rayinf.core.influence import Taped, dense_rows
 from rayinf.core.kfac import Sums, add, add_gram
 from rayinf.core.row_gradients import functional_logits
 from rayinf.errors import InputError
-from rayinf.user_code import UserCodeError, one_line
 from rayinf.task import RowLoss
+from rayinf.user_code import UserCodeError, torch_said
 
 # Tangents pushed through the model at once: bounds the memory of a Hessian's columns.
 _TANGENTS = 32
@@ -89,10 +89,8 @@ def add_hessian(sums: Sums, model: nn.Module, blocks: Sequence[Block], x: Any, l
         try:
             sums["H"][0, start:stop] += torch.func.vmap(column)(tangents)
         except (RuntimeError, UserCodeError) as error:
-            if isinstance(error, UserCodeError) and not isinstance(error.__cause__, RuntimeError):
-                raise
             raise InputError(
-                f"torch.func cannot take second derivatives of the model: {one_line(error.__cause__ or error)}.",
+                f"torch.func cannot take second derivatives of the model: {torch_said(error)}.",
                 'use curvature="ggn" or "ekfac", which take first derivatives alone.',
             ) from error
 

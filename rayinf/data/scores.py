@@ -99,7 +99,7 @@ class Scores:
         held = _values(values, columns, "values")
         if not (halves is None or isinstance(halves, tuple | list)):
             wish = "a pair of arrays of the values' shape, or None"
-            raise refuse("halves", halves, wish, "pass halves=(first, second).")
+            refuse("halves", halves, wish, "pass halves=(first, second).")
         parts = [_values(half, columns, f"halves[{k}]") for k, half in enumerate(halves or ())]
         if len(parts) not in (0, 2) or any(part.shape != held.shape for part in parts):
             raise InputError(f"{len(parts)} halves for values {list(held.shape)}.", "pass two, of the values' shape.")
@@ -189,8 +189,8 @@ def _values(given: np.ndarray[Any, Any], columns: Sequence[str], name: str) -> n
     """
     try:
         held = np.asarray(given, dtype=float)
-    except (TypeError, ValueError) as error:
-        raise refuse(name, given, "an array of numbers [n, columns]", "pass scores.to_numpy(), say.") from error
+    except (TypeError, ValueError):
+        refuse(name, given, "an array of numbers [n, columns]", "pass scores.to_numpy(), say.")
     held = held[:, None] if held.ndim == 1 else held
     if held.ndim != 2 or held.shape[1] != len(columns) or len(set(columns)) != len(columns):
         raise InputError(
@@ -210,7 +210,7 @@ def _columns(given: Any) -> list[str]:
     """
     held = [*given] if isinstance(given, str | list | tuple | np.ndarray | pd.Index) else []
     if not held or not all(isinstance(name, str) and name for name in held):
-        raise refuse("columns", given, "a list of names, one a column of values", 'pass columns=["total"], say.')
+        refuse("columns", given, "a list of names, one a column of values", 'pass columns=["total"], say.')
     return [str(name) for name in held]
 
 
@@ -222,11 +222,10 @@ def _as_array(name: str, given: Any) -> pa.Array:
     """
     wish, fix = "a list or array of integers or text, one a row", f"pass {name}=[...]."
     try:
-        if not isinstance(given, str | bytes) and np.ndim(given) == 1:
-            return pa.array(given)
-    except (pa.ArrowException, TypeError, ValueError) as error:
-        raise refuse(name, given, wish, fix) from error
-    raise refuse(name, given, wish, fix)
+        held = None if isinstance(given, str | bytes) or np.ndim(given) != 1 else pa.array(given)
+    except (pa.ArrowException, TypeError, ValueError):
+        held = None
+    return refuse(name, given, wish, fix) if held is None else held
 
 
 def _labels(given: Sequence[Any] | np.ndarray[Any, Any], rows: int) -> pa.Array:

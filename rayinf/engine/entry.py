@@ -44,11 +44,11 @@ def check_task(name: str, value: Any) -> None:
         return
     wish = "a rayinf.Task"
     if isinstance(value, nn.Module):
-        raise refuse(name, value, wish, "wrap the model: rayinf.Task(model).")
+        refuse(name, value, wish, "wrap the model: rayinf.Task(model).")
     if hasattr(value, "fit") and hasattr(value, "predict"):
         fix = "wrap a torch model, rayinf.Task(model); rayinf.logistic_regression(train) makes a linear one."
-        raise refuse(name, value, wish, fix)
-    raise refuse(name, value, wish, 'pass rayinf.Task(model, features="...", label="...").')
+        refuse(name, value, wish, fix)
+    refuse(name, value, wish, 'pass rayinf.Task(model, features="...", label="...").')
 
 
 def check_scores(name: str, value: Any) -> None:
@@ -65,7 +65,7 @@ def check_scores(name: str, value: Any) -> None:
         fix = 'pass rayinf.Scores.from_numpy(frame[["total"]].to_numpy(), ["total"]), with its columns of values.'
     else:
         fix = "pass what influence(...) gave, rayinf.Scores.load(folder), or rayinf.Scores.from_numpy(...)."
-    raise refuse(name, value, "rayinf.Scores", fix)
+    refuse(name, value, "rayinf.Scores", fix)
 
 
 def check_cluster(name: str, value: Any) -> None:
@@ -83,7 +83,7 @@ def check_cluster(name: str, value: Any) -> None:
         fix = f"pass rayinf.Cluster(address={value!r})."
     elif isinstance(value, int) and not isinstance(value, bool):
         fix = f"pass rayinf.Cluster(workers={value})."
-    raise refuse(name, value, "a rayinf.Cluster or None", fix)
+    refuse(name, value, "a rayinf.Cluster or None", fix)
 
 
 def check_out(name: str, value: Any) -> None:
@@ -116,10 +116,10 @@ def check_ids(name: str, value: Any) -> None:
     Raises:
         InputError: they are not.
     """
-    if value is None or isinstance(value, Sequence | np.ndarray | pd.Index | pd.Series | set | frozenset):
-        if not isinstance(value, str | bytes):
-            return
-    raise refuse(name, value, "a list or array of row ids", f"pass {name}=[...], with ids of rows.")
+    several = isinstance(value, Sequence | np.ndarray | pd.Index | pd.Series | set | frozenset)
+    if value is None or (several and not isinstance(value, str | bytes)):
+        return
+    refuse(name, value, "a list or array of row ids", f"pass {name}=[...], with ids of rows.")
 
 
 def check_seeds(name: str, value: Any) -> list[int]:

@@ -56,7 +56,7 @@ class Cluster:
             object.__setattr__(self, name, value)
         if not (self.runtime_env is None or isinstance(self.runtime_env, dict)):
             wish = "a dict, Ray's runtime_env, or None"
-            raise refuse("Cluster.runtime_env", self.runtime_env, wish, 'pass a dict, such as {"working_dir": "."}.')
+            refuse("Cluster.runtime_env", self.runtime_env, wish, 'pass a dict, such as {"working_dir": "."}.')
 
 
 @dataclass(frozen=True)

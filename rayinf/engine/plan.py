@@ -23,8 +23,8 @@ from rayinf.engine.acquiring import BY_INFLUENCE, TILE_BYTES, PoolScore, Uncerta
 from rayinf.engine.by_tree import LabeledValues
 from rayinf.engine.curvature import DENSE, KRONECKER, column_names
 from rayinf.engine.job import Chunk, Job
-from rayinf.engine.memory import available, check_fits, check_memory, fewest, query_bytes
 from rayinf.engine.measuring import Measure, PairFactors, PairValues
+from rayinf.engine.memory import available, check_fits, check_memory, fewest, query_bytes
 from rayinf.engine.probe import probe
 from rayinf.engine.run import Request, open_tables, partial_sums
 from rayinf.engine.worker import BATCH_FLOATS, Worker

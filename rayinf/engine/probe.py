@@ -22,7 +22,7 @@ from rayinf.engine.curvature import KRONECKER
 from rayinf.engine.job import Job
 from rayinf.engine.worker import Worker
 from rayinf.errors import InputError
-from rayinf.user_code import ATTACK, UserCodeError, on_rows, one_line, user_code
+from rayinf.user_code import ATTACK, UserCodeError, on_rows, torch_said, user_code
 
 _ROWS = 4
 _TOLERANCE = 1e-3
@@ -227,9 +227,8 @@ def _check_mixed(worker: Worker, x: object, labels: torch.Tensor) -> None:
             + rows.columns(torch.ones_like(rows.logits[:, :1]).expand(-1, d)[..., None], None).sum()
         )
     except (RuntimeError, NotImplementedError, UserCodeError) as error:
-        cause = one_line(error.__cause__ or error)
         raise InputError(
-            f"The model cannot be differentiated twice, as the influence measure FI needs: {cause}.",
+            f"The model cannot be differentiated twice, as the influence measure FI needs: {torch_said(error)}.",
             "take its embeddings as the features and value the layers after them (an LSTM has no second derivatives).",
         ) from error
     if not bool(torch.isfinite(found)):

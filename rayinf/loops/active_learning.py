@@ -106,7 +106,7 @@ def active_learning(
     check(subsample=subsample, fisher=fisher, damping=damping, samples=samples)
     wanted, rounds, n = keys(check_strategies("strategy", strategy), check_seeds("seed", seed)), int(rounds), int(n)
     given = _Given(task, {"labeled": labeled, "pool": pool, "test": test, "valid": valid}, rounds, n, wanted)
-    options = Options(curvature, aggregate, *map(plain, (rank, subsample)), fisher, *map(plain, (damping, samples)))
+    options = Options(curvature, aggregate, plain(rank), plain(subsample), fisher, plain(damping), plain(samples))
     opened = _open(given, options)
     place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(local_folder(out))
     with place as folder:

@@ -59,7 +59,7 @@ def check_arguments(task: Task, scores: Scores, mode: str, search: Search, seed:
         InputError: what is wrong.
     """
     if not isinstance(search, Search):
-        raise refuse("search", search, "a rayinf.Search or None", "pass rayinf.Search(...), or leave search out.")
+        refuse("search", search, "a rayinf.Search or None", "pass rayinf.Search(...), or leave search out.")
     if task.fit is None:
         raise InputError(
             "The Task does not say how its model is trained for one more epoch.",

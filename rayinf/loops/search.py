@@ -125,5 +125,5 @@ def _named(name: str, given: Any, wish: str, allowed: str) -> int | float:
     """
     try:
         return number(f"Search.{name}", given, allowed)
-    except InputError as error:
-        raise refuse(f"Search.{name}", given, wish, f"pass {wish}.") from error
+    except InputError:
+        refuse(f"Search.{name}", given, wish, f"pass {wish}.")

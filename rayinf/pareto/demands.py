@@ -70,8 +70,8 @@ def checked(alpha: Any, classes: int, upper: float, radius: float | None, slack:
     check_slack(slack)
     try:
         held = np.asarray(alpha, float)
-    except (TypeError, ValueError) as error:
-        raise refuse("alpha", alpha, "a number, or one a class", "pass alpha=0.95, say.") from error
+    except (TypeError, ValueError):
+        refuse("alpha", alpha, "a number, or one a class", "pass alpha=0.95, say.")
     if held.ndim > 1 or (held.ndim == 1 and len(held) != classes):
         raise InputError(f"alpha has shape {list(held.shape)} for {classes} classes.", "pass a number, or one a class.")
     if not np.isfinite(held).all():

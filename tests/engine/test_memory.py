@@ -1,4 +1,4 @@
-"""What does not fit into memory is refused before any work, with the numbers; and the numbers are those of a real run."""
+"""What does not fit into memory is refused before any work; the numbers are those of a real run."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def test_numbers_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
     give(monkeypatch, 14 << 30)
     need = memory.Need("1,000 columns over 513,000 parameters", 28 * 1000 * 513_000, "ask for fewer.")
     monkeypatch.setattr(memory, "needs", lambda *given: [need])
-    with pytest.raises(rayinf.InputError, match=r"^1,000 columns over 513,000 parameters take 13.4 GiB of memory; 14.0"):
+    with pytest.raises(
+        rayinf.InputError, match=r"^1,000 columns over 513,000 parameters take 13.4 GiB of memory; 14.0"
+    ):
         rayinf.influence(task(WIDE), TRAIN, VALID)
 
 

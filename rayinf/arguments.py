@@ -18,10 +18,10 @@ from rayinf.errors import InputError
 _LONGEST = 80
 # What a number may be, by how errors say it.
 _RANGES: dict[str, Callable[[float], bool]] = {
-    "finite": lambda v: True,
-    "finite and >= 0": lambda v: v >= 0,
-    "finite and > 0": lambda v: v > 0,
-    "finite and > 1": lambda v: v > 1,
+    "any": lambda v: True,
+    ">= 0": lambda v: v >= 0,
+    "> 0": lambda v: v > 0,
+    "> 1": lambda v: v > 1,
     "in (0, 1)": lambda v: 0 < v < 1,
     "in (0, 1]": lambda v: 0 < v <= 1,
     "in [0, 1]": lambda v: 0 <= v <= 1,
@@ -95,7 +95,7 @@ def whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int
     refuse(name, value, wish, f"pass {wish}, such as {max(least, 1) if most is None else most}.")
 
 
-def number(name: str, value: Any, allowed: str = "finite and >= 0") -> int | float:
+def number(name: str, value: Any, allowed: str = ">= 0") -> int | float:
     """A number that is in one of the ranges of `_RANGES`.
 
     Raises:
@@ -106,7 +106,9 @@ def number(name: str, value: Any, allowed: str = "finite and >= 0") -> int | flo
         if isinstance(value, Integral):
             return int(value)
         return float(value)
-    wish = f"a number {allowed}" if allowed.startswith("in") else f"a number, {allowed}"
+    wish = f"a number {allowed}"
+    if not allowed.startswith("in"):
+        wish = "a finite number" if allowed == "any" else f"a finite number {allowed}"
     if isinstance(value, str):
         try:
             held = float(value)

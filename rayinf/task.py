@@ -56,7 +56,7 @@ class Fit:
         one_of("Fit.optimizer", self.optimizer, ("sgd", "adam", "adamw"))
         one_of("Fit.schedule", self.schedule, ("constant", "cosine", "linear"))
         held = {
-            "lr": number("Fit.lr", self.lr, "finite and > 0"),
+            "lr": number("Fit.lr", self.lr, "> 0"),
             "epochs": whole("Fit.epochs", self.epochs, 1),
             "batch_size": whole("Fit.batch_size", self.batch_size, 1),
             "momentum": number("Fit.momentum", self.momentum, "in [0, 1)"),
@@ -157,11 +157,11 @@ class Task:
                     "pass a function without arguments that builds the model and loads its weights, as model=build.",
                 ) from error
         else:
-            with user_code("Task(model=...), a function,", "mend it: it is called without arguments in every process."):
+            with user_code("Task(model=...), a factory,", "mend it: it is called without arguments in every process."):
                 model = self.model()
         if not isinstance(model, nn.Module):
             raise InputError(
-                f"Task(model=...) is a function that returned {shown(model)}, which is not a torch.nn.Module.",
+                f"Task(model=...) is a factory that returned {shown(model)}, which is not a torch.nn.Module.",
                 "return the trained module itself from it.",
             )
         _check_values(model)

@@ -153,7 +153,7 @@ def test_a_factory_that_raises_or_gives_something_else() -> None:
         raise FileNotFoundError("no checkpoint at /models/a.pt")
 
     error = refused(task=task(build))
-    assert "a function, raised FileNotFoundError: no checkpoint at /models/a.pt (test_user_code.py" in error.what
+    assert "a factory, raised FileNotFoundError: no checkpoint at /models/a.pt (test_user_code.py" in error.what
     assert "returned <class Linear>, which is not" in refused(task=task(lambda: nn.Linear)).what
     assert "returned None, which is not" in refused(task=task(lambda: None)).what
 

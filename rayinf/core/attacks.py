@@ -79,7 +79,7 @@ class _Closest:
     gamma: float
 
     def __post_init__(self) -> None:
-        number("robustness.gamma", self.gamma, "finite")
+        number("robustness.gamma", self.gamma, "any")
         if not self.gamma > 1:
             raise InputError(
                 f"robustness(gamma={self.gamma!r}) stops at the boundary or before it, where no row is misclassified.",
@@ -119,7 +119,7 @@ class _Signed:
             return
         if not isinstance(self.clip, tuple | list) or len(self.clip) != 2:
             refuse("robustness.clip", self.clip, "a range (lowest, highest)", "pass clip=(0, 1), say.")
-        low, high = (number("robustness.clip", v, "finite") for v in self.clip)
+        low, high = (number("robustness.clip", v, "any") for v in self.clip)
         if not low < high:
             refuse("robustness.clip", self.clip, "a range (lowest, highest)", "pass clip=(0, 1), say.")
 
@@ -148,7 +148,7 @@ class _Right:
 
 
 def _budget(attack: str, epsilon: float | None) -> float:
-    optional(number, "robustness.epsilon", epsilon, "finite")
+    optional(number, "robustness.epsilon", epsilon, "any")
     if epsilon is None or epsilon <= 0:
         raise InputError(
             f"robustness({attack!r}, epsilon={epsilon!r}) has no budget.",

@@ -201,7 +201,7 @@ _RULES: Mapping[str, Callable[[str, Any], Any]] = {
     "subsample": _in("in (0, 1]"),
     "share": _in("in (0, 1)"),
     "gap": _in("in (0, 1)"),
-    "l2": _in("finite and >= 0"),
+    "l2": _in(">= 0"),
     "aggregate": check_aggregate,
     "exclude": check_ids,
     "strategy": check_strategies,

@@ -47,11 +47,11 @@ class Cluster:
         optional(text, "Cluster.address", self.address, 'the address of a head, "auto", or None')
         held = {
             "workers": whole("Cluster.workers", self.workers, 1),
-            "cpus_per_worker": number("Cluster.cpus_per_worker", self.cpus_per_worker, "finite and > 0"),
+            "cpus_per_worker": number("Cluster.cpus_per_worker", self.cpus_per_worker, "> 0"),
             "gpus_per_worker": number("Cluster.gpus_per_worker", self.gpus_per_worker),
         }
         if self.patience != float("inf"):
-            held["patience"] = number("Cluster.patience", self.patience, "finite and > 0")
+            held["patience"] = number("Cluster.patience", self.patience, "> 0")
         for name, value in held.items():
             object.__setattr__(self, name, value)
         if not (self.runtime_env is None or isinstance(self.runtime_env, dict)):

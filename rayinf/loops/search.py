@@ -76,12 +76,12 @@ class Search:
             held[name] = number(f"Search.{name}", getattr(self, name), "in [0, 1]")
         held["population"] = optional(whole, "Search.population", self.population)
         held["strength"] = number("Search.strength", self.strength)
-        held["upper"] = number("Search.upper", self.upper, "finite and > 0")
-        held["lr"] = optional(number, "Search.lr", self.lr, "finite and > 0")
+        held["upper"] = number("Search.upper", self.upper, "> 0")
+        held["lr"] = optional(number, "Search.lr", self.lr, "> 0")
         if self.radius is not None and not (isinstance(self.radius, str) and self.radius == GENE):
             held["radius"] = _named("radius", self.radius, '"gene", a number in (0, 1], or None', "in (0, 1]")
         if not (isinstance(self.prefer, str) and self.prefer == PAPER):
-            held["prefer"] = _named("prefer", self.prefer, '"paper", or a number >= 0', "finite and >= 0")
+            held["prefer"] = _named("prefer", self.prefer, '"paper", or a number >= 0', ">= 0")
         one_of("Search.slack", self.slack, (None, *SLACKS))
         for name, value in held.items():
             object.__setattr__(self, name, value)

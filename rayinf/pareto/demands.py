@@ -76,7 +76,7 @@ def checked(alpha: Any, classes: int, upper: float, radius: float | None, slack:
         raise InputError(f"alpha has shape {list(held.shape)} for {classes} classes.", "pass a number, or one a class.")
     if not np.isfinite(held).all():
         raise InputError(f"alpha={alpha!r} is not finite.", "pass finite numbers, such as 0.95.")
-    number("upper", upper, "finite and > 0")
+    number("upper", upper, "> 0")
     optional(number, "radius", radius, "in (0, 1]")
     return np.broadcast_to(held, classes).copy()
 

@@ -330,9 +330,9 @@ class TestRefused:
         [
             ({"n": 101}, "2 rounds of n=101 want 202 rows, and the pool has 200."),
             ({"rounds": 26}, "26 rounds of n=8 want 208 rows"),
-            ({"rounds": 0}, "rounds=0 is no number of rounds"),
+            ({"rounds": 0}, "rounds=0: rounds must be an integer >= 1"),
             ({"rounds": 1.5}, "rounds=1.5 is no number"),
-            ({"n": 0}, "n=0 picks nothing"),
+            ({"n": 0}, "n=0: n must be an integer >= 1"),
             ({"strategy": "fii"}, "strategy='fii' is unknown"),
             ({"strategy": []}, "names none"),
             ({"strategy": ["fi", "fi"]}, "one twice"),

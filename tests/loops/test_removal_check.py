@@ -291,7 +291,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 1.5, True, "all", float("nan")])
 def test_share_out_of_range(task: rayinf.Task, scores: rayinf.Scores, no_training: None, share: Any) -> None:
-    with pytest.raises(rayinf.InputError, match="is no share of rows"):
+    with pytest.raises(rayinf.InputError, match="share must be a number in"):
         rayinf.removal_check(task, TRAIN, VALID, TEST, scores, share)
 
 
@@ -299,7 +299,7 @@ def test_share_out_of_range(task: rayinf.Task, scores: rayinf.Scores, no_trainin
 def test_seeds_out_of_range(
     task: rayinf.Task, scores: rayinf.Scores, no_training: None, numbers: dict[str, Any]
 ) -> None:
-    with pytest.raises(rayinf.InputError, match=f"{next(iter(numbers))}=.* is out of range"):
+    with pytest.raises(rayinf.InputError, match=f"{next(iter(numbers))}=.*must be an integer >= "):
         rayinf.removal_check(task, TRAIN, VALID, TEST, scores, SHARE, **numbers)
 
 

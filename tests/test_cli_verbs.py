@@ -272,7 +272,7 @@ class TestTrim:
         ("options", "said"),
         [
             ([], "The scores have 4 columns"),
-            (["--by", "fi"], "by=fi is no column"),
+            (["--by", "fi"], "by=fi is not a column"),
             (["--by", "total"], "budget=100 is more than the 60 rows"),
             (["--by", "total", "--budget", "-1"], "budget=-1: budget must be an integer >= 0"),
             (["--by", "total", "--budget", "1", "--floor", "-1"], "floor=-1: floor must be an integer >= 0"),

@@ -44,7 +44,7 @@ class Gap(Objective):
             )
         if self.favourable is not None and self.favourable not in labels:
             raise InputError(
-                f"objective={self.name!r}: favourable={self.favourable!r} is no label.",
+                f"objective={self.name!r}: favourable={self.favourable!r} is not a label.",
                 f"name one of {', '.join(map(repr, labels[:8]))}.",
             )
         index = labels.index(max(labels) if self.favourable is None else self.favourable)

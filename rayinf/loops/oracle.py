@@ -120,7 +120,7 @@ class Pool:
         strange = [f"{v!r} of row {i!r}" for i, v in zip(ids, found.tolist(), strict=True) if v not in classes]
         _refuse(
             strange,
-            f"{source} gives labels that are no class of the task ({', '.join(map(repr, classes[:12]))})",
+            f"{source} gives labels that are not classes of the task ({', '.join(map(repr, classes[:12]))})",
             question,
             "correct those labels, or start with a model that has a logit for them and Task(classes=[...]).",
         )

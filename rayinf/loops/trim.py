@@ -123,7 +123,7 @@ def _column(scores: Scores, by: str | None) -> str:
     if by is None and len(have) != 1:
         raise InputError(f"The scores have {len(have)} columns: {shown}.", f"name one, as by={have[0]!r}.")
     if by is not None and by not in have:
-        raise InputError(f"by={by!r} is no column of the scores; they have {shown}.", "name one of these.")
+        raise InputError(f"by={by!r} is not a column of the scores; they have {shown}.", "name one of these.")
     return have[0] if by is None else by
 
 

@@ -309,7 +309,7 @@ class TestLabelFolder:
         asked = pq.read_table(tmp_path / "labels" / "ask-fi-0-round-1.parquet")
         ids = asked["row_id"].to_numpy()
         pq.write_table(pa.table({"row_id": ids, "label": np.full(8, 7)}), file)
-        with pytest.raises(rayinf.InputError, match="no class of the task"):
+        with pytest.raises(rayinf.InputError, match="not classes of the task"):
             small.learn(oracle=folder, out=tmp_path / "run")
         assert not list((tmp_path / "run").glob("*/round-1.parquet"))
         self.answer(file)

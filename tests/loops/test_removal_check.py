@@ -316,7 +316,7 @@ def test_what_does_not_fit(task: rayinf.Task, scores: rayinf.Scores, no_training
     total = rayinf.influence(task, TRAIN, VALID, curvature="exact")
     refused("no column for a class", task, TRAIN, VALID, TEST, total)
     odd = rayinf.Scores.from_numpy(scores.to_numpy(), ["one", "two", "three"])
-    refused("a column 'one', which is no class", task, TRAIN, VALID, TEST, odd)
+    refused("a column 'one', which is not a class", task, TRAIN, VALID, TEST, odd)
     refused("scores is a ndarray", task, TRAIN, VALID, TEST, scores.to_numpy())
     deep = rayinf.Task(nn.Sequential(nn.Linear(WIDTH, 3), nn.ReLU(), nn.Linear(3, CLASSES)))
     refused("does not say how its model is trained", deep, TRAIN, VALID, TEST, scores)

@@ -119,6 +119,19 @@ def number(name: str, value: Any, allowed: str = ">= 0") -> int | float:
     refuse(name, value, wish, f"pass {wish}.")
 
 
+def numbers(name: str, value: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """An array of numbers, as float64.
+
+    Raises:
+        InputError: it is something else.
+    """
+    try:
+        held = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        refuse(name, value, "an array of numbers", f"pass {name} as an array or a list of numbers.")
+    return held
+
+
 def flag(name: str, value: Any) -> bool:
     """True or False.
 

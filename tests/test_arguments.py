@@ -200,7 +200,13 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
     "retrain": (
         rayinf.retrain,
         {"task": TASK, "table": TRAIN},
-        {"task": SHARED["task"], "seed": SHARED["seed"], "rows": (0, 1.5, "5", True), "paired": (1, None)},
+        {
+            "task": SHARED["task"],
+            "seed": SHARED["seed"],
+            "rows": (0, 1.5, "5", True),
+            "paired": (1, None),
+            "weights": ("abc", ["a"], [[1], [1, 2]], {}),
+        },
     ),
     "evaluate": (
         rayinf.evaluate,

@@ -190,7 +190,10 @@ class TestTask:
                 "import nothing_at_all\n",
                 r"ModuleNotFoundError: No module named 'nothing_at_all' \(.*broken\.py, line 1",
             ),
-            ("import rayinf\nrayinf.Fit(lr=-1)\n", r"broken\.py: Fit\(lr=-1\): lr must be a finite number > 0. Fix: pass"),
+            (
+                "import rayinf\nrayinf.Fit(lr=-1)\n",
+                r"broken\.py: Fit\(lr=-1\): lr must be a finite number > 0. Fix: pass",
+            ),
         ],
     )
     def test_a_file_that_fails_names_its_line(self, folder: Path, text: str, said: str) -> None:

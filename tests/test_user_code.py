@@ -148,6 +148,20 @@ def test_a_transform_that_drops_the_axis_of_one_row() -> None:
     assert "squeeze" in error.fix
 
 
+def test_a_transform_may_write_into_what_it_gets(recwarn: pytest.WarningsRecorder) -> None:
+    """Arrays of a table are read-only: it gets a copy, torch has nothing to warn of, and the next pass is no other."""
+
+    def halved(x: Any) -> Any:
+        x /= 2
+        return torch.from_numpy(x)
+
+    rows = pa.table({"features": pa.FixedSizeListArray.from_arrays(pa.array(X.ravel()), 4), "label": Y})
+    found = rayinf.influence(task(transform=halved), rows, VALID, batch_size=16).to_numpy()
+    expected = rayinf.influence(task(transform=lambda x: torch.tensor(x / 2)), rows, VALID, batch_size=16).to_numpy()
+    np.testing.assert_array_equal(found, expected)
+    assert not [w for w in recwarn if "writable" in str(w.message)]
+
+
 def test_a_factory_that_raises_or_gives_something_else() -> None:
     def build() -> nn.Module:
         raise FileNotFoundError("no checkpoint at /models/a.pt")

@@ -295,7 +295,7 @@ class _Trial:
         while True:
             item: Any = Shard(0, shard.start, rows, shard.file, shard.group, shard.offset)
             begin = time.perf_counter()
-            stage(Chunk((item,)) if isinstance(stage, stages.Summing | PairFactors) else item)
+            stages.perform(stage, Chunk((item,)) if isinstance(stage, stages.Summing | PairFactors) else item)
             points.append((rows, time.perf_counter() - begin))
             if rows in (shard.rows, _MOST_PROBED) or (len(points) > 2 and points[-1][1] > _PROBE_SECONDS):
                 break

@@ -254,7 +254,7 @@ class Worker:
             floating = x.dtype.kind == "f" or not self._tokens
             return torch.tensor(x).to(self.device, self.dtype if floating else torch.int64)
         with user_code(*TRANSFORM):
-            found = transform(x)
+            found = transform(x if x.flags.writeable else x.copy())  # torch warns of read-only arrays
         return self._convert(found)
 
     def _convert(self, x: Any) -> Any:

@@ -170,7 +170,9 @@ class _Function:
     def ask(self, question: Question) -> Array:
         """What the function says."""
         asked = to_numpy(question.rows["row_id"])
-        with user_code("The oracle", "mend it: an array of row ids -> their labels."):
+        with user_code(
+            f"The oracle, asked in round {question.round},", "mend it: an array of row ids -> their labels."
+        ):
             found = self.call(asked)
         if isinstance(found, Mapping | pd.Series):
             ids, labels = list(found.keys()), list(found.values() if isinstance(found, Mapping) else found)

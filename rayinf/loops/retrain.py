@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rayinf.arguments import shown
+from rayinf.arguments import numbers, optional, shown
 from rayinf.core.epochs import Recipe, train_epochs
 from rayinf.data.batches import Array, BatchReader
 from rayinf.data.tables import READ_ROWS
@@ -61,6 +61,7 @@ def retrain(
     shuffled as a whole.
     """
     check(task=task, seed=seed, rows=rows, paired=paired)
+    weights = optional(numbers, "weights", weights)
     worker, scan = open_table(task, table, "train")
     chosen = _choose(scan.rows, keep, weights)
     over = chosen.rows if rows is None else int(rows)
@@ -127,13 +128,11 @@ def _choose(rows: int, keep: Array | Iterable[int] | None, weights: Array | None
                 raise InputError(f"keep holds positions outside the table's {rows} rows.", "pass positions from 0.")
             mask = np.zeros(rows, bool)
             mask[held.astype(np.int64)] = True
-    if weights is not None:
-        weights = np.asarray(weights, dtype=np.float64)
-        if weights.shape != (rows,) or not np.isfinite(weights).all() or (weights < 0).any():
-            raise InputError(
-                f"weights are {list(weights.shape)} for {rows} rows, or not all finite and >= 0.",
-                "pass a weight for every row of the table, kept or not.",
-            )
+    if weights is not None and (weights.shape != (rows,) or not np.isfinite(weights).all() or (weights < 0).any()):
+        raise InputError(
+            f"weights are {list(weights.shape)} for {rows} rows, or not all finite and >= 0.",
+            "pass a weight for every row of the table, kept or not.",
+        )
     if not mask.any() or (weights is not None and not weights[mask].any()):
         raise InputError(f"None of the {rows} rows is left to train on.", "keep some, with a positive weight.")
     return _Chosen(mask, weights)

@@ -354,5 +354,5 @@ def test_tables_that_do_not_fit() -> None:
 
 @pytest.mark.parametrize("fit", [3, "adam", rayinf.Fit])
 def test_a_fit_that_is_none(fit: Any) -> None:
-    with pytest.raises(rayinf.InputError, match="fit must be a rayinf.Fit"):
+    with pytest.raises(rayinf.InputError, match=r"fit must be a rayinf\.Fit"):
         task(fit=fit)

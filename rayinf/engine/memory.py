@@ -62,7 +62,7 @@ def needs(job: Job, probed: Probe, workers: int, merged: int) -> list[Need]:
     if job.settings.targets and "valid" in job.tables:
         found.append(query_bytes(job, probed, workers, merged))
     if job.settings.curvature in KRONECKER:
-        found.append(_factors(probed))
+        found.append(_factors(probed, workers))
     if job.settings.top:
         size = p * (24 + 2 * item) * max(1, tile_rows(p))
         found.append(Need(f"The gradients of validation rows over {p:,} parameters", size, _FEWER))
@@ -97,13 +97,14 @@ def query_bytes(job: Job, probed: Probe, workers: int, merged: int) -> Need:
     return Need(what, each, fix)
 
 
-def _factors(probed: Probe) -> Need:
-    """Sums A and G, their copies as tensors, eigenvectors and LAPACK's room for the largest."""
+def _factors(probed: Probe, workers: int) -> Need:
+    """Sums A and G, their copies as tensors, eigenvectors and LAPACK's room for the largest; and each worker's sums."""
     sides = [(r, o, 1 if b.kind == "embedding" else i) for b in probed.blocks for r, o, i in [b.shape]]
     grams = sum(8 * r * (o * o + i * i) for r, o, i in sides)
     largest = max((max(o, i) for _, o, i in sides), default=0)
     what = f"Factors of layers with up to {largest:,} inputs or outputs, and their eigenvectors,"
-    return Need(what, 3 * grams + 24 * largest**2, f'{_FEWER[:-1]}, or use curvature="identity".')
+    copies = 3 + (2 * workers if workers > 1 else 0)
+    return Need(what, copies * grams + 24 * largest**2, f'{_FEWER[:-1]}, or use curvature="identity".')
 
 
 def tile_rows(parameters: int, tile_bytes: int = 512 << 20) -> int:

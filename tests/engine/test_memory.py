@@ -42,7 +42,7 @@ def test_columns_that_do_not_fit(
     given: dict[str, Any], columns: int, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the byte: nine tenths of what is free may be taken."""
-    monkeypatch.setattr(memory, "_factors", lambda probed: memory.Need("Factors", 0, ""))
+    monkeypatch.setattr(memory, "_factors", lambda *given: memory.Need("Factors", 0, ""))
     give(monkeypatch, size / 0.9 - 2)
     with pytest.raises(rayinf.InputError) as caught:
         rayinf.influence(task(WIDE), TRAIN, VALID, out=tmp_path / "run", **given)

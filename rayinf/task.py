@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import operator
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -12,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.eval_frame import OptimizedModule
 
+from rayinf.arguments import flag, function, names, number, one_of, optional, refuse, shown, text, whole
 from rayinf.errors import InputError
+from rayinf.user_code import LOSS, one_line, user_code
 
 RowLoss = Callable[[Tensor, Tensor], Tensor]
 # (task, train, weights [n] or None, seed) -> a trained model.
@@ -54,16 +59,20 @@ class Fit:
         """Refuse what no optimiser could run with.
 
         Raises:
-            InputError: a name or a number is out of range.
+            InputError: an argument has the wrong type or range.
         """
-        for key, allowed in (("optimizer", ("sgd", "adam", "adamw")), ("schedule", ("constant", "cosine", "linear"))):
-            if getattr(self, key) not in allowed:
-                raise InputError(f"Fit({key}={getattr(self, key)!r}) is unknown.", f"use one of {', '.join(allowed)}.")
-        if self.lr <= 0 or self.epochs < 1 or self.batch_size < 1:
-            raise InputError(
-                f"Fit got lr={self.lr}, epochs={self.epochs}, batch_size={self.batch_size}.",
-                "lr must be positive, epochs and batch_size at least 1.",
-            )
+        one_of("Fit.optimizer", self.optimizer, ("sgd", "adam", "adamw"))
+        one_of("Fit.schedule", self.schedule, ("constant", "cosine", "linear"))
+        held = {
+            "lr": number("Fit.lr", self.lr, "> 0"),
+            "epochs": whole("Fit.epochs", self.epochs, 1),
+            "batch_size": whole("Fit.batch_size", self.batch_size, 1),
+            "momentum": number("Fit.momentum", self.momentum, "in [0, 1)"),
+            "weight_decay": number("Fit.weight_decay", self.weight_decay),
+            "fresh": flag("Fit.fresh", self.fresh),
+        }
+        for name, value in held.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)
@@ -123,26 +132,22 @@ class Task:
             InputError: an argument has the wrong type or range.
         """
         self._name_columns()
-        if not callable(self.model):
+        _check_model(self.model)
+        if self.loss != "cross_entropy" if isinstance(self.loss, str) else not callable(self.loss):
             raise InputError(
-                f"Task(model=...) got a {type(self.model).__name__}.",
-                "pass a torch.nn.Module or a function without arguments that returns one.",
-            )
-        if isinstance(self.loss, str) and self.loss != "cross_entropy":
-            raise InputError(
-                f"Task(loss={self.loss!r}) is unknown.",
+                f"Task(loss={shown(self.loss)}) is unknown.",
                 'use "cross_entropy" or a callable (logits [B, C], labels [B]) -> losses [B].',
             )
-        if not (isinstance(self.l2, int | float) and 0 <= self.l2 < float("inf")):
-            raise InputError(f"Task(l2={self.l2!r}) is not a ridge.", "pass a finite number >= 0.")
-        if not isinstance(self.features, str) and not list(self.features):
-            raise InputError("Task(features=[]) names no column.", "name at least one column.")
-        fits = self.fit is None or isinstance(self.fit, Fit) or callable(self.fit)
-        if not fits or isinstance(self.fit, type):  # the class Fit itself is callable too
-            raise InputError(
-                f"Task(fit={self.fit!r}) says nothing of how to train.",
-                "pass rayinf.Fit(optimizer=..., lr=...), or a function (task, train, weights, seed) -> nn.Module.",
-            )
+        if not isinstance(self.loss, str):
+            function("Task.loss", self.loss, "a function (logits [B, C], labels [B]) -> losses [B]")
+        check_columns(self.features, self.label, self.group, self.row_id, "Task.")
+        optional(function, "Task.transform", self.transform, "a function from features to the model's input")
+        optional(function, "Task.mask", self.mask, "a function from the model's input to a mask [B, T]")
+        names("Task.parameters", self.parameters, '"all", "supported", "last", or a list of module names')
+        object.__setattr__(self, "l2", number("Task.l2", self.l2))
+        object.__setattr__(self, "classes", _classes(self.classes))
+        if not (self.fit is None or isinstance(self.fit, Fit)):
+            function("Task.fit", self.fit, "a rayinf.Fit(...), or a function (task, train, weights, seed) -> nn.Module")
 
     def _name_columns(self) -> None:
         for key in ("label", "group", "row_id"):
@@ -164,20 +169,33 @@ class Task:
         """A model in eval mode that is the caller's own: a copy of the one given, or the factory's.
 
         Raises:
-            InputError: the factory gives no module.
+            InputError: the model cannot be copied, the factory raises or gives no module, or parameters have no values.
         """
-        model = copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else self.model()
+        if isinstance(self.model, nn.Module):
+            try:
+                model = copy.deepcopy(self.model)
+            except Exception as error:
+                raise InputError(
+                    f"Task(model=...) cannot be copied: {one_line(error)}.",
+                    "pass a function without arguments that builds the model and loads its weights, as model=build.",
+                ) from error
+        else:
+            with user_code("Task(model=...), a factory,", "mend it: it is called without arguments in every process."):
+                model = self.model()
         if not isinstance(model, nn.Module):
             raise InputError(
-                f"Task(model=...) is a factory that returned a {type(model).__name__}.",
-                "return a torch.nn.Module from it.",
+                f"Task(model=...) is a factory that returned {shown(model)}, which is not a torch.nn.Module.",
+                "return the trained module itself from it.",
             )
-        return _uncompiled(model).eval()
+        model = _uncompiled(model)
+        _check_values(model)
+        return model.eval()
 
     def row_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Loss of each row, `[B]`, without reduction."""
         if callable(self.loss):
-            return self.loss(logits, labels)
+            with user_code(*LOSS):
+                return self.loss(logits, labels)
         return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
 
 
@@ -193,3 +211,95 @@ def _uncompiled(model: nn.Module) -> nn.Module:
     if getattr(model, "_compiled_call_impl", None) is not None:
         model._compiled_call_impl = None
     return model
+
+
+def check_columns(features: Any, label: Any, group: Any, row_id: Any, owner: str = "") -> None:
+    """Refuse what does not name columns of a table.
+
+    Raises:
+        InputError: which argument.
+    """
+    names(f"{owner}features", features, "the name of a column, or a list of names")
+    text(f"{owner}label", label, "the name of the column of labels")
+    optional(text, f"{owner}group", group, "the name of a column, or None")
+    optional(text, f"{owner}row_id", row_id, "the name of a column, or None")
+
+
+def _check_model(model: Any) -> None:
+    """Refuse what is not a module, and not a function that can be called for one.
+
+    Raises:
+        InputError: which of the usual mistakes it is.
+    """
+    if isinstance(model, nn.Module):
+        return
+    wish = "a torch.nn.Module, or a function without arguments that returns one"
+    if isinstance(model, type):
+        fix = f"pass a trained instance of {model.__name__}, or a function that loads one."
+    elif isinstance(model, str | bytes | os.PathLike):
+        fix = "pass the loaded module, or a function that loads it from that path."
+    elif isinstance(model, dict):
+        fix = "load the state dict into a module, and pass that."
+    elif isinstance(model, Task):
+        fix = "pass the model itself; dataclasses.replace(task, ...) changes a Task."
+    elif hasattr(model, "fit") and hasattr(model, "predict"):
+        fix = "rayinf values torch models; rayinf.logistic_regression(train) fits a linear one to a table."
+    elif not callable(model):
+        fix = f"pass {wish}."
+    else:
+        if missing := _required(model):
+            raise InputError(
+                f"Task(model={shown(model)}) needs the arguments {', '.join(missing)}: a function as model must build "
+                "the model without any.",
+                "pass a torch.nn.Module; a plain function of inputs goes into the forward of one.",
+            )
+        return
+    refuse("Task.model", model, wish, fix)
+
+
+def _required(function: Callable[..., Any]) -> list[str]:
+    """Names of the arguments that a function cannot do without."""
+    try:
+        held = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some built-in functions have no signature
+        return []
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in held if p.default is p.empty and p.kind not in kinds]
+
+
+def _classes(given: Any) -> Any:
+    """Classes as they were given; arrays and other collections of plain labels as a tuple.
+
+    Raises:
+        InputError: text, a set (which has no order), fewer than two, or one twice.
+    """
+    if given is None:
+        return None
+    wish = "a list of labels in the order of the logits"
+    if isinstance(given, str | bytes | dict | set | frozenset) or not hasattr(given, "__iter__"):
+        refuse("Task.classes", given, wish, 'pass a list, such as classes=["no", "yes"].')
+    held = [v.item() if hasattr(v, "item") else v for v in given]
+    if strange := [v for v in held if not isinstance(v, int | str)]:
+        refuse("Task.classes", strange[0], f"{wish}, integers or text", "name every class as the tables do.")
+    if len(set(held)) < max(len(held), 2):
+        refuse("Task.classes", given, f"{wish}, at least two and each once", "name every class once.")
+    return given if isinstance(given, list | tuple) and all(map(operator.is_, held, given)) else tuple(held)
+
+
+def _check_values(model: nn.Module) -> None:
+    """Refuse a model whose parameters have shapes, or not even these, but no values.
+
+    Raises:
+        InputError: lazy parameters, or some on the meta device.
+    """
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(value):
+            raise InputError(
+                f"The model's {name!r} belongs to a lazy layer that was never called, and has no values yet.",
+                "call the model once on a batch (and train it) before you pass it.",
+            )
+        if value.is_meta:
+            raise InputError(
+                f"The model's {name!r} is on the meta device, and has no values.",
+                "load the weights: model.to_empty(device='cpu'), then model.load_state_dict(...).",
+            )

@@ -85,7 +85,7 @@ def test_features_of_mixed_lengths(refused: Refused, tmp_path: Path) -> None:
 
 def test_tables_of_different_widths(refused: Refused) -> None:
     refused("train and valid", "(4,)", "(3,)", valid=(VALID[0][:, :3], VALID[1]))
-    refused("The model fails", "features [4, 3], float32", "4x3 and 4x3", train=(X[:, :3], Y))
+    refused("The model raised", "features [4, 3] float32", "4x3 and 4x3", train=(X[:, :3], Y))
 
 
 def test_no_rows(refused: Refused, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_features_of_no_use(refused: Refused) -> None:
 def test_a_transform_that_gives_no_numbers(refused: Refused) -> None:
     refused("Task(transform=...) returned <U1", task=task(transform=lambda x: ["a"] * len(x)))
     refused("Task(transform=...) returned object", task=task(transform=lambda x: None))
-    refused("Task(transform=...) fails", "ZeroDivisionError", task=task(transform=lambda x: 1 / 0))
+    refused("Task(transform=...) raised ZeroDivisionError", task=task(transform=lambda x: 1 / 0))
     refused("(2, 3)", "4 rows", task=task(transform=lambda x: x[:2]))
 
 
@@ -211,8 +211,8 @@ def test_logits_that_are_not_finite(refused: Refused) -> None:
         (lambda z: z[:, :1], ["[B, 1]", "column of zeros"]),
         (lambda z: z[:, None].expand(-1, 5, -1), ["(4, 5, 3)", "[B, C]"]),
         (lambda z: z[:2], ["(2, 3) for a batch of 4 rows"]),
-        (lambda z: (z, z), ["The model fails", "tuple", "[B, C]"]),
-        (lambda z: {"logits": z}, ["The model fails", "dict", "[B, C]"]),
+        (lambda z: (z, z), ["The model returned a tuple", "[B, C]"]),
+        (lambda z: {"logits": z}, ["The model returned a dict", "[B, C]"]),
     ],
 )
 def test_an_output_that_is_no_logits(after: Any, culprits: list[str], refused: Refused) -> None:

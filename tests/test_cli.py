@@ -98,7 +98,7 @@ class TestWrongInput:
             ("task=mytask.py:tsk", "Did you mean 'task'?"),
             ("task=mytask.py:other_label", "no column 'y'; it has row_id, features, label"),
             ("objective=slice:group", "no column 'group'"),
-            ("curvature=newton", "curvature='newton' is unknown"),
+            ("curvature=newton", "curvature=newton is unknown"),
             ("train=nothing.parquet", "train: no Parquet file at"),
         ],
     )

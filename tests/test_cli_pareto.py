@@ -79,10 +79,10 @@ class TestReweight:
         [
             ("targets=[7]", "targets: 7 is no class of the scores"),
             ("targets=yes", "should be a class or a list of classes"),
-            ("search.elites=-1", "Search(elites=-1) makes no sense"),
+            ("search.elites=-1", "search.elites=-1: elites must be an integer >= 0"),
             ("search.elits=1", "is an unknown key (did you mean 'elites'?)"),
             ("search.radius=true", 'should be "gene", a number in (0, 1], or null'),
-            ("mode=sideways", "mode='sideways'"),
+            ("mode=sideways", "mode=sideways is unknown"),
             ("scores=runs/none", "holds no run"),
             ("task=mytask.py:task", "how its model is trained"),
         ],
@@ -105,8 +105,8 @@ class TestRemovalCheck:
     @pytest.mark.parametrize(
         ("change", "said"),
         [
-            ("share=1.5", "share=1.5 is no share of rows"),
-            ("seeds=0", "seeds=0 is out of range"),
+            ("share=1.5", "share=1.5: share must be a number in (0, 1)"),
+            ("seeds=0", "seeds=0: seeds must be an integer >= 1"),
             ("sides=both", "sides is an unknown key"),
             ("valid=test.parquet", "valid has 30 rows, and the scores were computed for 20"),
         ],
@@ -151,4 +151,4 @@ class TestCeiling:
         assert "are not two of the classes" in said
         done = call("influence", folder / "run.yaml", "--set", "objective=total", "--set", "out=runs/t")
         assert done.exit_code == 0, done.output
-        assert 'objective="category"' in refused(call("ceiling", folder / "runs" / "t"))
+        assert "objective: category" in refused(call("ceiling", folder / "runs" / "t"))

@@ -88,7 +88,7 @@ class TestMeasure:
         [
             ("rank=99", "rank=99: the mixed derivative of a row is 15 x 4"),
             ("subsample=0.1", "leaves 6: too few"),
-            ("subsample=2", "subsample=2.0 is no share"),
+            ("subsample=2", "subsample=2.0: subsample must be a number in (0, 1]"),
             ("out=null", "has no out: the results would be lost"),
             ("halves=true", "halves is a key of influence, not of measure"),
         ],
@@ -129,11 +129,11 @@ class TestAcquire:
         ("change", "said"),
         [
             ("n=51", "n=51 rows are wanted, and the pool has 50"),
-            ("n=0", "n=0 picks nothing"),
-            ("strategy=best", "strategy='best' is unknown"),
+            ("n=0", "n=0: n must be an integer >= 1"),
+            ("strategy=best", "strategy=best is unknown"),
             ("strategy=iv", "needs validation rows"),
             ("strategy=bald", "dropout"),
-            ("aggregate=most", "aggregate='most' is unknown"),
+            ("aggregate=most", "aggregate=most is unknown"),
             ("out=null", "has no out: the results would be lost"),
             ("train=a", "train is a key of influence, measure, reweight, removal-check, not of acquire"),
         ],
@@ -197,9 +197,9 @@ class TestActiveLearning:
         ("change", "said"),
         [
             ("n=26", "2 rounds of n=26 want 52 rows, and the pool has 50"),
-            ("rounds=0", "rounds=0 is no number of rounds"),
-            ("strategy=[fi, best]", "strategy='best' is unknown"),
-            ("seed=[1, 1]", "seed=[1, 1] holds no seeds, or one twice"),
+            ("rounds=0", "rounds=0: rounds must be an integer >= 1"),
+            ("strategy=[fi, best]", "strategy=best is unknown"),
+            ("seed=[1, 1]", "seed=[1, 1] holds no seed, or one twice"),
             ("oracle=nothing", "there is no table and no folder"),
             ("out=null", "has no out: the results would be lost"),
             ("factors=runs/m", "factors is a key of influence, measure, acquire, not of active-learning"),
@@ -272,10 +272,10 @@ class TestTrim:
         ("options", "said"),
         [
             ([], "The scores have 4 columns"),
-            (["--by", "fi"], "by='fi' is no column"),
+            (["--by", "fi"], "by=fi is not a column"),
             (["--by", "total"], "budget=100 is more than the 60 rows"),
-            (["--by", "total", "--budget", "-1"], "budget=-1 is no number of rows"),
-            (["--by", "total", "--budget", "1", "--floor", "-1"], "floor=-1 is no number of rows"),
+            (["--by", "total", "--budget", "-1"], "budget=-1: budget must be an integer >= 0"),
+            (["--by", "total", "--budget", "1", "--floor", "-1"], "floor=-1: floor must be an integer >= 0"),
         ],
     )
     def test_refusals(self, finished: Path, options: list[str], said: str) -> None:
@@ -341,7 +341,7 @@ class TestPlan:
         assert "by random, the first of 2 rounds and 2 seeds" in result.stdout
 
     def test_a_command_without_one(self, folder: Path, asked: list[dict[str, Any]]) -> None:
-        assert "trim is no command that has a plan" in refused(call("plan", folder / "run.yaml", "--for", "trim"))
+        assert "trim has no plan" in refused(call("plan", folder / "run.yaml", "--for", "trim"))
         assert "objective is a key of influence" in refused(call("plan", folder / "run.yaml", "--for", "measure"))
         assert not asked
 

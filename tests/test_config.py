@@ -169,7 +169,7 @@ class TestTask:
             ("mytask.py:needs", "cannot be called without arguments: missing a required argument: 'x'"),
             ("mytask.py:gives_none", "returned a NoneType"),
             ("mytask.py:net", "returned a Linear"),
-            ("mytask.py:refused", "l2=-1) is not a ridge. Fix: pass a finite number >= 0."),
+            ("mytask.py:refused", "l2=-1): l2 must be a finite number >= 0. Fix: pass a finite number >= 0."),
         ],
     )
     def test_no_task(self, folder: Path, reference: str, said: str) -> None:
@@ -190,7 +190,10 @@ class TestTask:
                 "import nothing_at_all\n",
                 r"ModuleNotFoundError: No module named 'nothing_at_all' \(.*broken\.py, line 1",
             ),
-            ("import rayinf\nrayinf.Fit(lr=-1)\n", r"broken\.py: Fit got lr=-1.* Fix: lr must be positive"),
+            (
+                "import rayinf\nrayinf.Fit(lr=-1)\n",
+                r"broken\.py: Fit\(lr=-1\): lr must be a finite number > 0. Fix: pass",
+            ),
         ],
     )
     def test_a_file_that_fails_names_its_line(self, folder: Path, text: str, said: str) -> None:

@@ -9,6 +9,7 @@ PACKAGE = Path(rayinf.__file__).parent
 # From the ground up; a name is a folder or a file of the package.
 FLOORS = (
     ("errors",),
+    ("arguments", "user_code"),
     ("task",),
     ("core",),
     ("report",),

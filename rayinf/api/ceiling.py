@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from numbers import Integral
 from typing import Any
-
-import numpy as np
 
 from rayinf.api.ceiling_report import Ceiling
 from rayinf.data.scores import Scores
 from rayinf.data.vectors import Vectors
+from rayinf.engine.entry import check
 from rayinf.errors import InputError
 from rayinf.pareto.ceiling import Found, Options, find
 
@@ -59,8 +57,9 @@ def ceiling(
     Cost: about five passes over the rows (two where "highs" solves it), `O(K)` a row and pass and `O(K^2)` in the
     first; and for each pass an LP of 100,000 rows at most. Memory grows with rows in "highs" alone.
     """
+    check(scores=scores, method=method, gap=gap, resamples=resamples, seed=seed)
     vectors = Vectors.of(scores)
-    _check(vectors, method, gap, resamples, seed)
+    _check(vectors)
     rows, classes = len(vectors), len(vectors.columns)
     near = max(_LEAST, min(int(_ROOT * rows**0.5), _MOST, _VALUES // classes))
     codes: dict[Any, int] = {}
@@ -75,11 +74,11 @@ def ceiling(
     return Ceiling(found, vectors.labels, tuple(codes), vectors.has_halves)
 
 
-def _check(vectors: Vectors, method: Any, gap: Any, resamples: Any, seed: Any) -> None:
+def _check(vectors: Vectors) -> None:
     """Refuse what cannot be worked on.
 
     Raises:
-        InputError: too few rows or classes, or an option out of range.
+        InputError: too few rows or classes.
     """
     if len(vectors.columns) < 2:
         raise InputError(
@@ -88,13 +87,6 @@ def _check(vectors: Vectors, method: Any, gap: Any, resamples: Any, seed: Any) -
         )
     if not len(vectors):
         raise InputError("The scores have no rows.", "pass scores of at least one row.")
-    if method not in (None, "highs", "cuts"):
-        raise InputError(f"method={method!r} is unknown.", 'pass "highs", "cuts" or None.')
-    if not isinstance(gap, float | np.floating) or not 0 < gap < 1:
-        raise InputError(f"gap={gap!r} is no relative gap.", "pass a number between 0 and 1, such as 1e-8.")
-    for name, value, least in (("resamples", resamples, 10), ("seed", seed, 0)):
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-            raise InputError(f"{name}={value!r} is out of range.", f"pass an integer >= {least}.")
 
 
 def _too_few(vectors: Vectors, found: Found) -> str:

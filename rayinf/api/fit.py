@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rayinf.arguments import number
 from rayinf.engine.fit import fit_logistic
-from rayinf.task import Task
+from rayinf.task import Task, check_columns
 
 
 def logistic_regression(
@@ -34,5 +35,7 @@ def logistic_regression(
 
     Cost: about ten passes of Newton's method up to 3,000 parameters; conjugate-gradient Newton steps above.
     """
+    check_columns(features, label, group, row_id)
+    l2 = number("l2", l2)
     columns = {"features": features, "label": label, "group": group, "row_id": row_id}
     return fit_logistic(train, columns, l2)

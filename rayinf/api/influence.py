@@ -11,9 +11,9 @@ from rayinf.data.pairs import Pairs
 from rayinf.data.scores import Scores
 from rayinf.engine import curvature as curv
 from rayinf.engine import pipeline, stages
+from rayinf.engine.entry import check
 from rayinf.engine.job import Cluster, Settings
 from rayinf.engine.run import Request, open_run
-from rayinf.errors import InputError
 from rayinf.task import Task
 
 
@@ -71,6 +71,8 @@ def influence(
     Cost: one pass over `train` to score, `2 Q o i` flops a row and layer beside a forward and a backward without
     weights; two more to fit EKFAC (one for K-FAC). Memory does not grow with rows, beyond the result itself.
     """
+    check(task=task, curvature=curvature, fisher=fisher, damping=damping, factors=factors, halves=halves)
+    check(cluster=cluster, out=out, seed=seed, batch_size=batch_size, precision=precision)
     settings = Settings(curvature, fisher, halves, seed, batch_size, precision)
     tables = {"train": train, "valid": valid}
     asked = parse(objective, task.group)
@@ -121,6 +123,8 @@ def self_influence(
 
     Cost: one pass over `train` beside fitting; per row and layer `o^2 + i^2 + o i` multiply-adds for one position.
     """
+    check(task=task, curvature=curvature, fisher=fisher, damping=damping, factors=factors)
+    check(cluster=cluster, out=out, seed=seed, batch_size=batch_size, precision=precision)
     settings = Settings(curvature, fisher, False, seed, batch_size, precision)
     request = Request("self_influence", task, {"train": train}, (), settings, damping, factors, cluster, out)
     with open_run(request) as run:
@@ -173,8 +177,8 @@ def pairs(
     Cost: a pass over `train` for each tile of validation rows whose gradients fit in 512 MB; only the best pairs
     are ever kept.
     """
-    if top < 1:
-        raise InputError(f"top={top} keeps no pairs.", "pass at least 1.")
+    check(task=task, top=top, curvature=curvature, fisher=fisher, damping=damping, factors=factors)
+    check(cluster=cluster, out=out, seed=seed, batch_size=batch_size, precision=precision)
     settings = Settings(curvature, fisher, False, seed, batch_size, precision, top=top)
     tables = {"train": train, "valid": valid}
     with open_run(Request("pairs", task, tables, (), settings, damping, factors, cluster, out)) as run:

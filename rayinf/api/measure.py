@@ -8,11 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rayinf.arguments import one_of
 from rayinf.core.fisher import FisherKind
 from rayinf.data.scores import Scores
 from rayinf.data.selection import Selection
 from rayinf.data.tables import Table
 from rayinf.engine import acquiring, measuring, pipeline, ranking
+from rayinf.engine.entry import check
 from rayinf.engine.job import Cluster
 from rayinf.engine.probe import Probe
 from rayinf.engine.run import Request, open_run
@@ -79,14 +81,16 @@ def influence_measure(
     Cost: a row of a network takes K passes backward, K through the doubly differentiated graph, and a thin SVD of
     `d K^2`; of a linear head, `K^2 i^2` multiply-adds (exact) or `K i^2` (ekfac). No `p x d` or `d x d` matrix.
     """
+    check(task=task, curvature=curvature, fisher=fisher, damping=damping, factors=factors, rank=rank)
+    check(subsample=subsample, cluster=cluster, out=out, seed=seed, batch_size=batch_size)
     settings = measuring.settings(curvature, fisher, seed, batch_size, rank, subsample)
     tables = {"train": train, "valid": valid}
 
-    def check(tables: Mapping[str, Table], probed: Probe) -> None:
+    def fits(tables: Mapping[str, Table], probed: Probe) -> None:
         measuring.check(tables["train"], task.feature_columns, probed, settings)
 
     request = Request(
-        "influence_measure", task, tables, (measuring.OBJECTIVE,), settings, damping, factors, cluster, out, check
+        "influence_measure", task, tables, (measuring.OBJECTIVE,), settings, damping, factors, cluster, out, fits
     )
     with open_run(request) as run:
         if run.finished:
@@ -164,14 +168,18 @@ def acquire(
     Cost of "fi": K passes a labelled row, then one matrix product `[labelled (K - 1), p] x [p, pool]` and a partial
     selection of its values; of the others, one pass over the pool.
     """
+    check(task=task, n=n, curvature=curvature, aggregate=aggregate, rank=rank, subsample=subsample, cluster=cluster)
+    check(out=out, seed=seed, fisher=fisher, damping=damping, factors=factors, samples=samples, exclude=exclude)
+    check(batch_size=batch_size)
+    one_of("strategy", strategy, acquiring.STRATEGIES)
     wish = acquiring.Wish(strategy, n, () if exclude is None else exclude)
     tables = wish.tables(labeled, pool, valid)
     left_out = acquiring.labelled_already(task, labeled, pool)
     wish = replace(wish, exclude=[*wish.exclude, *left_out.tolist()])
     settings = wish.settings(curvature, fisher, seed, batch_size, rank, subsample)
     settings = replace(settings, aggregate=str(aggregate), samples=samples if wish.needs_dropout else 0)
-    check = partial(wish.check, features=task.feature_columns, settings=settings)
-    request = Request("acquire", task, tables, wish.objectives(), settings, damping, factors, cluster, out, check)
+    fits = partial(wish.check, features=task.feature_columns, settings=settings)
+    request = Request("acquire", task, tables, wish.objectives(), settings, damping, factors, cluster, out, fits)
     with open_run(request) as run:
         if run.finished:
             return wish.select(Scores.load(str(out)))

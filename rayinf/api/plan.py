@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rayinf.arguments import shown
 from rayinf.core.asked import parse
 from rayinf.core.fisher import FisherKind
 from rayinf.engine import measuring
 from rayinf.engine.acquiring import Wish
+from rayinf.engine.entry import check
 from rayinf.engine.job import Cluster, Settings
 from rayinf.engine.plan import Cost, make_plan
 from rayinf.engine.run import Request
@@ -69,6 +71,8 @@ def plan(
     Raises:
         InputError: wrong input, as far as the first rows show it; a verb that has no plan.
     """
+    check(task=task, curvature=curvature, fisher=fisher, damping=damping, halves=halves, cluster=cluster, out=out)
+    check(seed=seed, batch_size=batch_size, precision=precision, rank=rank, subsample=subsample)
     tables, objectives = {"train": train, "valid": valid}, parse(objective, task.group)
     if verb == "influence":
         settings = Settings(curvature, fisher, halves, seed, batch_size, precision)
@@ -80,5 +84,5 @@ def plan(
         tables, objectives = wish.tables(train, pool, valid), wish.objectives()
         settings = wish.settings(curvature, fisher, seed, batch_size, rank, subsample)
     else:
-        raise InputError(f"verb={verb!r} has no plan.", 'use "influence", "influence_measure" or "acquire".')
+        raise InputError(f"verb={shown(verb)} has no plan.", 'use "influence", "influence_measure" or "acquire".')
     return make_plan(Request(verb, task, tables, objectives, settings, damping, None, cluster, out))

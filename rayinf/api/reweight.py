@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayinf.api.row_weights import Asked, RowWeights, short_names
+from rayinf.arguments import optional, path
 from rayinf.data.files import sweep, write_whole
 from rayinf.data.scores import Scores
 from rayinf.data.vectors import Vectors
+from rayinf.engine.entry import check
 from rayinf.errors import InputError
 from rayinf.pareto.demands import Array, checked
 from rayinf.pareto.lp import ReweightLP, Solution
@@ -73,12 +75,12 @@ def reweight_lp(
     Cost: 5 to 15 passes over the rows and as many small linear programs; with ten classes 0.2 to 1 s for 200,000
     rows in memory. Memory: `O(n K)` held; streamed, `O(K)` times 20,000 rows, and the weights unless there is `out`.
     """
+    check(scores=scores, stream=stream)
+    optional(path, "out", out)
     vectors = Vectors.of(scores)
     found = vectors.find(targets)
     alphas = checked(_by_class(alpha, vectors), len(vectors.columns), upper, radius, slack)
     file = None if out is None else _file(out)
-    if stream is not None and not isinstance(stream, bool):
-        raise InputError(f"stream={stream!r} is neither True nor False.", "pass one of these, or None.")
     if len(scores) == 0:
         raise InputError("The scores have no rows.", "pass the scores of at least one row.")
     held = not stream if stream is not None else len(scores) <= _IN_MEMORY
@@ -117,10 +119,10 @@ def _file(out: str | Path) -> Path:
     Raises:
         InputError: it is a folder.
     """
-    path = Path(out).expanduser()
-    if path.is_dir():
+    file = Path(out).expanduser()
+    if file.is_dir():
         raise InputError(f"out={str(out)!r} is a folder.", "name a file in it, such as weights.parquet.")
-    return path
+    return file
 
 
 def _solve_into(path: Path, lp: ReweightLP, asked: Asked, vectors: Vectors) -> Solution:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import traceback
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from rayinf.cli import words
 from rayinf.data.run_folder import RunFolder
 from rayinf.errors import InputError, RayinfError
 
@@ -40,8 +41,12 @@ def telling_if_done(out: str | Path) -> Generator[None, None, None]:
 
 
 @contextmanager
-def exit_codes(debug: bool) -> Generator[None, None, None]:
+def exit_codes(debug: bool, options: Sequence[str] = ()) -> Generator[None, None, None]:
     """One line on stderr for every error or warning, and the exit code that goes with it.
+
+    Args:
+        debug: whether to show the traceback too.
+        options: arguments of the library that are options of this command, not keys of a config.
 
     Raises:
         typer.Exit: with code 2 where the user's input is wrong, 1 for anything else.
@@ -57,7 +62,7 @@ def exit_codes(debug: bool) -> Generator[None, None, None]:
         if debug:
             traceback.print_exc()
         known = _as_input(error)
-        typer.echo(f"Error: {_one_line(known)}", err=True)
+        typer.echo(f"Error: {_one_line(known, options)}", err=True)
         raise typer.Exit(2 if isinstance(known, InputError) else 1) from None
 
 
@@ -71,12 +76,12 @@ def _as_input(error: Exception) -> Exception:
 
 
 def _tell_warning(message: Warning | str, *where: Any, **more: Any) -> None:
-    typer.echo(f"Warning: {' '.join(str(message).split())}", err=True)
+    typer.echo(f"Warning: {words.translate(' '.join(str(message).split()))}", err=True)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, options: Sequence[str]) -> str:
     if isinstance(error, RayinfError):
-        return " ".join(str(error).split())
+        return words.said(error, options)
     cause = getattr(error, "cause", None)  # what a worker on Ray raised; the error itself holds its whole traceback
     inner = cause if isinstance(cause, Exception) else error
     said = " ".join(str(inner).split()).rstrip(".")

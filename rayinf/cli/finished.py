@@ -14,6 +14,7 @@ import typer
 from rayinf import api, summaries
 from rayinf.cli.app import Debug, app
 from rayinf.cli.exits import exit_codes
+from rayinf.cli.words import translate
 from rayinf.data import run_state
 from rayinf.data.files import write_json, write_result
 from rayinf.data.out_folder import check_out
@@ -52,7 +53,7 @@ def trim(
     Writes row_id and value of the rows that are kept (in the table's order)
     and of those that are removed (worst first). No data is changed.
     """
-    with exit_codes(debug):
+    with exit_codes(debug, ("by", "budget", "floor", "out")):
         check_out(out, {})
         files = _trim_files(run if out is None else out, is_run=out is None)
         scores = _training_scores(run)
@@ -95,7 +96,7 @@ def ceiling(
 
     The verdict needs scores with halves: true; without, it is left open.
     """
-    with exit_codes(debug):
+    with exit_codes(debug, ("out", "plane", "seed")):
         check_out(out, {})
         scores = _training_scores(run)
         report = api.ceiling(scores, seed=seed)
@@ -107,7 +108,7 @@ def ceiling(
         ]
         write_json(folder / "ceiling.json", report.to_dict())
         summaries.tell_fit(scores.metadata, warn=True)
-        typer.echo(report.to_text())
+        typer.echo(translate(report.to_text()))
         typer.echo(f"Figures: {', '.join(map(str, pictures))}")
         typer.echo(f"All numbers: {folder / 'ceiling.json'}")
 

@@ -9,6 +9,7 @@ import typer
 from rayinf import api, config, references
 from rayinf.cli.app import CODES, Address, ConfigFile, Debug, Overrides, Workers, app, changes
 from rayinf.cli.exits import exit_codes
+from rayinf.cli.words import translate
 from rayinf.errors import InputError
 
 # What `rayinf.plan` wants to know of a config.
@@ -63,10 +64,10 @@ def plan(
         items = changes(overrides, address, workers)
         verb = config.find_verb(config_file, items) if verb is None else verb
         if verb not in _PLANNED:
-            raise InputError(f"{verb} is no command that has a plan.", f"pass --for, one of {', '.join(_PLANNED)}.")
+            raise InputError(f"{verb} has no plan.", f"pass --for, one of {', '.join(_PLANNED)}.")
         for heading, arguments in _priced(config.read_config(config_file, items, verb), verb):
             typer.echo(heading)
-            typer.echo(api.plan(**arguments).to_text())
+            typer.echo(translate(api.plan(**arguments).to_text()))
 
 
 def _priced(given: dict[str, Any], verb: str) -> list[tuple[str, dict[str, Any]]]:

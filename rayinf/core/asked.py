@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from rayinf.arguments import shown
 from rayinf.core.attacks import robustness
 from rayinf.core.gaps import GROUP, demographic_parity, equal_opportunity
 from rayinf.core.objectives import LABEL, Objective
@@ -53,9 +54,9 @@ def _parse_one(item: object) -> Objective:
     if isinstance(item, str) and item.startswith("slice:") and len(item) > len("slice:"):
         column = item.removeprefix("slice:")
         return Objective(f"slice_{column}", split=column)
-    if callable(item):
+    if callable(item) and not isinstance(item, type):
         return Objective(getattr(item, "__name__", type(item).__name__), rows=item)
-    raise InputError(f"objective={item!r} is unknown.", f"use {KNOWN}.")
+    raise InputError(f"objective={shown(item)} is unknown.", f"use {KNOWN}.")
 
 
 def _grouped(objective: Objective, group: str | None) -> Objective:

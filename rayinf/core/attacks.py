@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rayinf.arguments import number, optional, refuse, shown, whole
 from rayinf.core.objectives import Objective
 from rayinf.core.row_gradients import map_tensors
 from rayinf.errors import InputError
@@ -53,6 +54,8 @@ def robustness(
     Cost: a forward and a backward pass over the validation rows ("pgd": `steps` of them) beside the objective's own.
     """
     made: Attack
+    if isinstance(attack, type):
+        refuse("robustness.attack", attack, "the name of an attack, or a function", "pass a function.")
     if attack == "linear":
         made = _Closest(gamma)
     elif attack == "fgsm":
@@ -63,7 +66,7 @@ def robustness(
         made = attack
     else:
         raise InputError(
-            f"robustness(attack={attack!r}) is unknown.",
+            f"robustness(attack={shown(attack)}) is unknown.",
             'use "linear", "fgsm", "pgd", or a function (predict, x, labels, loss) -> x.',
         )
     return Objective("robustness", attack=made, hard=_Right())
@@ -76,6 +79,7 @@ class _Closest:
     gamma: float
 
     def __post_init__(self) -> None:
+        number("robustness.gamma", self.gamma, "any")
         if not self.gamma > 1:
             raise InputError(
                 f"robustness(gamma={self.gamma!r}) stops at the boundary or before it, where no row is misclassified.",
@@ -109,12 +113,15 @@ class _Signed:
     clip: Clip | None
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or (self.step is not None and self.step < 0):
-            raise InputError(
-                f"robustness(steps={self.steps!r}, step={self.step!r}) takes no step.", "pass steps >= 1 and step > 0."
-            )
-        if self.clip is not None and not self.clip[0] < self.clip[1]:
-            raise InputError(f"robustness(clip={self.clip!r}) is no range.", "pass (lowest, highest).")
+        whole("robustness.steps", self.steps, 1)
+        optional(number, "robustness.step", self.step)
+        if self.clip is None:
+            return
+        if not isinstance(self.clip, tuple | list) or len(self.clip) != 2:
+            refuse("robustness.clip", self.clip, "a range (lowest, highest)", "pass clip=(0, 1), say.")
+        low, high = (number("robustness.clip", v, "any") for v in self.clip)
+        if not low < high:
+            refuse("robustness.clip", self.clip, "a range (lowest, highest)", "pass clip=(0, 1), say.")
 
     def __call__(self, predict: Predict, x: Any, labels: Tensor, loss: RowLoss) -> Any:
         size = self.epsilon if self.steps == 1 else self.step or 2.5 * self.epsilon / self.steps
@@ -141,7 +148,8 @@ class _Right:
 
 
 def _budget(attack: str, epsilon: float | None) -> float:
-    if epsilon is None or not 0 < epsilon < float("inf"):
+    optional(number, "robustness.epsilon", epsilon, "any")
+    if epsilon is None or epsilon <= 0:
         raise InputError(
             f"robustness({attack!r}, epsilon={epsilon!r}) has no budget.",
             "pass epsilon > 0, the largest change of a coordinate of the model's input.",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from rayinf.core.blocks import Block
 from rayinf.errors import InputError
+from rayinf.user_code import MODEL, UserCodeError, user_code
 
 # fp16 gradients under 6e-8 vanish: they are carried this much larger, and scaled back in float32.
 HALF_SCALE = 1024.0
@@ -153,13 +154,43 @@ def forward(model: nn.Module, x: Any, autocast: torch.dtype | None = None) -> Te
         model: in eval mode.
         x: the model's input.
         autocast: bfloat16 or float16 for mixed precision, or None.
+
+    Raises:
+        UserCodeError: the model raised an error, or returned something else.
     """
     device = next(model.parameters()).device.type
-    with torch.autocast(device, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+    with (
+        user_code(*MODEL),
+        torch.autocast(device, dtype=autocast or torch.bfloat16, enabled=autocast is not None),
+    ):
         if isinstance(x, dict):
             logits = model(**x)
         elif isinstance(x, tuple | list):
             logits = model(*x)
         else:
             logits = model(x)
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        _refuse_output(logits)
     return _widen(logits)
+
+
+def _refuse_output(output: Any) -> NoReturn:
+    """Say what a model returned that is not logits, and how to wrap the model.
+
+    Raises:
+        UserCodeError: always.
+    """
+    if isinstance(output, Tensor):
+        fix = "return the scores before softmax or argmax, as floating-point numbers."
+        raise UserCodeError(f"The model returned {list(output.shape)} numbers of {output.dtype}, not logits", fix)
+    held, place = "", None
+    if isinstance(output, Mapping):
+        held, place = f" with {', '.join(map(repr, list(output)[:6]))}", "['logits']"
+    elif isinstance(output, tuple | list):
+        held, place = f" of {len(output)}", "[0]"
+    elif hasattr(output, "logits"):
+        place = ".logits"
+    fix = "let forward return one tensor of logits [B, C]."
+    if place:
+        fix = f"wrap it in a module whose forward returns self.model(...){place}, a tensor of logits [B, C]."
+    raise UserCodeError(f"The model returned a {type(output).__name__}{held}, not a tensor of logits [B, C]", fix)

@@ -15,6 +15,7 @@ from rayinf.core.kfac import Sums, add, add_gram
 from rayinf.core.row_gradients import functional_logits
 from rayinf.errors import InputError
 from rayinf.task import RowLoss
+from rayinf.user_code import UserCodeError, torch_said
 
 # Tangents pushed through the model at once: bounds the memory of a Hessian's columns.
 _TANGENTS = 32
@@ -137,9 +138,9 @@ def _twice() -> Generator[None]:
     """Say of whatever `torch.func` cannot pass that it is so."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, UserCodeError) as error:
         raise InputError(
-            f"torch.func cannot take second derivatives of the model: {error}.",
+            f"torch.func cannot take second derivatives of the model: {torch_said(error)}.",
             'use curvature="ggn" or "ekfac", which take first derivatives alone.',
         ) from error
 

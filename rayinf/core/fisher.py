@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rayinf.errors import InputError
 from rayinf.task import RowLoss
+from rayinf.user_code import LOSS, user_code
 
 FisherKind = Literal["true", "empirical"]
 
@@ -27,18 +28,26 @@ def logit_gradient(rows: RowLoss, logits: Tensor, labels: Tensor, name: str = "T
     """Values `[B]` of a function of each row's logits, and their gradients `[B, C]` in the logits.
 
     Raises:
-        InputError: the function does not return one value a row.
+        InputError: the function raises, or does not return one differentiable value a row.
     """
     leaf = logits.detach().requires_grad_(True)
     with torch.enable_grad():
-        values = rows(leaf, labels)
+        with user_code(name, "mend it: (logits [B, C], labels [B]) -> a value for each row [B]."):
+            values = rows(leaf, labels)
         if not isinstance(values, Tensor) or values.shape != (len(leaf),):
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise InputError(
                 f"{name} returned {got} for a batch of {len(leaf)} rows: it must be one value a row.",
                 'return losses of shape [B]: with torch losses, pass reduction="none".',
             )
-        (gradient,) = torch.autograd.grad(values.sum(), leaf)
+        if not values.requires_grad:
+            raise InputError(
+                f"{name} returned values without a gradient in the logits.",
+                "compute them from the logits by differentiable operations, without detach(), argmax or NumPy.",
+            )
+        (gradient,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+        if gradient is None:
+            raise InputError(f"{name} does not depend on the logits.", "compute it from the logits.")
     return values.detach(), gradient.detach()
 
 
@@ -128,7 +137,9 @@ def logit_error(loss: str | RowLoss, logits: Tensor, labels: Tensor) -> Tensor:
     if callable(loss):
         with torch.enable_grad():
             leaf = logits if logits.requires_grad else logits.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(loss(leaf, labels).sum(), leaf, create_graph=True)
+            with user_code(*LOSS):
+                losses = loss(leaf, labels)
+            (gradient,) = torch.autograd.grad(losses.sum(), leaf, create_graph=True)
         return gradient
     one_hot = torch.nn.functional.one_hot(labels, logits.shape[1])
     # P_y - 1 as minus the sum of the others, which a sure row would lose.
@@ -197,7 +208,9 @@ def _logit_hessian(logits: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
 def _differentiated_twice(logits: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(loss(leaf, labels).sum(), leaf, create_graph=True)
+        with user_code(*LOSS):
+            losses = loss(leaf, labels)
+        (gradient,) = torch.autograd.grad(losses.sum(), leaf, create_graph=True)
         if not gradient.requires_grad:  # a loss that is linear in the logits
             return gradient.new_zeros(*gradient.shape, gradient.shape[1])
         columns = [

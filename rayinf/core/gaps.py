@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from rayinf.arguments import optional, text
 from rayinf.core.objectives import Objective
 from rayinf.errors import InputError
 
@@ -46,7 +47,7 @@ class Gap(Objective):
             )
         if self.favourable is not None and self.favourable not in labels:
             raise InputError(
-                f"objective={self.name!r}: favourable={self.favourable!r} is no label.",
+                f"objective={self.name!r}: favourable={self.favourable!r} is not a label.",
                 f"name one of {', '.join(map(repr, labels[:8]))}.",
             )
         index = labels.index(max(labels) if self.favourable is None else self.favourable)
@@ -99,6 +100,7 @@ def demographic_parity(favourable: Any = None, group: str | None = None, name: s
     Raises:
         InputError: a name that is not a text.
     """
+    optional(text, "demographic_parity.group", group, "the name of a column, or None")
     return _gap("demographic_parity", favourable, group, name)
 
 
@@ -116,6 +118,7 @@ def equal_opportunity(favourable: Any = None, group: str | None = None, name: st
     Raises:
         InputError: a name that is not a text.
     """
+    optional(text, "equal_opportunity.group", group, "the name of a column, or None")
     return _gap("equal_opportunity", favourable, group, name)
 
 

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rayinf.arguments import function, optional, text
 from rayinf.core.blocks import Block
 from rayinf.core.influence import Queries
 from rayinf.core.kfac import Sums, add
 from rayinf.errors import InputError
 from rayinf.task import RowLoss
+from rayinf.user_code import user_code
 
 LABEL = "<label>"
 # An attack on the inputs or none, and a function of rows or None for the loss.
@@ -50,6 +52,20 @@ class Objective:
     where: Callable[[Tensor], Tensor] | None = None
     attack: Callable[..., Any] | None = None
     hard: RowLoss | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a name or not a function.
+
+        Raises:
+            InputError: which argument.
+        """
+        text("Objective.name", self.name, "the name of a column of scores")
+        optional(text, "Objective.split", self.split, "the name of a column of the validation table, or None")
+        optional(function, "Objective.rows", self.rows, "a function (logits [B, C], labels [B]) -> [B]")
+        optional(function, "Objective.combine", self.combine, "a function (sums [k], counts [k]) -> a number")
+        optional(function, "Objective.where", self.where, "a function labels [B] -> bool [B]")
+        optional(function, "Objective.attack", self.attack, "a function (predict, x, labels, loss) -> x")
+        optional(function, "Objective.hard", self.hard, "a function (logits [B, C], labels [B]) -> [B]")
 
     def named(self, name: str) -> Objective:
         """The same objective under another column name: what it computes never depends on its name.
@@ -145,13 +161,31 @@ def weights(targets: Sequence[Target], codes: Mapping[str, Tensor], half: Tensor
         else:
             part = torch.nn.functional.one_hot(codes[target.objective.split], target.width).float()
         if target.objective.where is not None:
-            part = part * target.objective.where(labels)[:, None]
+            part = part * _chosen(target.objective, labels)[:, None]
         parts.append(part)
     w = torch.cat(parts, dim=1)
     if half is None:
         return w
     second = half.to(w.dtype)[:, None]
     return torch.cat([w * (1 - second), w * second], dim=1)
+
+
+def _chosen(objective: Objective, labels: Tensor) -> Tensor:
+    """Which rows an objective takes, `[B]`.
+
+    Raises:
+        InputError: `where` raises, or does not say it for each row.
+    """
+    assert objective.where is not None
+    with user_code(f"where of objective {objective.name!r}", "mend it: labels [B] -> whether each row counts [B]."):
+        found = objective.where(labels)
+    if not isinstance(found, Tensor) or found.shape != labels.shape:
+        got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(
+            f"where of objective {objective.name!r} returned {got} for {len(labels)} rows.",
+            "return a boolean tensor [B]: whether each row counts.",
+        )
+    return found
 
 
 def add_values(
@@ -251,7 +285,10 @@ def _mixture(target: Target, totals: Tensor, counts: Tensor) -> tuple[Tensor | N
         return None, totals
     leaf = totals.detach().clone().requires_grad_(True)
     with torch.enable_grad():
-        value = combine(leaf, counts)
+        with user_code(
+            f"combine of objective {target.objective.name!r}", "mend it: (sums [k], counts [k]) -> a number."
+        ):
+            value = combine(leaf, counts)
         if not isinstance(value, Tensor) or value.numel() != len(target.columns) or not value.requires_grad:
             raise InputError(
                 f"Objective {target.objective.name!r}: combine returned {value!r}.",

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rayinf.core.blocks import Block, to_matrix
 from rayinf.core.capture import forward
 from rayinf.errors import InputError
+from rayinf.user_code import UserCodeError, torch_said
 
 # Floats of one slice of row gradients (19 MB in float32): written, used and dropped without leaving the last cache.
 SLICE_FLOATS = 4_800_000
@@ -60,10 +61,11 @@ def loose_row_gradients(model: nn.Module, blocks: Sequence[Block], x: Any, cotan
     rows = torch.func.vmap(torch.func.grad(value), in_dims=(None, 0, 0))
     try:
         found = rows({n: held[n] for n in names}, x, cotangent_bc)
-    except RuntimeError as error:
+    except (RuntimeError, UserCodeError) as error:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         raise InputError(
-            f"torch.func cannot pass the model row by row, as parameters without a rule need ({shown}): {error}.",
+            f"torch.func cannot pass the model row by row, as parameters without a rule need ({shown}): "
+            f"{torch_said(error)}.",
             'value the layers that have a rule: Task(parameters="supported"), or a list of module names.',
         ) from error
     return {b.name: to_matrix_rows(b, [found[p] for p in b.parameters]) for b in blocks}

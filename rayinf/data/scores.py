@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from rayinf.arguments import path as check_path
+from rayinf.arguments import refuse
 from rayinf.data.batches import values as read_values
 from rayinf.data.part_files import PartFiles
 from rayinf.data.run_folder import FINISHED, read_record
@@ -43,6 +45,7 @@ class Scores:
         Raises:
             InputError: no run there, or one that is not finished.
         """
+        check_path("Scores.load.path", path)
         folder = Path(path).expanduser()
         run = read_record(folder)
         if run is None:
@@ -79,18 +82,23 @@ class Scores:
         Raises:
             InputError: shapes that do not fit, a value that is not finite, an id that stands twice.
         """
+        columns = _columns(columns)
         if "row_id" in columns:
             raise InputError("columns name 'row_id', which is the ids' own.", "pass the ids as row_ids.")
         if LABEL_COLUMN in columns:
             raise InputError(f"columns name {LABEL_COLUMN!r}, which is the labels' own.", "pass them as labels.")
         held = _values(values, columns, "values")
+        if not (halves is None or isinstance(halves, tuple | list)):
+            wish = "a pair of arrays of the values' shape, or None"
+            refuse("halves", halves, wish, "pass halves=(first, second).")
         parts = [_values(half, columns, f"halves[{k}]") for k, half in enumerate(halves or ())]
         if len(parts) not in (0, 2) or any(part.shape != held.shape for part in parts):
             raise InputError(f"{len(parts)} halves for values {list(held.shape)}.", "pass two, of the values' shape.")
-        ids = pa.array(np.arange(len(held)) if row_ids is None else row_ids)
+        ids = _as_array("row_ids", np.arange(len(held)) if row_ids is None else row_ids)
         if len(ids) != len(held) or len(ids.unique()) != len(ids):
             raise InputError(
-                f"{len(ids)} row ids ({len(ids.unique())} different) for {len(held)} rows.", "pass one id a row."
+                f"row_ids holds {len(ids)} ids ({len(ids.unique())} different) for {len(held)} rows.",
+                "pass one id a row.",
             )
         hidden = {} if labels is None else {LABEL_COLUMN: _labels(labels, len(held))}
         shown = zip(("", *HALVES), (held, *parts), strict=False)
@@ -172,7 +180,10 @@ def _values(given: np.ndarray[Any, Any], columns: Sequence[str], name: str) -> n
     Raises:
         InputError: another shape, or a value that is not finite.
     """
-    held = np.asarray(given, dtype=float)
+    try:
+        held = np.asarray(given, dtype=float)
+    except (TypeError, ValueError):
+        refuse(name, given, "an array of numbers [n, columns]", "pass scores.to_numpy(), say.")
     held = held[:, None] if held.ndim == 1 else held
     if held.ndim != 2 or held.shape[1] != len(columns) or len(set(columns)) != len(columns):
         raise InputError(
@@ -184,13 +195,39 @@ def _values(given: np.ndarray[Any, Any], columns: Sequence[str], name: str) -> n
     return held
 
 
+def _columns(given: Any) -> list[str]:
+    """Names of columns, as a list.
+
+    Raises:
+        InputError: they are not names.
+    """
+    held = [*given] if isinstance(given, str | list | tuple | np.ndarray | pd.Index) else []
+    if not held or not all(isinstance(name, str) and name for name in held):
+        refuse("columns", given, "a list of names, one a column of values", 'pass columns=["total"], say.')
+    return [str(name) for name in held]
+
+
+def _as_array(name: str, given: Any) -> pa.Array:
+    """Ids or labels as Arrow has them.
+
+    Raises:
+        InputError: they are not a plain list or array.
+    """
+    wish, fix = "a list or array of integers or text, one a row", f"pass {name}=[...]."
+    try:
+        held = None if isinstance(given, str | bytes) or np.ndim(given) != 1 else pa.array(given)
+    except (pa.ArrowException, TypeError, ValueError):
+        held = None
+    return refuse(name, given, wish, fix) if held is None else held
+
+
 def _labels(given: Sequence[Any] | np.ndarray[Any, Any], rows: int) -> pa.Array:
     """Labels as runs write them: integers or text.
 
     Raises:
         InputError: another type, a missing label, or not one a row.
     """
-    held = read_values(pa.array(given), "labels", "Scores.from_numpy", 0)
+    held = read_values(_as_array("labels", given), "labels", "Scores.from_numpy", 0)
     if len(held) != rows:
         raise InputError(f"{len(held)} labels for {rows} rows.", "pass one label a row.")
     return pa.array(held)

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from rayinf.arguments import shown
 from rayinf.core import uncertainty
 from rayinf.core.capture import forward
 from rayinf.core.dropout import mc_log_probabilities, require_dropout
@@ -174,14 +175,12 @@ class Wish:
         """The tables that the strategy reads.
 
         Raises:
-            InputError: no such strategy, none to validate on, or more rows wanted than the pool has.
+            InputError: no such strategy, or none to validate on.
         """
-        if self.strategy not in STRATEGIES:
-            raise InputError(f"strategy={self.strategy!r} is unknown.", f"use one of {', '.join(STRATEGIES)}.")
+        if not isinstance(self.strategy, str) or self.strategy not in STRATEGIES:
+            raise InputError(f"strategy={shown(self.strategy)} is unknown.", f"use one of {', '.join(STRATEGIES)}.")
         if self.needs_valid and valid is None:
             raise InputError(f"strategy={self.strategy!r} needs validation rows.", "pass valid=..., or use isal.")
-        if isinstance(self.n, bool) or not isinstance(self.n, Integral) or self.n < 1:
-            raise InputError(f"n={self.n!r} picks nothing.", "pass a number of rows, 1 or more.")
         reference = {"valid": valid} if self.needs_valid else {"valid": labeled} if self.strategy == "isal" else {}
         return {"train": labeled, **reference, "pool": pool}
 

@@ -234,21 +234,6 @@ def describe(factors: Arrays, solver: Solver) -> dict[str, Any]:
     return out
 
 
-def check_memory(curvature: str, parameters: int, available: int) -> None:
-    """Refuse a dense curvature that does not fit.
-
-    Raises:
-        InputError: the memory it would take, and what there is.
-    """
-    need = 4 * 8 * parameters**2
-    if curvature in DENSE and need > 0.8 * available:
-        raise InputError(
-            f"curvature={curvature!r} over {parameters:,} parameters takes {need / 2**30:,.1f} GiB "
-            f"(four float64 matrices of {parameters:,} squared); {available / 2**30:,.1f} GiB are free.",
-            'use curvature="ekfac", or fewer parameters with Task(parameters="last").',
-        )
-
-
 @contextmanager
 def _threads(large: bool) -> Generator[None]:
     before = torch.get_num_threads()

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rayinf.arguments import number, optional, plain, refuse, text, whole
 from rayinf.core.fisher import FisherKind
 from rayinf.core.objectives import Target
 from rayinf.core.outputs import Outputs
 from rayinf.data.batches import Columns
 from rayinf.data.labels import Classes
 from rayinf.data.tables import Shard, Table
-from rayinf.errors import InputError
 from rayinf.task import Task
 
 
@@ -42,14 +42,21 @@ class Cluster:
         """Refuse a cluster that could do no work.
 
         Raises:
-            InputError: fewer than one worker, or negative resources.
+            InputError: an argument has the wrong type or is out of range.
         """
-        if self.workers < 1 or self.cpus_per_worker <= 0 or self.gpus_per_worker < 0 or self.patience <= 0:
-            raise InputError(
-                f"Cluster(workers={self.workers}, cpus_per_worker={self.cpus_per_worker}, "
-                f"gpus_per_worker={self.gpus_per_worker}, patience={self.patience}) cannot work.",
-                "pass at least one worker, cpus_per_worker and patience over 0, gpus_per_worker of 0 or more.",
-            )
+        optional(text, "Cluster.address", self.address, 'the address of a head, "auto", or None')
+        held = {
+            "workers": whole("Cluster.workers", self.workers, 1),
+            "cpus_per_worker": number("Cluster.cpus_per_worker", self.cpus_per_worker, "> 0"),
+            "gpus_per_worker": number("Cluster.gpus_per_worker", self.gpus_per_worker),
+        }
+        if self.patience != float("inf"):
+            held["patience"] = number("Cluster.patience", self.patience, "> 0")
+        for name, value in held.items():
+            object.__setattr__(self, name, value)
+        if not (self.runtime_env is None or isinstance(self.runtime_env, dict)):
+            wish = "a dict, Ray's runtime_env, or None"
+            refuse("Cluster.runtime_env", self.runtime_env, wish, 'pass a dict, such as {"working_dir": "."}.')
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,11 @@ class Settings:
     outputs: Outputs = field(default_factory=Outputs)
     exclude: tuple[Any, ...] = ()
     draw: int = 0
+
+    def __post_init__(self) -> None:
+        """Plain numbers, which JSON can hold, for NumPy's."""
+        for name in ("halves", "seed", "batch_size", "top", "rank", "subsample", "samples"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,12 @@ from rayinf.engine import curvature as curv
 from rayinf.engine import stages
 from rayinf.engine.fit_quality import fit_quality
 from rayinf.engine.job import Chunk
+from rayinf.engine.memory import tile_rows
 from rayinf.engine.minimum import check_minimum
 from rayinf.engine.run import MEANINGS, SIGN, UNIT, UNSIGNED, Run
 from rayinf.errors import InputError
 from rayinf.select.top_rows import merge_all
 
-# Gradients of validation rows that are held at once by `pairs`.
-_TILE_BYTES = 512 << 20
 # Settings of some verbs alone, told where they were asked for.
 _ASKED = ("rank", "subsample", "strategy", "aggregate", "samples")
 # What of the store stays when a run has finished: to be used by others, or to score shards that were taken away.
@@ -149,8 +148,8 @@ def pair_tiles(run: Run) -> list[pa.Table]:
 
 
 def _tiles(run: Run) -> list[Chunk]:
-    """Validation rows in tiles whose gradients fit in `_TILE_BYTES`."""
-    step = int(min(max(_TILE_BYTES // (16 * run.probe.parameters), 1), 1024))
+    """Validation rows in tiles whose gradients fit in memory (`tile_rows`)."""
+    step = tile_rows(run.probe.parameters)
     return [
         Chunk((replace(s, start=s.start + at, offset=s.offset + at, rows=min(step, s.rows - at)),))
         for s in run.job.tables["valid"].shards

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
-from rayinf.core.objectives import LABEL, make_targets
+from rayinf.core.objectives import LABEL, Objective, make_targets
 from rayinf.data.batches import BatchReader
 from rayinf.data.files import Arrays
 from rayinf.data.labels import Classes
@@ -26,6 +25,7 @@ from rayinf.engine.curvature import DENSE, KRONECKER, column_names
 from rayinf.engine.job import Chunk, Job
 from rayinf.engine.machine import misfit
 from rayinf.engine.measuring import Measure, PairFactors, PairValues
+from rayinf.engine.memory import available, check_fits, check_memory, fewest, query_bytes
 from rayinf.engine.probe import probe
 from rayinf.engine.run import Request, open_tables, partial_sums
 from rayinf.engine.worker import BATCH_FLOATS, Worker
@@ -125,8 +125,7 @@ def make_plan(request: Request) -> Cost:
     elif curvature in DENSE:
         found += trial.dense()
     if "valid" in trial.rows:
-        query = 8 * trial.parameters * trial.columns
-        found.append(trial.cost("queries", lambda w: stages.Queries(w, {}), "valid", query, 3 * query))
+        found.append(trial.queries())
     found += trial.pairs() if request.settings.strategy == "fi" else [trial.scores()]
     if request.settings.strategy == "tree":
         found.append(trial.labelled())
@@ -135,7 +134,7 @@ def make_plan(request: Request) -> Cost:
     free = shutil.disk_usage(_existing(Path(request.out))).free if request.out is not None else None
     local = request.cluster is not None and request.cluster.address is None
     why = misfit(request.cluster, trial.model_bytes) if request.cluster and local else None
-    return Cost(tuple(found), trial.workers, psutil.virtual_memory().available, free, why)
+    return Cost(tuple(found), trial.workers, available(), free, why)
 
 
 class _Trial:
@@ -145,6 +144,9 @@ class _Trial:
         tables, columns = open_tables(request)
         job = Job(request.task, tables, columns, Classes(()), request.settings)
         probed = probe(job, request.objectives)
+        check_memory(request.settings.curvature, probed.parameters, available())
+        merged = partial_sums(probed, request.settings.curvature)
+        check_fits(job, probed, request.cluster, merged)  # without columns, of which a few can stand for all
         self.rows = {name: table.num_rows for name, table in tables.items()}
         self.blocks, self.parameters = probed.blocks, probed.parameters
         self.item = torch.finfo(getattr(torch, probed.dtype)).bits // 8
@@ -155,7 +157,9 @@ class _Trial:
         self.columns = len(column_names(self.job.settings.targets, request.settings.halves))
         self.worker = Worker(self.job, "cuda" if request.cluster and request.cluster.gpus_per_worker else None)
         self.workers = request.cluster.workers if request.cluster else 1
-        self.chunks = min(partial_sums(probed, request.settings.curvature), len(tables["train"].shards))
+        self.chunks = min(merged, len(tables["train"].shards))
+        self.tried = fewest(max(self.columns, 1), self.parameters)
+        self._queries = query_bytes(self.job, probed, 1, merged).size if "valid" in tables else 0
         self.directions = min(probed.logits - 1, probed.perturbed)
         self._kept = request.out is not None
         self.model_bytes = sum(p.numel() * p.element_size() for p in self.worker.model.parameters())
@@ -191,6 +195,18 @@ class _Trial:
         """The one look at a table before any work."""
         return self.cost(f"scan {name}", lambda w: _Scan(w, name), name, 0, 0)
 
+    def queries(self) -> StageCost:
+        """The objectives' gradients, summed; where there are too many columns to be tried, that of one stands for all.
+
+        A row enters the sums of its own groups alone, so that many columns cost little more than one.
+        """
+        worker, settings = self.worker, self.job.settings
+        if self.tried < self.columns:
+            total = make_targets((Objective("total"),), self.job.classes.labels, {})
+            worker = Worker(dataclasses.replace(self.job, settings=dataclasses.replace(settings, targets=total)))
+        written = 3 * 8 * self.parameters * self.columns
+        return self.cost("queries", lambda w: stages.Queries(worker, {}), "valid", self._queries, written)
+
     def scores(self) -> StageCost:
         """What gives the rows of the scored table their values."""
         settings, scored = self.job.settings, self.job.scored
@@ -202,18 +218,25 @@ class _Trial:
             make = lambda w: PoolScore(w, ones, names=names)  # noqa: E731
         elif settings.strategy is not None:
             make = lambda w: Uncertain(w, {}, names=names)  # noqa: E731
-        memory = sum(v.nbytes for v in ones.values()) + (self._inverse_bytes() if settings.mixed else 0)
-        return self.cost("scores", make, scored, memory, self.rows[scored] * (16 + self.item * len(names)))
+        memory = self._solved_bytes + (self._inverse_bytes() if settings.mixed else 0)
+        columns = max(self.columns, 1)
+        found = self.cost("scores", make, scored, memory, self.rows[scored] * (16 + self.item * columns))
+        return dataclasses.replace(found, seconds=found.seconds * columns / len(names))
 
     def labelled(self) -> StageCost:
         """What gives the labelled rows the values that a tree learns from."""
         ones = self._ones
-        memory = sum(v.nbytes for v in ones.values())
-        return self.cost("labelled values", lambda w: LabeledValues(w, ones, share=1.0), "train", memory, 0)
+        make: Callable[[Worker], Any] = lambda w: LabeledValues(w, ones, share=1.0)  # noqa: E731
+        return self.cost("labelled values", make, "train", self._solved_bytes, 0)
 
     @property
     def _names(self) -> list[str]:
-        return [str(k) for k in range(max(self.columns, 1))]
+        return [str(k) for k in range(self.tried)]
+
+    @property
+    def _solved_bytes(self) -> int:
+        """Of all queries, as they come and as a worker holds them."""
+        return 2 * self.item * max(self.columns, 1) * self.parameters
 
     @property
     def _ones(self) -> Arrays:
@@ -284,7 +307,7 @@ class _Trial:
         while True:
             item: Any = Shard(0, shard.start, rows, shard.file, shard.group, shard.offset)
             begin = time.perf_counter()
-            stage(Chunk((item,)) if isinstance(stage, stages.Summing | PairFactors) else item)
+            stages.perform(stage, Chunk((item,)) if isinstance(stage, stages.Summing | PairFactors) else item)
             points.append((rows, time.perf_counter() - begin))
             if rows in (shard.rows, _MOST_PROBED) or (len(points) > 2 and points[-1][1] > _PROBE_SECONDS):
                 break

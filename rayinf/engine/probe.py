@@ -22,9 +22,9 @@ from rayinf.core.outputs import Outputs, check_curvature, find_outputs
 from rayinf.data.batches import Batch, BatchReader
 from rayinf.engine.curvature import KRONECKER
 from rayinf.engine.job import Job
-from rayinf.engine.per_row import transform_fix
 from rayinf.engine.worker import Worker
-from rayinf.errors import InputError, RayinfError
+from rayinf.errors import InputError
+from rayinf.user_code import ATTACK, UserCodeError, on_rows, torch_said, user_code
 
 _ROWS = 4
 _TOLERANCE = 1e-3
@@ -54,6 +54,11 @@ def probe(job: Job, asked: Sequence[Objective] = ()) -> Probe:
             autograd's.
     """
     worker = Worker(job)
+    with on_rows(lambda: worker.rows_at_work):
+        return _probe(worker, job, asked)
+
+
+def _probe(worker: Worker, job: Job, asked: Sequence[Objective]) -> Probe:
     model, blocks = worker.model, worker.blocks
     _check_parameters(model)
     if job.settings.curvature in KRONECKER:
@@ -92,6 +97,7 @@ def probe(job: Job, asked: Sequence[Objective] = ()) -> Probe:
             logit_gradient(outputs.rows(objective.rows), logits, labels, f"Objective {objective.name!r}")
         if objective.attack is not None:
             _check_attack(objective, worker, x, labels)
+    _check_attached(worker, x)
     _check_gradients(worker, x, labels)
     if job.settings.mixed:
         _check_mixed(worker, x, labels)
@@ -119,29 +125,17 @@ def _check_parameters(model: nn.Module) -> None:
 
 
 def _try_model(worker: Worker, batch: Batch) -> tuple[Any, torch.Tensor]:
-    """The model's input and its logits on a few rows; whatever the user's own code raises is said to be so."""
-    rows = f"the first {len(batch)} training rows (features {list(batch.x.shape)}, {batch.x.dtype})"
+    """The model's input and its logits on a few rows."""
+    worker.begin("train", batch)
     try:
         x = worker.input(batch.x)
-    except RayinfError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"Task(transform=...) fails on {rows}: {type(error).__name__}: {error}.",
-            transform_fix(worker.job.task.transform, batch.x),
-        ) from error
-    try:
-        with torch.no_grad():
-            logits = forward(worker.model, x)
-    except RayinfError:
-        raise
-    except Exception as error:
-        double = worker.job.settings.precision == "fp64"
-        raise InputError(
-            f"The model fails on {rows}{' in float64' if double else ''}: {type(error).__name__}: {error}.",
-            "give it what it takes, with Task(transform=...) for instance, and let it return logits [B, C]."
-            + (" In forward, follow the parameters' dtype instead of calling float()." if double else ""),
-        ) from error
+    except UserCodeError as error:
+        raise UserCodeError(
+            error.parts[0], transform_fix(worker.job.task.transform, batch.x), error.parts[2]
+        ) from error.__cause__
+    worker.mask(x, len(batch))
+    with torch.no_grad():
+        logits = forward(worker.model, x)
     return x, logits
 
 
@@ -172,15 +166,9 @@ def _check_probabilities(job: Job, asked: Sequence[Objective]) -> None:
 def _check_attack(objective: Objective, worker: Worker, x: Any, labels: torch.Tensor) -> None:
     """The attack runs, and what it gives can be fed to the model."""
     assert objective.attack is not None
-    try:
-        logits = worker.predict(objective.attack(worker.predict, x, labels, worker.row_loss))
-    except RayinfError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"Objective {objective.name!r}: the attack fails on {len(labels)} rows: {type(error).__name__}: {error}.",
-            "mend it: (predict, x, labels, loss) -> an input like x.",
-        ) from error
+    with user_code(f"The attack of objective {objective.name!r}", ATTACK):
+        attacked = objective.attack(worker.predict, x, labels, worker.row_loss)
+    logits = worker.predict(attacked)
     if logits.shape[:1] != labels.shape or not bool(torch.isfinite(logits).all()):
         raise InputError(
             f"Objective {objective.name!r}: after the attack the model gives {list(logits.shape)} logits for "
@@ -204,6 +192,25 @@ def _check_features(batch: Batch, job: Job) -> None:
 def _is_binary(job: Job) -> bool:
     kind = str(job.tables["train"].schema.field(job.task.feature_columns[0]).type)
     return "binary" in kind
+
+
+def _check_attached(worker: Worker, x: object) -> None:
+    """Whether gradients pass from the logits to the parameters."""
+    model = worker.model
+    before = [(p, p.requires_grad) for p in model.parameters() if p.is_floating_point()]
+    try:
+        for p, _ in before:
+            p.requires_grad_(True)
+        with torch.enable_grad():
+            attached = forward(model, x).requires_grad
+    finally:
+        for p, wanted in before:
+            p.requires_grad_(wanted)
+    if not attached:
+        raise InputError(
+            "The model's logits have no gradient in its parameters.",
+            "leave out detach(), .data, NumPy, torch.no_grad() and torch.inference_mode() in forward.",
+        )
 
 
 def _check_gradients(worker: Worker, x: object, labels: torch.Tensor) -> None:
@@ -251,9 +258,9 @@ def _check_mixed(worker: Worker, x: object, labels: torch.Tensor) -> None:
             rows.slopes(ones).sum()
             + rows.columns(torch.ones_like(rows.logits[:, :1]).expand(-1, d)[..., None], None).sum()
         )
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, NotImplementedError, UserCodeError) as error:
         raise InputError(
-            f"The model cannot be differentiated twice, as the influence measure FI needs: {str(error).rstrip('.')}.",
+            f"The model cannot be differentiated twice, as the influence measure FI needs: {torch_said(error)}.",
             "take its embeddings as the features and value the layers after them (an LSTM has no second derivatives).",
         ) from error
     if not bool(torch.isfinite(found)):

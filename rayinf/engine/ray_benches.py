@@ -14,6 +14,7 @@ import torch
 from rayinf.engine.job import Cluster
 from rayinf.engine.ray_calls import FAULTS, MOST_DEATHS_OF_TRAININGS, REPORTS, Life, Watch, check_deaths, get, spread
 from rayinf.engine.ray_cluster import connect, connected, wait_ready
+from rayinf.user_code import sendable
 
 
 class _Bench:
@@ -82,7 +83,9 @@ def benches(function: Callable[[Any], Any], cluster: Cluster, workers: int) -> G
         actors = [bench.remote(max(1, int(cluster.cpus_per_worker))) for _ in range(workers)]
         try:
             wait_ready(actors, cluster)
-            yield Benches(cluster, actors, ray.put(function))
+            with sendable():
+                sent = ray.put(function)
+            yield Benches(cluster, actors, sent)
         finally:
             for actor in actors:
                 with suppress(ray.exceptions.RayError, ValueError):

@@ -14,6 +14,7 @@ import ray
 from rayinf.engine.deadline import Deadline
 from rayinf.engine.job import Chunk
 from rayinf.errors import RayinfError, RunError
+from rayinf.user_code import from_worker
 
 _POLL_SECONDS = 1.0
 # How often one call may take its process with it. A whole training is begun again more often: it may take days.
@@ -205,7 +206,7 @@ def get(ref: Any) -> Any:
             ) from None
         if isinstance(cause, RayinfError):
             raise cause from None
-        raise
+        raise from_worker(cause) from error
     except ray.exceptions.RayActorError as error:
         raise RunError(
             f"A worker could not be kept alive: {str(error).splitlines()[0]}",

@@ -26,6 +26,7 @@ from rayinf.engine.ray_calls import FAULTS, REPORTS, Life, Watch, check_deaths, 
 from rayinf.engine.ray_cluster import connect, wait_ready
 from rayinf.engine.stages import Stage, perform
 from rayinf.engine.worker import Worker
+from rayinf.user_code import sendable
 
 # Calls that wait in an actor while another runs: hides the way back to the driver, and loses little with the actor.
 _IN_FLIGHT = 2
@@ -253,7 +254,8 @@ class RayRunner:
         """References of the job and of what a stage needs beside it."""
         self._connect()
         if self._job_ref is None:
-            self._job_ref = ray.put(self._job)
+            with sendable():
+                self._job_ref = ray.put(self._job)
         return self._job_ref, arrays if isinstance(arrays, ray.ObjectRef) else ray.put(arrays)
 
 

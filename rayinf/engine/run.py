@@ -6,18 +6,16 @@ import dataclasses
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
-from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import psutil
-
+from rayinf.arguments import plain
 from rayinf.core.objectives import LABEL, Objective, make_targets
 from rayinf.data.batches import Columns, check_columns
 from rayinf.data.files import sealed, unsealed, write_json
@@ -29,10 +27,11 @@ from rayinf.data.run_folder import FINISHED, RunFolder, owner_of, part_name
 from rayinf.data.scan import ScanMerge, TableScan, check_unique_ids
 from rayinf.data.tables import Shard, Table, as_table
 from rayinf.engine import progress, stages
-from rayinf.engine.curvature import CURVATURES, KRONECKER, Solver, check_memory
+from rayinf.engine.curvature import KRONECKER, Solver
 from rayinf.engine.identity import check_factors, factors_run, fingerprint, identity
 from rayinf.engine.job import Cluster, Job, Settings, chunks
 from rayinf.engine.label_order import check_labels
+from rayinf.engine.memory import available, check_fits, check_memory
 from rayinf.engine.probe import Probe, probe
 from rayinf.engine.runner import LocalRunner, Runner, make_runner
 from rayinf.errors import InputError, RunError
@@ -86,7 +85,8 @@ class Request:
     check: Callable[[Mapping[str, Table], Probe], None] | None = None
 
     def __post_init__(self) -> None:
-        """Make paths absolute, once: workers on a cluster are in folders of their own."""
+        """Plain numbers, which JSON can hold; absolute paths, since workers are in folders of their own."""
+        object.__setattr__(self, "damping", plain(self.damping))
         for name in ("out", "factors"):
             given = getattr(self, name)
             if isinstance(given, str | Path) and "://" not in str(given):
@@ -223,7 +223,7 @@ def open_run(request: Request) -> Run:
     probed = probe(job, request.objectives)
     if request.check is not None:
         request.check(tables, probed)
-    check_memory(request.settings.curvature, probed.parameters, psutil.virtual_memory().available)
+    check_memory(request.settings.curvature, probed.parameters, available())
     folder = RunFolder(Path(request.out).expanduser().absolute()) if request.out is not None else None
     other = factors_run(request.factors)
     runner = make_runner(job, request.cluster)
@@ -237,6 +237,7 @@ def open_run(request: Request) -> Run:
         }
         job = _settle(job, request, probed, scans)
         check_labels(job, probed, scans["train"].counts[request.task.label])
+        check_fits(job, probed, request.cluster, partial_sums(probed, request.settings.curvature))
         asked = {"verb": request.verb, "damping": request.damping, "factors": fingerprint(other)}
         own = identity(job, probed.fingerprint, scans, asked)
         if other is not None:
@@ -267,59 +268,14 @@ def partial_sums(probed: Probe, curvature: str) -> int:
     return min(max(_PARTIAL_BYTES // max(size, 1), _FEWEST_CHUNKS), _MOST_CHUNKS)
 
 
-def _check_arguments(request: Request) -> None:
-    s = request.settings
-    checks: Sequence[tuple[bool, str, str]] = (
-        (s.curvature in CURVATURES, f"curvature={s.curvature!r} is unknown", f"use one of {', '.join(CURVATURES)}."),
-        (s.fisher in ("true", "empirical"), f"fisher={s.fisher!r} is unknown", 'use "true" or "empirical".'),
-        (
-            request.damping is None or (_number(request.damping) and 0 <= request.damping < float("inf")),
-            f"damping={request.damping!r} is no finite number >= 0",
-            "leave it out for the default, or pass a finite number >= 0.",
-        ),
-        (
-            s.batch_size is None or (_whole(s.batch_size) and s.batch_size >= 1),
-            f"batch_size={s.batch_size!r} is no number of rows",
-            "leave it out, or pass a positive integer.",
-        ),
-        (_whole(s.seed) and 0 <= s.seed < 2**63, f"seed={s.seed!r} is no seed", "pass an integer from 0 to 2^63 - 1."),
-        (isinstance(s.halves, bool), f"halves={s.halves!r} is no bool", "pass True or False."),
-        (
-            s.precision in (None, "fp64", "bf16", "fp16"),
-            f"precision={s.precision!r} is unknown",
-            'use None, "fp64", "bf16" or "fp16".',
-        ),
-        (
-            request.out is None or "://" not in str(request.out),
-            f"out={str(request.out)!r} is a URI",
-            "pass a local or mounted folder, and copy the finished run from there.",
-        ),
-        (
-            request.factors is None or s.curvature != "identity",
-            'curvature="identity" has no factors',
-            "leave factors out.",
-        ),
-    )
-    for fine, what, fix in checks:
-        if not fine:
-            raise InputError(f"{what}.", fix)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
 def open_tables(request: Request) -> tuple[dict[str, Table], dict[str, Columns]]:
     """The tables of a request and the columns that are read of each; nothing but footers is read.
 
     Raises:
         InputError: wrong arguments, no table, a missing column.
     """
-    _check_arguments(request)
+    if request.factors is not None and request.settings.curvature == "identity":
+        raise InputError('curvature="identity" has no factors.', "leave factors out.")
     task = request.task
     others = [task.label, *([task.group] if task.group else [])]
     tables = {name: as_table(value, task.feature_columns, others, name) for name, value in request.tables.items()}

@@ -26,9 +26,11 @@ from rayinf.data.scores import LABEL_COLUMN
 from rayinf.data.tables import Shard
 from rayinf.engine.fit_quality import KEY, FitSums, add_valid
 from rayinf.engine.job import Chunk
+from rayinf.engine.not_finite import not_finite
 from rayinf.engine.worker import Ready, Worker
 from rayinf.errors import InputError, RunError
 from rayinf.select.top_rows import TopRows, merge_all
+from rayinf.user_code import on_rows
 
 _SCAN_ROWS = 8192
 
@@ -48,9 +50,12 @@ def perform(stage: Stage, item: Any) -> Any:
 
     Raises:
         RunError: the accelerator's memory does not hold a batch.
+        UserCodeError: the user's own code failed, with its rows.
     """
+    worker = getattr(stage, "worker", None)
     try:
-        return stage(item)
+        with on_rows(lambda: worker.rows_at_work if worker else ""):
+            return stage(item)
     except torch.OutOfMemoryError as error:
         raise RunError(
             f"{type(stage).__name__} ran out of the accelerator's memory: {str(error).splitlines()[0]}",
@@ -98,13 +103,9 @@ class Summing:
             for ready in self.worker.read(self.table, shard, size):
                 self.batch(sums, ready)
         out = {k: v.cpu().numpy() for k, v in sums.items()}
-        for key, value in out.items():
+        for value in out.values():
             if not np.isfinite(value.sum()):  # infinities of both signs give NaN, and nothing gives them back
-                raise InputError(
-                    f"The model gives gradients that are not finite ({key}) on rows {item.shards[0].start} to "
-                    f"{item.shards[0].start + item.rows} of {self.worker.job.tables[self.table].name}.",
-                    "check the model's outputs on those rows and Task(transform=...), or use a higher precision.",
-                )
+                raise not_finite(self.worker, self.table, item.shards)
         return out
 
 

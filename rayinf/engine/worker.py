@@ -20,8 +20,8 @@ from rayinf.data.batches import Batch, BatchReader, row_keys, uniforms
 from rayinf.data.files import Arrays
 from rayinf.data.tables import Shard
 from rayinf.engine.job import Job
-from rayinf.errors import InputError
 from rayinf.task import RowLoss
+from rayinf.user_code import ATTACK, MASK, TRANSFORM, UserCodeError, user_code
 
 # Floats of activations that one batch may hold (512 MB in float32): fixes the batch size where none is given.
 BATCH_FLOATS = 128_000_000
@@ -48,6 +48,7 @@ class Worker:
         self._readers: dict[str, BatchReader] = {}
         # Only ever grows: another thread reads it as a sign of progress.
         self.rows_read = 0
+        self._batch: tuple[str, Batch] | None = None
 
     @cached_property
     def model(self) -> nn.Module:
@@ -158,10 +159,50 @@ class Worker:
 
     def ready(self, table: str, raw: Batch) -> Ready:
         """A batch as tensors on the device. Rows of a pool have no label, and get 0."""
+        self.begin(table, raw)
         x = self.input(raw.x)
         labels = raw.labels if self.job.columns[table].label is None else self.job.classes.encode(raw.labels)
         y = torch.from_numpy(labels).to(self.device)
-        return Ready(raw, x, y, self.job.task.mask(x) if self.job.task.mask else None)
+        return Ready(raw, x, y, self.mask(x, len(raw)))
+
+    def begin(self, table: str, raw: Batch) -> None:
+        """Remember which rows are at work, for errors."""
+        self._batch = table, raw
+
+    @property
+    def rows_at_work(self) -> str:
+        """The batch that was made ready last, for errors."""
+        if self._batch is None:
+            return ""
+        table, raw = self._batch
+        which = f"row {raw.start}" if len(raw) == 1 else f"rows {raw.start} to {raw.start + len(raw) - 1}"
+        double = " in float64" if self.job.settings.precision == "fp64" else ""
+        held = f"features {list(raw.x.shape)} {raw.x.dtype}{double}"
+        return f"{which} of {self.job.tables[table].name} ({held})"
+
+    def mask(self, x: Any, rows: int) -> Tensor | None:
+        """The user's mask as a boolean `[B, T]`: integers 0 and 1, as tokenizers give them, count as booleans.
+
+        Raises:
+            UserCodeError: it has another shape, or other values.
+        """
+        if self.job.task.mask is None:
+            return None
+        with user_code(*MASK):
+            mask = self.job.task.mask(x)
+        if isinstance(mask, np.ndarray):
+            mask = torch.from_numpy(mask)
+        shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        if not isinstance(mask, Tensor) or mask.ndim != 2 or len(mask) != rows:
+            raise UserCodeError(f"Task(mask=...) returned {shape} for {rows} rows, not a mask [B, T]", MASK[1])
+        if mask.dtype != torch.bool:
+            if not bool(((mask == 0) | (mask == 1)).all()):
+                raise UserCodeError(
+                    f"Task(mask=...) returned {mask.dtype} with other values than 0 and 1",
+                    "return True (or 1) on tokens and False (or 0) on padding, not numbers to be added to scores.",
+                )
+            mask = mask.bool()
+        return mask.to(self.device)
 
     @contextmanager
     def tape(self, x: Any) -> Generator[Taped]:
@@ -171,12 +212,31 @@ class Worker:
             yield Taped(self.model, self.modules, self.blocks, tape, self.predict(x), x)
 
     def predict(self, x: Any) -> Tensor:
-        """Logits `[B, C]` of an input, in the run's precision."""
-        return forward(self.model, x, _AUTOCAST[self.job.settings.precision])
+        """Logits `[B, C]` of an input, in the run's precision.
+
+        Raises:
+            UserCodeError: the model raised, or gave other logits than one row for each row of the batch.
+        """
+        logits = forward(self.model, x, _AUTOCAST[self.job.settings.precision])
+        known, rows = len(self.job.classes.labels), len(self._batch[1]) if self._batch else None
+        if known and rows is not None and logits.shape != (rows, known):
+            raise UserCodeError(
+                f"The model returned logits {list(logits.shape)}, not [{rows}, {known}] as for other batches",
+                "let Task(transform=...) and forward keep the first axis as rows, in batches of one row too "
+                "(squeeze() drops it).",
+            )
+        return logits
 
     def attacked(self, attack: Callable[..., Any] | None, ready: Ready) -> Any:
-        """The input of a batch after an attack on this worker's model; as it is without one."""
-        return ready.x if attack is None else attack(self.predict, ready.x, ready.y, self.row_loss)
+        """The input of a batch after an attack on this worker's model; as it is without one.
+
+        Raises:
+            UserCodeError: the attack raised.
+        """
+        if attack is None:
+            return ready.x
+        with user_code("The objective's attack", ATTACK):
+            return attack(self.predict, ready.x, ready.y, self.row_loss)
 
     def fisher_columns(self, ready: Ready, logits: Tensor) -> tuple[Tensor, float]:
         """Columns `[S, B, C]` of the Fisher in the logits, drawn by row where there are many classes; and their scale.
@@ -220,8 +280,9 @@ class Worker:
         if transform is None:
             floating = x.dtype.kind == "f" or not self._tokens
             return torch.tensor(x).to(self.device, self.dtype if floating else torch.int64)
-        # Arrow's memory is read-only, of which torch.from_numpy warns.
-        return self._convert(transform(x if x.flags.writeable else x.copy()))
+        with user_code(*TRANSFORM):
+            found = transform(x if x.flags.writeable else x.copy())  # torch warns of read-only arrays
+        return self._convert(found)
 
     def _convert(self, x: Any) -> Any:
         if isinstance(x, dict):
@@ -229,9 +290,12 @@ class Worker:
         if isinstance(x, tuple | list):
             return tuple(self._convert(v) for v in x)
         if not isinstance(x, Tensor):
-            array = np.asarray(x)
+            with user_code(*TRANSFORM):  # lists of different lengths are no array
+                array = np.asarray(x)
             if array.dtype.kind not in "fiub":
-                raise InputError(f"Task(transform=...) returned {array.dtype}.", "return arrays or tensors of numbers.")
+                raise UserCodeError(
+                    f"Task(transform=...) returned {array.dtype}", "return arrays or tensors of numbers."
+                )
             x = torch.tensor(array)
         tensor: Tensor = x
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)

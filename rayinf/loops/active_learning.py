@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rayinf.arguments import plain
 from rayinf.core.fisher import FisherKind
 from rayinf.data.batches import Array, BatchReader, Columns
 from rayinf.data.history import VERB, History, Key, keys, load_trails
@@ -21,6 +21,7 @@ from rayinf.data.overlap import labelled_already, tell
 from rayinf.data.run_folder import RunFolder, owner_of
 from rayinf.data.tables import READ_ROWS, Table, as_table
 from rayinf.engine.acquiring import Wish
+from rayinf.engine.entry import check, check_seeds, check_strategies
 from rayinf.engine.job import Cluster, Job
 from rayinf.engine.parallel import session, side_by_side
 from rayinf.engine.run import Request, open_run
@@ -104,9 +105,11 @@ def active_learning(
 
     Cost: a trajectory trains and measures `rounds + 1` times and acquires `rounds` times.
     """
-    wanted = keys(_names(strategy), _seeds(seed))
+    check(task=task, rounds=rounds, n=n, cluster=cluster, out=out, curvature=curvature, aggregate=aggregate, rank=rank)
+    check(subsample=subsample, fisher=fisher, damping=damping, samples=samples)
+    wanted, rounds, n = keys(check_strategies("strategy", strategy), check_seeds("seed", seed)), int(rounds), int(n)
     given = _Given(task, {"labeled": labeled, "pool": pool, "test": test, "valid": valid}, rounds, n, wanted)
-    options = Options(curvature, aggregate, rank, subsample, fisher, damping, samples)
+    options = Options(curvature, aggregate, plain(rank), plain(subsample), fisher, plain(damping), plain(samples))
     opened = _open(given, options, out)
     place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(local_folder(out))
     with place as folder:
@@ -241,8 +244,8 @@ def _try(given: _Given, o: Options, wish: Wish, tables: Mapping[str, Any]) -> tu
     """Open a run of `acquire` on the first labelled rows, and close it again."""
     settings = wish.settings(o.curvature, o.fisher, given.seeds[0], None, o.rank, o.subsample)
     settings = replace(settings, aggregate=str(o.aggregate), samples=o.samples if wish.needs_dropout else 0)
-    check = partial(wish.check, features=given.task.feature_columns, settings=settings)
-    request = Request("acquire", given.task, tables, wish.objectives(), settings, o.damping, None, None, None, check)
+    fits = partial(wish.check, features=given.task.feature_columns, settings=settings)
+    request = Request("acquire", given.task, tables, wish.objectives(), settings, o.damping, None, None, None, fits)
     with open_run(request) as run:
         return run.job, run.identity
 
@@ -258,10 +261,8 @@ def _check_rounds(rounds: int, n: int, rows: int, left_out: int) -> None:
     """Refuse rounds for which the pool has too few rows that are not labelled.
 
     Raises:
-        InputError: no number of rounds, or too many.
+        InputError: too many.
     """
-    if isinstance(rounds, bool) or not isinstance(rounds, Integral) or rounds < 1:
-        raise InputError(f"rounds={rounds!r} is no number of rounds.", "pass an integer, 1 or more.")
     free = rows - left_out
     if rounds * n > free:
         labelled = f", {left_out:,} of them labelled already" if left_out else ""
@@ -269,30 +270,3 @@ def _check_rounds(rounds: int, n: int, rows: int, left_out: int) -> None:
             f"{rounds} rounds of n={n:,} want {rounds * n:,} rows, and the pool has {rows:,}{labelled}.",
             f"pass a smaller n (up to {free // rounds:,}), or fewer rounds.",
         )
-
-
-def _names(strategy: str | Sequence[str]) -> list[str]:
-    """The strategies, each once.
-
-    Raises:
-        InputError: none, or no names.
-    """
-    found = [strategy] if isinstance(strategy, str) else list(strategy)
-    if not found or not all(isinstance(s, str) for s in found) or len(set(found)) < len(found):
-        raise InputError(f"strategy={strategy!r} names none, or one twice.", 'pass "fi", or a list of strategies.')
-    return found
-
-
-def _seeds(seed: int | Sequence[int]) -> list[int]:
-    """The seeds, each once.
-
-    Raises:
-        InputError: none, or no integers.
-    """
-    found: list[Any] = list(seed) if isinstance(seed, Sequence | np.ndarray | range) else [seed]
-    whole = all(isinstance(s, Integral) and not isinstance(s, bool) and 0 <= int(s) < 2**63 for s in found)
-    if not found or not whole or len(set(found)) < len(found):
-        raise InputError(
-            f"seed={seed!r} holds no seeds, or one twice.", "pass an integer from 0 to 2^63 - 1, or a list of these."
-        )
-    return [int(s) for s in found]

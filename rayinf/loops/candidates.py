@@ -21,6 +21,7 @@ from rayinf.loops.retrain import train_in_place
 from rayinf.loops.shuffle import BUFFER_BYTES, Shuffled
 from rayinf.pareto.lp import InfeasibleError, ReweightLP, Solution
 from rayinf.task import Fit
+from rayinf.user_code import FIT, on_rows, user_code
 
 _EVALUATE_ROWS = 1024
 
@@ -166,7 +167,8 @@ class Trials:
             worker = Worker(replace(self.job, task=task))  # with a copy of the checkpoint
             train_in_place(worker, self._shuffled, weights, self.fit, task.l2, self.seed)
             return worker.model
-        model = self.fit(task, self.given, weights, self.seed)
+        with user_code(*FIT):
+            model = self.fit(task, self.given, weights, self.seed)
         if not isinstance(model, nn.Module):
             raise InputError(
                 f"Task(fit=...) is a function that returned a {type(model).__name__}.", "return the trained nn.Module."
@@ -183,7 +185,7 @@ class Trials:
         model = model.to(worker.device)
         right, rows = (torch.zeros(classes, dtype=torch.int64) for _ in range(2))
         loss = torch.zeros(classes, dtype=torch.float64)
-        with torch.no_grad():
+        with on_rows(lambda: worker.rows_at_work), torch.no_grad():
             for raw in self._read() if self._held is None else self._held:
                 ready = worker.ready("valid", raw)
                 logits = forward(model, ready.x)

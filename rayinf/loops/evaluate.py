@@ -15,10 +15,12 @@ from rayinf.core.kfac import Sums
 from rayinf.core.objectives import LABEL, Objective, Target, make_targets
 from rayinf.core.outputs import find_outputs
 from rayinf.data.scan import TableScan
+from rayinf.engine.entry import check
 from rayinf.engine.stages import codes_of
 from rayinf.engine.worker import Ready, Worker
 from rayinf.loops.opened import TABLE, open_table
 from rayinf.task import Task
+from rayinf.user_code import on_rows
 
 # Rows that show what the model returns.
 _FEW = 4
@@ -46,6 +48,7 @@ def evaluate(task: Task, table: Any, objective: Any = (), *, against: Task | Non
 
     Cost: one forward pass over the rows, and one an attack beside the attack's own.
     """
+    check(task=task, against=against)
     asked = parse(objective, task.group) if objective != () else ()
     worker, scan = open_table(task, table, "test", asked)
     targets, worker = _settle(worker, scan, asked)
@@ -56,7 +59,7 @@ def evaluate(task: Task, table: Any, objective: Any = (), *, against: Task | Non
     loss, classes = 0.0, worker.job.classes
     seen, right = (torch.zeros(len(classes.labels), dtype=torch.int64) for _ in range(2))
     size = worker.rows_a_batch(1)
-    with torch.no_grad():
+    with on_rows(lambda: worker.rows_at_work), torch.no_grad():
         for shard in worker.job.tables[TABLE].shards:
             for ready in worker.read(TABLE, shard, size):
                 logits = worker.predict(ready.x)

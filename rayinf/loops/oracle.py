@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rayinf.arguments import path
 from rayinf.data import batches
 from rayinf.data.batches import Array, Columns, check_columns
 from rayinf.data.files import write_result
@@ -22,6 +23,7 @@ from rayinf.data.scores import to_numpy
 from rayinf.data.tables import Table, as_table
 from rayinf.errors import InputError
 from rayinf.task import Task
+from rayinf.user_code import user_code
 
 _SHOWN = 5
 _ASK, _LABELS = "ask-", "labels-"
@@ -39,6 +41,14 @@ class LabelFolder:
     """
 
     path: str | Path
+
+    def __post_init__(self) -> None:
+        """Refuse what names no folder.
+
+        Raises:
+            InputError: it is not a path.
+        """
+        path("LabelFolder.path", self.path)
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ class Pool:
         strange = [f"{v!r} of row {i!r}" for i, v in zip(ids, found.tolist(), strict=True) if v not in classes]
         _refuse(
             strange,
-            f"{source} gives labels that are no class of the task ({', '.join(map(repr, classes[:12]))})",
+            f"{source} gives labels that are not classes of the task ({', '.join(map(repr, classes[:12]))})",
             question,
             "correct those labels, or start with a model that has a logit for them and Task(classes=[...]).",
         )
@@ -163,7 +173,10 @@ class _Function:
     def ask(self, question: Question) -> Array:
         """What the function says."""
         asked = to_numpy(question.rows["row_id"])
-        found = self.call(asked)
+        with user_code(
+            f"The oracle, asked in round {question.round},", "mend it: an array of row ids -> their labels."
+        ):
+            found = self.call(asked)
         if isinstance(found, Mapping | pd.Series):
             ids, labels = list(found.keys()), list(found.values() if isinstance(found, Mapping) else found)
         else:

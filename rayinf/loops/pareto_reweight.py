@@ -20,6 +20,7 @@ from rayinf.data.files import fill_safetensors
 from rayinf.data.out_folder import check_out
 from rayinf.data.run_folder import RunFolder
 from rayinf.data.scores import Scores, to_numpy
+from rayinf.engine.entry import check
 from rayinf.engine.job import Cluster
 from rayinf.engine.parallel import standing
 from rayinf.errors import InputError, RunError
@@ -92,6 +93,7 @@ def pareto_reweight(
     Cost: `size of a population * iterations` (less those that are equal) LPs, epochs and passes over `valid`. A worker
     holds the influence vectors, the LP and up to 256 MB of each table.
     """
+    check(task=task, scores=scores, mode=mode, cluster=cluster, out=out, seed=seed)
     asked = check_arguments(task, scores, mode, Search() if search is None else search, seed)
     opened = open_request(asked, {"train": train, "valid": valid}, targets)
     check_out(out, opened.job.tables)

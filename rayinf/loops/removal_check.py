@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from rayinf.data.scores import Scores
 from rayinf.data.tables import Table
 from rayinf.data.vectors import Vectors
 from rayinf.engine import progress
+from rayinf.engine.entry import check
 from rayinf.engine.job import Cluster, Settings
 from rayinf.engine.parallel import side_by_side
 from rayinf.engine.run import Request, open_run
@@ -107,7 +107,7 @@ def removal_check(
     Cost: `(2 K + 1) seeds` trainings and passes over `test`. Memory: a column of values at a time, and a bit a row and
         removal.
     """
-    _check_numbers(share, seeds, seed)
+    check(task=task, scores=scores, share=share, seeds=seeds, cluster=cluster, out=out, seed=seed)
     check_trainable(task)
     if isinstance(task.fit, Fit) and task.fit.schedule == "constant":
         warnings.warn(_CONSTANT, stacklevel=2)
@@ -203,7 +203,7 @@ def _labels(vectors: Vectors, classes: Classes) -> tuple[Any, ...]:
     known = {f"category_{name}": label for name, label in zip(classes.names, classes.labels, strict=True)}
     if strange := [c for c in vectors.columns if c not in known]:
         raise InputError(
-            f"The scores have a column {strange[0]!r}, which is no class of the task "
+            f"The scores have a column {strange[0]!r}, which is not a class of the task "
             f"({', '.join(map(repr, classes.labels[:12]))}).",
             'compute them with rayinf.influence(task, train, valid, objective="category").',
         )
@@ -227,19 +227,6 @@ def _check_tables(task: Task, scores: Scores, scans: Mapping[str, TableScan], la
             f"valid has {scans['valid'].rows:,} rows, and the scores were computed for {told:,}.",
             "pass the validation rows of the scores.",
         )
-
-
-def _check_numbers(share: object, seeds: object, seed: object) -> None:
-    """Refuse numbers out of range.
-
-    Raises:
-        InputError: which.
-    """
-    if isinstance(share, bool) or not isinstance(share, Real) or not 0 < float(share) < 1:
-        raise InputError(f"share={share!r} is no share of rows.", "pass a number between 0 and 1, such as 0.1.")
-    for name, value, least in (("seeds", seeds, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) < 2**62:
-            raise InputError(f"{name}={value!r} is out of range.", f"pass an integer >= {least}, under 2^62.")
 
 
 def _train(

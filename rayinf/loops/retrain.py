@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rayinf.arguments import numbers, optional, shown
 from rayinf.core.epochs import Recipe, train_epochs
 from rayinf.data.batches import Array, BatchReader
 from rayinf.data.tables import READ_ROWS
+from rayinf.engine.entry import check
 from rayinf.engine.fit import fit_head
 from rayinf.engine.worker import Worker
 from rayinf.errors import InputError
 from rayinf.loops.opened import TABLE, open_table
 from rayinf.loops.shuffle import Rows, Shuffled
 from rayinf.task import Fit, Task
+from rayinf.user_code import FIT, on_rows, user_code
 
 
 def retrain(
@@ -58,11 +60,9 @@ def retrain(
     Cost: `fit.epochs` passes over the rows; about ten for a head. Up to 65,536 rows (256 MB) of features are kept and
     shuffled as a whole.
     """
+    check(task=task, seed=seed, rows=rows, paired=paired)
+    weights = optional(numbers, "weights", weights)
     worker, scan = open_table(task, table, "train")
-    if not (isinstance(seed, Integral) and 0 <= seed < 2**63):
-        raise InputError(f"seed={seed!r} is no seed.", "pass an integer from 0 to 2^63 - 1.")
-    if rows is not None and not (isinstance(rows, Integral) and rows >= 1):
-        raise InputError(f"rows={rows!r} is no number of rows.", "pass a positive integer, or leave it out.")
     chosen = _choose(scan.rows, keep, weights)
     over = chosen.rows if rows is None else int(rows)
     settled = worker.job.task
@@ -73,13 +73,15 @@ def retrain(
         model = worker.model
     elif task.fit is not None:
         asked = replace(settled, l2=settled.l2 * over / chosen.rows)
-        model = task.fit(asked, table, chosen.as_weights, int(seed))
+        with user_code(*FIT):
+            model = task.fit(asked, table, chosen.as_weights, int(seed))
         if not isinstance(model, nn.Module):
             raise InputError(
                 f"Task(fit=...) is a function that returned a {type(model).__name__}.", "return the trained nn.Module."
             )
     else:
-        fit_head(_head(worker.model, settled), lambda: _head_batches(worker, chosen), over, settled.l2)
+        with on_rows(lambda: worker.rows_at_work):
+            fit_head(_head(worker.model, settled), lambda: _head_batches(worker, chosen), over, settled.l2)
         model = worker.model
     return replace(settled, model=model.eval())
 
@@ -126,13 +128,11 @@ def _choose(rows: int, keep: Array | Iterable[int] | None, weights: Array | None
                 raise InputError(f"keep holds positions outside the table's {rows} rows.", "pass positions from 0.")
             mask = np.zeros(rows, bool)
             mask[held.astype(np.int64)] = True
-    if weights is not None:
-        weights = np.asarray(weights, dtype=np.float64)
-        if weights.shape != (rows,) or not np.isfinite(weights).all() or (weights < 0).any():
-            raise InputError(
-                f"weights are {list(weights.shape)} for {rows} rows, or not all finite and >= 0.",
-                "pass a weight for every row of the table, kept or not.",
-            )
+    if weights is not None and (weights.shape != (rows,) or not np.isfinite(weights).all() or (weights < 0).any()):
+        raise InputError(
+            f"weights are {list(weights.shape)} for {rows} rows, or not all finite and >= 0.",
+            "pass a weight for every row of the table, kept or not.",
+        )
     if not mask.any() or (weights is not None and not weights[mask].any()):
         raise InputError(f"None of the {rows} rows is left to train on.", "keep some, with a positive weight.")
     return _Chosen(mask, weights)
@@ -141,8 +141,10 @@ def _choose(rows: int, keep: Array | Iterable[int] | None, weights: Array | None
 def train_in_place(worker: Worker, shuffled: Shuffled, weights: Array | None, fit: Fit, l2: float, seed: int) -> None:
     """Train the worker's model by minibatches of a table, with a weight `[n]` for each of its rows or None."""
     job, device = worker.job, worker.device
+    at: list[Array] = [np.empty(0, np.int64)]
 
     def tensors(rows: Rows) -> tuple[Any, Tensor, Tensor | None]:
+        at[0] = rows.positions
         y = torch.from_numpy(job.classes.encode(rows.labels)).to(device)
         w = None if weights is None else torch.from_numpy(weights[rows.positions]).to(device)
         return worker.input(rows.x), y, w
@@ -152,7 +154,8 @@ def train_in_place(worker: Worker, shuffled: Shuffled, weights: Array | None, fi
 
     ridged = frozenset(n for block in worker.blocks for n in block.parameters)
     steps = fit.epochs * shuffled.steps
-    train_epochs(worker.model, epoch, Recipe(fit, job.task.row_loss, steps, seed, l2, ridged))
+    with on_rows(lambda: f"{len(at[0])} rows of {job.tables[TABLE].name} (positions {shown(at[0].tolist())})"):
+        train_epochs(worker.model, epoch, Recipe(fit, job.task.row_loss, steps, seed, l2, ridged))
 
 
 def check_trainable(task: Task) -> None:
@@ -191,6 +194,7 @@ def _head_batches(worker: Worker, chosen: _Chosen) -> Iterator[tuple[Tensor, Ten
         for batch in reader.read(shard, READ_ROWS):
             at = np.flatnonzero(chosen.keep[batch.start : batch.start + len(batch)])
             if len(at):
+                worker.begin(TABLE, batch)
                 x = worker.input(batch.x[at]).cpu().to(torch.float64).flatten(1)
                 y = torch.from_numpy(worker.job.classes.encode(batch.labels[at]))
                 yield x, y, chosen.of(batch.start + at, cpu)

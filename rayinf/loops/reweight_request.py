@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 
+from rayinf.arguments import refuse
 from rayinf.core.asked import parse
 from rayinf.data.batches import Array
 from rayinf.data.scores import Scores
@@ -22,7 +22,6 @@ from rayinf.loops.search import Search
 from rayinf.task import Fit, Task
 
 VERB = "pareto_reweight"
-MODES = ("direct", "correct")
 
 
 @dataclass(frozen=True)
@@ -59,15 +58,8 @@ def check_arguments(task: Task, scores: Scores, mode: str, search: Search, seed:
     Raises:
         InputError: what is wrong.
     """
-    if mode not in MODES:
-        raise InputError(
-            f"mode={mode!r} is unknown.",
-            'pass "direct" (changes from the checkpoint), or "correct" (from the unweighted epoch).',
-        )
     if not isinstance(search, Search):
-        raise InputError(f"search is a {type(search).__name__}.", "pass rayinf.Search(...), or leave it out.")
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
-        raise InputError(f"seed={seed!r} is no seed.", "pass an integer from 0 to 2^63 - 1.")
+        refuse("search", search, "a rayinf.Search or None", "pass rayinf.Search(...), or leave search out.")
     if task.fit is None:
         raise InputError(
             "The Task does not say how its model is trained for one more epoch.",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
 from typing import Any
 
+from rayinf.arguments import number, one_of, optional, refuse, whole
 from rayinf.errors import InputError
 from rayinf.pareto.demands import SLACKS
 from rayinf.pareto.genetic import Breeding
@@ -67,20 +67,24 @@ class Search:
         Raises:
             InputError: a number out of range, or parts that do not add up.
         """
+        held: dict[str, Any] = {}
         for name in _PARTS:
-            _check(_whole(getattr(self, name), 0), name, getattr(self, name), "an integer >= 0")
+            held[name] = whole(f"Search.{name}", getattr(self, name))
         for name in ("iterations", "epochs", "threads"):
-            _check(_whole(getattr(self, name), 1), name, getattr(self, name), "an integer >= 1")
+            held[name] = whole(f"Search.{name}", getattr(self, name), 1)
         for name in ("crossover_rate", "mutation_rate"):
-            _check(_number(getattr(self, name), 0, 1), name, getattr(self, name), "a number in [0, 1]")
-        _check(_number(self.strength, 0), "strength", self.strength, "a finite number >= 0")
-        _check(_number(self.upper, 0) and self.upper > 0, "upper", self.upper, "a finite number > 0, such as 2.0")
-        region = self.radius is None or self.radius == GENE or (_number(self.radius, 0, 1) and self.radius != 0)
-        _check(region, "radius", self.radius, '"gene", a number in (0, 1], or None for 0 <= w <= upper')
-        _check(self.slack in (None, *SLACKS), "slack", self.slack, '"scaled", "paper" or None')
-        wish = '"paper", or a price of the other classes\' loss (a number >= 0)'
-        _check(self.prefer == PAPER or _number(self.prefer, 0), "prefer", self.prefer, wish)
-        _check(self.lr is None or (_number(self.lr, 0) and self.lr > 0), "lr", self.lr, "a learning rate > 0, or None")
+            held[name] = number(f"Search.{name}", getattr(self, name), "in [0, 1]")
+        held["population"] = optional(whole, "Search.population", self.population)
+        held["strength"] = number("Search.strength", self.strength)
+        held["upper"] = number("Search.upper", self.upper, "> 0")
+        held["lr"] = optional(number, "Search.lr", self.lr, "> 0")
+        if self.radius is not None and not (isinstance(self.radius, str) and self.radius == GENE):
+            held["radius"] = _named("radius", self.radius, '"gene", a number in (0, 1], or None', "in (0, 1]")
+        if not (isinstance(self.prefer, str) and self.prefer == PAPER):
+            held["prefer"] = _named("prefer", self.prefer, '"paper", or a number >= 0', ">= 0")
+        one_of("Search.slack", self.slack, (None, *SLACKS))
+        for name, value in held.items():
+            object.__setattr__(self, name, value)
         self._check_parts()
 
     @property
@@ -113,21 +117,13 @@ class Search:
             )
 
 
-def _check(fine: bool, name: str, given: Any, wish: str) -> None:
-    """Refuse an argument.
+def _named(name: str, given: Any, wish: str, allowed: str) -> int | float:
+    """A number in a range, where a word would have done too.
 
     Raises:
-        InputError: it is not fine.
+        InputError: it is neither.
     """
-    if not fine:
-        raise InputError(f"Search({name}={given!r}) makes no sense.", f"pass {wish}.")
-
-
-def _whole(given: Any, least: int) -> bool:
-    return isinstance(given, Integral) and not isinstance(given, bool) and int(given) >= least
-
-
-def _number(given: Any, least: float, most: float = float("inf")) -> bool:
-    if not isinstance(given, Real) or isinstance(given, bool):
-        return False
-    return least <= float(given) <= most and float(given) < float("inf")
+    try:
+        return number(f"Search.{name}", given, allowed)
+    except InputError:
+        refuse(f"Search.{name}", given, wish, f"pass {wish}.")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from rayinf.data.scores import Scores
 from rayinf.data.selection import Selection
+from rayinf.engine.entry import check
 from rayinf.errors import InputError
 from rayinf.loops.evaluate import evaluate
 from rayinf.loops.retrain import retrain as train_anew
@@ -67,12 +67,10 @@ def trim(
 
     Cost: a sort of the column; with `retrain`, two trainings.
     """
+    check(scores=scores, budget=budget, by=by, floor=floor, retrain=retrain, seed=seed)
     if retrain:
         _check_retraining(scores, task, train, valid if test is None else test)
     by = _column(scores, by)
-    for name, value in (("budget", budget), ("floor", floor)):
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
-            raise InputError(f"{name}={value!r} is no number of rows.", "pass an integer >= 0.")
     table = scores.select(["row_id", by])
     ids, values, labels = table["row_id"], table[by].to_numpy(), scores.labels if floor else None
     if floor and labels is None:
@@ -125,7 +123,7 @@ def _column(scores: Scores, by: str | None) -> str:
     if by is None and len(have) != 1:
         raise InputError(f"The scores have {len(have)} columns: {shown}.", f"name one, as by={have[0]!r}.")
     if by is not None and by not in have:
-        raise InputError(f"by={by!r} is no column of the scores; they have {shown}.", "name one of these.")
+        raise InputError(f"by={by!r} is not a column of the scores; they have {shown}.", "name one of these.")
     return have[0] if by is None else by
 
 
@@ -140,5 +138,6 @@ def _check_retraining(scores: Scores, task: Task | None, train: Any, test: Any) 
             f"retrain=True needs task, train, and test or valid: {', '.join(missing)} is missing.",
             "pass trim(scores, ..., retrain=True, task=task, train=train, test=test).",
         )
+    check(task=task)
     assert task is not None
     check_scored(scores, task, train)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,9 @@ from rayinf.data.kept import KeptTable
 from rayinf.data.scores import Scores, to_numpy
 from rayinf.data.tables import Table, as_table
 from rayinf.data.vectors import Vectors
+from rayinf.engine.entry import check
 from rayinf.engine.job import Cluster
 from rayinf.engine.parallel import session
-from rayinf.errors import InputError
 from rayinf.loops.evaluate import evaluate
 from rayinf.loops.opened import check_unchanged
 from rayinf.loops.retrain import check_trainable, retrain
@@ -135,8 +134,7 @@ def trim_rounds(
     Cost: a round is `influence`, a fit, and a pass over `valid` and `test`. Memory: of a table on disk the ids and two
         numbers a row; rows that went are read past, so a round reads the whole table.
     """
-    if isinstance(rounds, bool) or not isinstance(rounds, Integral) or rounds < 1:
-        raise InputError(f"rounds={rounds!r} is no number of rounds.", "pass an integer, 1 or more.")
+    check(task=task, rounds=rounds, curvature=curvature, fisher=fisher, damping=damping, cluster=cluster, seed=seed)
     check_trainable(task)
     others = [task.label, *([task.group] if task.group else [])]
     table = as_table(train, task.feature_columns, others, "train")

@@ -12,11 +12,13 @@ import pandas as pd
 import pyarrow as pa
 
 from rayinf.api import influence
+from rayinf.arguments import shown
 from rayinf.data.files import write_result
 from rayinf.data.out_folder import check_out
 from rayinf.data.scores import Scores
 from rayinf.data.selection import Selection
 from rayinf.data.tables import Table, as_table
+from rayinf.engine.entry import check
 from rayinf.engine.job import Cluster
 from rayinf.errors import InputError, RayinfError
 from rayinf.loops.retrain import retrain
@@ -87,6 +89,8 @@ def trim_stream(
 
     Cost: that of `influence` on each batch, and with `refit` that of training on it. One batch is held at a time.
     """
+    check(task=task, by=by, refit=refit, curvature=curvature, damping=damping, floor=floor, cluster=cluster)
+    check(out=out, seed=seed)
     _check(batches, budget)
     how: dict[str, Any] = {"curvature": curvature, "damping": damping, "cluster": cluster, "seed": seed}
 
@@ -138,16 +142,16 @@ def _check(batches: object, budget: object) -> None:
         arrays and not isinstance(batches[0], pd.DataFrame | pa.Table)  # type: ignore[index]
     ):
         raise InputError(
-            "batches is a single table, and a stream is made of several.", "pass a list of tables, or [table]."
+            f"batches={shown(batches)} is a single table, and a stream is made of several.",
+            "pass a list of tables, or [table].",
         )
     if not isinstance(batches, Iterable):
-        raise InputError(
-            f"batches is a {type(batches).__name__}, which holds no tables.", "pass an iterable of tables."
-        )
+        raise InputError(f"batches={shown(batches)}: batches must be an iterable of tables.", "pass a list of tables.")
     number = isinstance(budget, Real) and not isinstance(budget, bool)
     whole = number and isinstance(budget, Integral) and int(budget) >= 1
     share = number and not isinstance(budget, Integral) and 0 < float(budget) < 1  # type: ignore[arg-type]
     if not whole and not share:
         raise InputError(
-            f"budget={budget!r} is no part of a batch.", "pass a share in (0, 1), or a whole number of rows."
+            f"budget={shown(budget)}: budget must be a share in (0, 1), or a whole number of rows >= 1.",
+            "pass budget=0.1, say, for a tenth of every batch.",
         )

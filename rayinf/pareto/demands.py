@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rayinf.arguments import number, optional, refuse, shown
 from rayinf.errors import InputError
 from rayinf.pareto.decomposition import Survey
 
@@ -69,19 +70,14 @@ def checked(alpha: Any, classes: int, upper: float, radius: float | None, slack:
     check_slack(slack)
     try:
         held = np.asarray(alpha, float)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"alpha={alpha!r} is no number.", "pass a number, or one a class.") from error
+    except (TypeError, ValueError):
+        refuse("alpha", alpha, "a number, or one a class", "pass alpha=0.95, say.")
     if held.ndim > 1 or (held.ndim == 1 and len(held) != classes):
         raise InputError(f"alpha has shape {list(held.shape)} for {classes} classes.", "pass a number, or one a class.")
     if not np.isfinite(held).all():
         raise InputError(f"alpha={alpha!r} is not finite.", "pass finite numbers, such as 0.95.")
-    for name, value in (("upper", upper), ("radius", radius)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float | np.number)):
-            raise InputError(f"{name}={value!r} is no number.", f"pass a number as {name}.")
-    if not (np.isfinite(upper) and upper > 0):
-        raise InputError(f"upper={upper!r} leaves no weights.", "pass a finite bound above 0, such as 2.0.")
-    if radius is not None and not 0 < radius <= 1:
-        raise InputError(f"radius={radius!r} is outside (0, 1].", "pass a radius such as 0.3, or None for the box.")
+    number("upper", upper, "> 0")
+    optional(number, "radius", radius, "in (0, 1]")
     return np.broadcast_to(held, classes).copy()
 
 
@@ -92,4 +88,4 @@ def check_slack(slack: str) -> None:
         InputError: it is not.
     """
     if not isinstance(slack, str) or slack not in SLACKS:
-        raise InputError(f"slack={slack!r} is unknown.", 'pass "paper" or "scaled".')
+        raise InputError(f"slack={shown(slack)} is unknown.", 'pass "paper" or "scaled".')

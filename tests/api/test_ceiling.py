@@ -138,7 +138,7 @@ def test_without_labels_and_with_many_classes(tmp_path: Path) -> None:
         (Scores.from_numpy(np.zeros((3, 2)), ["a", "b"]), {}, "none has any influence"),
         (Scores.from_numpy([[1.0, 0.0]], ["a", "b"]), {}, "only 'a' has any influence"),
         (Scores.from_numpy(np.zeros((0, 2)), ["a", "b"]), {}, "no rows"),
-        ("run", {}, "scores is a str"),
+        ("run", {}, "scores must be rayinf.Scores"),
         (None, {"method": "simplex"}, "method='simplex'"),
         (None, {"gap": 0.0}, "gap=0.0"),
         (None, {"gap": "1"}, "gap='1'"),

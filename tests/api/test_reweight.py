@@ -129,11 +129,11 @@ def test_demands_that_cannot_be_met_leave_no_file(scores, tmp_path):
         ({"alpha": [0.9, 0.9]}, "for 4 classes"),
         ({"alpha": {"category_cat": 0.9}}, "dog, category_emu, category_fox missing"),
         ({"alpha": dict.fromkeys([*COLUMNS, "bird"], 1)}, "'bird' is no class"),
-        ({"upper": 0}, "leaves no weights"),
-        ({"radius": 1.01}, "outside"),
+        ({"upper": 0}, "upper must be a finite number > 0"),
+        ({"radius": 1.01}, "radius must be a number in"),
         ({"slack": "none"}, "slack='none' is unknown"),
-        ({"stream": "yes"}, "neither True nor False"),
-        ({"scores": np.ones((3, 2))}, "scores is a ndarray"),
+        ({"stream": "yes"}, "stream must be True or False"),
+        ({"scores": np.ones((3, 2))}, "scores must be rayinf.Scores"),
     ],
 )
 def test_wrong_input_is_found_before_any_row_is_read(given, told, scores, monkeypatch):

@@ -61,7 +61,7 @@ def test_arguments_of_the_task(key: str, wrong: Any) -> None:
 
 
 def test_a_factory_that_gives_no_model(refused: Refused) -> None:
-    refused("factory", "NoneType", task=task(lambda: None))
+    refused("factory", "None", task=task(lambda: None))
 
 
 def test_what_is_no_table(refused: Refused, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_from_numpy_with_ids(ids: Any) -> None:
         (VALUES, ["a", "b", "b"], None, "one name a column"),
         (VALUES, ["a", "b", "row_id"], None, "row_id"),
         (VALUES[None], ["a", "b", "c"], None, r"\(1, 4, 3\)"),
-        (VALUES, ["a", "b", "c"], [1, 2, 3], "3 row ids"),
+        (VALUES, ["a", "b", "c"], [1, 2, 3], "row_ids holds 3 ids"),
         (VALUES, ["a", "b", "c"], [1, 2, 3, 1], "3 different"),
         (np.where(VALUES == 7, np.nan, VALUES), ["a", "b", "c"], None, r"values\[2, 1\] is nan"),
         (np.where(VALUES == 7, np.inf, VALUES), ["a", "b", "c"], None, r"values\[2, 1\] is inf"),

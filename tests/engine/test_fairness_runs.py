@@ -126,7 +126,7 @@ def test_groups_and_classes_are_refused(tmp_path: Path) -> None:
         refused("'group' of valid holds one value, 7", name, one, out=out)
         refused("names no column", name, group=None, out=out)
         refused("with 3 classes: which is the favourable one", name, classes=3, out=out)
-        refused("favourable='yes' is no label", getattr(rayinf, name)("yes"), out=out)
+        refused("favourable='yes' is not a label", getattr(rayinf, name)("yes"), out=out)
         refused("no column 'sex'", getattr(rayinf, name)(group="sex"), out=out)
     empty = frame().assign(group=lambda f: np.where(f["label"] == 1, "a", np.where(f["a"] > 0, "a", "b")))
     refused("no validation row of group 'b' has the favourable label 1", "equal_opportunity", empty, out=out)

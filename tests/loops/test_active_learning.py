@@ -311,7 +311,7 @@ class TestLabelFolder:
         asked = pq.read_table(tmp_path / "labels" / "ask-fi-0-round-1.parquet")
         ids = asked["row_id"].to_numpy()
         pq.write_table(pa.table({"row_id": ids, "label": np.full(8, 7)}), file)
-        with pytest.raises(rayinf.InputError, match="no class of the task"):
+        with pytest.raises(rayinf.InputError, match="not classes of the task"):
             small.learn(oracle=folder, out=tmp_path / "run")
         assert not list((tmp_path / "run").glob("*/round-1.parquet"))
         self.answer(file)
@@ -332,9 +332,9 @@ class TestRefused:
         [
             ({"n": 101}, "2 rounds of n=101 want 202 rows, and the pool has 200."),
             ({"rounds": 26}, "26 rounds of n=8 want 208 rows"),
-            ({"rounds": 0}, "rounds=0 is no number of rounds"),
+            ({"rounds": 0}, "rounds=0: rounds must be an integer >= 1"),
             ({"rounds": 1.5}, "rounds=1.5 is no number"),
-            ({"n": 0}, "n=0 picks nothing"),
+            ({"n": 0}, "n=0: n must be an integer >= 1"),
             ({"strategy": "fii"}, "strategy='fii' is unknown"),
             ({"strategy": []}, "names none"),
             ({"strategy": ["fi", "fi"]}, "one twice"),

@@ -135,7 +135,7 @@ class TestWrongAnswers:
             ([40, 10, 30, 20], [1, 0, 1, 2], "gives labels for unknown row ids in round 2 of fi, seed 1: 20"),
             ([40, 10, 30, 40], [1, 0, 1, 1], "gives labels twice in round 2 of fi, seed 1: 40"),
             ([40, 30], [1, 1], "gives no label in round 2 of fi, seed 1: 10"),
-            ([40, 10, 30], [1, 0, 3], "no class of the task (0, 1, 2) in round 2 of fi, seed 1: 3 of row 30"),
+            ([40, 10, 30], [1, 0, 3], "not classes of the task (0, 1, 2) in round 2 of fi, seed 1: 3 of row 30"),
             ([40, 10, 30], ["a", "b", "c"], "'a' of row 40"),
             ([40, 10, 30], [1, None, 1], "gives null as the label in round 2 of fi, seed 1: 10"),
             ([40, 10, 30], [1.0, 0.0, 1.5], "must be integers or text"),

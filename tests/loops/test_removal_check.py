@@ -291,7 +291,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 1.5, True, "all", float("nan")])
 def test_share_out_of_range(task: rayinf.Task, scores: rayinf.Scores, no_training: None, share: Any) -> None:
-    with pytest.raises(rayinf.InputError, match="is no share of rows"):
+    with pytest.raises(rayinf.InputError, match="share must be a number in"):
         rayinf.removal_check(task, TRAIN, VALID, TEST, scores, share)
 
 
@@ -299,7 +299,7 @@ def test_share_out_of_range(task: rayinf.Task, scores: rayinf.Scores, no_trainin
 def test_seeds_out_of_range(
     task: rayinf.Task, scores: rayinf.Scores, no_training: None, numbers: dict[str, Any]
 ) -> None:
-    with pytest.raises(rayinf.InputError, match=f"{next(iter(numbers))}=.* is out of range"):
+    with pytest.raises(rayinf.InputError, match=f"{next(iter(numbers))}=.*must be an integer >= "):
         rayinf.removal_check(task, TRAIN, VALID, TEST, scores, SHARE, **numbers)
 
 
@@ -316,7 +316,7 @@ def test_what_does_not_fit(task: rayinf.Task, scores: rayinf.Scores, no_training
     total = rayinf.influence(task, TRAIN, VALID, curvature="exact")
     refused("no column for a class", task, TRAIN, VALID, TEST, total)
     odd = rayinf.Scores.from_numpy(scores.to_numpy(), ["one", "two", "three"])
-    refused("a column 'one', which is no class", task, TRAIN, VALID, TEST, odd)
+    refused("a column 'one', which is not a class", task, TRAIN, VALID, TEST, odd)
     refused("scores is a ndarray", task, TRAIN, VALID, TEST, scores.to_numpy())
     deep = rayinf.Task(nn.Sequential(nn.Linear(WIDTH, 3), nn.ReLU(), nn.Linear(3, CLASSES)))
     refused("does not say how its model is trained", deep, TRAIN, VALID, TEST, scores)

@@ -321,7 +321,7 @@ def test_evaluate(tmp_path: Path) -> None:
         ({"weights": np.full(N, np.nan)}, "not all finite"),
         ({"weights": np.zeros(N)}, "None of the 97 rows is left"),
         ({"weights": (~KEEP).astype(float), "keep": KEEP}, "None of the 97 rows is left"),
-        ({"seed": -1}, "is no seed"),
+        ({"seed": -1}, "seed must be an integer"),
         ({"rows": 0}, "rows=0"),
     ],
 )
@@ -354,5 +354,5 @@ def test_tables_that_do_not_fit() -> None:
 
 @pytest.mark.parametrize("fit", [3, "adam", rayinf.Fit])
 def test_a_fit_that_is_none(fit: Any) -> None:
-    with pytest.raises(rayinf.InputError, match="says nothing of how to train"):
+    with pytest.raises(rayinf.InputError, match=r"fit must be a rayinf\.Fit"):
         task(fit=fit)

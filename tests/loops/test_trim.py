@@ -190,7 +190,7 @@ def test_before_and_after_by_a_fit() -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"by": "nope"}, r"by='nope' is no column of the scores; they have 'a', 'b'"),
+        ({"by": "nope"}, r"by='nope' is not a column of the scores; they have 'a', 'b'"),
         ({}, r"have 2 columns: 'a', 'b'.*by='a'"),
         ({"by": "a", "budget": -1}, "budget=-1"),
         ({"by": "a", "budget": 2.5}, r"budget=2\.5"),

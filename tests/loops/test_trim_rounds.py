@@ -283,7 +283,7 @@ def test_rows_are_valued_on_ray(ray_session: None, tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("rounds", [0, -1, 1.5, True, "many"])
 def test_rounds_out_of_range(rounds: Any) -> None:
     train, valid, _ = small()
-    with pytest.raises(rayinf.InputError, match="is no number of rounds"):
+    with pytest.raises(rayinf.InputError, match="rounds must be an integer >= 1"):
         rayinf.trim_rounds(rayinf.logistic_regression(train, l2=L2), train, valid, rounds=rounds)
 
 

@@ -1,0 +1,211 @@
+"""The arguments that public verbs share, checked before any work: a name means the same in every verb."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from rayinf.arguments import flag, names, number, one_of, optional, path, refuse, shown, text, whole
+from rayinf.data.scores import Scores
+from rayinf.engine.curvature import CURVATURES
+from rayinf.engine.job import Cluster
+from rayinf.errors import InputError
+from rayinf.task import Task
+
+# Above, drawn numbers would repeat.
+_MOST_SEED = 2**32 - 1
+
+
+def check(**given: Any) -> None:
+    """Refuse arguments of a verb that no table could make right.
+
+    Args:
+        given: arguments under their public names, those of `_RULES`.
+
+    Raises:
+        InputError: the first that has the wrong type or is out of range.
+    """
+    for name, value in given.items():
+        _RULES[name](name, value)
+
+
+def check_task(name: str, value: Any) -> None:
+    """Refuse what is not a Task: a model, most often.
+
+    Raises:
+        InputError: how to make it one.
+    """
+    if isinstance(value, Task):
+        return
+    wish = "a rayinf.Task"
+    if isinstance(value, nn.Module):
+        refuse(name, value, wish, "wrap the model: rayinf.Task(model).")
+    if hasattr(value, "fit") and hasattr(value, "predict"):
+        fix = "wrap a torch model, rayinf.Task(model); rayinf.logistic_regression(train) makes a linear one."
+        refuse(name, value, wish, fix)
+    refuse(name, value, wish, 'pass rayinf.Task(model, features="...", label="...").')
+
+
+def check_scores(name: str, value: Any) -> None:
+    """Refuse what is not Scores: the path of a run, or a frame.
+
+    Raises:
+        InputError: how to make it Scores.
+    """
+    if isinstance(value, Scores):
+        return
+    if isinstance(value, str | Path):
+        fix = f"open the run: rayinf.Scores.load({str(value)!r})."
+    elif isinstance(value, pd.DataFrame):
+        fix = 'pass rayinf.Scores.from_numpy(frame[["total"]].to_numpy(), ["total"]), with its columns of values.'
+    else:
+        fix = "pass what influence(...) gave, rayinf.Scores.load(folder), or rayinf.Scores.from_numpy(...)."
+    refuse(name, value, "rayinf.Scores", fix)
+
+
+def check_cluster(name: str, value: Any) -> None:
+    """Refuse what is not a Cluster: its fields as a mapping, an address, a number of workers.
+
+    Raises:
+        InputError: how to make it a Cluster.
+    """
+    if value is None or isinstance(value, Cluster):
+        return
+    fix = "pass rayinf.Cluster(workers=2), or None to work in this process."
+    if isinstance(value, dict) and value and all(isinstance(k, str) for k in value):
+        fix = f"pass rayinf.Cluster({', '.join(f'{k}={shown(v)}' for k, v in value.items())})."
+    elif isinstance(value, str):
+        fix = f"pass rayinf.Cluster(address={value!r})."
+    elif isinstance(value, int) and not isinstance(value, bool):
+        fix = f"pass rayinf.Cluster(workers={value})."
+    refuse(name, value, "a rayinf.Cluster or None", fix)
+
+
+def check_out(name: str, value: Any) -> None:
+    """Refuse a folder that cannot be one on this machine's file systems.
+
+    Raises:
+        InputError: no path, or a URI.
+    """
+    optional(path, name, value)
+    if value is not None and "://" in str(value):
+        raise InputError(
+            f"{name}={str(value)!r} is a URI.",
+            "pass a local or mounted folder, and copy the finished run from there.",
+        )
+
+
+def check_aggregate(name: str, value: Any) -> None:
+    """Refuse an aggregate that is neither a name nor a number; which names there are, its own parser knows.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if not isinstance(value, str):
+        number(name, value, "in [0, 1]")
+
+
+def check_ids(name: str, value: Any) -> None:
+    """Refuse row ids that are not a collection.
+
+    Raises:
+        InputError: they are not.
+    """
+    several = isinstance(value, Sequence | np.ndarray | pd.Index | pd.Series | set | frozenset)
+    if value is None or (several and not isinstance(value, str | bytes)):
+        return
+    refuse(name, value, "a list or array of row ids", f"pass {name}=[...], with ids of rows.")
+
+
+def check_seeds(name: str, value: Any) -> list[int]:
+    """One seed or several, as a list in which each stands once.
+
+    Raises:
+        InputError: none, one that is not an integer in range, or one twice.
+    """
+    several = isinstance(value, Sequence | np.ndarray | range) and not isinstance(value, str)
+    held = [whole(name, v, 0, _MOST_SEED) for v in (value if several else [value])]
+    if not held or len(set(held)) < len(held):
+        raise InputError(f"{name}={shown(value)} holds no seed, or one twice.", "pass an integer >= 0, or a list.")
+    return held
+
+
+def check_seed(name: str, value: Any) -> None:
+    """Refuse a seed that is not an integer, or so large that draws would repeat.
+
+    Raises:
+        InputError: it is one of these.
+    """
+    whole(name, value, 0, _MOST_SEED)
+
+
+def check_strategies(name: str, value: Any) -> list[str]:
+    """One strategy or several, as a list in which each stands once.
+
+    Raises:
+        InputError: none, one twice, or anything that is not a name.
+    """
+    names(name, value, "a strategy, or a list of strategies")
+    return [value] if isinstance(value, str) else [str(v) for v in value]
+
+
+def _at_least(least: int) -> Callable[[str, Any], Any]:
+    return lambda name, value: whole(name, value, least)
+
+
+def _in(allowed: str) -> Callable[[str, Any], Any]:
+    return lambda name, value: number(name, value, allowed)
+
+
+def _or_none(check: Callable[..., Any], *more: Any) -> Callable[[str, Any], Any]:
+    return lambda name, value: optional(check, name, value, *more)
+
+
+def _word(*allowed: Any) -> Callable[[str, Any], Any]:
+    return lambda name, value: one_of(name, value, allowed)
+
+
+_RULES: Mapping[str, Callable[[str, Any], Any]] = {
+    "task": check_task,
+    "against": lambda name, value: None if value is None else check_task(name, value),
+    "scores": check_scores,
+    "cluster": check_cluster,
+    "out": check_out,
+    "factors": _or_none(path),
+    "seed": check_seed,
+    "curvature": _word(*CURVATURES),
+    "fisher": _word("true", "empirical"),
+    "precision": _word(None, "fp64", "bf16", "fp16"),
+    "damping": _or_none(number),
+    "halves": flag,
+    "refit": flag,
+    "retrain": flag,
+    "paired": flag,
+    "stream": _or_none(flag),
+    "batch_size": _or_none(whole, 1),
+    "rank": _or_none(whole, 1),
+    "rows": _or_none(whole, 1),
+    "top": _at_least(1),
+    "n": _at_least(1),
+    "rounds": _at_least(1),
+    "samples": _at_least(1),
+    "seeds": _at_least(1),
+    "budget": _at_least(0),
+    "floor": _at_least(0),
+    "resamples": _at_least(10),
+    "subsample": _in("in (0, 1]"),
+    "share": _in("in (0, 1)"),
+    "gap": _in("in (0, 1)"),
+    "l2": _in(">= 0"),
+    "aggregate": check_aggregate,
+    "exclude": check_ids,
+    "strategy": check_strategies,
+    "by": _or_none(text, "the name of a column"),
+    "method": _word(None, "highs", "cuts"),
+    "mode": _word("direct", "correct"),
+}

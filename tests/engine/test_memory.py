@@ -1,0 +1,222 @@
+"""What does not fit into memory is refused before any work; the numbers are those of a real run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from data.refusals import TRAIN, VALID, task
+from torch import nn
+
+import rayinf
+from rayinf.engine import memory, stages
+
+WIDE = nn.Sequential(nn.Linear(4, 50), nn.Tanh(), nn.Linear(50, 3))
+P = 4 * 50 + 50 + 50 * 3 + 3
+
+
+def give(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
+    """A machine with so many bytes free, in no control group."""
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=int(free)))
+    monkeypatch.setattr(memory, "_GROUPS", ())
+
+
+@pytest.mark.parametrize(
+    ("given", "columns", "size"),
+    [
+        # Sums in float64 (8), their copy (8), query vectors (8), solved ones in the model's precision (4 or 8).
+        ({"objective": "category", "curvature": "ekfac"}, 3, 28 * 3 * P),
+        ({"objective": "category", "curvature": "identity"}, 3, 36 * 3 * P),
+        ({"objective": ["total", "category"], "curvature": "ekfac"}, 4, 28 * 4 * P),
+        # Two sums and three vectors for each column.
+        ({"objective": "category", "curvature": "ekfac", "halves": True}, 9, (16 * 2 * 3 + 12 * 3 * 3) * P),
+    ],
+)
+def test_columns_that_do_not_fit(
+    given: dict[str, Any], columns: int, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the byte: nine tenths of what is free may be taken."""
+    monkeypatch.setattr(memory, "_factors", lambda *given: memory.Need("Factors", 0, ""))
+    give(monkeypatch, size / 0.9 - 2)
+    with pytest.raises(rayinf.InputError) as caught:
+        rayinf.influence(task(WIDE), TRAIN, VALID, out=tmp_path / "run", **given)
+    assert f"{columns} columns over {P} parameters take" in caught.value.what
+    assert "fewer columns at a time" in caught.value.fix
+    assert ("halves" in caught.value.fix) == ("halves" in given)
+    assert not (tmp_path / "run").exists()
+    give(monkeypatch, size / 0.9 + 2)
+    assert len(rayinf.influence(task(WIDE), TRAIN, VALID, **given)) == 60
+
+
+def test_numbers_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The case that was killed by the system at 14 GB: 1,000 columns over 513,000 parameters."""
+    give(monkeypatch, 14 << 30)
+    need = memory.Need("1,000 columns over 513,000 parameters", 28 * 1000 * 513_000, "ask for fewer.")
+    monkeypatch.setattr(memory, "needs", lambda *given: [need])
+    with pytest.raises(
+        rayinf.InputError, match=r"^1,000 columns over 513,000 parameters take 13.4 GiB of memory; 14.0"
+    ):
+        rayinf.influence(task(WIDE), TRAIN, VALID)
+
+
+def test_factors_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three times A and G of both layers, and LAPACK's room for the largest side of 51."""
+    size = 3 * 8 * (50**2 + 5**2 + 3**2 + 51**2) + 24 * 51**2
+    give(monkeypatch, size / 0.9 - 2)
+    with pytest.raises(rayinf.InputError, match=r"Factors of layers with up to 51 inputs or outputs.*identity"):
+        rayinf.influence(task(WIDE), TRAIN, VALID, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert len(rayinf.influence(task(WIDE), TRAIN, VALID, curvature="identity")) == 60
+
+
+def test_pairs_and_measures_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    big = nn.Linear(4, 3)
+    give(monkeypatch, 1024)
+    with pytest.raises(rayinf.InputError, match="gradients of validation rows over 15 parameters take"):
+        rayinf.pairs(task(big), TRAIN, VALID, curvature="identity")
+    give(monkeypatch, 3 * 8 * 2 * 15 + 2)
+    with pytest.raises(rayinf.InputError, match="2 directions of one labelled row over 15 parameters"):
+        rayinf.acquire(task(big), TRAIN, VALID, n=2, curvature="identity")
+    give(monkeypatch, 3 * 8 * 2 * 4 + 2)
+    monkeypatch.setattr(memory, "query_bytes", lambda *given: memory.Need("Columns", 0, ""))
+    with pytest.raises(rayinf.InputError, match="derivatives of one row, 2 x 4 numbers"):
+        rayinf.influence_measure(task(big), TRAIN, VALID, curvature="identity")
+
+
+def test_workers_on_this_machine_count_and_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each holds its own sums; of a cluster elsewhere nothing is known."""
+    held: list[list[int]] = []
+    real = memory.needs
+
+    def noted(*given: Any) -> list[memory.Need]:
+        held.append([need.size for need in real(*given)])
+        return real(*given)
+
+    monkeypatch.setattr(memory, "needs", noted)
+    rayinf.influence(task(WIDE), TRAIN, VALID, "category")
+    ((total, _),) = held
+    job, probed, _, merged = _last(monkeypatch)
+    monkeypatch.setattr(memory, "needs", real)
+    assert memory.query_bytes(job, probed, 1, merged).size == total
+    # Eight workers that send a sum and hold one: 16 bytes each beside the store's two sums.
+    assert memory.query_bytes(job, probed, 8, merged).size == (8 * (2 + 2 * 8)) * 3 * P
+    give(monkeypatch, 1)
+    memory.check_fits(job, probed, rayinf.Cluster(address="auto"), merged)
+    with pytest.raises(rayinf.InputError):
+        memory.check_fits(job, probed, rayinf.Cluster(workers=2), merged)
+
+
+def _last(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
+    """What `needs` is asked with."""
+    asked: list[tuple[Any, ...]] = []
+
+    def noted(*given: Any) -> list[memory.Need]:
+        asked.append(given)
+        return []
+
+    monkeypatch.setattr(memory, "needs", noted)
+    rayinf.influence(task(WIDE), TRAIN, VALID, "category")
+    return asked[0]
+
+
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        ({"memory.max": "1000", "memory.current": "700", "memory.stat": "anon 5\ninactive_file 50\n"}, 350),
+        ({"memory.max": "max", "memory.current": "700", "memory.stat": ""}, None),
+        (
+            {
+                "memory.limit_in_bytes": "1000",
+                "memory.usage_in_bytes": "990",
+                "memory.stat": "inactive_file 7\ntotal_inactive_file 5\n",
+            },
+            15,
+        ),
+        ({}, None),
+    ],
+)
+def test_a_containers_limit(
+    files: dict[str, str], left: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts where the machine has more free."""
+    give(monkeypatch, 10_000)
+    monkeypatch.setattr(memory, "_GROUPS", (tmp_path,))
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert memory.available() == (10_000 if left is None else left)
+
+
+def test_a_plan_tries_no_more_columns_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """500 classes and 250 parameters each, with room to try 100: the seconds and bytes are those of all."""
+    monkeypatch.setattr("rayinf.engine.plan.fewest", lambda columns, parameters: min(columns, 100))
+    seen: dict[str, list[int]] = {"scores": [], "queries": []}
+    prepare, batch = stages.Score.prepare, stages.Queries.batch
+
+    def scores(self: Any, arrays: Any) -> None:
+        seen["scores"] += [len(v) for v in arrays.values()]
+        prepare(self, arrays)
+
+    def queries(self: Any, sums: Any, ready: Any) -> None:
+        batch(self, sums, ready)
+        seen["queries"] += [len(v) for k, v in sums.items() if k.startswith("V")]
+
+    monkeypatch.setattr(stages.Score, "prepare", scores)
+    monkeypatch.setattr(stages.Queries, "batch", queries)
+    x = np.random.default_rng(0).normal(size=(500, 4)).astype(np.float32)
+    rows = x, np.arange(500)
+    cost = rayinf.plan(task(nn.Linear(4, 500)), rows, rows, "category", curvature="identity")
+    assert set(seen["scores"]) == {100}
+    assert set(seen["queries"]) == {1}
+    memory_of = {s.name: s.memory for s in cost.stages}
+    fixed = memory_of["scan train"]
+    assert memory_of["queries"] - fixed == 36 * 500 * 2500
+    assert memory_of["scores"] - fixed == 2 * 4 * 500 * 2500
+
+
+def test_a_plan_of_a_dense_curvature_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    give(monkeypatch, 1 << 20)
+    with pytest.raises(rayinf.InputError, match="curvature='exact' over 403 parameters takes"):
+        rayinf.plan(task(WIDE), TRAIN, VALID, curvature="exact")
+
+
+_MEASURED = """
+import sys, threading, time
+import numpy as np, psutil, torch
+import rayinf
+torch.set_num_threads(1)
+columns, rng = 60, np.random.default_rng(0)
+net = torch.nn.Sequential(torch.nn.Linear(1000, 100), torch.nn.Tanh(), torch.nn.Linear(100, 3))
+x = rng.normal(size=(2 * columns, 1000)).astype("f4")
+import pyarrow as pa
+table = pa.table({"features": list(x), "label": np.arange(2 * columns) % 3, "g": np.arange(2 * columns) % columns})
+task, few = rayinf.Task(net), table.slice(0, 20)
+rayinf.influence(task, few, table, curvature=sys.argv[1], batch_size=16)
+process, peak, done = psutil.Process(), [0], []
+base = process.memory_info().rss
+def watch():
+    while not done:
+        peak[0] = max(peak[0], process.memory_info().rss)
+        time.sleep(0.001)
+thread = threading.Thread(target=watch)
+thread.start()
+rayinf.influence(task, few, table, "slice:g", curvature=sys.argv[1], batch_size=16)
+done.append(1)
+thread.join()
+print((peak[0] - base) / columns / sum(p.numel() for p in net.parameters()))
+"""
+
+
+@pytest.mark.parametrize(("curvature", "bytes_each"), [("ekfac", 28), ("identity", 36)])
+def test_the_constants_are_those_of_a_run(curvature: str, bytes_each: int) -> None:
+    """Peak memory of a run with 60 columns over 100,403 parameters, beyond that of one with a single column."""
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURED, curvature], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert float(done.stdout) == pytest.approx(bytes_each, rel=0.25)
+    assert torch.finfo(torch.float32).bits == 32

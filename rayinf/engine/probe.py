@@ -22,6 +22,7 @@ from rayinf.core.outputs import Outputs, check_curvature, find_outputs
 from rayinf.data.batches import Batch, BatchReader
 from rayinf.engine.curvature import KRONECKER
 from rayinf.engine.job import Job
+from rayinf.engine.per_row import transform_fix
 from rayinf.engine.worker import Worker
 from rayinf.errors import InputError
 from rayinf.user_code import ATTACK, UserCodeError, on_rows, torch_said, user_code

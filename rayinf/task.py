@@ -85,6 +85,10 @@ class Task:
             labels are taken in sorted order.
         mask: for tokens; the model's input -> a boolean `[B, T]` that is False on padding. Masked positions
             enter no factor.
+        version: your own name for what a digest cannot see. Two runs are the same, and scores belong to a task, if
+            their code agrees: functions, the helpers and values that these name, and the model are compared by content.
+            Where something in them cannot be read (a compiled object, a lock), this name stands for it: change it
+            whenever that changes.
     """
 
     model: nn.Module | Callable[[], nn.Module]
@@ -99,6 +103,7 @@ class Task:
     fit: Fit | Trainer | None = None
     classes: Sequence[Any] | None = None
     mask: Callable[[Any], Tensor] | None = None
+    version: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse arguments that no table could make right.
@@ -120,6 +125,8 @@ class Task:
             raise InputError(f"Task(l2={self.l2!r}) is not a ridge.", "pass a finite number >= 0.")
         if not isinstance(self.features, str) and not list(self.features):
             raise InputError("Task(features=[]) names no column.", "name at least one column.")
+        if self.version is not None and not (isinstance(self.version, str) and self.version):
+            raise InputError(f"Task(version={self.version!r}) is not a name.", 'pass a text, as in version="2".')
         fits = self.fit is None or isinstance(self.fit, Fit) or callable(self.fit)
         if not fits or isinstance(self.fit, type):  # the class Fit itself is callable too
             raise InputError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rayinf.data.differences import differences
 from rayinf.data.files import sweep, write_json
 from rayinf.errors import InputError
 
@@ -94,18 +95,3 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "log.jsonl").open("a") as file:
             file.write(json.dumps({"time": round(time.time(), 3), "event": event, **fields}, default=str) + "\n")
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Keys whose values differ, as `key: old -> new`."""
-    out = []
-    for key in [*old, *(k for k in new if k not in old)]:
-        a, b = (json.loads(json.dumps(v.get(key), default=str)) for v in (old, new))
-        if a != b:
-            out.append(f"{key}: {_short(a)} -> {_short(b)}")
-    return out
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

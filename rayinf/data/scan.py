@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayinf.data.batches import Array, BatchReader, Columns
+from rayinf.data.row_digest import ColumnDigest
 from rayinf.data.tables import Shard, Table
 from rayinf.errors import InputError
 
@@ -22,8 +24,8 @@ from rayinf.errors import InputError
 MOST_LEVELS = 1000
 # Ids of one pass of the search for duplicates: bounds its memory whatever the number of rows.
 _IDS_PER_PASS = 4_000_000
-# What is digested beside the columns of labels and groups.
-_FEATURES, _IDS = "<features>", "<ids>"
+# What a table's digests are of, beside its columns of groups (`column:<name>`).
+FEATURES, LABEL, ROW_ID, OTHER = "features", "label", "row_id", "column:"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class ShardScan:
 
     index: int
     rows: int
-    digest: str
+    digests: dict[str, str]
     counts: dict[str, dict[Any, int]]
     shape: tuple[int, ...]
     dtype: str
@@ -49,7 +51,10 @@ class TableScan:
 
     Attributes:
         rows: in all.
-        fingerprint: of every value that is read.
+        fingerprint: of every value that is read, and of how the rows are cut into shards.
+        digests: of the features, the labels, the ids and each column of groups, in the table's order; the same however
+            the rows are cut.
+        layout: a digest of how they are cut into shards.
         counts: per column, how often each value stands there.
         shape: of a row's features.
         dtype: of the features.
@@ -64,6 +69,13 @@ class TableScan:
     dtype: str
     increasing: bool
     joint: dict[str, dict[Any, dict[Any, int]]] = field(repr=False)
+    digests: dict[str, str] = field(default_factory=dict, repr=False)
+    layout: str = field(default="", repr=False)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """Rows and digests: what the table holds, however it is cut."""
+        return {"rows": self.rows, **self.digests}
 
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it: counts as pairs, since its keys are text alone."""
@@ -82,8 +94,11 @@ def scan_shard(reader: BatchReader, shard: Shard, columns: Columns, size: int) -
     """Read a shard once: check its numbers, count its labels and groups, and digest all of it."""
     counts: dict[str, Counter[Any]] = {c: Counter() for c in _counted(columns)}
     joint: dict[str, dict[Any, Counter[Any]]] = {c: {} for c in columns.extra}
-    # A digest a part, so that how the rows are cut into batches has no share in it.
-    digests = {c: hashlib.sha256() for c in [_FEATURES, _IDS, *counts]}
+    digests: dict[str, ColumnDigest] = {}
+
+    def digest(name: str, values: Array, start: int) -> None:
+        digests.setdefault(name, ColumnDigest()).add(values, start)
+
     shape: tuple[int, ...] | None = None
     problem, increasing, dtype = None, True, ""
     ends: list[Any] = []
@@ -95,21 +110,24 @@ def scan_shard(reader: BatchReader, shard: Shard, columns: Columns, size: int) -
         for name, held in {**({columns.label: batch.labels} if columns.label else {}), **batch.extra}.items():
             found, times = np.unique(held, return_counts=True)
             counts[name].update(dict(zip(found.tolist(), times.tolist(), strict=True)))
-            digests[name].update(_bytes(held))
+        for name, held in batch.extra.items():
+            digest(OTHER + name, held, batch.start)
+        if columns.label:
+            digest(LABEL, batch.labels, batch.start)
         for name, pairs in joint.items():
             _count_pairs(pairs, batch.extra[name], batch.labels)
-        digests[_FEATURES].update(_bytes(batch.x))
+        digest(FEATURES, batch.x, batch.start)
         if columns.row_id:
-            ids = _ids(batch.ids, columns.row_id)
-            digests[_IDS].update(_bytes(ids))
+            ids = read_ids(batch.ids, columns.row_id)
+            digest(ROW_ID, ids.astype(np.int64) if ids.dtype.kind in "iu" else ids, batch.start)
             increasing = increasing and bool((ids[1:] > ids[:-1]).all()) and (not ends or ids[0] > ends[-1])
             ends += [ids[0].item(), ids[-1].item()]
     first, last = (ends[0], ends[-1]) if ends else (None, None)
     held_counts = {k: dict(v) for k, v in counts.items()}
-    digest = "".join(d.hexdigest() for d in digests.values())
+    found_digests = {name: d.hex() for name, d in digests.items()}
     held_pairs = {k: {g: dict(v) for g, v in groups.items()} for k, groups in joint.items()}
     return ShardScan(
-        shard.index, shard.rows, digest, held_counts, shape or (), dtype, increasing, first, last, held_pairs, problem
+        shard.index, shard.rows, found_digests, held_counts, shape or (), dtype, increasing, first, last, held_pairs, problem
     )
 
 
@@ -135,8 +153,9 @@ def merge_scans(parts: Sequence[ShardScan], table: Table) -> TableScan:
                 f"{table.name}: column {name!r} has {len(counts[name]):,} different values: too many for groups.",
                 f"use a column of at most {MOST_LEVELS} values.",
             )
-    held = [f"{parts[0].dtype}{parts[0].shape}", *(p.digest for p in parts)]
-    whole = hashlib.sha256("".join(held).encode()).hexdigest()
+    digests = _merge_digests(parts)
+    layout = hashlib.sha256(json.dumps([p.rows for p in parts]).encode()).hexdigest()
+    whole = hashlib.sha256(json.dumps([sorted(digests.items()), layout]).encode()).hexdigest()
     increasing = all(p.increasing for p in parts) and all(
         a.last_id is None or a.last_id < b.first_id for a, b in pairwise(parts)
     )
@@ -147,7 +166,17 @@ def merge_scans(parts: Sequence[ShardScan], table: Table) -> TableScan:
             for group, found in held_groups.items():
                 joint[name][group].update(found)
     pairs = {k: {g: dict(v) for g, v in found.items()} for k, found in joint.items()}
-    return TableScan(rows, whole, sorted_counts, parts[0].shape, parts[0].dtype, increasing, pairs)
+    return TableScan(rows, whole, sorted_counts, parts[0].shape, parts[0].dtype, increasing, pairs, digests, layout)
+
+
+def _merge_digests(parts: Sequence[ShardScan]) -> dict[str, str]:
+    """The digests of all shards as one; features with their type and shape."""
+    sums: dict[str, ColumnDigest] = {}
+    for part in parts:
+        for name, held in part.digests.items():
+            sums.setdefault(name, ColumnDigest()).merge(held)
+    found = {name: held.hex() for name, held in sums.items()}
+    return {**found, FEATURES: f"{parts[0].dtype} {list(parts[0].shape)} {found[FEATURES]}"}
 
 
 def check_unique_ids(table: Table, column: str | None, scan: TableScan) -> None:
@@ -164,7 +193,7 @@ def check_unique_ids(table: Table, column: str | None, scan: TableScan) -> None:
         kept: list[Array] = []
         for shard in table.shards:
             for record in reader.read(shard):
-                ids = _ids(record.column(column), column)
+                ids = read_ids(record.column(column), column)
                 kept.append(ids[_hash(ids) % np.uint64(passes) == k] if passes > 1 else ids)
         series = pd.Series(np.concatenate(kept))
         twice = series[series.duplicated()].tolist()
@@ -199,7 +228,12 @@ def _hash(ids: Array) -> Array:
     return pd.util.hash_array(ids.astype(object) if ids.dtype.kind == "U" else ids)
 
 
-def _ids(column: pa.Array, name: str) -> Array:
+def read_ids(column: pa.Array, name: str) -> Array:
+    """Row ids as NumPy: integers as they are, all else as text.
+
+    Raises:
+        InputError: a type that has no text.
+    """
     if pa.types.is_integer(column.type):
         return column.to_numpy(zero_copy_only=False)
     try:
@@ -208,12 +242,6 @@ def _ids(column: pa.Array, name: str) -> Array:
         raise InputError(
             f"Column {name!r} of type {column.type} holds no ids.", "store ids as integers or text."
         ) from error
-
-
-def _bytes(array: Array) -> bytes | memoryview:
-    if array.dtype == object or array.dtype.kind == "U":
-        return "".join(f"{v}\0" for v in array.reshape(-1)).encode()
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _not_finite(x: Array, names: Sequence[str], start: int) -> str | None:

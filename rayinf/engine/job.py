@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,8 @@ class Job:
     parts: Path | None = None
     levels: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    # The digest of each parameter and buffer of the driver's model, which a model that a factory builds must agree with.
+    state: Mapping[str, str] | None = None
 
     @property
     def scored(self) -> str:

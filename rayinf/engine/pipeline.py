@@ -16,6 +16,7 @@ from rayinf.data.pairs import Pairs, pair_table
 from rayinf.data.scores import LABEL_COLUMN, Scores
 from rayinf.engine import curvature as curv
 from rayinf.engine import stages
+from rayinf.engine.identity import factors_told, provenance
 from rayinf.engine.job import Chunk
 from rayinf.engine.run import MEANINGS, SIGN, UNIT, Run
 from rayinf.errors import InputError
@@ -254,6 +255,8 @@ def metadata(run: Run) -> dict[str, Any]:
         "fisher": run.identity["fisher"],
         "damping": run.request.damping,
         "l2": run.identity["l2"],
+        **factors_told(run.request.factors, run.identity),
+        "of": provenance(run.identity, run.probe),
         "seed": s.seed,
         **{k: v for k in _ASKED if (v := getattr(s, k)) not in (None, 0, 1.0)},
     }

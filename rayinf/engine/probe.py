@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,9 @@ from rayinf.core.mixed import TapedRows, float_tensors
 from rayinf.core.objectives import Objective
 from rayinf.data.batches import Batch, BatchReader
 from rayinf.engine.curvature import KRONECKER
+from rayinf.engine.factories import built, frozen
 from rayinf.engine.job import Job
+from rayinf.engine.row_function import check_model, check_rows, check_transform
 from rayinf.engine.worker import Worker
 from rayinf.errors import InputError, RayinfError
 
@@ -37,6 +38,9 @@ class Probe:
     eps: float
     dtype: str
     fingerprint: str
+    architecture: str
+    frozen: str | None
+    state: Mapping[str, str]
     perturbed: int
     model: nn.Module
 
@@ -49,6 +53,7 @@ def probe(job: Job, asked: Sequence[Objective] = ()) -> Probe:
             that is not one value a row, features without a transform, or captured gradients that differ from
             autograd's.
     """
+    held = built(job.task)
     worker = Worker(job)
     model, blocks = worker.model, worker.blocks
     _check_parameters(model)
@@ -74,11 +79,17 @@ def probe(job: Job, asked: Sequence[Objective] = ()) -> Probe:
             "The model's logits on the first training rows are NaN or infinite, and those rows are not.",
             "check the model's buffers (running means, say), Task(transform=...) and the scale of the features.",
         )
+    more = next(BatchReader(job.tables["train"], job.columns["train"]).read(job.tables["train"].shards[0], 2 * _ROWS)).x
+    check_transform(worker, more, len(batch))
+    check_model(worker, more, len(batch))
     labels = torch.arange(len(batch), device=logits.device) % logits.shape[1]
     _check_loss(job, logits, labels)
+    if not job.task.is_cross_entropy:
+        check_rows(job.task.row_loss, logits, labels)
     for objective in asked:
         if objective.rows is not None:
             logit_gradient(objective.rows, logits, labels, f"Objective {objective.name!r}")
+            check_rows(objective.rows, logits, labels, f"Objective {objective.name!r}")
         if objective.attack is not None:
             _check_attack(objective, worker, x, labels)
     _check_gradients(worker, x, labels)
@@ -90,7 +101,10 @@ def probe(job: Job, asked: Sequence[Objective] = ()) -> Probe:
         sum(b.numel for b in blocks),
         torch.finfo(worker.dtype).eps,
         str(worker.dtype).removeprefix("torch."),
-        _fingerprint(job.task.build() if job.settings.precision == "fp64" else model),  # as it is given
+        held.whole,
+        held.architecture,
+        frozen(model),
+        held.state,
         sum(v[0].numel() for v in float_tensors(x)),
         model,
     )
@@ -232,12 +246,3 @@ def _check_mixed(worker: Worker, x: object, labels: torch.Tensor) -> None:
             "The mixed derivatives of the loss on the first training rows are NaN or infinite.",
             "check the scale of the features, and layers without a second derivative (a square root at 0, say).",
         )
-
-
-def _fingerprint(model: nn.Module) -> str:
-    digest = hashlib.sha256(repr(model).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-        held = value.detach().cpu().contiguous()
-        digest.update(held.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

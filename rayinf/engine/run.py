@@ -196,6 +196,7 @@ def open_run(request: Request) -> Run:
     tables, columns = open_tables(request)
     job = Job(request.task, tables, columns, Classes(()), request.settings)
     probed = probe(job, request.objectives)
+    job = dataclasses.replace(job, state=probed.state)
     if request.check is not None:
         request.check(tables, probed)
     check_memory(request.settings.curvature, probed.parameters, psutil.virtual_memory().available)
@@ -206,7 +207,7 @@ def open_run(request: Request) -> Run:
         scans = {name: _scan(runner, name, table, folder) for name, table in tables.items()}
         job = _settle(job, request, probed, scans)
         asked = {"verb": request.verb, "damping": request.damping, "factors": fingerprint(other)}
-        own = identity(job, probed.fingerprint, scans, asked)
+        own = identity(job, probed, scans, asked)
         if other is not None:
             check_factors(other, own, request.factors)
         finished = False

@@ -19,6 +19,7 @@ from rayinf.core.influence import Taped
 from rayinf.data.batches import Batch, BatchReader, row_keys, uniforms
 from rayinf.data.files import Arrays
 from rayinf.data.tables import Shard
+from rayinf.engine.factories import check_same_state
 from rayinf.engine.job import Job
 from rayinf.errors import InputError
 
@@ -48,8 +49,14 @@ class Worker:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The model on the worker's device, in eval mode."""
+        """The model on the worker's device, in eval mode.
+
+        Raises:
+            InputError: a factory built another model here than in the driver.
+        """
         model = self.job.task.build()
+        if self.job.state is not None and not isinstance(self.job.task.model, nn.Module):
+            check_same_state(self.job.state, model)
         if self.job.settings.precision == "fp64":
             model = model.double()
         return model.to(self._device) if self._device else model

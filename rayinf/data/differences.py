@@ -61,6 +61,8 @@ def table_differences(name: str, old: Mapping[str, Any], new: Mapping[str, Any])
 def _table(name: str, old: Any, new: Any, changed: list[str]) -> str | None:
     if old is None or new is None:
         return f"{name} is {'missing' if new is None else 'added'}"
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return f"{name} was described by another version of rayinf"
     if old["rows"] != new["rows"]:
         return f"{name} has {old['rows']:,} -> {new['rows']:,} rows"
     names = [k for k in old if k in new and old[k] != new[k] and k not in changed]

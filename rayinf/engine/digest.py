@@ -38,12 +38,9 @@ _BUILTIN = (types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDes
             types.MethodDescriptorType, types.ClassMethodDescriptorType)  # fmt: skip
 _CACHED = (type(functools.lru_cache(len)), functools.cached_property)
 _DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
-# Of a class, what is bookkeeping or follows from the rest.
-_NO_MEMBERS = {
-    "__module__", "__dict__", "__weakref__", "__doc__", "__qualname__", "__firstlineno__", "__static_attributes__",
-    "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__abstractmethods__",
-    "_abc_impl", "__parameters__", "__orig_bases__", "__dataclass_fields__", "__dataclass_params__", "__match_args__",
-}  # fmt: skip
+# Of a class, what is bookkeeping, beside all of its `__names__` that are no methods: some come with the first pickling.
+_NO_MEMBERS = {"_abc_impl", "__annotate__", "__annotate_func__"}
+_METHODS = (types.FunctionType, staticmethod, classmethod, property)
 # Of a module, what is not a part of what it computes in eval mode.
 _NO_ATTRIBUTES = {"training", "_compiled_call_impl", "_is_full_backward_hook", "_non_persistent_buffers_set"}
 _STATE = ("_parameters", "_buffers")
@@ -264,8 +261,7 @@ class Digester:
         members = {
             name: value
             for name, value in vars(cls).items()
-            if name not in _NO_MEMBERS
-            and not isinstance(value, _DESCRIPTORS)
+            if _is_member(name, value)
             and not (made and isinstance(value, types.FunctionType) and value.__code__.co_filename == "<string>")
         }
         bases = [self.of(b) for b in cls.__bases__]
@@ -353,6 +349,13 @@ class Unreadable(InputError):
             'leave it out, make it picklable, or name this code yourself with Task(version="1"), and change the name '
             "whenever the code or its data changes.",
         )
+
+
+def _is_member(name: str, value: Any) -> bool:
+    """Whether something that stands in a class is a part of what it does."""
+    special = name.startswith("__") and name.endswith("__")
+    plain = name not in _NO_MEMBERS and not isinstance(value, _DESCRIPTORS)
+    return plain and (not special or isinstance(value, _METHODS) or callable(value))
 
 
 def _plain(value: Any) -> bytes:

@@ -30,12 +30,6 @@ def built(task: Task) -> ModelDigest:
     if isinstance(task.model, nn.Module):
         return held
     again = task.build()
-    if again is model:
-        raise InputError(
-            "Task(model=...) is a factory that returns one and the same module each time: moving or training one would "
-            "change all.",
-            "pass the module itself, Task(model=module), or let the factory build a new one.",
-        )
     other = model_digest(again, task.version)
     name = first_difference(held.state, other.state)
     if name is not None:

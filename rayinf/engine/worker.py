@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ class Worker:
         if self.job.state is not None and not isinstance(self.job.task.model, nn.Module):
             check_same_state(self.job.state, model)
         if self.job.settings.precision == "fp64":
-            model = model.double()
+            # A factory may return one and the same module each time, which must stay as it is.
+            model = (model if isinstance(self.job.task.model, nn.Module) else copy.deepcopy(model)).double()
         return model.to(self._device) if self._device else model
 
     @cached_property

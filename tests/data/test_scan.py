@@ -253,5 +253,5 @@ def test_tables_in_memory_are_always_scanned(tmp_path: Path) -> None:
     rayinf.influence(task(), table(X, Y), VALID, curvature="identity", out=out)
     x = X.copy()
     x[5, 5] += 1
-    with pytest.raises(rayinf.InputError, match="another config: the training table has other values.*label"):
+    with pytest.raises(rayinf.InputError, match="another config: the training table has other values.*features"):
         rayinf.influence(task(), (x, Y), VALID, curvature="identity", out=out)

@@ -13,7 +13,7 @@ import numpy as np
 from rayinf.data.batches import Array, mix
 
 _LANES = 2
-# Numbers are hashed in words of 32 bits times odd 64-bit numbers: in a sum of full words, two flipped signs could cancel.
+# Numbers are hashed in words of 32 bits times odd 64-bit numbers: in sums of full words, two flipped signs may cancel.
 _WORD = 4
 
 

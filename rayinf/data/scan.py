@@ -127,7 +127,17 @@ def scan_shard(reader: BatchReader, shard: Shard, columns: Columns, size: int) -
     found_digests = {name: d.hex() for name, d in digests.items()}
     held_pairs = {k: {g: dict(v) for g, v in groups.items()} for k, groups in joint.items()}
     return ShardScan(
-        shard.index, shard.rows, found_digests, held_counts, shape or (), dtype, increasing, first, last, held_pairs, problem
+        shard.index,
+        shard.rows,
+        found_digests,
+        held_counts,
+        shape or (),
+        dtype,
+        increasing,
+        first,
+        last,
+        held_pairs,
+        problem,
     )
 
 

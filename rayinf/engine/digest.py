@@ -186,7 +186,9 @@ class Digester:
         if isinstance(value, staticmethod | classmethod):
             return _join(type(value).__name__, self.of(value.__func__))
         if isinstance(value, _CACHED):
-            return _join("cached", self.of(getattr(value, "__wrapped__", None) or value.func))
+            return _join(
+                "cached", self.of(value.func if isinstance(value, functools.cached_property) else value.__wrapped__)
+            )
         if isinstance(value, weakref.ref):
             return _join("weak reference")
         if isinstance(value, logging.Logger):
@@ -271,12 +273,13 @@ class Digester:
         """An object: its class, and its state as it would be pickled."""
         try:
             made = copyreg.dispatch_table.get(type(value))
-            held = made(value) if made is not None else value.__reduce_ex__(4)
+            held: Any = made(value) if made is not None else value.__reduce_ex__(4)
         except Exception:
             return self._unseen(value, "is an object whose state cannot be read")
         if isinstance(held, str):
             return _join("global", _text(f"{type(value).__module__}.{held}"))
-        function, arguments, state, items, pairs, *_ = *held, None, None, None, None
+        whole: list[Any] = [*held, None, None, None]
+        function, arguments, state, items, pairs = whole[:5]
         parts = [self.of(type(value)), self.of(function), self.of(arguments), self._part(state)]
         parts += [self.of(None if items is None else list(items)), self.of(None if pairs is None else dict(pairs))]
         return _join("object", *parts)
@@ -336,10 +339,10 @@ class Digester:
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         if self._version is not None:
             return _join("unseen", _text(kind))
-        raise Unreadable(self._name + "".join(self._path), kind, why)
+        raise UnreadableError(self._name + "".join(self._path), kind, why)
 
 
-class Unreadable(InputError):
+class UnreadableError(InputError):
     """What cannot be digested."""
 
     def __init__(self, place: str, kind: str, why: str) -> None:

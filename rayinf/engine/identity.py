@@ -106,7 +106,12 @@ def factors_run(factors: str | Path | None) -> dict[str, Any] | None:
     held = RunFolder(Path(factors).expanduser()).read()
     if held is None:
         raise InputError(f"factors={str(factors)!r} is no run folder.", "pass the out=... of a finished run.")
-    found: dict[str, Any] = held["identity"]
+    found = held["identity"]
+    if not isinstance(found, dict) or not isinstance(found.get("train"), dict):
+        raise InputError(
+            f"factors={str(factors)!r} is not a run over training rows of this version of rayinf.",
+            "pass the out=... of a finished run, or leave factors out.",
+        )
     return found
 
 

@@ -85,7 +85,7 @@ class Job:
     parts: Path | None = None
     levels: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
-    # The digest of each parameter and buffer of the driver's model, which a model that a factory builds must agree with.
+    # Digests of the driver's parameters and buffers by name, which a model that a factory builds must agree with.
     state: Mapping[str, str] | None = None
 
     @property

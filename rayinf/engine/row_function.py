@@ -86,6 +86,7 @@ def check_model(worker: Worker, x: Array, rows: int) -> None:
 
     Raises:
         InputError: what it does.
+        RayinfError: as reading its input does.
 
     Cost: five small passes forward.
     """
@@ -270,7 +271,9 @@ def _is_permuted(first: Sequence[Tensor], second: Sequence[Tensor], rows: int) -
     """Whether the rows of two inputs are the same in another order."""
     if any(a.shape != b.shape or not a.ndim or len(a) != rows for a, b in zip(first, second, strict=True)):
         return False
-    keys = [sorted(tuple(np.asarray(v.flatten(1)[k].cpu().double())) for k in range(rows)) for v in (first[0], second[0])]
+    keys = [
+        sorted(tuple(np.asarray(v.flatten(1)[k].cpu().double())) for k in range(rows)) for v in (first[0], second[0])
+    ]
     return keys[0] == keys[1]
 
 

@@ -32,7 +32,9 @@ def canonical(node: Any) -> str:
     if isinstance(node, ast.AST):
         fields = ((name, value) for name, value in ast.iter_fields(node) if name not in ("ctx", "kind", "type_comment"))
         body = {"body": node.body[1:]} if isinstance(node, _WITH_DOCSTRING) and _has_docstring(node) else {}
-        shown = [f"{n}={canonical(v)}" for n, v in ((n, body.get(n, v)) for n, v in fields) if v is not None and v != []]
+        shown = [
+            f"{n}={canonical(v)}" for n, v in ((n, body.get(n, v)) for n, v in fields) if v is not None and v != []
+        ]
         return f"{type(node).__name__}({','.join(shown)})"
     if isinstance(node, list):
         return f"[{','.join(map(canonical, node))}]"
@@ -88,9 +90,7 @@ def _references(code: CodeType) -> Iterator[Reference]:
 
 def _has_docstring(node: Any) -> bool:
     first = node.body[0] if node.body else None
-    return (
-        isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
-    )
+    return isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
 
 
 def _find(code: CodeType) -> ast.AST | None:

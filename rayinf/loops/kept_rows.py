@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from rayinf.data.batches import Array
 from rayinf.data.scan import TableScan, read_ids
@@ -73,9 +72,7 @@ def _as_array(keep: Any) -> Array:
         keep = keep.detach().cpu().numpy()
     if isinstance(keep, str | bytes) or not hasattr(keep, "__iter__"):
         raise InputError(f"keep is a {type(keep).__name__}.", "pass a Selection, True or False a row, or row ids.")
-    held = keep if isinstance(keep, np.ndarray) else _listed(list(keep))
-    if held.dtype == object and all(isinstance(v, str) for v in held.reshape(-1)):
-        held = held.astype(str)
+    held = keep if isinstance(keep, np.ndarray) and keep.dtype != object else _listed(list(keep))
     if held.ndim == 1 and not held.size:
         raise InputError("keep is empty: no row is left to train on.", "keep some rows, or leave keep out for all.")
     if held.ndim != 1 or held.dtype.kind not in "biuU":
@@ -103,7 +100,7 @@ def _of_ids(held: Array, table: Table, task: Task, rows: int) -> Array:
     unique, times = np.unique(held, return_counts=True)
     if len(unique) < len(held):
         raise InputError(
-            f"keep names the id {unique[times > 1][0].item()!r} more than once ({int((times > 1).sum()):,} ids in all).",
+            f"keep names the id {unique[times > 1][0].item()!r} more than once ({int((times > 1).sum()):,} such ids).",
             "name each row once; for a row that counts twice, pass weights.",
         )
     column = task.row_id or "row_id"
@@ -143,5 +140,6 @@ def _check_seen(ids: Array, seen: Array, where: str) -> None:
         )
     if (twice := np.flatnonzero(seen > 1)).size:
         raise InputError(
-            f"The id {ids[twice[0]].item()!r} stands in {int(seen[twice[0]])} rows of the table.", "make the ids unique."
+            f"The id {ids[twice[0]].item()!r} stands in {int(seen[twice[0]])} rows of the table.",
+            "make the ids unique.",
         )

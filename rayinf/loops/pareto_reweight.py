@@ -86,8 +86,8 @@ def pareto_reweight(
 
     Raises:
         InputError: before any work: a target that is no class, scores of another model, of other training or
-            validation rows, or of other classes, a class without validation rows, a mode that is unknown, a task without a fit, a folder of another
-            config.
+            validation rows, or of other classes, a class without validation rows, a mode that is unknown, a task
+            without a fit, a folder of another config.
         RunError: the unweighted epoch diverged, no candidate could be trained, or a cluster that gets nowhere.
 
     Cost: `size of a population * iterations` (less those that are equal) LPs, epochs and passes over `valid`. A worker

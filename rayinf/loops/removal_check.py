@@ -101,8 +101,8 @@ def removal_check(
 
     Raises:
         InputError: before any work: a share or seeds out of range, a task that cannot be trained, scores of another
-            model, of other training or validation rows, or without classes, a class without a test row, a removal that would take all training rows of a
-            class, or a folder of another config.
+            model, of other training or validation rows, or without classes, a class without a test row, a removal that
+            would take all training rows of a class, or a folder of another config.
         RunError: training diverged, a table changed on the way, or a cluster that gets nowhere.
 
     Cost: `(2 K + 1) seeds` trainings and passes over `test`. Memory: a column of values at a time, and a bit a row and

@@ -22,7 +22,9 @@ from rayinf.task import Task
 # What tables are compared in: ids are compared one by one, and groups have no part in what a row is worth.
 _COMPARED = ("rows", FEATURES, LABEL)
 _WORDS = {"loss": "the loss", "transform": "Task(transform=...)", "mask": "Task(mask=...)"}
-_VALUED = "compute the scores of this task: rayinf.influence(task, train, valid, ...), or pass the task that was valued."
+_VALUED = (
+    "compute the scores of this task: rayinf.influence(task, train, valid, ...), or pass the task that was valued."
+)
 
 
 def check_scored(scores: Scores, task: Task, train: Any, tables: Mapping[str, TableScan] | None = None) -> None:

@@ -57,7 +57,8 @@ def value(model: Any, **more: Any) -> rayinf.Scores:
 
 
 @pytest.mark.parametrize(
-    ("factory", "name"), [(unseeded, "'0.weight' differs"), (partly, "'3.weight' differs"), (buffered, "'noise' differs")]
+    ("factory", "name"),
+    [(unseeded, "'0.weight' differs"), (partly, "'3.weight' differs"), (buffered, "'noise' differs")],
 )
 def test_a_factory_that_is_random(factory: Callable[[], nn.Module], name: str, tmp_path: Path) -> None:
     with pytest.raises(rayinf.InputError, match=rf"builds another model each time it is called: {name}.*seed"):

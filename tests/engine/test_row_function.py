@@ -93,7 +93,7 @@ def test_a_model_that_mixes_rows(between: Callable[[Tensor], Tensor]) -> None:
 
 
 def test_batchnorm_that_never_takes_its_running_means() -> None:
-    with pytest.raises(rayinf.InputError, match="depend on other rows|batch of one row"):
+    with pytest.raises(rayinf.InputError, match=r"depend on other rows|batch of one row"):
         value(rayinf.Task(network(nn.BatchNorm1d(8, track_running_stats=False))))
 
 

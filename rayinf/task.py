@@ -110,6 +110,10 @@ class Task:
             predictions on 512 training rows clearly better, that is an error which names it.
         mask: for tokens; the model's input -> a boolean `[B, T]` that is False on padding. Masked positions
             enter no factor.
+        version: your own name for what a digest cannot see. Two runs are the same, and scores belong to a task, if
+            their code agrees: functions, the helpers and values that these name, and the model are compared by content.
+            Where something in them cannot be read (a compiled object, a lock), this name stands for it: change it
+            whenever that changes.
     """
 
     model: nn.Module | Callable[[], nn.Module]
@@ -124,6 +128,7 @@ class Task:
     fit: Fit | Trainer | None = None
     classes: Sequence[Any] | None = None
     mask: Callable[[Any], Tensor] | None = None
+    version: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse arguments that no table could make right.
@@ -146,6 +151,7 @@ class Task:
         names("Task.parameters", self.parameters, '"all", "supported", "last", or a list of module names')
         object.__setattr__(self, "l2", number("Task.l2", self.l2))
         object.__setattr__(self, "classes", _classes(self.classes))
+        optional(text, "Task.version", self.version, "a text that names your code, such as '2'")
         if not (self.fit is None or isinstance(self.fit, Fit)):
             function("Task.fit", self.fit, "a rayinf.Fit(...), or a function (task, train, weights, seed) -> nn.Module")
 

@@ -262,22 +262,22 @@ def row_keys(x: Array, labels: Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
         padded = np.zeros((len(x), -(-raw.shape[1] // 8) * 8), np.uint8)
         padded[:, : raw.shape[1]] = raw
         words = padded.view(np.uint64)
-    odd = _mix(np.arange(1, words.shape[1] + 1, dtype=np.uint64)) | np.uint64(1)
+    odd = mix(np.arange(1, words.shape[1] + 1, dtype=np.uint64)) | np.uint64(1)
     with np.errstate(over="ignore"):
-        key = (_mix(words) * odd).sum(axis=1, dtype=np.uint64)
-    return _mix(key ^ pd.util.hash_array(labels.astype(object) if labels.dtype.kind == "U" else labels))
+        key = (mix(words) * odd).sum(axis=1, dtype=np.uint64)
+    return mix(key ^ pd.util.hash_array(labels.astype(object) if labels.dtype.kind == "U" else labels))
 
 
 def uniforms(keys: np.ndarray[Any, np.dtype[np.uint64]], seed: int, draws: int) -> Array:
     """Uniforms in [0, 1), `[B, draws]`, from keys and all 64 bits of a seed."""
     low, high = seed % 2**32, seed % 2**64 >> 32
-    steps = _mix(np.arange(draws, dtype=np.uint64) + np.uint64(low) * np.uint64(2**32))
+    steps = mix(np.arange(draws, dtype=np.uint64) + np.uint64(low) * np.uint64(2**32))
     if high:
-        steps = _mix(steps ^ _mix(np.array([high], np.uint64)))
-    return (_mix(keys[:, None] ^ steps) >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+        steps = mix(steps ^ mix(np.array([high], np.uint64)))
+    return (mix(keys[:, None] ^ steps) >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 
 
-def _mix(z: Array) -> Array:
+def mix(z: Array) -> Array:
     """The finaliser of splitmix64."""
     with np.errstate(over="ignore"):
         z = z + np.uint64(0x9E3779B97F4A7C15)

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from rayinf.data.checked_folder import MANIFEST, CheckedFolder
+from rayinf.data.differences import differences
 from rayinf.data.files import file_sha256, is_temporary, sealed, sweep, try_to_remove, unsealed, write_json
 from rayinf.data.lease import LEASE, Lease, clear_dead
 from rayinf.errors import InputError
@@ -214,18 +215,3 @@ def part_name(folder: str, index: int) -> str:
 def in_order(name: str) -> list[str | int]:
     """A key that sorts numbers within names as numbers."""
     return [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", name)]
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Keys whose values differ, as `key: old -> new`."""
-    out = []
-    for key in [*old, *(k for k in new if k not in old)]:
-        a, b = (json.loads(json.dumps(v.get(key), default=str)) for v in (old, new))
-        if a != b:
-            out.append(f"{key}: {_short(a)} -> {_short(b)}")
-    return out
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

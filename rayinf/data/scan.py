@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 
 from rayinf.data.batches import Array, BatchReader, Columns
 from rayinf.data.pandas_index import UNNAMED, called, index_column
+from rayinf.data.row_digest import ColumnDigest
 from rayinf.data.tables import Shard, Table
 from rayinf.errors import InputError
 
@@ -22,8 +24,8 @@ from rayinf.errors import InputError
 MOST_LEVELS = 1000
 # Ids of one pass of the search for duplicates: bounds its memory whatever the number of rows.
 _IDS_PER_PASS = 4_000_000
-# What is digested beside the columns of labels and groups.
-_FEATURES, _IDS = "<features>", "<ids>"
+# What a table's digests are of, beside its columns of groups (`column:<name>`).
+FEATURES, LABEL, ROW_ID, OTHER = "features", "label", "row_id", "column:"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class ShardScan:
 
     index: int
     rows: int
-    digest: str
+    digests: dict[str, str]
     counts: dict[str, dict[Any, int]]
     shape: tuple[int, ...]
     dtype: str
@@ -49,7 +51,10 @@ class TableScan:
 
     Attributes:
         rows: in all.
-        fingerprint: of every value that is read.
+        fingerprint: of every value that is read, and of how the rows are cut into shards.
+        digests: of the features, the labels, the ids and each column of groups, in the table's order; the same however
+            the rows are cut.
+        layout: a digest of how they are cut into shards.
         counts: per column, how often each value stands there.
         shape: of a row's features.
         dtype: of the features.
@@ -64,6 +69,13 @@ class TableScan:
     dtype: str
     increasing: bool
     joint: dict[str, dict[Any, dict[Any, int]]] = field(repr=False)
+    digests: dict[str, str] = field(default_factory=dict, repr=False)
+    layout: str = field(default="", repr=False)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """Rows and digests: what the table holds, however it is cut."""
+        return {"rows": self.rows, **self.digests}
 
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it: counts as pairs, since its keys are text alone."""
@@ -82,8 +94,11 @@ def scan_shard(reader: BatchReader, shard: Shard, columns: Columns, size: int) -
     """Read a shard once: check its numbers, count its labels and groups, and digest all of it."""
     counts: dict[str, Counter[Any]] = {c: Counter() for c in _counted(columns)}
     joint: dict[str, dict[Any, Counter[Any]]] = {c: {} for c in columns.extra}
-    # A digest a part, so that how the rows are cut into batches has no share in it.
-    digests = {c: hashlib.sha256() for c in [_FEATURES, _IDS, *counts]}
+    digests: dict[str, ColumnDigest] = {}
+
+    def digest(name: str, values: Array, start: int) -> None:
+        digests.setdefault(name, ColumnDigest()).add(values, start)
+
     shape: tuple[int, ...] | None = None
     problem, increasing, dtype = None, True, ""
     ends: list[Any] = []
@@ -95,21 +110,34 @@ def scan_shard(reader: BatchReader, shard: Shard, columns: Columns, size: int) -
         for name, held in {**({columns.label: batch.labels} if columns.label else {}), **batch.extra}.items():
             found, times = np.unique(held, return_counts=True)
             counts[name].update(dict(zip(found.tolist(), times.tolist(), strict=True)))
-            digests[name].update(_bytes(held))
+        for name, held in batch.extra.items():
+            digest(OTHER + name, held, batch.start)
+        if columns.label:
+            digest(LABEL, batch.labels, batch.start)
         for name, pairs in joint.items():
             _count_pairs(pairs, batch.extra[name], batch.labels)
-        digests[_FEATURES].update(_bytes(batch.x))
+        digest(FEATURES, batch.x, batch.start)
         if columns.row_id:
-            ids = _ids(batch.ids, columns.row_id)
-            digests[_IDS].update(_bytes(ids))
+            ids = read_ids(batch.ids, columns.row_id)
+            digest(ROW_ID, ids.astype(np.int64) if ids.dtype.kind in "iu" else ids, batch.start)
             increasing = increasing and bool((ids[1:] > ids[:-1]).all()) and (not ends or ids[0] > ends[-1])
             ends += [ids[0].item(), ids[-1].item()]
     first, last = (ends[0], ends[-1]) if ends else (None, None)
     held_counts = {k: dict(v) for k, v in counts.items()}
-    digest = "".join(d.hexdigest() for d in digests.values())
+    found_digests = {name: d.hex() for name, d in digests.items()}
     held_pairs = {k: {g: dict(v) for g, v in groups.items()} for k, groups in joint.items()}
     return ShardScan(
-        shard.index, shard.rows, digest, held_counts, shape or (), dtype, increasing, first, last, held_pairs, problem
+        shard.index,
+        shard.rows,
+        found_digests,
+        held_counts,
+        shape or (),
+        dtype,
+        increasing,
+        first,
+        last,
+        held_pairs,
+        problem,
     )
 
 
@@ -124,7 +152,8 @@ class ScanMerge:
         self._table = table
         self._early: dict[int, ShardScan] = {}
         self._next = self._rows = 0
-        self._digest = hashlib.sha256()
+        self._digests: dict[str, ColumnDigest] = {}
+        self._layout = hashlib.sha256()
         self._counts: dict[str, Counter[Any]] = {}
         self._joint: dict[str, dict[Any, Counter[Any]]] = {}
         self._shape: tuple[int, ...] | None = None
@@ -145,11 +174,12 @@ class ScanMerge:
     def _merge(self, part: ShardScan) -> None:
         if self._shape is None:
             self._shape, self._dtype = part.shape, part.dtype
-            self._digest.update(f"{part.dtype}{part.shape}".encode())
         if problem := part.problem or _other_shape(self._shape, part.shape, self._rows):
             raise InputError(f"{self._table.name}: {problem}.", "correct or drop such rows, then run again.")
         self._rows += part.rows
-        self._digest.update(part.digest.encode())
+        self._layout.update(f"{part.rows},".encode())
+        for name, held in part.digests.items():
+            self._digests.setdefault(name, ColumnDigest()).merge(held)
         for name, found in part.counts.items():
             self._counts.setdefault(name, Counter()).update(found)
         for name in list(self._counts)[1:]:  # the label comes first, and may have as many classes as it likes
@@ -163,9 +193,9 @@ class ScanMerge:
         self._increasing = self._increasing and part.increasing and follows
         self._last_id = part.last_id
         for name, groups in part.joint.items():
-            held = self._joint.setdefault(name, {})
+            joint = self._joint.setdefault(name, {})
             for group, found in groups.items():
-                held.setdefault(group, Counter()).update(found)
+                joint.setdefault(group, Counter()).update(found)
 
     def result(self) -> TableScan:
         """The scan of the whole table, once all shards are in."""
@@ -173,9 +203,11 @@ class ScanMerge:
         assert self._shape is not None
         counts = {k: dict(sorted(v.items())) for k, v in self._counts.items()}
         joint = {k: {g: dict(self._joint[k].get(g, {})) for g in counts[k]} for k in self._joint}
-        return TableScan(
-            self._rows, self._digest.hexdigest(), counts, self._shape, self._dtype, self._increasing, joint
-        )
+        digests = {name: held.hex() for name, held in self._digests.items()}
+        digests[FEATURES] = f"{self._dtype} {list(self._shape)} {digests[FEATURES]}"
+        layout = self._layout.hexdigest()
+        whole = hashlib.sha256(json.dumps([sorted(digests.items()), layout]).encode()).hexdigest()
+        return TableScan(self._rows, whole, counts, self._shape, self._dtype, self._increasing, joint, digests, layout)
 
 
 def merge_scans(parts: Iterable[ShardScan], table: Table) -> TableScan:
@@ -203,7 +235,7 @@ def check_unique_ids(table: Table, column: str | None, scan: TableScan) -> None:
     def read() -> Iterator[Array]:
         for shard in table.shards:
             for record in reader.read(shard):
-                yield _ids(record.column(column), column)
+                yield read_ids(record.column(column), column)
 
     twice = repeated_ids(read, scan.rows)
     if twice:
@@ -269,7 +301,12 @@ def _hash(ids: Array) -> Array:
     return pd.util.hash_array(ids.astype(object) if ids.dtype.kind == "U" else ids)
 
 
-def _ids(column: pa.Array, name: str) -> Array:
+def read_ids(column: pa.Array, name: str) -> Array:
+    """Row ids as NumPy: integers as they are, all else as text.
+
+    Raises:
+        InputError: a type that has no text.
+    """
     if pa.types.is_integer(column.type):
         return column.to_numpy(zero_copy_only=False)
     shown = called(name)[:1].upper() + called(name)[1:]
@@ -286,12 +323,6 @@ def _ids(column: pa.Array, name: str) -> Array:
         return np.asarray(pc.cast(column, pa.string() if plain else pa.null()).to_pylist(), dtype=str)
     except (pa.ArrowException, ValueError) as error:
         raise InputError(f"{shown} of type {column.type} holds no ids.", "store ids as integers or text.") from error
-
-
-def _bytes(array: Array) -> bytes | memoryview:
-    if array.dtype == object or array.dtype.kind == "U":
-        return "".join(f"{v}\0" for v in array.reshape(-1)).encode()
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _not_finite(x: Array, names: Sequence[str], start: int) -> str | None:

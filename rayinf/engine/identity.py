@@ -1,50 +1,64 @@
-"""What makes two runs the same, and what lets one use another's factors."""
+"""What makes two runs the same, what scores are of, and what lets one run use another's factors."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import is_dataclass
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
-from rayinf.core.objectives import Objective
-from rayinf.data.run_folder import differences, read_record
-from rayinf.data.scan import TableScan
+from rayinf.data.differences import FUNCTIONS, SHARDS, differences, table_differences
+from rayinf.data.run_folder import read_record
+from rayinf.data.scan import FEATURES, LABEL, TableScan
 from rayinf.engine.curvature import KRONECKER
+from rayinf.engine.digest import digest
 from rayinf.engine.job import Job
+from rayinf.engine.probe import Probe
 from rayinf.errors import InputError
+from rayinf.task import Task
 
 # Two runs may share factors if they agree in these.
-_SAME = ("model", "parameters", "loss", "transform", "curvature", "fisher", "features")
+_SAME = ("model", "frozen", "parameters", "loss", "transform", "mask", "version", "curvature", "fisher", "features")
+FUNCTIONS_OF_TASK = ("loss", "transform", "mask")
+# Verbs whose values are of rows that the curvature is summed over.
+_OF_THE_FIT = ("self_influence", "influence_measure")
 
 
-def identity(job: Job, model: str, scans: Mapping[str, TableScan], given: Mapping[str, Any]) -> dict[str, Any]:
+def identity(job: Job, probed: Probe, scans: Mapping[str, TableScan], given: Mapping[str, Any]) -> dict[str, Any]:
     """What makes two runs the same. The cluster and the folder have no part in it.
+
+    Functions, objectives and the model are known by the digest of their content (`engine.digest`), tables by that of
+    their columns.
 
     Args:
         job: settled.
-        model: the model's fingerprint.
+        probed: the model on a few rows.
         scans: of the tables.
         given: the verb, the damping and the fingerprint of other factors, as they were asked for.
+
+    Raises:
+        InputError: code that cannot be digested, without `Task(version=...)`.
     """
     task, s = job.task, job.settings
     return {
         **given,
-        "model": model,
-        "loss": task.loss if isinstance(task.loss, str) else _name(task.loss),
+        "model": probed.fingerprint,
+        "frozen": probed.frozen,
+        **functions(task),
+        "version": task.version,
         "features": task.features if isinstance(task.features, str) else list(task.features),
         "label": task.label,
         "row_id": job.columns["train"].row_id,
-        "transform": _name(task.transform),
-        "mask": _name(task.mask),
         "parameters": task.parameters if isinstance(task.parameters, str) else list(task.parameters),
         "l2": float(task.l2),
         "classes": [str(v) for v in job.classes.labels],
-        **{name: scan.fingerprint for name, scan in scans.items()},
-        "objective": [[*t.columns, *_objective(t.objective)] for t in s.targets],
+        **{name: {**scan.content, SHARDS: scan.layout} for name, scan in scans.items()},
+        "objective": [c for t in s.targets for c in t.columns],
+        FUNCTIONS: {
+            ", ".join(t.columns): digest(t.objective, f"Objective {t.objective.name!r}", task.version)
+            for t in s.targets
+        },
         "curvature": s.curvature,
         "fisher": s.fisher if s.curvature in KRONECKER or s.curvature == "ggn" else None,
         "halves": s.halves,
@@ -61,6 +75,26 @@ def identity(job: Job, model: str, scans: Mapping[str, TableScan], given: Mappin
     }
 
 
+def functions(task: Task) -> dict[str, str | None]:
+    """What the task's functions are: the name of a loss that has one, and digests.
+
+    Raises:
+        InputError: one of them cannot be digested, and the task has no version.
+    """
+    given = {name: getattr(task, name) for name in FUNCTIONS_OF_TASK}
+    return {
+        name: value if value is None or isinstance(value, str) else digest(value, f"Task({name}=...)", task.version)
+        for name, value in given.items()
+    }
+
+
+def provenance(own: Mapping[str, Any], probed: Probe) -> dict[str, Any]:
+    """What the scores of a run are of: the model, its loss and transform, and the content of the tables."""
+    tables = {name: _content(held) for name, held in own.items() if isinstance(held, dict) and SHARDS in held}
+    held = {k: own[k] for k in ("model", *FUNCTIONS_OF_TASK)}
+    return {**held, "architecture": probed.architecture, **tables}
+
+
 def factors_run(factors: str | Path | None) -> dict[str, Any] | None:
     """The identity of the run whose factors are to be used again.
 
@@ -72,8 +106,14 @@ def factors_run(factors: str | Path | None) -> dict[str, Any] | None:
     record = read_record(Path(factors).expanduser())
     if record is None:
         raise InputError(f"factors={str(factors)!r} is not a run folder.", "pass the out=... of a finished run.")
-    held: dict[str, Any] = record["identity"]
-    return held
+    held = record["identity"]
+    if not isinstance(held.get("train"), dict):
+        raise InputError(
+            f"factors={str(factors)!r} is not a run over training rows of this version of rayinf.",
+            "pass the out=... of a finished run, or leave factors out.",
+        )
+    found: dict[str, Any] = held
+    return found
 
 
 def fingerprint(run: Mapping[str, Any] | None) -> str | None:
@@ -82,7 +122,12 @@ def fingerprint(run: Mapping[str, Any] | None) -> str | None:
 
 
 def check_factors(other: Mapping[str, Any], own: Mapping[str, Any], factors: str | Path | None) -> None:
-    """Refuse factors of another fit.
+    """Refuse factors of another fit; and of other rows, where the verb needs those of the fit.
+
+    A curvature over other rows of the same model is one more estimate of the same mean, and is used with the new
+    table's n (`factors_from` in the metadata says so). A row's influence on itself, and FI, are of rows that the fit
+    rests on: their own curvature is in the inverse, which bounds what they can be. With the curvature of other rows
+    they would be another quantity under the same name.
 
     Raises:
         InputError: what differs.
@@ -93,25 +138,29 @@ def check_factors(other: Mapping[str, Any], own: Mapping[str, Any], factors: str
             f"The factors in {factors} belong to another fit: {'; '.join(changed)}.",
             "use the same model, parameters and curvature, or leave factors out.",
         )
+    rows = _other_rows(other, own)
+    if rows is not None and own["verb"] in _OF_THE_FIT:
+        raise InputError(
+            f"The factors in {factors} were summed over other rows: {rows}. {own['verb']} is of the rows that the "
+            "curvature is summed over.",
+            "leave factors out, so that the curvature of this table is computed.",
+        )
 
 
-def _objective(objective: Objective) -> list[str | None]:
-    """What an objective is made of; what only some have is left out of the others."""
-    parts = [_name(objective.where), _name(objective.attack)]
-    return [_name(objective.rows), _name(objective.combine), *(parts if any(parts) else [])]
+def factors_told(factors: str | Path | None, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What the metadata says of borrowed factors: whose they are, over how many rows, and whether of the same table."""
+    other = factors_run(factors)
+    if other is None:
+        return {}
+    told = {"folder": str(factors), "rows": other["train"]["rows"], "same_table": _other_rows(other, own) is None}
+    return {"factors_from": {**told, "n": own["train"]["rows"]}}
 
 
-def _name(function: Any) -> str | None:
-    """A function's name and a digest of its code, so that an edited one is another one."""
-    if function is None:
-        return None
-    if is_dataclass(function):  # one with its own numbers, such as an attack's budget
-        return repr(function)
-    code = getattr(function, "__code__", None)
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    return name if code is None else f"{name}:{hashlib.sha256(_code(code)).hexdigest()[:12]}"
+def _other_rows(other: Mapping[str, Any], own: Mapping[str, Any]) -> str | None:
+    """How the training table of another run differs from this one's, however they are cut; None where it does not."""
+    old, new = ({k: run["train"].get(k) for k in ("rows", FEATURES, LABEL)} for run in (other, own))
+    return table_differences("train", old, new)
 
 
-def _code(code: CodeType) -> bytes:
-    inner = [_code(c) if isinstance(c, CodeType) else repr(c).encode() for c in code.co_consts]
-    return b"".join([code.co_code, *inner, *(n.encode() for n in code.co_names)])
+def _content(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in table.items() if k != SHARDS}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,6 +104,8 @@ class Job:
     settings: Settings
     levels: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    # Digests of the driver's parameters and buffers by name, which a model that a factory builds must agree with.
+    state: Mapping[str, str] | None = None
 
     @property
     def scored(self) -> str:

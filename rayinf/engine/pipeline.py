@@ -20,6 +20,7 @@ from rayinf.data.tables import Shard, files_of
 from rayinf.engine import curvature as curv
 from rayinf.engine import stages
 from rayinf.engine.fit_quality import fit_quality
+from rayinf.engine.identity import factors_told, provenance
 from rayinf.engine.job import Chunk
 from rayinf.engine.memory import tile_rows
 from rayinf.engine.minimum import check_minimum
@@ -283,6 +284,8 @@ def metadata(run: Run) -> dict[str, Any]:
         "fisher": run.identity["fisher"],
         "damping": run.request.damping,
         "l2": run.identity["l2"],
+        **factors_told(run.request.factors, run.identity),
+        "of": provenance(run.identity, run.probe),
         "seed": s.seed,
         **{k: v for k in _ASKED if (v := getattr(s, k)) not in (None, 0, 1.0)},
     }

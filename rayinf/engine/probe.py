@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,14 +20,19 @@ from rayinf.core.objectives import Objective
 from rayinf.core.outputs import Outputs, check_curvature, find_outputs
 from rayinf.data.batches import Batch, BatchReader
 from rayinf.engine.curvature import KRONECKER
+from rayinf.engine.factories import built, frozen
 from rayinf.engine.job import Job
+from rayinf.engine.model_digest import ModelDigest
 from rayinf.engine.per_row import transform_fix
+from rayinf.engine.row_function import check_model, check_rows, check_transform
 from rayinf.engine.worker import Worker
 from rayinf.errors import InputError
 from rayinf.user_code import ATTACK, UserCodeError, on_rows, torch_said, user_code
 
 _ROWS = 4
 _TOLERANCE = 1e-3
+# Of models in half precision, whose gradients are rounded on their way through every layer.
+_HALF = {torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,9 @@ class Probe:
     eps: float
     dtype: str
     fingerprint: str
+    architecture: str
+    frozen: str | None
+    state: Mapping[str, str]
     perturbed: int
     model: nn.Module
     outputs: Outputs
@@ -54,12 +61,13 @@ def probe(job: Job, asked: Sequence[Objective] = ()) -> Probe:
             that is not one value a row, features without a transform, or captured gradients that differ from
             autograd's.
     """
+    held = built(job.task)
     worker = Worker(job)
     with on_rows(lambda: worker.rows_at_work):
-        return _probe(worker, job, asked)
+        return _probe(worker, job, asked, held)
 
 
-def _probe(worker: Worker, job: Job, asked: Sequence[Objective]) -> Probe:
+def _probe(worker: Worker, job: Job, asked: Sequence[Objective], held: ModelDigest) -> Probe:
     model, blocks = worker.model, worker.blocks
     _check_parameters(model)
     if job.settings.curvature in KRONECKER:
@@ -84,6 +92,9 @@ def _probe(worker: Worker, job: Job, asked: Sequence[Objective]) -> Probe:
             "The model's logits on the first training rows are NaN or infinite, and those rows are not.",
             "check the model's buffers (running means, say), Task(transform=...) and the scale of the features.",
         )
+    more = next(BatchReader(job.tables["train"], job.columns["train"]).read(job.tables["train"].shards[0], 2 * _ROWS)).x
+    check_transform(worker, more, len(batch))
+    check_model(worker, more, len(batch))
     labels = torch.arange(len(batch), device=logits.device) % logits.shape[1]
     logit_gradient(job.task.row_loss, logits, labels)
     outputs = find_outputs(model, x, job.task.loss)
@@ -93,9 +104,12 @@ def _probe(worker: Worker, job: Job, asked: Sequence[Objective]) -> Probe:
     logits = worker.predict(x).detach()
     _check_loss(worker, logits, labels)
     _check_probabilities(job, asked)
+    if not job.task.is_cross_entropy:
+        check_rows(worker.row_loss, logits, labels)
     for objective in asked:
         if objective.rows is not None:
             logit_gradient(outputs.rows(objective.rows), logits, labels, f"Objective {objective.name!r}")
+            check_rows(outputs.rows(objective.rows), logits, labels, f"Objective {objective.name!r}")
         if objective.attack is not None:
             _check_attack(objective, worker, x, labels)
     _check_attached(worker, x)
@@ -108,7 +122,10 @@ def _probe(worker: Worker, job: Job, asked: Sequence[Objective]) -> Probe:
         sum(b.numel for b in blocks),
         torch.finfo(worker.dtype).eps,
         str(worker.dtype).removeprefix("torch."),
-        _fingerprint(job.task.build() if job.settings.precision == "fp64" else model),  # as it is given
+        held.whole,
+        held.architecture,
+        frozen(model),
+        held.state,
         sum(v[0].numel() for v in float_tensors(x)),
         model,
         outputs,
@@ -231,7 +248,8 @@ def _check_gradients(worker: Worker, x: object, labels: torch.Tensor) -> None:
         alone = torch.zeros_like(cotangent)
         alone[0] = cotangent[0]
         first, others = dense_rows(taped, alone).split([1, len(alone) - 1])
-    if float(others.norm()) > _TOLERANCE * float(first.norm()) + 1e-6:
+    tolerance = max([_TOLERANCE, *(_HALF.get(p.dtype, 0.0) for p in params.values())])
+    if float(others.norm()) > tolerance * float(first.norm()) + 1e-6:
         raise InputError(
             "The loss of one row depends on other rows of its batch, or a layer has another axis first: "
             "such a model has no gradients of rows.",
@@ -241,7 +259,7 @@ def _check_gradients(worker: Worker, x: object, labels: torch.Tensor) -> None:
     for block, flat in zip(ruled, captured, strict=True):
         true = to_matrix(block, [found[n] for n in block.parameters]).flatten()
         error = float((flat.to(true.dtype) - true).norm())
-        if error > _TOLERANCE * float(true.norm()) + 1e-6:
+        if error > tolerance * float(true.norm()) + 1e-6:
             raise InputError(
                 f"Layer {block.name!r} is used in a way that its rule does not see (its weights are read outside its "
                 f"own forward?): captured and true gradient differ by {error / max(float(true.norm()), 1e-12):.1%}.",
@@ -269,15 +287,3 @@ def _check_mixed(worker: Worker, x: object, labels: torch.Tensor) -> None:
             "The mixed derivatives of the loss on the first training rows are NaN or infinite.",
             "check the scale of the features, and layers without a second derivative (a square root at 0, say).",
         )
-
-
-def _fingerprint(model: nn.Module) -> str:
-    digest = hashlib.sha256(repr(model).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-        held = value.detach().cpu().contiguous()
-        digest.update(held.reshape(-1).view(torch.uint8).numpy().data)
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:  # parameters="all" leaves it out
-            digest.update(f"frozen {name}".encode())
-    return digest.hexdigest()

@@ -221,6 +221,7 @@ def open_run(request: Request) -> Run:
     tables, columns = open_tables(request)
     job = Job(request.task, tables, columns, Classes(()), request.settings)
     probed = probe(job, request.objectives)
+    job = dataclasses.replace(job, state=probed.state)
     if request.check is not None:
         request.check(tables, probed)
     check_memory(request.settings.curvature, probed.parameters, available())
@@ -239,7 +240,7 @@ def open_run(request: Request) -> Run:
         check_labels(job, probed, scans["train"].counts[request.task.label])
         check_fits(job, probed, request.cluster, partial_sums(probed, request.settings.curvature))
         asked = {"verb": request.verb, "damping": request.damping, "factors": fingerprint(other)}
-        own = identity(job, probed.fingerprint, scans, asked)
+        own = identity(job, probed, scans, asked)
         if other is not None:
             check_factors(other, own, request.factors)
         run = Run(request, job, probed, scans, folder, own, False, runner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from rayinf.core.influence import Taped
 from rayinf.data.batches import Batch, BatchReader, row_keys, uniforms
 from rayinf.data.files import Arrays
 from rayinf.data.tables import Shard
+from rayinf.engine.factories import check_same_state
 from rayinf.engine.job import Job
 from rayinf.task import RowLoss
 from rayinf.user_code import ATTACK, MASK, TRANSFORM, UserCodeError, user_code
@@ -52,10 +54,17 @@ class Worker:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The model on the worker's device, in eval mode; its outputs are logits (`core.outputs`)."""
+        """The model on the worker's device, in eval mode; its outputs are logits (`core.outputs`).
+
+        Raises:
+            InputError: a factory built another model here than in the driver.
+        """
         model = self.job.task.build()
+        if self.job.state is not None and not isinstance(self.job.task.model, nn.Module):
+            check_same_state(self.job.state, model)
         if self.job.settings.precision == "fp64":
-            model = model.double()
+            # A factory may return one and the same module each time, which must stay as it is.
+            model = (model if isinstance(self.job.task.model, nn.Module) else copy.deepcopy(model)).double()
         self.job.settings.outputs.prepare(model)
         return model.to(self._device) if self._device else model
 

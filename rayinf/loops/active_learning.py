@@ -33,7 +33,10 @@ from rayinf.loops.trajectory import Learning, Options, tell_round
 from rayinf.task import Task
 
 # Of a run of `acquire`, what says which task and which data it is about.
-_SHARED = ("model", "loss", "features", "label", "transform", "mask", "parameters", "l2", "classes", "pool", "test")
+_SHARED = (
+    *("model", "loss", "features", "label", "transform", "mask", "version", "parameters", "l2", "classes"),
+    *("pool", "test"),
+)
 
 
 def active_learning(

@@ -68,9 +68,10 @@ def pareto_reweight(
             `sum_i w_i l_i / rows`. A function gets the weights `[n]`, or None for the unweighted epoch, and must train
             a copy of `task.model` for one epoch and return it.
         train: the table that the scores belong to.
-        valid: rows of every class, to measure on. Keep others back to judge the result by.
+        valid: rows of every class, to measure on: those of the scores. Keep others back to judge the result by.
         scores: influence vectors of the training rows, a column for every class
-            (`influence(..., objective="category")`, best on these validation rows).
+            (`influence(task, train, valid, objective="category")`). With mode="correct" they may also be of the model
+            after the unweighted epoch.
         targets: labels of the classes to lift.
         mode: "direct": line 7 counts changes from the checkpoint; "correct" (course correction): from the unweighted
             epoch, whose harm is to be avoided.
@@ -85,9 +86,9 @@ def pareto_reweight(
         A `Reweighting`.
 
     Raises:
-        InputError: before any work: a target that is no class, scores that do not match the training rows or the
-            classes, a class without validation rows, a mode that is unknown, a task without a fit, a folder of another
-            config.
+        InputError: before any work: a target that is no class, scores of another model, of other training or
+            validation rows, or of other classes, a class without validation rows, a mode that is unknown, a task
+            without a fit, a folder of another config.
         RunError: the unweighted epoch diverged, no candidate could be trained, or a cluster that gets nowhere.
 
     Cost: `size of a population * iterations` (less those that are equal) LPs, epochs and passes over `valid`. A worker

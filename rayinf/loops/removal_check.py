@@ -40,7 +40,7 @@ from rayinf.task import Fit, Task
 
 VERB = "removal_check"
 # Of a run's identity, what says which task and which data it is about.
-_TASK = ("model", "loss", "features", "label", "transform", "mask", "parameters", "l2", "classes")
+_TASK = ("model", "loss", "features", "label", "transform", "mask", "version", "parameters", "l2", "classes")
 _TABLES = ("train", "valid", "test")
 # What a training leaves out, or None for nothing; and its seed.
 Key = tuple[Removal | None, int]
@@ -85,7 +85,7 @@ def removal_check(
     Args:
         task: the model, its columns, and how it is trained. A linear softmax head without a `fit` goes to convergence.
         train: the table that was scored.
-        valid: the validation rows of the scores; only their classes are counted.
+        valid: the validation rows of the scores; beside the comparison with these, only their classes are counted.
         test: what is measured on, with rows of every class.
         scores: of `influence(task, train, valid, objective="category")`.
         share: of the rows of each sign, in (0, 1); rounded down, but a row at least.
@@ -100,8 +100,8 @@ def removal_check(
 
     Raises:
         InputError: before any work: a share or seeds out of range, a task that cannot be trained, scores of another
-            table or without classes, a class without a test row, a removal that would take all training rows of a
-            class, or a folder of another config.
+            model, of other training or validation rows, or without classes, a class without a test row, a removal that
+            would take all training rows of a class, or a folder of another config.
         RunError: training diverged, a table changed on the way, or a cluster that gets nowhere.
 
     Cost: `(2 K + 1) seeds` trainings and passes over `test`. Memory: a column of values at a time, and a bit a row and
@@ -181,9 +181,9 @@ def _open(task: Task, given: Mapping[str, Any], scores: Scores, share: float) ->
     request = Request(VERB, task, given, parse("category"), Settings(curvature="identity"), None, None, None, None)
     with open_run(request) as run:
         job, scans, own = run.job, run.scans, run.identity
-    check_scored(scores, task, job.tables["train"])
     labels = _labels(vectors, job.classes)
     _check_tables(task, scores, scans, labels)
+    check_scored(scores, task, job.tables["train"], {name: scans[name] for name in ("train", "valid")})
     removals = Removals.of(vectors, share)
     removals.check_left(job.tables["train"], task.label, job.classes, labels)
     counts = {t: np.array([scans[t].counts[task.label][v] for v in labels]) for t in ("valid", "test")}

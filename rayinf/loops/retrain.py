@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from rayinf.engine.entry import check
 from rayinf.engine.fit import fit_head
 from rayinf.engine.worker import Worker
 from rayinf.errors import InputError
+from rayinf.loops.kept_rows import Keep, kept_mask
 from rayinf.loops.opened import TABLE, open_table
 from rayinf.loops.shuffle import Rows, Shuffled
 from rayinf.task import Fit, Task
@@ -28,7 +29,7 @@ def retrain(
     task: Task,
     table: Any,
     *,
-    keep: Array | Iterable[int] | None = None,
+    keep: Keep = None,
     weights: Array | None = None,
     seed: int = 0,
     rows: int | None = None,
@@ -41,7 +42,9 @@ def retrain(
     Args:
         task: what to train, from what.
         table: of any form; a Parquet table is streamed.
-        keep: the rows to train on, as a boolean mask over the table or as positions; None: all.
+        keep: the rows to train on: a `Selection` (of `trim` or `acquire`, from this table), a boolean mask `[n]`, or
+            row ids. Integers are always row ids, never positions: those of the column `Task(row_id=...)` or `row_id`
+            where the table has it, else the rows' positions. None: all rows.
         weights: a weight >= 0 for every row of the table, kept or not.
         seed: of the first parameters, the order of rows, and dropout.
         rows: n. None: the kept rows, whatever their weights, so that `l2` is a ridge on their mean. Influence predicts
@@ -54,7 +57,9 @@ def retrain(
         A copy of the task around the new model, with its classes settled.
 
     Raises:
-        InputError: a table, mask or weights that do not fit, or a model that no fit says how to train.
+        InputError: a table, mask or weights that do not fit; ids that are unknown or doubled; nothing to keep; a
+            selection from another table, or of a model with other code (keep its `mask` to train another model on
+            these rows); or a model that no fit says how to train.
         RunError: training diverged or did not converge.
 
     Cost: `fit.epochs` passes over the rows; about ten for a head. Up to 65,536 rows (256 MB) of features are kept and
@@ -63,7 +68,7 @@ def retrain(
     check(task=task, seed=seed, rows=rows, paired=paired)
     weights = optional(numbers, "weights", weights)
     worker, scan = open_table(task, table, "train")
-    chosen = _choose(scan.rows, keep, weights)
+    chosen = _choose(kept_mask(keep, worker.job.tables[TABLE], task, scan), weights)
     over = chosen.rows if rows is None else int(rows)
     settled = worker.job.task
     if isinstance(task.fit, Fit):
@@ -110,30 +115,19 @@ class _Chosen:
         return None if self.weights is None else torch.from_numpy(self.weights[positions]).to(like)
 
 
-def _choose(rows: int, keep: Array | Iterable[int] | None, weights: Array | None) -> _Chosen:
+def _choose(mask: Array, weights: Array | None) -> _Chosen:
     """A mask and weights over the table's rows.
 
     Raises:
-        InputError: they do not fit the table, or leave nothing to train on.
+        InputError: weights that do not fit the table, or leave nothing to train on.
     """
-    mask = np.ones(rows, bool)
-    if keep is not None:
-        held = np.asarray(keep if isinstance(keep, np.ndarray) else list(keep))
-        if held.dtype == bool:
-            if held.shape != (rows,):
-                raise InputError(f"keep is a mask {list(held.shape)} for {rows} rows.", "pass True or False a row.")
-            mask = held
-        else:
-            if held.size and (held.dtype.kind not in "iu" or held.min() < 0 or held.max() >= rows):
-                raise InputError(f"keep holds positions outside the table's {rows} rows.", "pass positions from 0.")
-            mask = np.zeros(rows, bool)
-            mask[held.astype(np.int64)] = True
+    rows = len(mask)
     if weights is not None and (weights.shape != (rows,) or not np.isfinite(weights).all() or (weights < 0).any()):
         raise InputError(
             f"weights are {list(weights.shape)} for {rows} rows, or not all finite and >= 0.",
             "pass a weight for every row of the table, kept or not.",
         )
-    if not mask.any() or (weights is not None and not weights[mask].any()):
+    if weights is not None and not weights[mask].any():
         raise InputError(f"None of the {rows} rows is left to train on.", "keep some, with a positive weight.")
     return _Chosen(mask, weights)
 

@@ -12,16 +12,23 @@ import numpy as np
 from rayinf.arguments import refuse
 from rayinf.core.asked import parse
 from rayinf.data.batches import Array
+from rayinf.data.scan import TableScan
 from rayinf.data.scores import Scores
 from rayinf.data.vectors import Vectors
 from rayinf.engine.job import Job, Settings
+from rayinf.engine.model_digest import model_digest
 from rayinf.engine.run import Request, open_run
 from rayinf.errors import InputError
-from rayinf.loops.scored_table import check_scored
+from rayinf.loops.run_identity import fit_name
+from rayinf.loops.scored_table import check_model, check_scored, check_table
 from rayinf.loops.search import Search
 from rayinf.task import Fit, Task
 
 VERB = "pareto_reweight"
+_AFTER = (
+    "The scores are not of the checkpoint, but of other weights of the same model: in course correction, those after "
+    "the unweighted epoch."
+)
 
 
 @dataclass(frozen=True)
@@ -81,21 +88,42 @@ def open_request(asked: Asked, tables: Mapping[str, Any], targets: Any) -> Opene
     request = Request(VERB, asked.task, tables, parse("category"), settings, None, None, None, None)
     with open_run(request) as run:
         job, identity = run.job, run.identity
-    check_scored(asked.vectors.scores, asked.task, job.tables["train"])
+    notes = _check_scored(asked, job, run.scans)
     classes, order = job.classes.names, _columns(asked.vectors, job)
     p_nk = np.ascontiguousarray(asked.vectors.to_numpy()[:, order])
     chosen = tuple(sorted(order.index(k) for k in asked.vectors.find(targets)))
     names = [str(job.classes.labels[k]) for k in chosen]
-    search, fit = asked.search, asked.task.fit
+    search = asked.search
     identity |= {
         "scores": hashlib.sha256(p_nk.tobytes()).hexdigest(),
         "targets": names,
         "mode": asked.mode,
         **{f"search.{name}": value for name, value in asdict(search).items() if name != "population"},
-        "fit": repr(fit) if isinstance(fit, Fit) else getattr(fit, "__qualname__", type(fit).__qualname__),
+        "fit": fit_name(asked.task),
     }
     settled = replace(job, task=replace(asked.task, classes=job.classes.labels))
-    return Opened(asked, settled, p_nk, chosen, identity, _notes(p_nk, chosen, classes, search))
+    return Opened(asked, settled, p_nk, chosen, identity, (*notes, *_notes(p_nk, chosen, classes, search)))
+
+
+def _check_scored(asked: Asked, job: Job, scans: Mapping[str, TableScan]) -> tuple[str, ...]:
+    """Refuse scores of another model, or of other rows; and say where they are of the unweighted epoch.
+
+    Course correction may value the checkpoint, or the model after the unweighted epoch.
+
+    Raises:
+        InputError: what differs.
+    """
+    scores, tables = asked.vectors.scores, {name: scans[name] for name in ("train", "valid")}
+    of = scores.metadata.get("of")
+    if asked.mode == "correct" and of is not None and of["model"] != model_digest(asked.task.build()).whole:
+        check_model(of, asked.task, same_weights=False)
+        for name, scan in tables.items():
+            check_table(of, name, scan)
+        scores = replace(scores, metadata={})
+        check_scored(scores, asked.task, job.tables["train"], tables)
+        return (_AFTER,)
+    check_scored(scores, asked.task, job.tables["train"], tables)
+    return ()
 
 
 def _columns(vectors: Vectors, job: Job) -> list[int]:

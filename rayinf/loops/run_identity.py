@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rayinf.engine.digest import digest
+from rayinf.engine.model_digest import model_digest
 from rayinf.errors import InputError
 from rayinf.task import Fit, Task
 
@@ -32,12 +35,22 @@ def _absolute(path: str | Path) -> str:
 
 
 def fit_identity(task: Task) -> dict[str, Any]:
-    """How the model is trained: `fit`; and, where training starts anew, the model without its parameters: `model`."""
+    """How the model is trained: `fit`; and, where training starts anew, the model without its parameters: `model`.
+
+    Raises:
+        InputError: a function or a model that cannot be digested, without `Task(version=...)`.
+    """
     starts_anew = task.fit is None or (isinstance(task.fit, Fit) and task.fit.fresh)
-    return {"fit": _fit_name(task), **({"model": repr(task.build())} if starts_anew else {})}
+    anew = {"model": model_digest(task.build(), task.version).architecture} if starts_anew else {}
+    return {"fit": fit_name(task), **anew}
 
 
-def _fit_name(task: Task) -> str | None:
-    if task.fit is None or isinstance(task.fit, Fit):
-        return repr(task.fit) if task.fit else None
-    return getattr(task.fit, "__qualname__", type(task.fit).__qualname__)
+def fit_name(task: Task) -> dict[str, Any] | str | None:
+    """A `Fit` by its numbers, a function by its digest.
+
+    Raises:
+        InputError: a function that cannot be digested, without `Task(version=...)`.
+    """
+    if isinstance(task.fit, Fit):
+        return asdict(task.fit)
+    return None if task.fit is None else digest(task.fit, "Task(fit=...)", task.version)

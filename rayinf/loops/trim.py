@@ -49,7 +49,8 @@ def trim(
             floor are passed over, and the next worst are taken.
         retrain: also train the task's model anew on all of `train` and on the kept rows (`Task(fit=...)`), and measure
             both: `Selection.before` and `.after`.
-        task: for `retrain`.
+        task: for `retrain`: the one that was valued. To train another on the kept rows, take
+            `rayinf.retrain(task, train, keep=...)`.
         train: for `retrain`: the table that the scores belong to.
         valid: for `retrain`: what is measured on, where there is no `test`.
         test: for `retrain`: what is measured on.
@@ -62,7 +63,7 @@ def trim(
 
     Raises:
         InputError: an unknown column, several and none named, a budget or floor out of range, a floor without labels,
-            `retrain` without what it needs, or another table than that of the scores.
+            `retrain` without what it needs, or another model or table than that of the scores.
         RunError: training diverged or did not converge.
 
     Cost: a sort of the column; with `retrain`, two trainings.
@@ -93,6 +94,7 @@ def trim(
         removed = use_up(order, removed, values, gap)
     rule = "most negative" if signed else "largest"
     metadata = {"by": by, "rule": rule, "budget": budget, "floor": floor, "removed": int(removed.sum())}
+    metadata |= {"of": scores.metadata["of"]} if "of" in scores.metadata else {}
     if gap < np.inf:
         left = abs(gap + float(values[removed].sum()))
         metadata |= {"gap": gap, "predicted_gap": left, "used_up": int(removed.sum()) < harmful}

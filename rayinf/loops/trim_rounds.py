@@ -181,7 +181,8 @@ class _Trimming:
             if lost := _emptied(scores, np.isin(left, rest)):
                 reason = f"round {r} would leave no row of class {lost[0]!r}."
                 break
-            trained = retrain(first, self.given, keep=rest, seed=self.how["seed"], rows=n, paired=True)
+            stays = np.isin(np.arange(n), rest)
+            trained = retrain(first, self.given, keep=stays, seed=self.how["seed"], rows=n, paired=True)
             trained = replace(trained, l2=first.l2 * n / len(rest))
             check_unchanged(self.table, self.given, "train")
             lines.append(self._line(trained, r, len(rest), len(harmful)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -284,6 +285,14 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
+SAID = {
+    "valid": "the validation table has other values",
+    "train": "the training table has other values",
+    "loss": "loss: cross_entropy -> a function",
+    "transform": "transform: None -> a function",
+}
+
+
 def test_another_config_on_a_folder(tmp_path: Path) -> None:
     """The message names the key, and only that; nothing of the run is touched."""
     base: dict[str, Any] = {"task": task(l2=0.1), "train": (X, Y), "valid": VALID}
@@ -292,6 +301,7 @@ def test_another_config_on_a_folder(tmp_path: Path) -> None:
     for key, change in CHANGES.items():
         with pytest.raises(rayinf.InputError) as caught:
             rayinf.influence(**{**base, **change}, out=tmp_path / "run")
-        assert f"{tmp_path / 'run'} holds a run of another config: {key}: " in str(caught.value)
+        assert f"{tmp_path / 'run'} holds a run of another config: {SAID.get(key, f'{key}: ')}" in str(caught.value)
+        assert re.search("[0-9a-f]{16}", str(caught.value)) is None, key
         assert ";" not in str(caught.value), key
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*.*")} == before

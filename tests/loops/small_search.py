@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import os
 import signal
 import sys
@@ -55,27 +56,40 @@ def scores() -> rayinf.Scores:
 
 def digest(folder: Path) -> str:
     """One hash of all that a run leaves, but for its log."""
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != "log.jsonl")
-    return hashlib.sha256(b"".join(str(f.relative_to(folder)).encode() + f.read_bytes() for f in files)).hexdigest()
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name not in ("log.jsonl", "run.json"))
+    run = json.loads((folder / "run.json").read_text())
+    del run["identity"]["fit"]  # which says where a `CountedFit` counts
+    held = [str(f.relative_to(folder)).encode() + f.read_bytes() for f in files]
+    return hashlib.sha256(b"".join([*held, json.dumps(run).encode()])).hexdigest()
 
 
 @dataclass
 class CountedFit:
     """A fit that is a function; counts its calls, and raises or dies when it is called for the k-th time in all.
 
-    A file a call, so that the count survives the process.
+    A file a call, so that the count survives the process. When it raises or dies stands in a file too: it is no part of
+    what the fit is.
     """
 
     marks: Path
-    stops_at: int | None = None
-    dies_at: int | None = None
+
+    @classmethod
+    def planned(cls, marks: Path, stops_at: int | None = None, dies_at: int | None = None) -> CountedFit:
+        """One that raises or dies."""
+        cls(marks)._plan.write_text(json.dumps([stops_at, dies_at]))
+        return cls(marks)
+
+    @property
+    def _plan(self) -> Path:
+        return self.marks.with_name(f"{self.marks.name}.plan")
 
     def __call__(self, task: rayinf.Task, train: Any, weights: Any, seed: int) -> nn.Module:
         calls = len(list(self.marks.iterdir()))
         (self.marks / f"{calls}-{os.getpid()}").touch()
-        if calls == self.stops_at:
+        stops_at, dies_at = json.loads(self._plan.read_text())
+        if calls == stops_at:
             raise KeyboardInterrupt
-        if calls == self.dies_at:
+        if calls == dies_at:
             os.kill(os.getpid(), signal.SIGKILL)
         return weighted_steps(task, train, weights, seed)
 
@@ -94,4 +108,4 @@ def weighted_steps(task: rayinf.Task, train: Any, weights: Any, seed: int) -> nn
 
 
 if __name__ == "__main__":  # a run that dies in its k-th training
-    search(task=task(CountedFit(Path(sys.argv[1]), dies_at=int(sys.argv[3]))), out=Path(sys.argv[2]))
+    search(task=task(CountedFit.planned(Path(sys.argv[1]), dies_at=int(sys.argv[3]))), out=Path(sys.argv[2]))

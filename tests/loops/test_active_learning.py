@@ -240,8 +240,8 @@ class TestGoingOn:
             ("n", 9, "n: 8 -> 9"),
             ("strategy", ["fi", "random"], "strategy: ['fi'] -> ['fi', 'random']"),
             ("aggregate", "mean", "aggregate: trimmed_mean -> mean"),
-            ("test", small.rows(90, 7), "test: "),
-            ("pool", small.rows(200, 7)[0], "pool: "),
+            ("test", small.rows(90, 7), "the test table has other values"),
+            ("pool", small.rows(200, 7)[0], "the pool has other values"),
         ],
     )
     def test_another_config_is_refused(self, tmp_path: Path, key: str, value: Any, said: str) -> None:

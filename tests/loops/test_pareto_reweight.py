@@ -147,7 +147,7 @@ def test_threads_of_the_caller_move_nothing(first, valued, tmp_path):
 
 def counted(marks: Path, valued: rayinf.Scores, out: Path, cluster: rayinf.Cluster | None = None, **faults: int):
     marks.mkdir(exist_ok=True)
-    return search(task=task(CountedFit(marks, **faults)), scores=valued, out=out, cluster=cluster)
+    return search(task=task(CountedFit.planned(marks, **faults)), scores=valued, out=out, cluster=cluster)
 
 
 def test_stopped_in_every_generation_it_ends_with_the_same_bytes(valued, tmp_path):

@@ -182,6 +182,9 @@ class Counted:
     def __init__(self, fail: int | None = None, error: type[BaseException] = ZeroDivisionError) -> None:
         self.calls, self.fail, self.error = 0, fail, error
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # counts are no part of what it is
+
     def __call__(self, task: rayinf.Task, train: Any, weights: Any, seed: int) -> nn.Module:
         if self.calls == self.fail:
             self.fail = None
@@ -206,7 +209,8 @@ def test_resumes_after_an_error(
     task: rayinf.Task, scores: rayinf.Scores, tmp_path: Path, error: type[BaseException]
 ) -> None:
     fit = Counted(fail=5, error=error)
-    given = (replace(task, fit=fit, model=nn.Linear(WIDTH, CLASSES)), TRAIN, VALID, TEST, scores, SHARE, 2)
+    values = rayinf.Scores.from_numpy(scores.to_numpy(), scores.columns)
+    given = (replace(task, fit=fit, model=nn.Linear(WIDTH, CLASSES)), TRAIN, VALID, TEST, values, SHARE, 2)
     with pytest.raises(error):
         rayinf.removal_check(*given, out=tmp_path / "run")
     assert len(list((tmp_path / "run" / "trainings").iterdir())) == 5

@@ -22,7 +22,10 @@ import rayinf
 
 def net():
     torch.manual_seed(0)
-    return torch.nn.Linear(4, 3)
+    model = torch.nn.Linear(4, 3)
+    with torch.no_grad():
+        model.weight.add_(torch.eye(3, 4))  # the rows of class k have a large k-th feature
+    return model
 
 
 def task():
@@ -58,7 +61,8 @@ def make_folder(home: Path) -> Path:
     home.mkdir()
     rng = np.random.default_rng(0)
     for name, rows in ROWS.items():
-        x = pa.FixedSizeListArray.from_arrays(pa.array(rng.normal(size=rows * 4).astype(np.float32)), 4)
+        values = rng.normal(size=(rows, 4)) + 2 * np.eye(4)[np.arange(rows) % 3]
+        x = pa.FixedSizeListArray.from_arrays(pa.array(values.astype(np.float32).reshape(-1)), 4)
         ids = [f"{name}-{k}" for k in range(rows)]
         table = pa.table({"row_id": ids, "features": x, "label": np.arange(rows) % 3})
         pq.write_table(table, home / f"{name}.parquet", row_group_size=25)

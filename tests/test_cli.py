@@ -235,7 +235,7 @@ class TestProcesses:
     def test_workers_on_ray_find_the_task(self, folder: Path) -> None:
         """Its folder is neither the current one nor the script's, which Ray would send by itself."""
         (folder / "mytask.py").write_text(TASK.replace("torch.nn.Linear", "sibling.Linear").replace("torch", "sibling"))
-        (folder / "sibling.py").write_text("from torch import manual_seed\nfrom torch.nn import Linear\n")
+        (folder / "sibling.py").write_text("from torch import eye, manual_seed, no_grad\nfrom torch.nn import Linear\n")
         done = _run("rayinf", "influence", folder / "run.yaml", "--workers", "1")
         assert done.returncode == 0, done.stderr
         assert "60 rows" in done.stdout

@@ -90,7 +90,14 @@ def test_the_index_of_a_frame(name: str, form: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["frame", "Parquet"])
 def test_an_index_may_be_named_as_a_column(form: str, tmp_path: Path) -> None:
     several = [NAMED, pd.RangeIndex(500, 590, name="n")]
-    for column, index in (("customer", NAMED), ("n", several), ("customer", several), ("n", several[1])):
+    unnamed = [pd.RangeIndex(90), several[1]]
+    for column, index in (
+        ("customer", NAMED),
+        ("n", several),
+        ("customer", several),
+        ("n", several[1]),
+        ("n", unnamed),
+    ):
         given: Any = frame().set_index(index)
         if form == "Parquet":
             given.to_parquet(tmp_path / "t.parquet", row_group_size=20)

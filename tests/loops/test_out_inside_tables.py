@@ -35,12 +35,12 @@ def fitted() -> rayinf.Task:
     return rayinf.Task(task.model, l2=task.l2, fit=rayinf.Fit(epochs=1, batch_size=8), classes=task.classes)
 
 
-class WorkWasDone(Exception):
+class WorkDoneError(Exception):
     """Something was trained, or asked."""
 
 
 def forbidden(*given: Any, **more: Any) -> Any:
-    raise WorkWasDone
+    raise WorkDoneError
 
 
 LOOPS: dict[str, Callable[[Path, Path], Any]] = {
@@ -62,7 +62,7 @@ def test_an_out_inside_a_table(name: str, folder: Path, tmp_path: Path, monkeypa
         LOOPS[name](folder, folder / "run")
     assert [p.name for p in folder.iterdir()] == ["t.parquet"]
     # Elsewhere it goes on: to the training that is forbidden here, or to its end.
-    with suppress(WorkWasDone):
+    with suppress(WorkDoneError):
         LOOPS[name](folder, tmp_path / "run")
 
 

@@ -84,6 +84,7 @@ def test_long_items_are_waited_for_and_hopeless_ones_given_up(ray_session, tmp_p
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_session_starts_ray_once_and_ends_it():
     code = (
         "import rayinf\n"

@@ -90,7 +90,7 @@ class ClusterConfig(_Strict):
     cpus_per_worker: Number = Field(1, description="CPUs that Ray keeps for a worker, and its threads")
     gpus_per_worker: Number = Field(0, description="GPUs (or a share of one) a worker; over 0, its model runs there")
     patience: Number = Field(
-        900.0, description="seconds without one finished shard after which the run is given up; finished shards stay"
+        900.0, description="seconds without progress after which the run is given up; finished shards stay"
     )
     runtime_env: dict[str, Any] | None = Field(
         None, description="Ray's runtime_env, for code that the cluster's machines lack (pip, working_dir, ...)"

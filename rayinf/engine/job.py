@@ -24,10 +24,12 @@ class Cluster:
     Args:
         address: None starts Ray on this machine; "auto" or a head's address joins a cluster. A Ray that this
             process has started already is used as it is.
-        workers: actors that each hold the model.
+        workers: actors that each hold the model. More than the machine or the cluster can hold are refused before any
+            is started.
         cpus_per_worker: CPUs that Ray keeps for a worker, and its threads.
         gpus_per_worker: GPUs (or a share of one) a worker; over 0, its model runs there.
-        patience: seconds without one finished shard after which the run is given up; what is finished is kept.
+        patience: seconds without progress (a finished shard, or rows that a worker has read) after which the run is
+            given up; what is finished is kept.
         runtime_env: Ray's own, for the code that a cluster's machines lack.
     """
 

@@ -14,7 +14,7 @@ from engine import small_job as job
 import rayinf
 from rayinf.engine import ray_runner, stages
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 HERE = Path(__file__).parent
 
 

@@ -34,7 +34,9 @@ def pool_values(picked):
     return picked.to_pandas().sort_values("row_id")[["value"]].to_numpy()
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize(
+    "way", [pytest.param(w, marks=pytest.mark.slow) if "rank" in w else w for w in WAYS], ids=list(map(str, WAYS))
+)
 def test_batches_shards_and_order(tables, way):
     train, valid, order = tables
     truth = values(job.measure(train[1], valid, **way))

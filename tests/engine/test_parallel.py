@@ -60,7 +60,7 @@ def test_on_ray(ray_session):
     assert list(side_by_side(square, {}, WORKERS)) == []
 
 
-@pytest.mark.parametrize("cluster", [None, WORKERS])
+@pytest.mark.parametrize("cluster", [None, rayinf.Cluster(workers=1)])
 def test_errors_come_as_they_were_raised(ray_session, cluster):
     with pytest.raises(rayinf.InputError, match="3 is wrong"):
         list(side_by_side(refuse, {x: x for x in range(5)}, cluster))
@@ -68,7 +68,7 @@ def test_errors_come_as_they_were_raised(ray_session, cluster):
 
 def test_an_item_whose_worker_is_killed_is_begun_again(ray_session, tmp_path):
     items = {x: x for x in range(4)}
-    assert dict(side_by_side(partial(die_once, tmp_path / "mark"), items, WORKERS)) == items
+    assert dict(side_by_side(partial(die_once, tmp_path / "mark"), items, rayinf.Cluster(workers=1))) == items
     assert (tmp_path / "mark").exists()
 
 
@@ -84,6 +84,7 @@ def test_long_items_are_waited_for_and_hopeless_ones_given_up(ray_session, tmp_p
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_session_starts_ray_once_and_ends_it():
     code = (
         "import rayinf\n"

@@ -160,6 +160,7 @@ class _Job:
         self.task = task
 
 
+@pytest.mark.chaos
 def test_a_store_that_dies_in_one_call_again_and_again_is_named(runner):
     begin = time.monotonic()
     with pytest.raises(rayinf.RunError, match=r"'tell' in the store of factors ended its process 3 times") as found:
@@ -395,6 +396,7 @@ def test_the_temporary_folder_of_a_store_goes_with_its_run(runner, tmp_path, mon
 
 
 @pytest.mark.parametrize("end", ["sys.exit(3)", "os.kill(os.getpid(), 9)"])
+@pytest.mark.chaos
 def test_the_temporary_folder_of_a_process_that_ends_without_closing(ray_session, tmp_path, end):
     code = (
         "import os, sys, types\n"

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayinf.data.pandas_index import called
-from rayinf.data.tables import Shard, Table
+from rayinf.data.shards import Shard
+from rayinf.data.tables import Table
 from rayinf.errors import InputError
 
 Array = np.ndarray[Any, Any]

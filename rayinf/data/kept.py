@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from rayinf.data.batches import Array
-from rayinf.data.tables import Shard, ShardReader, Table
+from rayinf.data.shards import Shard
+from rayinf.data.tables import ShardReader, Table
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from rayinf.data.batches import Array, BatchReader, Columns
 from rayinf.data.pandas_index import UNNAMED, called, index_column
 from rayinf.data.row_digest import ColumnDigest
-from rayinf.data.tables import Shard, Table
+from rayinf.data.shards import Shard
+from rayinf.data.tables import Table
 from rayinf.errors import InputError
 
 # Values of one column that groups may be made of.

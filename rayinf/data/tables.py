@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,11 +18,13 @@ import pyarrow.parquet as pq
 
 from rayinf.data.forms import from_arrays, from_pandas, plain, plain_record, plain_type, refuse
 from rayinf.data.pandas_index import UNNAMED, Index, counted, joined, mark, read_index, with_index
+from rayinf.data.shards import Shard, Shards
 from rayinf.data.sources import Source, find
 from rayinf.data.unreadable import corrupt
 from rayinf.errors import InputError
 
 # Bytes that are read and decoded at a time, and the most rows of it.
+Array = np.ndarray[Any, Any]
 READ_BYTES = 8 << 20
 READ_ROWS = 8192
 # A shard is at most this many reads: large row groups are cut, so that one row group cannot fill memory.
@@ -31,18 +34,6 @@ MEMORY_SHARDS = 32
 _FEW_ROWS = 1024
 # What pyarrow raises over damaged files (a ValueError where a column's name is no text any more).
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Consecutive rows of a table: one task, one file of scores."""
-
-    index: int
-    start: int
-    rows: int
-    file: str = ""
-    group: int = 0
-    offset: int = 0
 
 
 @runtime_checkable
@@ -55,7 +46,7 @@ class Table(Protocol):
         ...
 
     @property
-    def shards(self) -> tuple[Shard, ...]:
+    def shards(self) -> Sequence[Shard]:
         """Its rows in order, in pieces that are worked on one at a time."""
         ...
 
@@ -93,14 +84,14 @@ class MemoryTable:
 
     table: pa.Table
     name: str = "the table in memory"
-    shards: tuple[Shard, ...] = field(init=False)
+    shards: Shards = field(init=False)
 
     def __post_init__(self) -> None:
         """Cut the table into shards, from its own size alone."""
         n = self.table.num_rows
         step = min(max(-(-n // MEMORY_SHARDS), _FEW_ROWS), READ_ROWS * READS_PER_SHARD)
         cuts = range(0, n, step)
-        object.__setattr__(self, "shards", tuple(Shard(k, s, min(step, n - s)) for k, s in enumerate(cuts)))
+        object.__setattr__(self, "shards", Shards(Shard(k, s, min(step, n - s)) for k, s in enumerate(cuts)))
 
     @property
     def schema(self) -> pa.Schema:
@@ -149,7 +140,7 @@ class ParquetTable:
 
     name: str
     source: Source
-    shards: tuple[Shard, ...]
+    shards: Shards
     schema: pa.Schema
     stat: str
     read_rows: int
@@ -274,33 +265,46 @@ def files_of(table: Table) -> list[str]:
 
 def _parquet(paths: Sequence[str], name: str) -> ParquetTable:
     source = find(paths, name)
+    groups: list[Array] = []
+    stats, indexes, size, schema = hashlib.sha256(), [], 0, None
     with ThreadPoolExecutor(16) as pool:
-        footers = list(pool.map(lambda f: _footer(source.filesystem, f), source.files))
-    schema = footers[0].schema
-    for file, footer in zip(source.files, footers, strict=True):
-        if not footer.schema.equals(schema):
-            raise _unequal(file, source.files[0], schema, footer.schema)
-    rows = sum(f.metadata.num_rows for f in footers)
-    size = sum(f.metadata.row_group(g).total_byte_size for f in footers for g in range(f.metadata.num_row_groups))
+        for file, footer in zip(source.files, pool.map(partial(_footer, source.filesystem), source.files), strict=True):
+            schema = schema or footer.schema
+            if not footer.schema.equals(schema):
+                raise _unequal(file, source.files[0], schema, footer.schema)
+            groups.append(footer.groups)
+            indexes.append(footer.index)
+            stats.update(repr((file, footer.stat)).encode())
+            size += footer.size
+    assert schema is not None
+    rows = sum(int(g.sum()) for g in groups)
     read_rows = _power_of_two(READ_BYTES * max(rows, 1) // max(size, 1))
-    shards: list[Shard] = []
-    firsts, start = {}, 0
-    for file, footer in zip(source.files, footers, strict=True):
-        firsts[file] = start
-        for group in range(footer.metadata.num_row_groups):
-            in_group = footer.metadata.row_group(group).num_rows
-            for offset in range(0, in_group, read_rows * READS_PER_SHARD):
-                count = min(read_rows * READS_PER_SHARD, in_group - offset)
-                shards.append(Shard(len(shards), start, count, file, group, offset))
-                start += count
-    stat = hashlib.sha256(repr([(f, d.stat) for f, d in zip(source.files, footers, strict=True)]).encode()).hexdigest()
-    index = joined([d.index for d in footers])
+    shards = Shards(_shards(source.files, groups, read_rows * READS_PER_SHARD))
+    index = joined(indexes)
     counts: dict[str, dict[str, tuple[int, int, int]]] = {}
+    firsts = np.cumsum([0, *(int(g.sum()) for g in groups)]).tolist() if index and index.counts else []
     for k, (column, _, _) in enumerate(index.counts if index else ()):
-        own = [d.index.counts[k][1:] if d.index and d.index.counts else (0, 1) for d in footers]
-        counts[column] = {f: (firsts[f], *o) for f, o in zip(source.files, own, strict=True)}
+        own = [i.counts[k][1:] if i and i.counts else (0, 1) for i in indexes]
+        counts[column] = {f: (first, *o) for f, first, o in zip(source.files, firsts[:-1], own, strict=True)}
     schema = mark(pa.schema([f.with_type(plain_type(f.type)) for f in schema]), index)
-    return ParquetTable(name, source, tuple(shards), schema, stat, read_rows, counts)
+    return ParquetTable(name, source, shards, schema, stats.hexdigest(), read_rows, counts)
+
+
+def _shards(files: Sequence[str], groups: Sequence[Array], most: int) -> Iterator[Shard]:
+    """A shard a row group; large row groups are cut.
+
+    Args:
+        files: in order.
+        groups: rows of the row groups of each file.
+        most: rows of a shard.
+    """
+    count = start = 0
+    for file, held in zip(files, groups, strict=True):
+        for group, rows in enumerate(held.tolist()):
+            for offset in range(0, rows, most):
+                shard = Shard(count, start, min(most, rows - offset), file, group, offset)
+                count, start = count + 1, start + shard.rows
+                yield shard
 
 
 def _unequal(file: str, first: str, schema: pa.Schema, other: pa.Schema) -> InputError:
@@ -329,7 +333,8 @@ def _power_of_two(rows: int) -> int:
 class _Footer:
     """What a file says of itself."""
 
-    metadata: pq.FileMetaData
+    groups: Array
+    size: int
     schema: pa.Schema
     stat: tuple[Any, ...]
     index: Index | None
@@ -342,7 +347,9 @@ def _footer(filesystem: pafs.FileSystem, file: str) -> _Footer:
             opened = pq.ParquetFile(source)
             schema, rows = opened.schema_arrow, opened.metadata.num_rows
             index = read_index(schema, rows)
-            return _Footer(opened.metadata, schema.remove_metadata(), (info.size, info.mtime_ns), index)
+            found = [opened.metadata.row_group(g) for g in range(opened.metadata.num_row_groups)]
+            groups, size = np.array([g.num_rows for g in found], np.int64), sum(g.total_byte_size for g in found)
+            return _Footer(groups, size, schema.remove_metadata(), (info.size, info.mtime_ns), index)
     except UNREADABLE as error:
         raise corrupt(file, "footer", error, _ends(filesystem, file)) from error
 

@@ -26,7 +26,8 @@ from rayinf.data.files import Arrays
 from rayinf.data.run_folder import SCORES
 from rayinf.data.scores import Scores, to_numpy
 from rayinf.data.selection import Selection
-from rayinf.data.tables import Shard, Table, as_table
+from rayinf.data.shards import Shard
+from rayinf.data.tables import Table, as_table
 from rayinf.engine import curvature as curv
 from rayinf.engine import measuring, pipeline, ranking, stages
 from rayinf.engine.by_tree import value_by_tree

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rayinf.data.batches import Array, row_keys, uniforms
 from rayinf.data.files import Arrays
-from rayinf.data.tables import Shard
+from rayinf.data.shards import Shard
 from rayinf.engine import pipeline, stages
 from rayinf.engine.run import Run
 from rayinf.engine.worker import Ready, Worker

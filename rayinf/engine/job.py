@@ -13,7 +13,8 @@ from rayinf.core.objectives import Target
 from rayinf.core.outputs import Outputs
 from rayinf.data.batches import Columns
 from rayinf.data.labels import Classes
-from rayinf.data.tables import Shard, Table
+from rayinf.data.shards import Shard
+from rayinf.data.tables import Table
 from rayinf.task import Task
 
 
@@ -119,7 +120,7 @@ class Job:
 class Chunk:
     """Consecutive shards that one worker sums up in order."""
 
-    shards: tuple[Shard, ...]
+    shards: Sequence[Shard]
 
     @property
     def rows(self) -> int:
@@ -131,4 +132,4 @@ def chunks(shards: Sequence[Shard], most: int) -> dict[int, Chunk]:
     """Shards in at most `most` chunks of consecutive ones: fixed by the table, never by the workers."""
     count = min(len(shards), most)
     cuts = [len(shards) * k // count for k in range(count + 1)]
-    return {k: Chunk(tuple(shards[cuts[k] : cuts[k + 1]])) for k in range(count)}
+    return {k: Chunk(shards[cuts[k] : cuts[k + 1]]) for k in range(count)}

@@ -11,7 +11,8 @@ import torch
 
 from rayinf.data.batches import BatchReader
 from rayinf.data.labels import check_order, is_certain
-from rayinf.data.tables import Shard, Table
+from rayinf.data.shards import Shard
+from rayinf.data.tables import Table
 from rayinf.engine.job import Job
 from rayinf.engine.probe import Probe
 from rayinf.engine.worker import Worker

@@ -23,7 +23,8 @@ from rayinf.data.files import Arrays
 from rayinf.data.part_files import PartPlace
 from rayinf.data.run_folder import SCORES
 from rayinf.data.scores import LABEL_COLUMN, to_numpy
-from rayinf.data.tables import Shard, Table
+from rayinf.data.shards import Shard
+from rayinf.data.tables import Table
 from rayinf.engine.fit_quality import KEY, FitSums
 from rayinf.engine.job import Chunk, Settings
 from rayinf.engine.probe import Probe

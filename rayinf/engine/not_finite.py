@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rayinf.data.tables import Shard
+from rayinf.data.shards import Shard
 from rayinf.engine.worker import Worker
 from rayinf.errors import InputError
 

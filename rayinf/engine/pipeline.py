@@ -16,7 +16,8 @@ from rayinf.data.files import Arrays
 from rayinf.data.pairs import Pairs, pair_table
 from rayinf.data.run_folder import SCORES, UNRANKED, owner_of, part_name, read_record
 from rayinf.data.scores import Scores
-from rayinf.data.tables import Shard, files_of
+from rayinf.data.shards import ByIndex, Shard
+from rayinf.data.tables import files_of
 from rayinf.engine import curvature as curv
 from rayinf.engine import stages
 from rayinf.engine.fit_quality import fit_quality
@@ -125,7 +126,7 @@ def pair_tiles(run: Run) -> list[pa.Table]:
     Returns:
         The tiles' tables, or nothing where they were written to the folder.
     """
-    shards = {s.index: s for s in run.job.tables["train"].shards}
+    shards = ByIndex(run.job.tables["train"].shards)
     found = []
     tiles = _tiles(run)
     rows = run.scans["train"].rows
@@ -194,8 +195,11 @@ def score(
     Returns:
         The shards' tables in order, or nothing where they were written to the folder.
     """
-    shards = {s.index: s for s in run.job.tables[run.job.scored].shards}
-    todo = {k: s for k, s in shards.items() if not (run.has_part(SCORES, s) or run.has_part(into, s))}
+    shards = ByIndex(run.job.tables[run.job.scored].shards)
+    todo = ByIndex(
+        run.job.tables[run.job.scored].shards,
+        [k for k, s in shards.items() if not (run.has_part(SCORES, s) or run.has_part(into, s))],
+    )
     done = run.runner.map(stage, arrays, todo, names=names, into=run.place(into), **options) if todo else iter(())
     return collect(run, "scores", done, shards, todo)
 

@@ -17,7 +17,7 @@ from rayinf.core.objectives import LABEL, Objective, make_targets
 from rayinf.data.batches import BatchReader
 from rayinf.data.files import Arrays
 from rayinf.data.labels import Classes
-from rayinf.data.tables import Shard
+from rayinf.data.shards import Shard
 from rayinf.engine import stages
 from rayinf.engine.acquiring import BY_INFLUENCE, TILE_BYTES, PoolScore, Uncertain
 from rayinf.engine.by_tree import LabeledValues

@@ -14,7 +14,7 @@ from rayinf.data.checked_folder import Entry
 from rayinf.data.files import Arrays
 from rayinf.data.part_files import PartPlace
 from rayinf.data.run_folder import SCORES, UNRANKED
-from rayinf.data.tables import Shard
+from rayinf.data.shards import Shard
 from rayinf.engine import pipeline
 from rayinf.engine.run import Run
 from rayinf.engine.worker import Worker

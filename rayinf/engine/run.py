@@ -25,7 +25,8 @@ from rayinf.data.pandas_index import id_column
 from rayinf.data.part_files import PartPlace
 from rayinf.data.run_folder import FINISHED, RunFolder, owner_of, part_name
 from rayinf.data.scan import ScanMerge, TableScan, check_unique_ids
-from rayinf.data.tables import Shard, Table, as_table
+from rayinf.data.shards import ByIndex, Shard
+from rayinf.data.tables import Table, as_table
 from rayinf.engine import progress, stages
 from rayinf.engine.curvature import KRONECKER, Solver
 from rayinf.engine.identity import check_factors, factors_run, fingerprint, identity
@@ -304,7 +305,7 @@ def _if_there(name: str | None, table: Table) -> str | None:
 
 
 def _scan(runner: Runner, name: str, table: Table) -> TableScan:
-    shards = {s.index: s for s in table.shards}
+    shards = ByIndex(table.shards)
     merged = ScanMerge(table)
     with progress.bar(f"scan {name}", table.num_rows) as advance:
         for key, part in runner.map(stages.Scan, {}, shards, table=name):

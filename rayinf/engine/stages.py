@@ -23,7 +23,7 @@ from rayinf.data.files import Arrays
 from rayinf.data.part_files import PartPlace
 from rayinf.data.scan import ShardScan, scan_shard
 from rayinf.data.scores import LABEL_COLUMN
-from rayinf.data.tables import Shard
+from rayinf.data.shards import Shard
 from rayinf.engine.fit_quality import KEY, FitSums, add_valid
 from rayinf.engine.job import Chunk
 from rayinf.engine.not_finite import not_finite

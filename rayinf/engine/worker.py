@@ -19,7 +19,7 @@ from rayinf.core.capture import capture, forward
 from rayinf.core.influence import Taped
 from rayinf.data.batches import Batch, BatchReader, row_keys, uniforms
 from rayinf.data.files import Arrays
-from rayinf.data.tables import Shard
+from rayinf.data.shards import Shard
 from rayinf.engine.factories import check_same_state
 from rayinf.engine.job import Job
 from rayinf.task import RowLoss

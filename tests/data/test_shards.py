@@ -15,7 +15,8 @@ from data.samples import VALID, WIDTH, close, naive, rows, table, task, values
 
 from rayinf.data import tables
 from rayinf.data.batches import BatchReader, Columns
-from rayinf.data.tables import MemoryTable, ParquetTable, Shard, Table, as_table
+from rayinf.data.shards import Shard
+from rayinf.data.tables import MemoryTable, ParquetTable, Table, as_table
 from rayinf.errors import InputError
 
 COLUMNS = Columns(("features",), True, "label", "id", ("g",))

@@ -23,8 +23,8 @@ from rayinf.data.sources import Source, find
 from rayinf.data.unreadable import corrupt
 from rayinf.errors import InputError
 
-# Bytes that are read and decoded at a time, and the most rows of it.
 Array = np.ndarray[Any, Any]
+# Bytes that are read and decoded at a time, and the most rows of it.
 READ_BYTES = 8 << 20
 READ_ROWS = 8192
 # A shard is at most this many reads: large row groups are cut, so that one row group cannot fill memory.

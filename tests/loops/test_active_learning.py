@@ -335,7 +335,7 @@ class TestRefused:
             ({"n": 0}, "n=0: n must be an integer >= 1"),
             ({"strategy": "fii"}, "strategy='fii' is unknown"),
             ({"strategy": []}, "strategy must be a strategy, or a list"),
-            ({"strategy": ["fi", "fi"]}, "one twice"),
+            ({"strategy": ["fi", "fi"]}, "names 'fi' twice"),
             ({"seed": [1, 1]}, "one twice"),
             ({"seed": -1}, "seed=-1: seed must be an integer"),
             ({"seed": True}, "seed=True: seed must be an integer"),

@@ -92,7 +92,7 @@ def whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int
         refuse(name, value, wish, f"pass {field}={int(value)}, without quotes.")
     if isinstance(value, float) and value.is_integer() and value >= least:
         refuse(name, value, wish, f"pass {field}={int(value)}.")
-    refuse(name, value, wish, f"pass {wish}, such as {max(least, 1) if most is None else most}.")
+    refuse(name, value, wish, f"pass {wish}, such as {max(least, 1)}.")
 
 
 def number(name: str, value: Any, allowed: str = ">= 0") -> int | float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -148,13 +149,12 @@ class _Right:
 
 
 def _budget(attack: str, epsilon: float | None) -> float:
-    optional(number, "robustness.epsilon", epsilon, "any")
-    if epsilon is None or epsilon <= 0:
+    if epsilon is None or (isinstance(epsilon, Real) and not 0 < epsilon < float("inf")):
         raise InputError(
             f"robustness({attack!r}, epsilon={epsilon!r}) has no budget.",
             "pass epsilon > 0, the largest change of a coordinate of the model's input.",
         )
-    return float(epsilon)
+    return float(number("robustness.epsilon", epsilon, "> 0"))
 
 
 def _leaves(x: Any) -> tuple[list[Tensor], Any]:

@@ -186,7 +186,11 @@ def _check_attack(objective: Objective, worker: Worker, x: Any, labels: torch.Te
     assert objective.attack is not None
     with user_code(f"The attack of objective {objective.name!r}", ATTACK):
         attacked = objective.attack(worker.predict, x, labels, worker.row_loss)
-    logits = worker.predict(attacked)
+    try:
+        logits = worker.predict(attacked)
+    except UserCodeError as error:
+        what = f"Objective {objective.name!r}: after its attack, {error.parts[0][0].lower()}{error.parts[0][1:]}"
+        raise UserCodeError(what, ATTACK) from error.__cause__
     if logits.shape[:1] != labels.shape or not bool(torch.isfinite(logits).all()):
         raise InputError(
             f"Objective {objective.name!r}: after the attack the model gives {list(logits.shape)} logits for "

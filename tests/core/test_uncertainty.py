@@ -122,7 +122,7 @@ def test_the_model_is_left_as_it_was(images: tuple[nn.Module, Tensor]) -> None:
     before = [m.training for m in model.modules()]
     mc_log_probabilities(model, forward, x, 1, 0)
     assert [m.training for m in model.modules()] == before
-    with pytest.raises(RuntimeError, match="Kernel size"):
+    with pytest.raises(InputError, match="Kernel size"):
         mc_log_probabilities(model, forward, x[..., :1], 1, 0)
     assert [m.training for m in model.modules()] == before
     assert torch.backends.mha.get_fastpath_enabled()

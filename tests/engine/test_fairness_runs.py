@@ -144,11 +144,11 @@ def test_attacks_are_refused(tmp_path: Path) -> None:
     for name in ("fgsm", "pgd"):
         for budget in (None, 0.0, -1.0, float("inf"), float("nan")):
             refused("has no budget", lambda n=name, b=budget: robustness(n, epsilon=b), out=out)
-    refused("takes no step", lambda: robustness("pgd", epsilon=0.1, steps=0), out=out)
-    refused("no range", lambda: robustness("pgd", epsilon=0.1, clip=(1, 0)), out=out)
+    refused("steps must be an integer >= 1", lambda: robustness("pgd", epsilon=0.1, steps=0), out=out)
+    refused("clip must be a range", lambda: robustness("pgd", epsilon=0.1, clip=(1, 0)), out=out)
     refused("'nonsense'. is unknown", lambda: robustness("nonsense"), out=out)
     refused("for two classes, and the model has 3", "robustness", classes=3, out=out)
-    refused("attack fails", robustness(same_input), out=out)
+    refused("after its attack, the model raised", robustness(same_input), out=out)
     refused("some that are not finite|logits for 4 rows", robustness(too_few), out=out)
 
 

@@ -317,7 +317,7 @@ def test_equal_candidates_are_tried_once(tmp_path):
         ({"targets": [0, 0]}, "one twice"),
         ({"mode": "sideways"}, "mode='sideways' is unknown"),
         ({"seed": -1}, "seed=-1"),
-        ({"search": 7}, "search is a int"),
+        ({"search": 7}, "search=7: search must be a rayinf.Search"),
         ({"task": rayinf.Task(torch.nn.Linear(6, 4))}, "does not say how its model is trained"),
         ({"train": rows(159, 0)}, "train has 159 rows"),
         ({"valid": tuple(v[VALID[1] != 1] for v in VALID)}, "no row of class 1"),

@@ -303,7 +303,7 @@ def test_share_out_of_range(task: rayinf.Task, scores: rayinf.Scores, no_trainin
 def test_seeds_out_of_range(
     task: rayinf.Task, scores: rayinf.Scores, no_training: None, numbers: dict[str, Any]
 ) -> None:
-    with pytest.raises(rayinf.InputError, match=f"{next(iter(numbers))}=.*must be an integer >= "):
+    with pytest.raises(rayinf.InputError, match=f"{next(iter(numbers))}=.*must be an integer (>=|from)"):
         rayinf.removal_check(task, TRAIN, VALID, TEST, scores, SHARE, **numbers)
 
 

@@ -41,8 +41,8 @@ def retrain(
         task: what to train, from what.
         table: of any form; a Parquet table is streamed.
         keep: the rows to train on: a `Selection` (of `trim` or `acquire`, from this table), a boolean mask `[n]`, or
-            row ids. Integers are always row ids, never positions: those of the column `Task(row_id=...)` or `row_id` where
-            the table has it, else the rows' positions. None: all rows.
+            row ids. Integers are always row ids, never positions: those of the column `Task(row_id=...)` or `row_id`
+            where the table has it, else the rows' positions. None: all rows.
         weights: a weight >= 0 for every row of the table, kept or not.
         seed: of the first parameters, the order of rows, and dropout.
         rows: n. None: the kept rows, whatever their weights, so that `l2` is a ridge on their mean. Influence predicts

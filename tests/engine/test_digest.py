@@ -252,6 +252,56 @@ def test_a_source_that_was_edited_after_it_was_loaded(tmp_path: Path) -> None:
     assert digest(fresh.f) != edited
 
 
+# --- Mutants: without a part of the digest, what differs in that part alone is taken for one
+
+
+def _scaled(scale: float) -> Callable[..., Any]:
+    space: dict[str, Any] = {"SCALE": scale}
+    exec("def helper(x):\n    return x * SCALE\ndef f(x):\n    return helper(x)\n", space)
+    return space["f"]
+
+
+def _defaults(a: int, b: int) -> Callable[..., Any]:
+    def f(x: int, y: int = a, *, z: int = b) -> int:
+        return x + y + z
+
+    return f
+
+
+WEIGHTS = torch.arange(3.0)
+MUTANTS: dict[str, tuple[str, Any, Callable[[], tuple[Any, Any]]]] = {
+    "closures": ("Digester._cell", lambda *_: b"", lambda: (cases.make(WEIGHTS, 1.0), cases.make(WEIGHTS, 2.0))),
+    "names that code uses": ("references", lambda code: [], lambda: (_scaled(1.0), _scaled(2.0))),
+    "code": ("code_text", lambda code: "", lambda: (lambda x: x + 1, lambda x: x - 1)),
+    "state": ("Digester._part", lambda *_: b"", lambda: (cases.Scaled(np.zeros(2)), cases.Scaled(np.ones(2)))),
+}
+
+
+@pytest.mark.parametrize("part", MUTANTS)
+def test_a_digest_without_a_part(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, mutant, pair = MUTANTS[part]
+    one, two = pair()
+    assert digest(one) != digest(two)
+    monkeypatch.setattr(f"rayinf.engine.digest.{name}", mutant)
+    assert digest(one) == digest(two)
+
+
+@pytest.mark.parametrize("attribute", ["__defaults__", "__kwdefaults__"])
+def test_defaults_count_by_themselves(attribute: str) -> None:
+    """Two functions of one code differ in their defaults alone; with these made equal they agree."""
+    one, two = _defaults(1, 1), _defaults(*((2, 1) if attribute == "__defaults__" else (1, 2)))
+    assert digest(one) != digest(two)
+    setattr(two, attribute, getattr(one, attribute))
+    assert digest(one) == digest(two)
+
+
+@pytest.mark.parametrize("given", [((2,), {"power": 1}), ((1,), {"power": 2}), ((1,), {})])
+def test_arguments_of_a_partial_count_by_themselves(given: tuple[tuple[int, ...], dict[str, int]]) -> None:
+    one, two = functools.partial(cases.loss, 1, power=1), functools.partial(cases.loss, *given[0], **given[1])
+    assert digest(one) != digest(two)
+    assert digest(one) == digest(functools.partial(two.func, *one.args, **one.keywords))
+
+
 # --- What cannot be digested
 
 

@@ -69,7 +69,7 @@ def test_values_gaps_and_attacks_and_trims_by_a_gap(folder: Path) -> None:
 def test_refusals_are_one_line(folder: Path) -> None:
     for change, said in (
         ("task=mytask.py:groupless", "names no column of them"),
-        ("objective=robustnes", "objective='robustnes' is unknown"),
+        ("objective=robustnes", "objective=robustnes is unknown"),
     ):
         assert said in refused(call("influence", folder / "fair.yaml", "--set", change))
         assert not (folder / "runs").exists()

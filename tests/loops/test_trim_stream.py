@@ -136,7 +136,7 @@ def test_budgets_that_are_none(task: rayinf.Task, budget: Any) -> None:
     "batches", [frame(0), "b.parquet", Path("b"), pa.table({"a": [1]}), (np.ones((3, 2)), np.ones(3)), 5]
 )
 def test_what_is_no_stream(task: rayinf.Task, batches: Any) -> None:
-    with pytest.raises(InputError, match="batches=.*(is a single table|must be an iterable of tables)") as caught:
+    with pytest.raises(InputError, match=r"batches=.*(is a single table|must be an iterable of tables)") as caught:
         rayinf.trim_stream(task, batches, VALID)
     assert "Fix: " in str(caught.value)
 

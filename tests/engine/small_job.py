@@ -26,7 +26,7 @@ def model() -> nn.Module:
 
 
 def arrays(rows: int, seed: int):
-    """Correlated features, labels that depend on them, ids that are no positions and of this seed alone, and a group."""
+    """Correlated features, labels that depend on them, ids that no other seed gives, and a group."""
     rng = np.random.default_rng(seed)
     x = (rng.normal(size=(rows, WIDTH)) @ np.random.default_rng(9).normal(size=(WIDTH, WIDTH))).astype(np.float32)
     y = (x[:, :3] + rng.normal(size=(rows, 3))).argmax(1)

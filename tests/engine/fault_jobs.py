@@ -52,69 +52,69 @@ def by_class(tables: Tables) -> rayinf.Scores:
     return rayinf.influence(task(), tables.train, tables.valid, "category", halves=True)
 
 
-def influence(tables: Tables, out: Path) -> None:
-    rayinf.influence(task(), tables.many, tables.valid, ["total", "category"], halves=True, out=out)
+def influence(tables: Tables, out: Path, **more: Any) -> None:
+    rayinf.influence(task(), tables.many, tables.valid, ["total", "category"], halves=True, out=out, **more)
 
 
-def influence_exact(tables: Tables, out: Path) -> None:
+def influence_exact(tables: Tables, out: Path, **more: Any) -> None:
     head = rayinf.logistic_regression(tables.train, l2=0.1)
-    rayinf.influence(head, tables.train, tables.valid, "total", curvature="exact", out=out)
+    rayinf.influence(head, tables.train, tables.valid, "total", curvature="exact", out=out, **more)
 
 
-def self_influence(tables: Tables, out: Path) -> None:
-    rayinf.self_influence(task(), tables.train, curvature="kfac", out=out)
+def self_influence(tables: Tables, out: Path, **more: Any) -> None:
+    rayinf.self_influence(task(), tables.train, curvature="kfac", out=out, **more)
 
 
-def pairs(tables: Tables, out: Path) -> None:
-    rayinf.pairs(task(), tables.train, tables.valid, top=3, out=out)
+def pairs(tables: Tables, out: Path, **more: Any) -> None:
+    rayinf.pairs(task(), tables.train, tables.valid, top=3, out=out, **more)
 
 
-def measure(tables: Tables, out: Path) -> None:
-    rayinf.influence_measure(task(), tables.train, tables.valid, out=out)
+def measure(tables: Tables, out: Path, **more: Any) -> None:
+    rayinf.influence_measure(task(), tables.train, tables.valid, out=out, **more)
 
 
-def measure_forest(tables: Tables, out: Path) -> None:
-    rayinf.influence_measure(task(), tables.train, tables.valid, subsample=0.5, out=out)
+def measure_forest(tables: Tables, out: Path, **more: Any) -> None:
+    rayinf.influence_measure(task(), tables.train, tables.valid, subsample=0.5, out=out, **more)
 
 
-def acquire(tables: Tables, out: Path) -> None:
-    rayinf.acquire(task(), tables.valid, tables.train, n=5, out=out)
+def acquire(tables: Tables, out: Path, **more: Any) -> None:
+    rayinf.acquire(task(), tables.valid, tables.train, n=5, out=out, **more)
 
 
-def acquire_isal(tables: Tables, out: Path) -> None:
-    rayinf.acquire(task(), tables.valid, tables.train, n=5, strategy="isal", out=out)
+def acquire_isal(tables: Tables, out: Path, **more: Any) -> None:
+    rayinf.acquire(task(), tables.valid, tables.train, n=5, strategy="isal", out=out, **more)
 
 
-def active_learning(tables: Tables, out: Path) -> None:
+def active_learning(tables: Tables, out: Path, **more: Any) -> None:
     x, y, ids, _ = small_job.arrays(ROWS, 1)
     known = dict(zip(ids.tolist(), y.tolist(), strict=True))
     rayinf.active_learning(
         task(), tables.valid, tables.train, lambda asked: [known[i] for i in asked.tolist()], (x, y), 2, 4,
-        "entropy", out=out,
+        "entropy", out=out, **more,
     )  # fmt: skip
 
 
-def removal_check(tables: Tables, out: Path) -> None:
-    rayinf.removal_check(task(), tables.train, tables.valid, tables.valid, by_class(tables), seeds=1, out=out)
+def removal_check(tables: Tables, out: Path, **more: Any) -> None:
+    rayinf.removal_check(task(), tables.train, tables.valid, tables.valid, by_class(tables), seeds=1, out=out, **more)
 
 
-def pareto_reweight(tables: Tables, out: Path) -> None:
+def pareto_reweight(tables: Tables, out: Path, **more: Any) -> None:
     search = rayinf.Search(elites=1, mutated_elites=1, randoms=1, crossover_children=0, iterations=2, lr=0.01)
-    rayinf.pareto_reweight(task(), tables.train, tables.valid, by_class(tables), [0], search=search, out=out)
+    rayinf.pareto_reweight(task(), tables.train, tables.valid, by_class(tables), [0], search=search, out=out, **more)
 
 
-def reweight_lp(tables: Tables, out: Path) -> None:
+def reweight_lp(tables: Tables, out: Path, **more: Any) -> None:
     rayinf.reweight_lp(by_class(tables), [0], alpha=0.5, slack="scaled", out=out / "weights.parquet")
 
 
-def trim_stream(tables: Tables, out: Path) -> None:
+def trim_stream(tables: Tables, out: Path, **more: Any) -> None:
     x, y, _, _ = small_job.arrays(ROWS, 1)
     batches = [(x[:32], y[:32]), (x[32:], y[32:])]
-    for _ in rayinf.trim_stream(task(), batches, tables.valid, 3, curvature="ggn", damping=0.1, out=out):
+    for _ in rayinf.trim_stream(task(), batches, tables.valid, 3, curvature="ggn", damping=0.1, out=out, **more):
         pass
 
 
-VERBS: dict[str, Callable[[Tables, Path], None]] = {
+VERBS: dict[str, Callable[..., None]] = {
     f.__name__: f
     for f in (
         influence,
@@ -134,12 +134,13 @@ VERBS: dict[str, Callable[[Tables, Path], None]] = {
 }
 
 
-def run(verb: str, tables: Tables, out: Path) -> None:
+def run(verb: str, tables: Tables, out: Path, cluster: rayinf.Cluster | None = None) -> None:
     """Run a verb; what it prints is thrown away."""
+    more = {} if cluster is None else {"cluster": cluster}
     quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     with quiet[0], quiet[1], warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        VERBS[verb](tables, out)
+        VERBS[verb](tables, out, **more)
 
 
 def digest(out: Path) -> dict[str, str]:

@@ -46,12 +46,18 @@ def runs(pid: int, start: int) -> bool:
 @contextmanager
 def mark() -> Generator[str]:
     """32 hexadecimal digits that stand for this machine, this process, and what it does within the context."""
-    made = _owner(os.getpid()) + secrets.token_hex(4)
-    _marks.add(made)
+    made = lasting_mark()
     try:
         yield made
     finally:
         _marks.discard(made)
+
+
+def lasting_mark() -> str:
+    """A mark that holds until the process ends."""
+    made = _owner(os.getpid()) + secrets.token_hex(4)
+    _marks.add(made)
+    return made
 
 
 def is_left_behind(found: str, *, elsewhere: bool) -> bool:

@@ -361,13 +361,14 @@ def test_a_live_folder_is_kept_and_a_dead_one_swept(tmp_path, monkeypatch):
     own = leftovers.temporary_folder()
     code = "import time; time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", code])
-    monkeypatch.setattr(leftovers.os, "getpid", lambda: other.pid)
+    monkeypatch.setattr(os, "getpid", lambda: other.pid)
     theirs = leftovers.temporary_folder()
     monkeypatch.undo()
     monkeypatch.setattr(leftovers.tempfile, "gettempdir", lambda: str(tmp_path))
-    start = own.name.split("-")
-    reused = tmp_path / "-".join([*start[:3], str(int(start[3]) - 1000), "0" * 32])  # its process ended, and this
-    foreign = tmp_path / "-".join([start[0], "0" * 8, *start[2:4], "1" * 32])  # process has its number now
+    mark = own.name.removeprefix("rayinf-")
+    # Its process ended, and this process has its number now.
+    reused = tmp_path / f"rayinf-{mark[:16]}{int(mark[16:24], 16) - 100_000:08x}{'0' * 8}"
+    foreign = tmp_path / f"rayinf-{'0' * 8}{mark[8:24]}{'1' * 8}"
     unrelated = tmp_path / "rayinf-notes"
     for folder in (own, theirs, reused, foreign, unrelated):
         (folder / "partial").mkdir(parents=True)

@@ -53,6 +53,24 @@ def check_out(out: str | Path | None, tables: Mapping[str, Table]) -> None:
             )
 
 
+def absolute(path: str | Path, name: str) -> Path:
+    """A local path that means the same in any process.
+
+    Args:
+        path: of the user.
+        name: of the argument.
+
+    Raises:
+        InputError: it begins with the home folder of a user who does not exist.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise InputError(
+            f"{name}={str(path)[:200]!r}: {str(error).rstrip('.')}.", "pass a path that exists."
+        ) from error
+
+
 def _try_folder(place: Path) -> None:
     """Find out whether a new folder can be made: another one is, for a moment, in the nearest folder above it.
 

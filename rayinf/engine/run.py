@@ -20,7 +20,7 @@ from rayinf.core.objectives import LABEL, Objective, make_targets
 from rayinf.data.batches import Columns, check_columns
 from rayinf.data.files import sealed, unsealed, write_json
 from rayinf.data.labels import Classes, check_known, make_classes
-from rayinf.data.out_folder import check_out
+from rayinf.data.out_folder import absolute, check_out
 from rayinf.data.pandas_index import id_column
 from rayinf.data.part_files import PartPlace
 from rayinf.data.run_folder import FINISHED, RunFolder, owner_of, part_name
@@ -91,7 +91,7 @@ class Request:
         for name in ("out", "factors"):
             given = getattr(self, name)
             if isinstance(given, str | Path) and "://" not in str(given):
-                object.__setattr__(self, name, Path(given).expanduser().absolute())
+                object.__setattr__(self, name, absolute(given, name))
 
 
 @dataclass
@@ -226,7 +226,7 @@ def open_run(request: Request) -> Run:
     if request.check is not None:
         request.check(tables, probed)
     check_memory(request.settings.curvature, probed.parameters, available())
-    folder = RunFolder(Path(request.out).expanduser().absolute()) if request.out is not None else None
+    folder = RunFolder(Path(request.out)) if request.out is not None else None
     other = factors_run(request.factors)
     runner = make_runner(job, request.cluster)
     try:

@@ -23,14 +23,14 @@ from rayinf.data.scores import Scores, to_numpy
 from rayinf.engine.entry import check
 from rayinf.engine.job import Cluster
 from rayinf.engine.parallel import standing
-from rayinf.errors import InputError, RunError
+from rayinf.errors import RunError
 from rayinf.loops.board import board
 from rayinf.loops.candidates import Outcome, Trial, Trials
 from rayinf.loops.generations import CHECKPOINT, PLAIN, Candidate, Generations, Wanted, read_outcome, write_outcome
 from rayinf.loops.opened import check_unchanged
 from rayinf.loops.reweight_request import VERB, Opened, check_arguments, open_request
 from rayinf.loops.reweighting import Reweighting, candidates_table, classes_table
-from rayinf.loops.run_identity import absolute
+from rayinf.loops.run_identity import absolute, local_folder
 from rayinf.loops.search import Search
 from rayinf.task import Fit, Task
 
@@ -98,7 +98,7 @@ def pareto_reweight(
     asked = check_arguments(task, scores, mode, Search() if search is None else search, seed)
     opened = open_request(asked, {"train": train, "valid": valid}, targets)
     check_out(out, opened.job.tables)
-    place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(_folder(out))
+    place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(local_folder(out))
     with place as path, RunFolder(Path(path)) as folder:
         finished = folder.begin({"verb": VERB, "identity": opened.identity})
         run = _Run(opened, folder, cluster, {"train": train, "valid": valid}, finished)
@@ -262,14 +262,3 @@ def _load(task: Task, file: Path) -> nn.Module | None:
     except (RuntimeError, OSError, ValueError, SafetensorError):
         return None
     return model
-
-
-def _folder(out: str | Path) -> Path:
-    """The run's folder.
-
-    Raises:
-        InputError: it is no local one.
-    """
-    if "://" in str(out):
-        raise InputError(f"out={str(out)!r} is a URI.", "pass a local or mounted folder, and copy the run from there.")
-    return Path(out).expanduser().absolute()

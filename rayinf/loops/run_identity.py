@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rayinf.data.out_folder import absolute as absolute_path
 from rayinf.engine.digest import digest
 from rayinf.engine.model_digest import model_digest
 from rayinf.errors import InputError
@@ -20,7 +21,7 @@ def local_folder(out: str | Path) -> Path:
     """
     if "://" in str(out):
         raise InputError(f"out={str(out)!r} is a URI.", "pass a local or mounted folder, and copy the run from there.")
-    return Path(out).expanduser().absolute()
+    return absolute_path(out, "out")
 
 
 def absolute(given: Any) -> Any:

@@ -281,10 +281,11 @@ def test_a_frozen_model_in_training_mode_is_valued_the_same() -> None:
     layers = [nn.Linear(4, 4), nn.Dropout(0.5), nn.ReLU(inplace=True), nn.Linear(4, 3)]
     model = nn.Sequential(*layers).double().eval()
     table = (torch.randn(30, 4, dtype=torch.float64), torch.arange(30) % 3)
-    truth = influence(model, table, table)
+    named = {"parameters": ["0", "3"]}  # layers that are named are valued, frozen or not
+    truth = influence(model, table, table, named)
     model.train()[0].requires_grad_(False)
     before = state(model)
-    assert torch.equal(influence(model, table, table), truth)
+    assert torch.equal(influence(model, table, table, named), truth)
     assert state(model) == before
 
 

@@ -161,7 +161,7 @@ def test_a_folder_of_another_config(refused: Refused) -> None:
     assert str(refused.out) in text
     other = linear()
     other.weight.data[0, 0] += 1
-    refused("another config: model: ", task=task(other), begun=True)
+    refused("another config: the model (its weights, code or attributes) differs", task=task(other), begun=True)
 
 
 def test_factors_that_fit_no_run(tmp_path: Path, refused: Refused) -> None:
@@ -170,7 +170,8 @@ def test_factors_that_fit_no_run(tmp_path: Path, refused: Refused) -> None:
     other = linear()
     other.weight.data[0, 0] += 1
     for k, (key, change) in enumerate({"model": {"task": task(other)}, "curvature": {"curvature": "kfac"}}.items()):
-        message = f"{first} belong to another fit: {key}: "
+        told = {"model": "the model (its weights, code or attributes) differs", "curvature": "curvature: "}[key]
+        message = f"{first} belong to another fit: {told}"
         refused(message, factors=first, out=tmp_path / str(k), begun=None, **change)
     refused("no factors", curvature="identity", factors=first, out=tmp_path / "last", begun=None)
     (first / "factors" / "factors.safetensors").write_bytes(b"half")
@@ -178,7 +179,7 @@ def test_factors_that_fit_no_run(tmp_path: Path, refused: Refused) -> None:
 
 
 def test_factors_that_fit_no_run_leave_no_folder(refused: Refused) -> None:
-    refused("'nowhere' is not a run folder", factors="nowhere")
+    refused("nowhere' is not a run folder", factors="nowhere")
 
 
 def test_another_function_of_the_same_name_on_the_folder_of_a_run(refused: Refused) -> None:

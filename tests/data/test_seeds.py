@@ -40,7 +40,7 @@ def test_seeds_that_differ_in_any_bit_draw_something_else() -> None:
 
 def test_halves_and_forests_of_long_seeds() -> None:
     arguments: dict[str, Any] = {"curvature": "identity", "halves": True}
-    halves = [rayinf.influence(task(), (X, Y), VALID, seed=s, **arguments).halves for s in (5, 5 + 2**32, 5 + 2**62)]
+    halves = [rayinf.influence(task(), (X, Y), VALID, seed=s, **arguments).halves for s in (5, 5 + 2**32, 5 + 2**61)]
     found = [h[0].to_numpy() for h in halves if h is not None]
     assert not close(found[0], found[1]) and not close(found[0], found[2]) and not close(found[1], found[2])
     rows, labels = np.random.default_rng(0).normal(size=(2, 60, 3))
@@ -49,7 +49,7 @@ def test_halves_and_forests_of_long_seeds() -> None:
     np.testing.assert_array_equal(forests[1], forests[2])
 
 
-@pytest.mark.parametrize("seed", [-1, 2**63, 2**64 + 1, 1.0, True, "0", None])
+@pytest.mark.parametrize("seed", [-1, 2**62 + 1, 2**64 + 1, 1.0, True, "0", None])
 def test_seeds_out_of_range(seed: Any) -> None:
-    with pytest.raises(rayinf.InputError, match=r"seed=.*Fix: .*0 to 2\^63 - 1"):
+    with pytest.raises(rayinf.InputError, match=r"seed=.*must be an integer from 0 to 4611686018427387904.*Fix: "):
         rayinf.influence(task(), (X, Y), VALID, seed=seed)

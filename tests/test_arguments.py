@@ -238,10 +238,10 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
         {"train": TRAIN},
         {
             "l2": ("1e-3", -1, NAN, None, True),
-            "features": (5, [], None, "", [0, 1], ["a", "a"]),
-            "label": (5, None, "", ["label"]),
-            "group": (5, "", ["g"]),
-            "row_id": (5, "", True),
+            "features": (5, [], None, "", [1.5], ["a", "a"]),
+            "label": (1.5, None, "", ["label"]),
+            "group": (1.5, "", ["g"]),
+            "row_id": (1.5, "", True),
         },
     ),
     "Task": (
@@ -250,10 +250,10 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
         {
             "model": (5, None, "model.pt", {}, nn.Linear, _Estimator(), lambda x: x, HEAD),
             "loss": (5, None, "l1", nn.CrossEntropyLoss, ["cross_entropy"]),
-            "features": (5, [], None, "", [0, 1], ["a", "a"], {}),
-            "label": (5, None, "", ["label"]),
-            "group": (5, "", ["g"]),
-            "row_id": (5, "", True),
+            "features": (5, [], None, "", [1.5], ["a", "a"], {}),
+            "label": (1.5, None, "", ["label"]),
+            "group": (1.5, "", ["g"]),
+            "row_id": (1.5, "", True),
             "transform": (5, "resize", nn.Flatten),
             "parameters": (5, None, [], "", [0], ["a", "a"]),
             "l2": ("1e-3", -1, NAN, INF, None, True),
@@ -319,8 +319,8 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
             "hard": (5,),
         },
     ),
-    "demographic_parity": (rayinf.demographic_parity, {}, {"group": (5, [], "")}),
-    "equal_opportunity": (rayinf.equal_opportunity, {}, {"group": (5, [])}),
+    "demographic_parity": (rayinf.demographic_parity, {}, {"group": (1.5, [], "")}),
+    "equal_opportunity": (rayinf.equal_opportunity, {}, {"group": (1.5, [])}),
     "robustness": (
         rayinf.robustness,
         {"attack": "pgd", "epsilon": 0.1},
@@ -334,6 +334,8 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
     ),
     "LabelFolder": (rayinf.LabelFolder, {}, {"path": (5, None, "", ["answers"])}),
     "Scores.load": (rayinf.Scores.load, {}, {"path": (5, None, "", SCORES)}),
+    "verify": (rayinf.verify, {}, {"run": (5, None, "", True, SCORES)}),
+    "status": (rayinf.status, {}, {"run": (5, None, "", True, SCORES)}),
     "Scores.from_numpy": (
         rayinf.Scores.from_numpy,
         {"values": np.ones((3, 1)), "columns": ["total"]},
@@ -392,7 +394,7 @@ def test_every_public_name_stands_in_the_table() -> None:
     """But results, which users do not make, and errors."""
     results = {
         "Ceiling", "History", "InputError", "Pairs", "RayinfError", "RemovalCheck", "Reweighting", "RowWeights",
-        "RunError", "Selection", "TrimRounds", "TrimmedBatch",
+        "RunError", "Selection", "Status", "TrimRounds", "TrimmedBatch", "Verification",
     }  # fmt: skip
     elsewhere = {"InfluenceTree"}  # tests/select/test_tree.py
     assert set(rayinf.__all__) - results - elsewhere <= {v.split(".")[0] for v in VERBS}
@@ -412,7 +414,6 @@ def test_every_public_name_stands_in_the_table() -> None:
         (lambda: rayinf.Task(nn.Linear), "a trained instance of Linear"),
         (lambda: rayinf.Task(lambda x: x), "goes into the forward"),  # type: ignore[arg-type,misc]
         (lambda: rayinf.Task("model.pt"), "a function that loads it"),  # type: ignore[arg-type]
-        (lambda: rayinf.Task(linear(), features=[0, 1]), "frame.columns.astype(str)"),  # type: ignore[list-item]
         (lambda: rayinf.trim("runs/a"), "rayinf.Scores.load('runs/a')"),  # type: ignore[arg-type]
         (lambda: rayinf.trim(pd.DataFrame({"total": [1.0]})), "rayinf.Scores.from_numpy("),  # type: ignore[arg-type]
     ],

@@ -24,7 +24,9 @@ MOST_CLASSES = 32
 DRAWS = 8
 
 
-def logit_gradient(rows: RowLoss, logits: Tensor, labels: Tensor, name: str = "The loss") -> tuple[Tensor, Tensor]:
+def logit_gradient(
+    rows: RowLoss, logits: Tensor, labels: Tensor, name: str = "Task(loss=...)"
+) -> tuple[Tensor, Tensor]:
     """Values `[B]` of a function of each row's logits, and their gradients `[B, C]` in the logits.
 
     Raises:
@@ -51,7 +53,9 @@ def logit_gradient(rows: RowLoss, logits: Tensor, labels: Tensor, name: str = "T
     return values.detach(), gradient.detach()
 
 
-def loss_gradient(loss: str | RowLoss, logits: Tensor, labels: Tensor, name: str = "The loss") -> tuple[Tensor, Tensor]:
+def loss_gradient(
+    loss: str | RowLoss, logits: Tensor, labels: Tensor, name: str = "Task(loss=...)"
+) -> tuple[Tensor, Tensor]:
     """Values `[B]` of the loss, and its gradients `[B, C]` in the logits; of cross-entropy in float64.
 
     Cross-entropy's gradient is `P - e_y`, with `P_y - 1` as minus the sum of the other probabilities: `1 - P_y` is 0 in

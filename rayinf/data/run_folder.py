@@ -179,8 +179,12 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         held = unsealed(json.loads(file.read_text()))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError):
+    except ValueError:
         held = None
+    except OSError as error:
+        raise InputError(
+            f"{str(file)[:200]} cannot be read: {error.strerror}.", "check the path, and that this user may read it."
+        ) from error
     if held is None or not isinstance(held.get("identity"), dict):
         raise InputError(
             f"{file} is damaged, was edited, or is not the record of a run.",

@@ -13,9 +13,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from rayinf.arguments import path
 from rayinf.data.checked_folder import MANIFEST, CheckedFolder, Entry, differs, read_lines
 from rayinf.data.files import file_sha256
 from rayinf.data.lease import holder
+from rayinf.data.out_folder import absolute
 from rayinf.data.part_files import PartFiles
 from rayinf.data.run_folder import FINISHED, LOG, SCORES, in_order, owner_of, read_record
 from rayinf.data.scan import repeated_ids
@@ -159,7 +161,8 @@ def status(run: str | Path) -> Status:
 
 
 def _folder(run: str | Path) -> Path:
-    folder = Path(run).expanduser().absolute()
+    path("run", run)
+    folder = absolute(run, "run")
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}.", "pass the folder that was given as out=...")
     return folder

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -32,6 +32,8 @@ READS_PER_SHARD = 8
 # A table in memory is cut into about this many shards, so that a small one can be spread over workers too.
 MEMORY_SHARDS = 32
 _FEW_ROWS = 1024
+# Footers that are read at a time.
+_READERS = 16
 # What pyarrow raises over damaged files (a ValueError where a column's name is no text any more).
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
 
@@ -267,8 +269,8 @@ def _parquet(paths: Sequence[str], name: str) -> ParquetTable:
     source = find(paths, name)
     groups: list[Array] = []
     stats, indexes, size, schema = hashlib.sha256(), [], 0, None
-    with ThreadPoolExecutor(16) as pool:
-        for file, footer in zip(source.files, pool.map(partial(_footer, source.filesystem), source.files), strict=True):
+    with ThreadPoolExecutor(_READERS) as pool:
+        for file, footer in zip(source.files, _footers(pool, source), strict=True):
             schema = schema or footer.schema
             if not footer.schema.equals(schema):
                 raise _unequal(file, source.files[0], schema, footer.schema)
@@ -288,6 +290,17 @@ def _parquet(paths: Sequence[str], name: str) -> ParquetTable:
         counts[column] = {f: (first, *o) for f, first, o in zip(source.files, firsts[:-1], own, strict=True)}
     schema = mark(pa.schema([f.with_type(plain_type(f.type)) for f in schema]), index)
     return ParquetTable(name, source, shards, schema, stats.hexdigest(), read_rows, counts)
+
+
+def _footers(pool: ThreadPoolExecutor, source: Source) -> Iterator[_Footer]:
+    """The footers of all files in order, read side by side; a few are held."""
+    ahead: deque[Future[_Footer]] = deque()
+    for file in source.files:
+        if len(ahead) >= 4 * _READERS:
+            yield ahead.popleft().result()
+        ahead.append(pool.submit(_footer, source.filesystem, file))
+    while ahead:
+        yield ahead.popleft().result()
 
 
 def _shards(files: Sequence[str], groups: Sequence[Array], most: int) -> Iterator[Shard]:

@@ -17,6 +17,7 @@ from rayinf.data.batches import Array
 from rayinf.engine.worker import Worker
 from rayinf.errors import InputError, RayinfError
 from rayinf.task import RowLoss
+from rayinf.user_code import UserCodeError
 
 # Differences that rounding may make between batches, as a share of the largest value.
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -100,12 +101,9 @@ def check_model(worker: Worker, x: Array, rows: int) -> None:
     for k in {0, rows - 1}:
         try:
             alone = _logits(worker, x[k : k + 1])
-        except RayinfError:
-            raise
-        except Exception as error:
+        except UserCodeError as error:
             raise InputError(
-                f"The model fails on a batch of one row (row {k} of the training table): "
-                f"{type(error).__name__}: {error}.",
+                f"The model fails on a batch of one row (row {k} of the training table): {error.parts[0]}.",
                 "keep the batch's axis in forward: a batch may hold one row, such as the last.",
             ) from error
         if alone.shape != logits[k : k + 1].shape:
@@ -179,11 +177,9 @@ def _logits(worker: Worker, x: Array) -> Tensor:
 def _alone(worker: Worker, x: Array) -> Any:
     try:
         return worker.input(x)
-    except RayinfError:
-        raise
-    except Exception as error:
+    except UserCodeError as error:
         raise InputError(
-            f"Task(transform=...) fails on a batch of one row: {type(error).__name__}: {error}.",
+            f"Task(transform=...) fails on a batch of one row: {error.parts[0]}.",
             "keep the batch as the first axis: a batch may hold one row, such as the last.",
         ) from error
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -377,6 +377,7 @@ def _check_full(classes: Classes, counts: Mapping[Any, int], objective: Objectiv
         )
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

@@ -191,7 +191,7 @@ def test_a_lock_needs_a_version(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", ["", 2, 1.0, b"1"])
 def test_versions_that_are_refused(version: Any) -> None:
-    with pytest.raises(rayinf.InputError, match=r"Task\(version=.*is not a name"):
+    with pytest.raises(rayinf.InputError, match=r"Task\(version=.*must be a text that names your code"):
         rayinf.Task(net(), version=version)
 
 

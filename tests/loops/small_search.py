@@ -56,9 +56,11 @@ def scores() -> rayinf.Scores:
 
 def digest(folder: Path) -> str:
     """One hash of all that a run leaves, but for its log."""
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name not in ("log.jsonl", "run.json"))
+    files = sorted(
+        f for f in folder.rglob("*") if f.is_file() and f.name not in ("log.jsonl", "run.json", "manifest.jsonl")
+    )
     run = json.loads((folder / "run.json").read_text())
-    del run["identity"]["fit"]  # which says where a `CountedFit` counts
+    del run["identity"]["fit"], run["checksum"], run["manifests"]  # a `CountedFit` says where it counts
     held = [str(f.relative_to(folder)).encode() + f.read_bytes() for f in files]
     return hashlib.sha256(b"".join([*held, json.dumps(run).encode()])).hexdigest()
 

@@ -30,6 +30,7 @@ from loops.small_search import (
 )
 
 import rayinf
+from rayinf.data.checked_folder import CheckedFolder
 from rayinf.loops.candidates import Outcome
 from rayinf.loops.generations import Generations, Wanted
 from rayinf.pareto.fitness import rank, relative_change
@@ -297,7 +298,7 @@ def test_equal_candidates_are_tried_once(tmp_path):
     """Mutation and crossover off: nothing but elites, copies of them and new ones."""
     plain = Outcome([50, 50], [100, 100], [1.0, 1.0])
     still = rayinf.Search(2, 2, 0, 4, iterations=4, mutation_rate=0.0, crossover_rate=0.0, radius=None)
-    state = Generations(tmp_path, still, Wanted((0,), "direct", 1.0), 2, 0, plain, plain)
+    state = Generations(CheckedFolder(tmp_path, ""), still, Wanted((0,), "direct", 1.0), 2, 0, plain, plain)
     tried = []
 
     def calls(trials):

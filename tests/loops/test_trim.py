@@ -103,7 +103,11 @@ def test_labels_from_numpy() -> None:
     assert held.table.schema.names == ["row_id", "a"]
     assert held.to_numpy().shape == (8, 1)
     assert scored("label", labels=list("aabbccdd")).labels.tolist() == list("aabbccdd")
-    for wrong, message in ((LABELS[:5], "5 labels for 8 rows"), ([0.5] * 8, "no integer"), ([None] * 8, "null")):
+    for wrong, message in (
+        (LABELS[:5], "5 labels for 8 rows"),
+        ([0.5] * 8, "labels must be integers or text"),
+        ([None] * 8, "null"),
+    ):
         with pytest.raises(rayinf.InputError, match=message):
             scored("a", labels=wrong)
     with pytest.raises(rayinf.InputError, match=":label"):

@@ -1,0 +1,85 @@
+"""Time and driver memory a shard, of a training table of very many tiny shards: files of one row, or row groups.
+
+    python tests/benchmarks/shards.py FOLDER [--shards 1200 120000] [--groups]
+
+Each count is a run of `influence` in a process of its own, into FOLDER: seconds and peak memory, the order of the ids,
+and what `verify` says. The memory a shard is the difference of the peaks, divided by that of the counts.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+WIDTH = 3
+
+
+def write(folder: Path, shards: int, groups: bool) -> Path:
+    """The training table; ids are not positions."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(shards, WIDTH)).astype(np.float32)
+    y = (x[:, 0] + rng.normal(size=shards) > 0).astype(np.int64)
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), WIDTH)
+    table = pa.table({"features": flat, "label": y, "row_id": np.arange(shards)[::-1] + 7})
+    where = folder / f"train-{shards}{'-groups' if groups else ''}"
+    if not where.exists():
+        where.mkdir(parents=True)
+        if groups:
+            pq.write_table(table, where / "all.parquet", row_group_size=1)
+        else:
+            for k in range(shards):
+                pq.write_table(table.slice(k, 1), where / f"{k:07d}.parquet", compression="none", use_dictionary=False)
+    return where
+
+
+def job(train: Path, out: Path) -> None:
+    """One run in this process; prints its figures."""
+    import rayinf
+
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(500, WIDTH)).astype(np.float32)
+    valid = (x, (x[:, 0] > 0).astype(np.int64))
+    task = rayinf.logistic_regression(valid, l2=0.1)
+    begin = time.monotonic()
+    scores = rayinf.influence(task, str(train), valid, curvature="ggn", damping=0.1, out=out)
+    seconds = time.monotonic() - begin
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    ids = scores.select(["row_id"])["row_id"].to_numpy()
+    ordered = bool((ids == np.arange(len(ids))[::-1] + 7).all())
+    print(json.dumps({"seconds": seconds, "peak": peak, "ordered": ordered, "verify": rayinf.verify(out).to_text()}))
+
+
+def main() -> None:
+    """All counts."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--shards", type=int, nargs="+", default=[1200, 120_000])
+    parser.add_argument("--groups", action="store_true")
+    parser.add_argument("--job", nargs=2, type=Path)
+    options = parser.parse_args()
+    if options.job:
+        job(*options.job)
+        return
+    found = {}
+    for shards in options.shards:
+        train = write(options.folder, shards, options.groups)
+        command = [sys.executable, __file__, str(options.folder), "--job", str(train), f"{train}-run"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found[shards] = json.loads(done.stdout.splitlines()[-1])
+        print(f"{shards:>8} shards: {found[shards]}", flush=True)
+    few, most = min(found), max(found)
+    if few < most:
+        slope = (found[most]["peak"] - found[few]["peak"]) / (most - few)
+        extra = (found[most]["seconds"] - found[few]["seconds"]) / (most - few)
+        print(f"a shard: {slope:.0f} bytes of peak memory, {1e3 * extra:.2f} ms")
+
+
+if __name__ == "__main__":
+    main()

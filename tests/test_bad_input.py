@@ -225,7 +225,7 @@ def test_a_loss_that_is_not_one_value_a_row(curvature: str, refused: Refused) ->
     for of, parameters in ((None, "all"), (alone, ["0"])):
         if curvature != "ekfac" or parameters == "all":
             mean = task(of, loss=functional.cross_entropy, parameters=parameters)
-            refused("loss returned ()", "4 rows", 'reduction="none"', task=mean, curvature=curvature)
+            refused("returned ()", "4 rows", 'reduction="none"', task=mean, curvature=curvature)
 
 
 def test_a_loss_whose_fisher_has_no_cheap_factor(refused: Refused) -> None:

@@ -12,6 +12,7 @@ import pytest
 from engine import small_job as job
 
 import rayinf
+from rayinf.data.checked_folder import read_lines
 from rayinf.engine import ray_runner, stages
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
@@ -109,7 +110,9 @@ def test_the_driver_of_a_cluster_killed(tables, calm, tmp_path):
     process.kill()
     process.wait()
     assert json.loads((out / "run.json").read_text())["status"] == "running"
-    before = {f: f.stat().st_mtime_ns for f in out.glob("scores/part-*.parquet")}
+    listed = [line.get("file", "") for line in read_lines(out / "manifest.jsonl")]
+    before = {out / name: (out / name).stat().st_mtime_ns for name in listed if "/part-" in name}
+    assert before
     job.run(*tables, out, rayinf.Cluster(workers=2), transform=job.slow)
     assert job.digest(out) == calm
     assert {f: f.stat().st_mtime_ns for f in before} == before  # finished shards were kept, not made again

@@ -143,7 +143,7 @@ def runner(ray_session):
 
     def make(**options):
         task = rayinf.Task(job.model())
-        made.append(RayRunner(_Job(task), rayinf.Cluster(workers=1, **options), None))
+        made.append(RayRunner(_Job(task), rayinf.Cluster(workers=1, **options)))
         return made[-1]
 
     yield make
@@ -405,7 +405,7 @@ def test_the_temporary_folder_of_a_process_that_ends_without_closing(ray_session
         "import rayinf\n"
         "from rayinf.engine.ray_runner import RayRunner\n"
         "job = types.SimpleNamespace(key='k', scored='train', task=types.SimpleNamespace(model=None))\n"
-        "runner = RayRunner(job, rayinf.Cluster(address='auto', workers=1), None)\n"
+        "runner = RayRunner(job, rayinf.Cluster(address='auto', workers=1))\n"
         "runner.store('put', 'a', {'x': np.ones(3)})\n"
         f"print('there', flush=True)\n{end}\n"
     )

@@ -37,3 +37,11 @@ def ray_session():
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_fsync():
+    """A loss of power cannot be tested, and forcing every file to the device takes minutes."""
+    from rayinf.data import disk
+
+    disk._force = lambda path: None

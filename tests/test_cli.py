@@ -232,6 +232,7 @@ class TestProcesses:
         assert len(done.stderr.splitlines()) == 1
         assert "oops is an unknown key" in done.stderr
 
+    @pytest.mark.slow
     def test_workers_on_ray_find_the_task(self, folder: Path) -> None:
         """Its folder is neither the current one nor the script's, which Ray would send by itself."""
         (folder / "mytask.py").write_text(TASK.replace("torch.nn.Linear", "sibling.Linear").replace("torch", "sibling"))

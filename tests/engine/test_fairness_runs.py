@@ -41,6 +41,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.slow
 def test_batches_shards_and_workers(tables: tuple[Path, Path, Path]) -> None:
     train, valid, whole = tables
     truth = values(train, valid).to_numpy()
@@ -166,6 +167,7 @@ def test_tokens_cannot_be_attacked(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.slow
 def test_a_tree_of_influence_values_the_pool(tables: tuple[Path, Path, Path], tmp_path: Path) -> None:
     """By hand: influence of the labelled rows, a tree on their features alone, its predictions on the pool."""
     train, valid, _ = tables

@@ -68,6 +68,7 @@ def test_ray_workers(tables, truth, ray_session, tmp_path, workers):
     assert distance(found.to_numpy(), truth["ekfac"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_ray_serves_every_verb_and_tables_in_memory(ray_session):
     x, y, _, _ = job.arrays(300, 1)
     task, cluster = rayinf.Task(job.model()), rayinf.Cluster(workers=2)
@@ -79,6 +80,7 @@ def test_ray_serves_every_verb_and_tables_in_memory(ray_session):
     )
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_arrives_as_it_was_raised(ray_session):
     x, y, _, _ = job.arrays(300, 1)
     x[17, 3] = np.nan

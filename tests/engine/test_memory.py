@@ -213,6 +213,7 @@ print((peak[0] - base) / columns / sum(p.numel() for p in net.parameters()))
 
 
 @pytest.mark.parametrize(("curvature", "bytes_each"), [("ekfac", 28), ("identity", 36)])
+@pytest.mark.slow
 def test_the_constants_are_those_of_a_run(curvature: str, bytes_each: int) -> None:
     """Peak memory of a run with 60 columns over 100,403 parameters, beyond that of one with a single column."""
     done = subprocess.run(

@@ -66,12 +66,14 @@ def test_errors_come_as_they_were_raised(ray_session, cluster):
         list(side_by_side(refuse, {x: x for x in range(5)}, cluster))
 
 
+@pytest.mark.slow
 def test_an_item_whose_worker_is_killed_is_begun_again(ray_session, tmp_path):
     items = {x: x for x in range(4)}
     assert dict(side_by_side(partial(die_once, tmp_path / "mark"), items, rayinf.Cluster(workers=1))) == items
     assert (tmp_path / "mark").exists()
 
 
+@pytest.mark.slow
 def test_long_items_are_waited_for_and_hopeless_ones_given_up(ray_session, tmp_path):
     ticks = []
     cluster = rayinf.Cluster(workers=1, patience=3.0)
@@ -127,6 +129,7 @@ def test_standing_keeps_the_function_in_this_process():
         assert list(calls({0: 4})) == [(0, (16, 3, os.getpid()))]
 
 
+@pytest.mark.slow
 def test_standing_keeps_workers_and_their_state_over_sets(ray_session):
     with standing(Counting(), rayinf.Cluster(workers=2)) as calls:
         first, second = (dict(calls({k: k for k in range(4)})) for _ in range(2))

@@ -30,6 +30,7 @@ def refused(**given: Any) -> rayinf.RayinfError:
     return caught.value
 
 
+@pytest.mark.slow
 def test_a_transform_that_fails_on_a_worker(ray_session: None) -> None:
     of = task(transform=fails_late)
     there, here = refused(task=of, cluster=WORKERS), refused(task=of)

@@ -100,6 +100,7 @@ def test_a_chunk_that_kills_its_worker_again_and_again_is_named(tables, ray_sess
     assert time.monotonic() - begin < 200
 
 
+@pytest.mark.slow
 def test_a_chunk_slower_than_the_deadline_that_moves_is_not_given_up(tables, ray_session):
     # One chunk takes 8 batches of 1 s, twice the deadline.
     slow = Pausing(1.0, [first_feature(row) for row in range(80, 160, 10)])
@@ -108,6 +109,7 @@ def test_a_chunk_slower_than_the_deadline_that_moves_is_not_given_up(tables, ray
     assert found.table.num_rows == 240
 
 
+@pytest.mark.slow
 def test_a_worker_that_stands_still_is_given_up_and_named(tables, ray_session):
     begin = time.monotonic()
     hanging = Pausing(600.0, [first_feature(80)])
@@ -169,6 +171,7 @@ def test_a_store_that_dies_in_one_call_again_and_again_is_named(runner):
     assert time.monotonic() - begin < 200
 
 
+@pytest.mark.slow
 def test_a_store_that_works_is_waited_for_and_one_that_stands_still_is_not(runner):
     held = runner(patience=3.0)
     assert held.store("tell", work, [], 8.0) == "worked"
@@ -266,6 +269,7 @@ def test_workers_that_a_cluster_lacks_are_refused_within_seconds(tables, ray_ses
     assert time.monotonic() - begin < 30
 
 
+@pytest.mark.slow
 def test_workers_that_wait_for_others_are_told_apart_from_slow_ones(ray_session, monkeypatch):
     from rayinf.engine import ray_cluster
 
@@ -319,6 +323,7 @@ def listening(answer: bytes | None):
     return server
 
 
+@pytest.mark.slow
 def test_an_address_that_nobody_answers_is_refused_within_seconds(tables, monkeypatch, tmp_path):
     web, silent, dead = listening(b"HTTP/1.1 400 Bad Request\r\n\r\n"), listening(None), socket.socket()
     dead.bind(("127.0.0.1", 0))  # bound, and never listened on
@@ -384,6 +389,7 @@ def test_a_live_folder_is_kept_and_a_dead_one_swept(tmp_path, monkeypatch):
     assert {f.name for f in tmp_path.iterdir()} == {own.name, unrelated.name}
 
 
+@pytest.mark.slow
 def test_the_temporary_folder_of_a_store_goes_with_its_run(runner, tmp_path, monkeypatch):
     monkeypatch.setattr(leftovers.tempfile, "gettempdir", lambda: str(tmp_path))
     closed, lost = runner(), runner()
@@ -431,6 +437,7 @@ def _sweep(folder: Path) -> None:
 # Runs that need no Ray, and relative paths.
 
 
+@pytest.mark.slow
 def test_a_relative_out_is_one_folder_and_a_finished_run_starts_no_ray(tables, ray_session, tmp_path, monkeypatch):
     """The workers of the session are in another folder than this process is now."""
     from rayinf.engine import ray_runner

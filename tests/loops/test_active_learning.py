@@ -397,6 +397,7 @@ class TestSideBySide:
         assert small.measures(found) == small.measures(calm)
         assert small.digest(tmp_path / "run") == small.digest(tmp_path / "calm")
 
+    @pytest.mark.slow
     def test_one_trajectory_spreads_its_pool(self, tmp_path: Path, ray_session: None) -> None:
         pq.write_table(as_table(small.POOL[0]), tmp_path / "pool.parquet", row_group_size=40)
         given = {"pool": tmp_path / "pool.parquet", "out": tmp_path / "run"}

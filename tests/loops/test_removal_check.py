@@ -254,6 +254,7 @@ def test_a_folder_of_another_check(task: rayinf.Task, scores: rayinf.Scores, tmp
             rayinf.removal_check(*change, out=tmp_path)
 
 
+@pytest.mark.slow
 def test_on_ray(ray_session: None, network: rayinf.Task, tmp_path: Path) -> None:
     scores = rayinf.influence(network, TRAIN, VALID, "category")
     given = (network, TRAIN, VALID, TEST, scores, SHARE, 2)

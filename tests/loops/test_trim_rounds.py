@@ -252,6 +252,7 @@ def test_a_file_that_is_rewritten_meanwhile(tmp_path: Path) -> None:
         rayinf.trim_rounds(task, path, held)
 
 
+@pytest.mark.slow
 def test_rows_are_valued_on_ray(ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that are left, of a file, reach the workers; and rounds ask for them."""
     (x, y), valid, _ = small()

@@ -62,7 +62,7 @@ def influence(
 
     Returns:
         Scores with `row_id` and the columns, in row order. `metadata["fit"]` has the model's accuracy and mean loss on
-        both tables, and a `FitWarning` says where it is no better than its majority class or than a uniform guess.
+        both tables; a `FitWarning` is given where it does not beat its majority class or a uniform guess.
 
     Raises:
         RayinfError: wrong input (before any work), or a run that cannot go on. `curvature="exact"` of a network that is

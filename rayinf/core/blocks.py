@@ -78,8 +78,8 @@ def find_blocks(model: nn.Module, parameters: str | Sequence[str]) -> tuple[Bloc
             not, and so is the last layer: a model that was frozen after training can be valued by names.
 
     Raises:
-        InputError: a name that is no module, a selection without parameters, frozen parameters alone, no linear layer
-            for "last".
+        InputError: a name that the model does not have, a selection without parameters, frozen parameters alone, no
+            linear layer for "last".
     """
     if isinstance(parameters, str) and parameters in ("all", "supported"):
         blocks = _blocks(model, {n for n, v in model.named_parameters() if v.requires_grad})

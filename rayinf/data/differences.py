@@ -35,7 +35,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     a, b = (json.loads(json.dumps(v, default=str)) for v in (old, new))
     changed = [k for k in [*a, *(k for k in b if k not in a)] if a.get(k) != b.get(k)]
     found = [_difference(key, a.get(key), b.get(key), changed) for key in changed]
-    # An entry that seems to follow from others is shown all the same where there is no other.
+    # An entry that follows from others is left out, unless nothing else would be shown.
     return [text for text in found if text is not None] or [f"{key} differs" for key in changed]
 
 

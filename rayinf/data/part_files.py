@@ -74,7 +74,7 @@ class PartFiles:
         """Names and types of the columns, from the first part.
 
         Raises:
-            InputError: there is no part, or it is damaged.
+            InputError: the run has no parts, or the first one is damaged.
         """
         first = next(self.entries(), None)
         if first is None:

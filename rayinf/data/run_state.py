@@ -164,7 +164,7 @@ def _folder(run: str | Path) -> Path:
     path("run", run)
     folder = absolute(run, "run")
     if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}.", "pass the folder that was given as out=...")
+        raise InputError(f"The folder {folder} does not exist.", "pass the folder that was given as out=...")
     return folder
 
 

@@ -61,11 +61,6 @@ class Shards(Sequence[Shard]):
         """By the numbers."""
         return hash(self._held.tobytes())
 
-    @property
-    def rows(self) -> int:
-        """Rows in all."""
-        return int(self._held["rows"].sum())
-
 
 class ByIndex(Mapping[int, Shard]):
     """Some shards of a table by their index, without a dict of them.
@@ -90,8 +85,3 @@ class ByIndex(Mapping[int, Shard]):
     def __len__(self) -> int:
         """How many are meant."""
         return len(self._keys)
-
-    @property
-    def rows(self) -> int:
-        """Rows of those that are meant."""
-        return sum(self._shards[k].rows for k in self)

@@ -117,7 +117,7 @@ def test_where_there_is_no_run(tmp_path: Path) -> None:
     for look in (rayinf.verify, rayinf.status):
         with pytest.raises(rayinf.InputError, match="holds no run"):
             look(tmp_path)
-        with pytest.raises(rayinf.InputError, match="There is no folder"):
+        with pytest.raises(rayinf.InputError, match="does not exist"):
             look(tmp_path / "nowhere")
 
 

@@ -46,16 +46,21 @@ def power_over(arrays: Sequence[np.ndarray[Any, Any]]) -> float:
 
 def out_of_range(queries: Queries) -> bool:
     """Whether float32 may have lost a query: it is not finite, larger than it should be, or so small as to vanish."""
-    size_q = torch.stack([v.flatten(1).abs().amax(1) for v in queries.values()]).amax(0)
+    size_q = _sizes(queries)
     return not bool(((size_q <= _MOST) & (size_q >= 1 / _MOST)).all())
 
 
 def carried_queries(queries: Queries) -> tuple[Queries, Tensor]:
     """Queries of size 1, and the power of two `[Q]` of each."""
-    size_q = torch.stack([v.flatten(1).abs().amax(1) for v in queries.values()]).amax(0).double()
+    size_q = _sizes(queries).double()
     exponent = torch.frexp(size_q).exponent
     scale_q = torch.where(size_q > 0, torch.ldexp(torch.ones_like(size_q), exponent), 1.0)
     return {k: v / scale_q.view(-1, 1, 1, 1) for k, v in queries.items()}, scale_q
+
+
+def _sizes(queries: Queries) -> Tensor:
+    """The largest magnitude in each query, `[Q]`, without a copy of the queries."""
+    return torch.stack([torch.linalg.vector_norm(v.flatten(1), torch.inf, 1) for v in queries.values()]).amax(0)
 
 
 def solve_eigen(

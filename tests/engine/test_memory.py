@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from data.refusals import TRAIN, VALID, task
 from torch import nn
 
@@ -190,7 +190,7 @@ import sys, threading, time
 import numpy as np, psutil, torch
 import rayinf
 torch.set_num_threads(1)
-columns, rng = 60, np.random.default_rng(0)
+columns, rng = int(sys.argv[2]), np.random.default_rng(0)
 net = torch.nn.Sequential(torch.nn.Linear(1000, 100), torch.nn.Tanh(), torch.nn.Linear(100, 3))
 x = rng.normal(size=(2 * columns, 1000)).astype("f4")
 import pyarrow as pa
@@ -208,16 +208,26 @@ thread.start()
 rayinf.influence(task, few, table, "slice:g", curvature=sys.argv[1], batch_size=16)
 done.append(1)
 thread.join()
-print((peak[0] - base) / columns / sum(p.numel() for p in net.parameters()))
+print((peak[0] - base) / sum(p.numel() for p in net.parameters()))
 """
 
 
 @pytest.mark.parametrize(("curvature", "bytes_each"), [("ekfac", 28), ("identity", 36)])
 @pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is told to give freed arrays back at once")
 def test_the_constants_are_those_of_a_run(curvature: str, bytes_each: int) -> None:
-    """Peak memory of a run with 60 columns over 100,403 parameters, beyond that of one with a single column."""
-    done = subprocess.run(
-        [sys.executable, "-c", _MEASURED, curvature], capture_output=True, text=True, check=True, timeout=300
-    )
-    assert float(done.stdout) == pytest.approx(bytes_each, rel=0.25)
-    assert torch.finfo(torch.float32).bits == 32
+    """Peak memory that 60 more columns take over 100,403 parameters, a parameter and column."""
+    peak = {
+        columns: float(
+            subprocess.run(
+                [sys.executable, "-c", _MEASURED, curvature, str(columns)],
+                env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=300,
+            ).stdout
+        )
+        for columns in (60, 120)
+    }
+    assert (peak[120] - peak[60]) / 60 == pytest.approx(bytes_each, rel=0.1)

@@ -577,7 +577,7 @@ def measured(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
     return float((z.argmax(1) == y).double().mean()), float(cross_entropy(z, y).mean())
 
 
-@pytest.mark.parametrize("verb", ["influence", "influence_measure", "self_influence"])
+@pytest.mark.parametrize("verb", ["influence", "influence_measure", "self_influence", "pairs"])
 def test_fit_quality_is_told(verb: str) -> None:
     x, y, x_valid, y_valid = data()
     given = tables()[:1] if verb == "self_influence" else tables()
@@ -590,6 +590,34 @@ def test_fit_quality_is_told(verb: str) -> None:
         assert fit[name]["mean_loss"] == pytest.approx(loss, rel=1e-9)
         assert fit[name]["rows"] == len(rows[1])
     assert ("valid" in fit) == (len(given) > 1)
+
+
+def test_fit_quality_of_pairs_in_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation rows in several tiles, a run that stops after the first one and goes on, and a finished run."""
+    from rayinf.engine import pipeline, stages
+
+    monkeypatch.setattr(pipeline, "tile_rows", lambda parameters: 30)
+    run = lambda out: rayinf.pairs(rayinf.Task(trained()), *tables(), top=3, out=out)  # noqa: E731
+    whole = run(None)
+    call, done = stages.RowQueries.__call__, 0
+
+    def stops(self: Any, item: Any) -> Any:
+        nonlocal done
+        done += 1
+        if done == 2:
+            raise KeyboardInterrupt
+        return call(self, item)
+
+    monkeypatch.setattr(stages.RowQueries, "__call__", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run")
+    monkeypatch.setattr(stages.RowQueries, "__call__", call)
+    again, finished = run(tmp_path / "run"), run(tmp_path / "run")
+    assert dict(whole.metadata["fit"]) == again.metadata["fit"] == finished.metadata["fit"]
+    assert again.table.equals(whole.table)
+    accuracy, loss = measured(trained(), *data()[2:])
+    assert again.metadata["fit"]["valid"]["accuracy"] == pytest.approx(accuracy)
+    assert again.metadata["fit"]["valid"]["mean_loss"] == pytest.approx(loss)
 
 
 def test_fit_quality_of_a_pool() -> None:

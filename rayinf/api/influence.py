@@ -169,7 +169,7 @@ def pairs(
         precision: as in `influence`.
 
     Returns:
-        Pairs, `2 top` rows for each validation row.
+        Pairs, `2 top` rows for each validation row. `metadata["fit"]` as in `influence`.
 
     Raises:
         InputError: as in `influence`, and `top` under 1.
@@ -183,6 +183,6 @@ def pairs(
     tables = {"train": train, "valid": valid}
     with open_run(Request("pairs", task, tables, (), settings, damping, factors, cluster, out)) as run:
         if run.finished and run.folder is not None:
-            return Pairs.read(run.folder.path, pipeline.metadata(run))
+            return Pairs.read(run.folder.path)
         pipeline.fit_factors(run)
         return pipeline.finish_pairs(run, pipeline.pair_tiles(run))

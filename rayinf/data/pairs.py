@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from rayinf.data.part_files import PartFiles
+from rayinf.data.run_folder import read_record
 
 COLUMNS = ["valid_row_id", "effect", "rank", "row_id", "value"]
 
@@ -32,9 +33,10 @@ class Pairs:
     path: Path | None = None
 
     @classmethod
-    def read(cls, folder: Path, metadata: Mapping[str, Any]) -> Pairs:
+    def read(cls, folder: Path) -> Pairs:
         """The pairs of a finished run."""
-        return cls(PartFiles(folder, "pairs").to_table(COLUMNS), metadata, folder)
+        record = read_record(folder) or {}
+        return cls(PartFiles(folder, "pairs").to_table(COLUMNS), record.get("metadata", {}), folder)
 
     def to_pandas(self) -> pd.DataFrame:
         """A frame of the pairs."""

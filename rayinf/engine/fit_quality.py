@@ -6,6 +6,7 @@ on another scale than in training.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import warnings
@@ -21,11 +22,12 @@ from torch import Tensor
 from rayinf.core.kfac import Sums, add
 from rayinf.data.files import Arrays
 from rayinf.data.labels import Classes, order_warning
-from rayinf.data.run_folder import SCORES
 from rayinf.errors import FitWarning, InputError
 
 # Under this key a shard's table carries the sums over its rows.
 KEY = b"rayinf.fit"
+# And a tile of pairs those over its validation rows.
+VALID_KEY = b"rayinf.fit.valid"
 # Sums over validation rows stand under names that begin so.
 PREFIX = "fit/"
 # Which class is taken for which is counted up to this many classes.
@@ -92,7 +94,10 @@ class FitSums:
 
     def to_json(self) -> bytes:
         """For the metadata of a shard's table."""
-        y, predicted = np.nonzero(self.confusion)
+        counts = None
+        if len(self.confusion):
+            y, predicted = np.nonzero(self.confusion)
+            counts = np.stack([y, predicted, self.confusion[y, predicted]], 1).tolist()
         told = {
             "rows": self.rows,
             "correct": self.correct,
@@ -100,7 +105,7 @@ class FitSums:
             "slope": self.slope,
             "value": self.value,
             "labels": self.labels.tolist(),
-            "confusion": np.stack([y, predicted, self.confusion[y, predicted]], 1).tolist(),
+            "confusion": counts,
         }
         return json.dumps(told).encode()
 
@@ -111,7 +116,9 @@ class FitSums:
         out = cls(len(told["labels"]))
         out.rows, out.correct, out.loss = told["rows"], told["correct"], told["loss"]
         out.slope, out.value, out.labels = told["slope"], told["value"], np.array(told["labels"], np.int64)
-        for y, predicted, count in told["confusion"]:
+        if told["confusion"] is None:
+            out.confusion = np.zeros((0, 0), np.int64)
+        for y, predicted, count in told["confusion"] or ():
             out.confusion[y, predicted] = count
         return out
 
@@ -149,11 +156,11 @@ def of_valid(arrays: Arrays) -> FitSums | None:
     return FitSums(len(labels), int(rows), int(correct), loss, labels=labels)
 
 
-def of_shards(schemas: Iterable[pa.Schema]) -> FitSums | None:
-    """The sums of all shards, in order; None where they have none."""
+def of_shards(schemas: Iterable[pa.Schema], key: bytes = KEY) -> FitSums | None:
+    """The sums of all shards, in order; None where one has none."""
     total: FitSums | None = None
     for schema in schemas:
-        held = (schema.metadata or {}).get(KEY)
+        held = (schema.metadata or {}).get(key)
         if held is None:
             return None
         found = FitSums.from_json(held)
@@ -161,12 +168,17 @@ def of_shards(schemas: Iterable[pa.Schema]) -> FitSums | None:
     return total
 
 
-def fit_quality(run: Any, tables: list[pa.Table]) -> dict[str, Any]:
+def merge_fits(held: Iterable[bytes]) -> bytes:
+    """The sums of several `to_json`, in order, of one at least."""
+    return functools.reduce(FitSums.merge, map(FitSums.from_json, held)).to_json()
+
+
+def fit_quality(run: Any, found: Mapping[str, FitSums | None]) -> dict[str, Any]:
     """`{"fit": ...}` for a run's metadata, with a warning where the model does not fit.
 
     Args:
         run: open, whose rows all have their values.
-        tables: of the shards, or nothing where they are in the folder.
+        found: sums by table, None where no pass over its rows was made.
 
     Returns:
         For "train" and "valid", where a pass over them was made: `rows`, `accuracy`, `mean_loss`; and `warnings`.
@@ -174,16 +186,7 @@ def fit_quality(run: Any, tables: list[pa.Table]) -> dict[str, Any]:
     Raises:
         InputError: no row's loss has a slope, or no row has a value: all of them are 0.
     """
-    place = run.place(SCORES)
-    shards = run.job.tables[run.job.scored].shards
-    schemas = (t.schema for t in tables) if place is None else (place.schema(s.index) for s in shards)
     settings = run.job.settings
-    found = {"train": of_shards(schemas) if run.job.scored == "train" else None}
-    # isal values by the labelled rows themselves.
-    name = "train" if settings.strategy == "isal" else "valid"
-    found[name] = (
-        run.runner.store("tell", of_valid, ["solved"]) if run.runner.store("has", "solved") else found.get(name)
-    )
     known = {name: sums for name, sums in found.items() if sums is not None and sums.rows}
     if not known:
         return {}

@@ -20,14 +20,14 @@ from rayinf.data.shards import ByIndex, Shard
 from rayinf.data.tables import files_of
 from rayinf.engine import curvature as curv
 from rayinf.engine import stages
-from rayinf.engine.fit_quality import fit_quality
+from rayinf.engine.fit_quality import KEY, VALID_KEY, FitSums, fit_quality, merge_fits, of_shards, of_valid
 from rayinf.engine.identity import factors_told, provenance
 from rayinf.engine.job import Chunk
 from rayinf.engine.memory import tile_rows
 from rayinf.engine.minimum import check_minimum
 from rayinf.engine.run import MEANINGS, SIGN, UNIT, UNSIGNED, Run
 from rayinf.errors import InputError
-from rayinf.select.top_rows import merge_all
+from rayinf.select.top_rows import TopRows, merge_all
 
 # Settings of some verbs alone, told where they were asked for.
 _ASKED = ("rank", "subsample", "strategy", "aggregate", "samples")
@@ -136,12 +136,15 @@ def pair_tiles(run: Run) -> list[pa.Table]:
             if run.folder is not None and run.folder.files.is_sound(name, pairs):
                 advance(rows)
                 continue
-            parts = []
-            for key, part in run.runner.map(stages.Pairs, _tile_queries(run, k, tile), shards, names=[]):
-                parts.append(part)
+            parts: dict[int, tuple[TopRows, bytes]] = {}
+            queries, valid = _tile_queries(run, k, tile)
+            for key, part in run.runner.map(stages.Pairs, queries, shards, names=[]):
+                parts[key] = part
                 advance(shards[key].rows)
-            best = merge_all(parts)
+            best = merge_all([parts[key][0] for key in sorted(parts)])
+            train = merge_fits(parts[key][1] for key in sorted(parts))
             table = pair_table(_tile_ids(run, tile), best.helps, best.harms)
+            table = table.replace_schema_metadata({KEY: train, VALID_KEY: valid})
             if run.folder is None:
                 found.append(table)
             else:
@@ -159,8 +162,8 @@ def _tiles(run: Run) -> list[Chunk]:
     ]
 
 
-def _tile_queries(run: Run, k: int, tile: Chunk) -> Any:
-    """Preconditioned gradients of a tile's rows; those of the last tile are removed."""
+def _tile_queries(run: Run, k: int, tile: Chunk) -> tuple[Any, bytes]:
+    """Preconditioned gradients of a tile's rows, and how well the model fits them. Those of the last tile go."""
     store = run.runner.store
     if k:
         store("drop", f"tile-{k - 1}")
@@ -170,8 +173,9 @@ def _tile_queries(run: Run, k: int, tile: Chunk) -> Any:
     source = _solve_source(run)
     out = run.runner.publish("derive", f"tile-{k}", curv.precondition_rows, [name, source], run.solver)
     store("has", f"tile-{k}")
+    valid = store("tell", of_valid, [name]).to_json()
     store("drop", name)
-    return out
+    return out, valid
 
 
 def _tile_ids(run: Run, tile: Chunk) -> pa.Array:
@@ -236,7 +240,7 @@ def collect(
 def finish(run: Run, tables: list[pa.Table], extra: dict[str, Any]) -> Scores:
     """Mark the run as finished, and open its scores."""
     run.check_unchanged()
-    meta = {**metadata(run), **extra, **fit_quality(run, tables)}
+    meta = {**metadata(run), **extra, **fit_quality(run, _fit_of_scores(run, tables))}
     if run.folder is None:
         return Scores(pa.concat_tables(tables), {**meta, "seconds": dict(run.seconds)})
     _close_folder(run, meta)
@@ -246,10 +250,27 @@ def finish(run: Run, tables: list[pa.Table], extra: dict[str, Any]) -> Scores:
 def finish_pairs(run: Run, tables: list[pa.Table]) -> Pairs:
     """Mark the run as finished, and open its pairs."""
     run.check_unchanged()
+    place = run.place("pairs")
+    schemas = [t.schema for t in tables] if place is None else [place.schema(k) for k in range(len(_tiles(run)))]
+    known = {"train": of_shards(schemas[:1]), "valid": of_shards(schemas, VALID_KEY)}
+    meta = {**metadata(run), **fit_quality(run, known)}
     if run.folder is None:
-        return Pairs(pa.concat_tables(tables), metadata(run))
-    _close_folder(run, metadata(run))
-    return Pairs.read(run.folder.path, metadata(run))
+        return Pairs(pa.concat_tables([t.replace_schema_metadata(None) for t in tables]), meta)
+    _close_folder(run, meta)
+    return Pairs.read(run.folder.path)
+
+
+def _fit_of_scores(run: Run, tables: list[pa.Table]) -> dict[str, FitSums | None]:
+    """How well the model fits the rows that a run has passed over, by table."""
+    place = run.place(SCORES)
+    shards = run.job.tables[run.job.scored].shards
+    schemas = (t.schema for t in tables) if place is None else (place.schema(s.index) for s in shards)
+    found = {"train": of_shards(schemas) if run.job.scored == "train" else None}
+    if run.runner.store("has", "solved"):
+        # isal values by the labelled rows themselves.
+        name = "train" if run.job.settings.strategy == "isal" else "valid"
+        found[name] = run.runner.store("tell", of_valid, ["solved"])
+    return found
 
 
 def _close_folder(run: Run, meta: dict[str, Any]) -> None:

@@ -312,20 +312,25 @@ class SelfScore(Scoring):
 class Pairs(Score):
     """Shard -> for each query of a tile, the `top` rows of largest and of smallest value, with their ids."""
 
-    def __call__(self, item: Shard) -> TopRows:
-        """Candidates of a shard."""
+    def __call__(self, item: Shard) -> tuple[TopRows, bytes]:
+        """Candidates of a shard, and how well the model fits its rows."""
         top = self.worker.job.settings.top
         parts = []
+        self.fit = FitSums(len(self.worker.job.classes.labels))
         for ready, values in self.rows(item):
             array = values.cpu().numpy()
             check_finite(array, ready.raw, self.worker.job.tables["train"].name)
             ids = ready.raw.ids.to_numpy(zero_copy_only=False)
+            self.fit.value = max(self.fit.value, float(np.abs(array).max(initial=0.0)))
             parts.append(TopRows.of(array.T, ids, ready.raw.start, top))
-        return merge_all(parts)
+        return merge_all(parts), self.fit.to_json()
 
 
 class RowQueries:
-    """Chunk of validation rows -> each row's own gradient, `V/<block>` `[rows, r, o, i]`: queries of `pairs`."""
+    """Chunk of validation rows -> each row's own gradient, `V/<block>` `[rows, r, o, i]`: queries of `pairs`.
+
+    Beside them, how well the model fits these rows (`add_valid`).
+    """
 
     def __init__(self, worker: Worker, arrays: Arrays) -> None:
         self.worker = worker
@@ -334,14 +339,19 @@ class RowQueries:
         """Gradients of a tile of rows; as many rows are held as the tile has."""
         w = self.worker
         parts: list[Tensor] = []
+        fit: Sums = {}
         for shard in item.shards:
             for ready in w.read("valid", shard, w.rows_a_batch(1)):
                 with w.tape(ready.x) as taped:
-                    _, gradient = fisher.loss_gradient(w.loss, taped.logits, ready.y)
+                    losses, gradient = fisher.loss_gradient(w.loss, taped.logits, ready.y)
+                    add_valid(fit, taped.logits.detach(), ready.y, losses)
                     cotangent, scale_b1 = fisher.carried(gradient, w.dtype)
                     parts.append(dense_rows(taped, cotangent).double() * scale_b1)
         queries = split_blocks(torch.cat(parts), w.blocks)
-        return {f"V/{k}": v.cpu().numpy() for k, v in queries.items()}
+        return {
+            **{f"V/{k}": v.cpu().numpy() for k, v in queries.items()},
+            **{k: v.cpu().numpy() for k, v in fit.items()},
+        }
 
 
 def is_head(taped: Taped) -> bool:

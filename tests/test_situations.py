@@ -804,6 +804,16 @@ def test_labels_from_1_whose_highest_class_is_missing(names: list[Any]) -> None:
     assert far(found, rayinf.influence(rayinf.Task(model), plain, plain, curvature="identity").to_numpy()) == 0
 
 
+def test_labels_from_1_of_a_model_that_knows_nothing() -> None:
+    """1 and 2 of three logits, and a model that is right on as many rows either way: both readings are named."""
+    _, _, y = linear(3)
+    _, table = labelled([1, 2, 3], 3, y < 2)
+    torch.manual_seed(5)
+    net = nn.Linear(len(table["features"][0]), 3)
+    with pytest.raises(InputError, match=r"does not decide it.*classes=\[1, 2, 3\]\), or Task\(classes=\[0, 1, 2\]\)"):
+        rayinf.influence(rayinf.Task(net), table, table, curvature="identity")
+
+
 def test_labels_from_1_whose_lowest_class_is_missing_are_logits() -> None:
     """1 and 2 of 0, 1, 2 name their logits, and the model says so."""
     _, _, y = linear(3)

@@ -116,10 +116,18 @@ def check_order(classes: Classes, halves: Sequence[Array]) -> None:
     order = _named(classes, _best(total) if not shifted else (np.arange(len(total)) - 1) % len(total), total)
     if shifted:
         best = shifted / rows
+    mend = f"name the label of every logit in the order of training: Task(classes=[{', '.join(map(repr, order))}])."
+    if shifted and best - assumed <= margin:
+        raise InputError(
+            f"No row has the label {classes.labels[0]!r}, so {order[0]!r} may name the first logit or the "
+            f"second: the model is right on {best:.1%} or on {assumed:.1%} of {rows:,} training rows, which does not "
+            "decide it.",
+            mend.removesuffix(".") + f", or Task(classes=[{', '.join(map(repr, classes.labels))}]).",
+        )
     raise InputError(
         f"The labels are not in the order of the model's logits: taken as {_listed(classes.labels)}, the model is "
         f"right on {assumed:.1%} of {rows:,} training rows; in the order {_listed(order)} it would be on {best:.1%}.",
-        f"name the label of every logit in the order of training: Task(classes=[{', '.join(map(repr, order))}]).",
+        mend,
     )
 
 

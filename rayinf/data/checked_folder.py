@@ -26,6 +26,7 @@ from rayinf.data.files import (
     write_part,
     write_whole,
 )
+from rayinf.data.numbered import Numbered
 
 MANIFEST = "manifest.jsonl"
 _SHA, _NUMBER = 32, 8
@@ -66,7 +67,7 @@ class CheckedFolder:
     def __init__(self, path: Path, owner: str) -> None:
         self.path, self._owner = path, owner
         # Packed, since a run may have 100,000 files and more: SHA-256, bytes, rows, and whether the file was checked.
-        self._held: dict[str, bytes] = {}
+        self._held = Numbered(_SHA + 2 * _NUMBER + len(_CHECKED))
         self._gone: set[str] = set()
         self._begun = False
         self._whole_lines = False
@@ -99,9 +100,9 @@ class CheckedFolder:
         size, rows = (int.from_bytes(held[at : at + _NUMBER], "little") for at in (_SHA, _SHA + _NUMBER))
         return Entry(name, size, held[:_SHA], rows)
 
-    def names(self) -> list[str]:
-        """Of all files that are listed."""
-        return list(self._held)
+    def names(self) -> Iterator[str]:
+        """Of all files that are listed, in order, numbers by their value."""
+        return iter(self._held)
 
     def add(self, entry: Entry) -> None:
         """List a file that is whole.
@@ -184,16 +185,13 @@ class CheckedFolder:
             self._hold(entry)
         return self.is_sound(name)
 
-    def close(self, order: Iterable[str]) -> str:
-        """Write the manifest anew, its lines in order; files that are not in it are no part of the folder any more.
-
-        Args:
-            order: names of listed files.
+    def close(self) -> str:
+        """Write the manifest anew, its lines in the order of `names`.
 
         Returns:
             The manifest's own SHA-256.
         """
-        self._rewrite(entry.to_line() for name in order if (entry := self.entry(name)) is not None)
+        self._rewrite(entry.to_line() for name in self._held if (entry := self.entry(name)) is not None)
         return file_sha256(self.path / MANIFEST)[1].hex()
 
     def _rewrite(self, lines: Iterable[bytes]) -> None:

@@ -118,9 +118,14 @@ def file_sha256(path: Path) -> tuple[int, bytes]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON, whole."""
-    text = json.dumps(value, indent=2, default=str) + "\n"
-    write_whole(path, lambda p: p.write_text(text))
+    """Write JSON, whole, a piece of its text at a time."""
+
+    def write(held: Path) -> None:
+        with held.open("w") as file:
+            file.writelines(json.JSONEncoder(indent=2, default=str).iterencode(value))
+            file.write("\n")
+
+    write_whole(path, write)
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,7 +143,10 @@ def unsealed(held: Any) -> dict[str, Any] | None:
 
 
 def _digest(plain: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for text in json.JSONEncoder(sort_keys=True).iterencode(plain):  # run.json names every file of the training table
+        digest.update(text.encode())
+    return digest.hexdigest()
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:

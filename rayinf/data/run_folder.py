@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -109,15 +108,14 @@ class RunFolder:
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Mark the run as finished: manifests in order, then `run.json`, which vouches for them."""
-        self.files.close(sorted(self.files.names(), key=in_order))
+        self.files.close()
         manifests = {m.relative_to(self.path).as_posix(): file_sha256(m)[1].hex() for m in self._manifests()}
         write_json(self.path / RECORD, sealed({**record, "status": FINISHED, "manifests": manifests}))
 
     def clear(self, folder: str) -> None:
         """Remove a folder of files that are not needed any more."""
-        for name in self.files.names():
-            if name.startswith(f"{folder}/"):
-                self.files.remove(name)
+        for name in [n for n in self.files.names() if n.startswith(f"{folder}/")]:
+            self.files.remove(name)
         try_to_remove(self.path / folder)
 
     def release(self) -> None:
@@ -207,15 +205,10 @@ def damage(folder: Path, held: Mapping[str, Any]) -> list[str]:
             found.append(f"{name} is missing, or differs from what run.json says.")
             continue
         inner = CheckedFolder(file.parent, owner_of(held))
-        found += [f"{file.parent / n} is damaged." for n in inner.names() if not inner.is_sound(n)]
+        found += [f"{file.parent / n} is damaged." for n in list(inner.names()) if not inner.is_sound(n)]
     return found
 
 
 def part_name(folder: str, index: int) -> str:
-    """The file of a shard's part, in a folder of the run's. From 100,000 on names are longer: `in_order` sorts them."""
+    """The file of a shard's part. From 100,000 on names are longer: they sort by the number."""
     return f"{folder}/part-{index:05d}.parquet"
-
-
-def in_order(name: str) -> list[str | int]:
-    """A key that sorts numbers within names as numbers."""
-    return [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", name)]

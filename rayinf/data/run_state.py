@@ -19,7 +19,7 @@ from rayinf.data.files import file_sha256
 from rayinf.data.lease import holder
 from rayinf.data.out_folder import absolute
 from rayinf.data.part_files import PartFiles
-from rayinf.data.run_folder import FINISHED, LOG, SCORES, in_order, owner_of, read_record
+from rayinf.data.run_folder import FINISHED, LOG, SCORES, owner_of, read_record
 from rayinf.data.scan import repeated_ids
 from rayinf.data.scores import to_numpy
 from rayinf.errors import InputError
@@ -175,15 +175,16 @@ def _check_files(run: Path, folder: Path, owner: str) -> tuple[int, list[str]]:
     if header.get("owner") != owner:
         return 0, [f"{inside / MANIFEST} belongs to another run, or is damaged."]
     files = CheckedFolder(folder, owner)
-    problems, listed = [], set(files.names())
-    for name in sorted(listed, key=in_order):
+    problems, count = [], 0
+    for name in files.names():
+        count += 1
         entry = files.entry(name)
         wrong = differs(folder, entry) if isinstance(entry, Entry) else None
         if wrong is not None:
             problems.append(f"{inside / name} {wrong}.")
-    strays = [p for d in (SCORES, _PAIRS) for p in (folder / d).glob("*") if f"{d}/{p.name}" not in listed]
+    strays = [p for d in (SCORES, _PAIRS) for p in (folder / d).glob("*") if files.entry(f"{d}/{p.name}") is None]
     problems += [f"{(inside / p.relative_to(folder))} is not in the manifest: it is not read." for p in strays]
-    return len(listed), problems
+    return count, problems
 
 
 def _check_rows(folder: Path, record: dict[str, Any]) -> Iterator[str]:

@@ -25,12 +25,14 @@ class Shards(Sequence[Shard]):
     """Shards in order. Held as numbers, 40 bytes each; a `Shard` is made when it is asked for."""
 
     def __init__(self, shards: Iterable[Shard]) -> None:
-        """Hold the shards of a table, of any length; they are taken one by one."""
-        files: dict[str, int] = {}
+        """Hold the shards of a table, of any length; they are taken one by one. Those of one file stand together."""
+        files: list[str] = []
 
         def numbers() -> Iterator[tuple[int, ...]]:
             for s in shards:
-                yield s.index, s.start, s.rows, files.setdefault(s.file, len(files)), s.group, s.offset
+                if not files or files[-1] != s.file:
+                    files.append(s.file)
+                yield s.index, s.start, s.rows, len(files) - 1, s.group, s.offset
 
         kind = np.dtype([(n, np.int64) for n in ("index", "start", "rows", "file", "group", "offset")])
         self._held: np.ndarray[Any, Any] = np.fromiter(numbers(), kind)

@@ -62,8 +62,8 @@ def find(paths: Sequence[str], name: str) -> Source:
     if any(not s.filesystem.equals(filesystem) for s in found):
         raise InputError(f"{name} lies on several file systems.", "pass paths of one of them.")
     files = tuple(f for s in found for f in s.files)
-    twice = [f for f, times in Counter(files).items() if times > 1]
-    if twice:
+    if len(set(files)) < len(files):
+        twice = [f for f, times in Counter(files).items() if times > 1]
         raise InputError(f"{name} names the file {twice[0]} {files.count(twice[0])} times.", "name every file once.")
     return Source(filesystem, files, tuple(r for s in found for r in s.roots))
 

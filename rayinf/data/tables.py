@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+from array import array
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -267,27 +269,28 @@ def files_of(table: Table) -> list[str]:
 
 def _parquet(paths: Sequence[str], name: str) -> ParquetTable:
     source = find(paths, name)
-    groups: list[Array] = []
+    groups, counted_groups = array("q"), array("q")
     stats, indexes, size, schema = hashlib.sha256(), [], 0, None
     with ThreadPoolExecutor(_READERS) as pool:
         for file, footer in zip(source.files, _footers(pool, source), strict=True):
             schema = schema or footer.schema
             if not footer.schema.equals(schema):
                 raise _unequal(file, source.files[0], schema, footer.schema)
-            groups.append(footer.groups)
+            groups.extend(footer.groups)
+            counted_groups.append(len(footer.groups))
             indexes.append(footer.index)
             stats.update(repr((file, footer.stat)).encode())
             size += footer.size
     assert schema is not None
-    rows = sum(int(g.sum()) for g in groups)
+    rows = sum(groups)
     read_rows = _power_of_two(READ_BYTES * max(rows, 1) // max(size, 1))
-    shards = Shards(_shards(source.files, groups, read_rows * READS_PER_SHARD))
+    shards = Shards(_shards(source.files, groups, counted_groups, read_rows * READS_PER_SHARD))
     index = joined(indexes)
     counts: dict[str, dict[str, tuple[int, int, int]]] = {}
-    firsts = np.cumsum([0, *(int(g.sum()) for g in groups)]).tolist() if index and index.counts else []
+    firsts = _first_rows(groups, counted_groups) if index and index.counts else []
     for k, (column, _, _) in enumerate(index.counts if index else ()):
         own = [i.counts[k][1:] if i and i.counts else (0, 1) for i in indexes]
-        counts[column] = {f: (first, *o) for f, first, o in zip(source.files, firsts[:-1], own, strict=True)}
+        counts[column] = {f: (first, *o) for f, first, o in zip(source.files, firsts, own, strict=True)}
     schema = mark(pa.schema([f.with_type(plain_type(f.type)) for f in schema]), index)
     return ParquetTable(name, source, shards, schema, stats.hexdigest(), read_rows, counts)
 
@@ -303,17 +306,28 @@ def _footers(pool: ThreadPoolExecutor, source: Source) -> Iterator[_Footer]:
         yield ahead.popleft().result()
 
 
-def _shards(files: Sequence[str], groups: Sequence[Array], most: int) -> Iterator[Shard]:
+def _first_rows(groups: Iterable[int], counts: Iterable[int]) -> list[int]:
+    """The first row of every file."""
+    found, start, rows = [], 0, iter(groups)
+    for count in counts:
+        found.append(start)
+        start += sum(itertools.islice(rows, count))
+    return found
+
+
+def _shards(files: Sequence[str], groups: Iterable[int], counts: Iterable[int], most: int) -> Iterator[Shard]:
     """A shard a row group; large row groups are cut.
 
     Args:
         files: in order.
-        groups: rows of the row groups of each file.
+        groups: rows of the row groups of all files.
+        counts: row groups of each file.
         most: rows of a shard.
     """
     count = start = 0
-    for file, held in zip(files, groups, strict=True):
-        for group, rows in enumerate(held.tolist()):
+    held = iter(groups)
+    for file, several in zip(files, counts, strict=True):
+        for group, rows in enumerate(itertools.islice(held, several)):
             for offset in range(0, rows, most):
                 shard = Shard(count, start, min(most, rows - offset), file, group, offset)
                 count, start = count + 1, start + shard.rows
@@ -346,7 +360,7 @@ def _power_of_two(rows: int) -> int:
 class _Footer:
     """What a file says of itself."""
 
-    groups: Array
+    groups: list[int]
     size: int
     schema: pa.Schema
     stat: tuple[Any, ...]
@@ -361,7 +375,7 @@ def _footer(filesystem: pafs.FileSystem, file: str) -> _Footer:
             schema, rows = opened.schema_arrow, opened.metadata.num_rows
             index = read_index(schema, rows)
             found = [opened.metadata.row_group(g) for g in range(opened.metadata.num_row_groups)]
-            groups, size = np.array([g.num_rows for g in found], np.int64), sum(g.total_byte_size for g in found)
+            groups, size = [g.num_rows for g in found], sum(g.total_byte_size for g in found)
             return _Footer(groups, size, schema.remove_metadata(), (info.size, info.mtime_ns), index)
     except UNREADABLE as error:
         raise corrupt(file, "footer", error, _ends(filesystem, file)) from error

@@ -108,8 +108,8 @@ class FactorStore:
         if self._folder is None:
             return
         try_to_remove(self._folder.path / _PARTIAL)  # empty folders
-        if self._folder.names():
-            self._folder.close(sorted(self._folder.names()))
+        if any(self._folder.names()):
+            self._folder.close()
 
     def has(self, name: str) -> bool:
         """Whether an artefact is there and whole."""

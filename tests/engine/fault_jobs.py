@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from engine import small_job
 
 import rayinf
@@ -104,7 +105,9 @@ def pareto_reweight(tables: Tables, out: Path, **more: Any) -> None:
 
 
 def reweight_lp(tables: Tables, out: Path, **more: Any) -> None:
-    rayinf.reweight_lp(by_class(tables), [0], alpha=0.5, slack="scaled", out=out / "weights.parquet")
+    values = np.random.default_rng(0).normal(0.1, 1, (3000, 3))  # of some pages, so that a small disk is full
+    scores = rayinf.Scores.from_numpy(values, ["category_0", "category_1", "category_2"])
+    rayinf.reweight_lp(scores, [0], alpha=0.5, slack="scaled", out=out / "weights.parquet")
 
 
 def trim_stream(tables: Tables, out: Path, **more: Any) -> None:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import ray
 import torch
 
+from rayinf.engine import ray_token
 from rayinf.engine.curvature import MOST_THREADS
 from rayinf.engine.factors import FactorStore
 from rayinf.engine.job import Chunk, Cluster, Job
@@ -213,7 +214,7 @@ class RayRunner:
         self._clean()
         if self._started:
             self._started = False
-            ray.shutdown()
+            ray_token.stop()
 
     def _connect(self) -> None:
         if not self._connected:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -101,19 +98,6 @@ def make_runner(job: Job, cluster: Cluster | None) -> Runner:
     """A runner for a cluster, or for this process. Ray is imported in the first case alone."""
     if cluster is None:
         return LocalRunner(job)
-    if cluster.address is None:
-        guard_local_ray()
     from rayinf.engine.ray_runner import RayRunner
 
     return RayRunner(job, cluster)
-
-
-def guard_local_ray() -> None:
-    """Guard a local Ray, whose sockets listen on all interfaces, with a token that lives in this process alone.
-
-    Without this Ray 2.60 writes a token file into the home folder. Ray reads these when it is imported, so where a
-    program has imported it already, its own settings stand.
-    """
-    if "ray" not in sys.modules and not any(name.startswith("RAY_AUTH_") for name in os.environ):
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

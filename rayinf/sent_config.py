@@ -33,6 +33,8 @@ _SHOWN = 3
 _SECRET = re.compile(
     r"://[^/\s@]*:[^/\s@]*@|[?&;](?:sig|signature|[\w-]*(?:token|secret|password|key))=", re.IGNORECASE
 )
+# Keys of a runtime_env that may name a file of packages.
+_LISTS = ("pip", "uv", "conda")
 _KEEP_OUT = (
     "give it to the machines of the cluster instead (a role of theirs, or an environment variable that they are "
     "started with)."
@@ -197,6 +199,10 @@ def _check_environment(env: Mapping[str, Any]) -> None:
             f"runtime_env cannot be sent: {error}.", 'pass plain values, such as {"pip": ["transformers"]}.'
         ) from error
     _check_secrets("runtime_env", env)
+    for key in _LISTS:
+        file = env.get(key)
+        if isinstance(file, str) and Path(file).is_file():  # Ray's client reads it, and sends what it holds
+            _check_secrets(f"runtime_env.{key}", Path(file).read_text(errors="replace"))
 
 
 def _check_secrets(key: str, value: Any) -> None:

@@ -44,6 +44,11 @@ def connected() -> Generator[None]:
             ray_token.stop()
 
 
+def owns_ray() -> bool:
+    """Whether an open `connected` context started the Ray of this process."""
+    return _Session.owns
+
+
 def connect(cluster: Cluster, workers: int, model_bytes: int = 0) -> bool:
     """Start or join Ray.
 

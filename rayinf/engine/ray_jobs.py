@@ -206,10 +206,8 @@ class JobServer:
         kind, said = type(error).__name__, _first_line(str(error))
         if kind == "AuthenticationError":
             return InputError(f"{self.address} cannot be joined: {ray_token.refused()}.", ray_token.GIVE)
-        if isinstance(error, OSError):  # requests' own errors are of this kind too
+        if isinstance(error, OSError | ValueError) or "404" in said:  # requests' own errors are of these kinds too
             return InputError(f"No Ray answers at {self.address} ({_why(error)}).", _START)
-        if isinstance(error, ValueError) or "404" in said:
-            return InputError(f"No Ray job server answers at {self.address}: something else listens there.", _START)
         return InputError(
             f"The job server at {self.address} refuses: {said}.", "look at the head's dashboard and logs."
         )
@@ -307,25 +305,23 @@ def _without(names: tuple[str, ...]) -> Generator[None]:
         os.environ.update(before)
 
 
-def _why(error: OSError) -> str:
+def _why(error: Exception) -> str:
     """The system's word for a failed connection, which requests buries under its own."""
     inner: BaseException | None = error
-    texts = []
+    said, texts = "", []
     while inner is not None:
         texts.append(str(inner))
+        if isinstance(inner, OSError) and inner.errno is not None and inner.strerror:
+            said = str(inner.strerror)
         inner = inner.__cause__ or inner.__context__
     text = " ".join(texts)
-    for known, said in (
-        ("timed out", f"no answer in {_TIMEOUTS[0]:.0f} to {_TIMEOUTS[1]:.0f} s"),
-        ("Connection refused", "Connection refused"),
-        ("resol", "the name is not known"),
-        ("Name or service", "the name is not known"),
-        ("CERTIFICATE", "its certificate is not trusted"),
-        ("SSL", "it does not speak https"),
-    ):
-        if known in text:
-            return said
-    return _first_line(texts[-1]) or type(error).__name__
+    if "CERTIFICATE" in text:
+        return "its certificate is not trusted"
+    if "SSL" in text:
+        return "it does not speak https"
+    if "timed out" in text:
+        return f"no answer in {_TIMEOUTS[0]:.0f} to {_TIMEOUTS[1]:.0f} s"
+    return _first_line(said) or "something else listens there"
 
 
 def _word(value: Any) -> str:

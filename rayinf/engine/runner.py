@@ -43,6 +43,10 @@ class Runner(Protocol):
         """Call the store of factors; a handle of its arrays, to pass on to `map` and `fold`."""
         ...
 
+    def count(self, name: str, value: float, verb: str, stage: str) -> None:
+        """Tell the cluster's metrics of rows, shards, bytes or seconds; see `ray_metrics`."""
+        ...
+
     def close(self) -> None:
         """Let the workers go."""
         ...
@@ -89,6 +93,9 @@ class LocalRunner:
         return getattr(self._store, method)(*args)
 
     publish = store
+
+    def count(self, name: str, value: float, verb: str, stage: str) -> None:
+        """There is no cluster that collects metrics."""
 
     def close(self) -> None:
         """Nothing to let go."""

@@ -11,7 +11,6 @@ import ast
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +21,13 @@ import yaml
 from rayinf.config import PATHS
 from rayinf.engine.own_modules import follow
 from rayinf.engine.source import canonical
-from rayinf.errors import InputError
+from rayinf.errors import InputError, redacted
 from rayinf.keys import VERBS
 
 CONFIG = "config.yaml"
 # Code is small: more than this is data that was imported by mistake.
 _MOST_BYTES = 20 << 20
 _SHOWN = 3
-# Of a URI or a package index: user:password@, or a signature or key in its query.
-_SECRET = re.compile(
-    r"://[^/\s@]*:[^/\s@]*@|[?&;](?:sig|signature|[\w-]*(?:token|secret|password|key))=", re.IGNORECASE
-)
 # Keys of a runtime_env that may name a file of packages.
 _LISTS = ("pip", "uv", "conda")
 _KEEP_OUT = (
@@ -208,7 +203,7 @@ def _check_environment(env: Mapping[str, Any]) -> None:
 def _check_secrets(key: str, value: Any) -> None:
     """Refuse passwords in URIs. The value is never shown."""
     for name, text in _texts(key, value):
-        if _SECRET.search(text):
+        if redacted(text) != text:
             raise InputError(
                 f"{name} holds a password or a key, and everyone who sees the cluster's dashboard could read it.",
                 _KEEP_OUT,

@@ -206,6 +206,8 @@ class JobServer:
         kind, said = type(error).__name__, _first_line(str(error))
         if kind == "AuthenticationError":
             return InputError(f"{self.address} cannot be joined: {ray_token.refused()}.", ray_token.GIVE)
+        if kind == "HTTPError":
+            return InputError(f"{self.address} answers with an error: {said}.", _START)
         if isinstance(error, OSError | ValueError) or "404" in said:  # requests' own errors are of these kinds too
             return InputError(f"No Ray answers at {self.address} ({_why(error)}).", _START)
         return InputError(

@@ -35,7 +35,7 @@ from rayinf.engine.label_order import check_labels
 from rayinf.engine.memory import available, check_fits, check_memory
 from rayinf.engine.probe import Probe, probe
 from rayinf.engine.runner import LocalRunner, Runner, make_runner
-from rayinf.errors import InputError, RunError
+from rayinf.errors import InputError, RunError, redacted
 from rayinf.task import Task
 
 # What the partial sums of one stage may take on disk fixes how many there are.
@@ -120,7 +120,7 @@ class Run:
         """Stop the workers, give the folder free; log what stopped the run, if something did."""
         try:
             if error is not None and not self.finished:
-                self.log("stopped", error=f"{kind.__name__ if kind else ''}: {error}")
+                self.log("stopped", error=redacted(f"{kind.__name__ if kind else ''}: {error}"))
             self.runner.close()
         finally:
             if self.folder is not None:

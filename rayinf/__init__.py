@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from rayinf.loops.trim_rounds import TrimRounds, trim_rounds
     from rayinf.loops.trim_stream import TrimmedBatch, trim_stream
     from rayinf.select.tree import InfluenceTree
+    from rayinf.submission import SubmittedJob, submit
     from rayinf.task import Fit, Task
 
 # The public names, each imported when it is first asked for: a worker that needs none of matplotlib, scikit-learn and
@@ -63,6 +64,7 @@ _HOMES = {
     "Search": "rayinf.loops.search",
     "Selection": "rayinf.data.selection",
     "Status": "rayinf.data.run_state",
+    "SubmittedJob": "rayinf.submission",
     "Task": "rayinf.task",
     "TrimRounds": "rayinf.loops.trim_rounds",
     "TrimmedBatch": "rayinf.loops.trim_stream",
@@ -85,6 +87,7 @@ _HOMES = {
     "robustness": "rayinf.core.attacks",
     "self_influence": "rayinf.api",
     "status": "rayinf.data.run_state",
+    "submit": "rayinf.submission",
     "trim": "rayinf.loops.trim",
     "trim_rounds": "rayinf.loops.trim_rounds",
     "trim_stream": "rayinf.loops.trim_stream",
@@ -111,6 +114,7 @@ __all__ = [
     "Search",
     "Selection",
     "Status",
+    "SubmittedJob",
     "Task",
     "TrimRounds",
     "TrimmedBatch",
@@ -133,6 +137,7 @@ __all__ = [
     "robustness",
     "self_influence",
     "status",
+    "submit",
     "trim",
     "trim_rounds",
     "trim_stream",

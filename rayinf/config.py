@@ -21,7 +21,7 @@ from rayinf.loops.search import Search
 from rayinf.references import Places, as_objective, as_task
 
 # Keys that name a table or a folder.
-_PATHS = ("train", "valid", "labeled", "pool", "test", "factors", "scores", "out")
+PATHS = ("train", "valid", "labeled", "pool", "test", "factors", "scores", "out")
 _SHOWN_PROBLEMS = 3
 _SHOWN_VALUE = 80
 # Mappings and lists inside each other; a config needs four.
@@ -46,7 +46,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = (), verb: str = "in
     values, changed = _values(path, overrides)
     given = _validate(values, _Shown(str(path), changed, verb)).model_dump()
     places = Places(Path(path).expanduser().absolute().parent)
-    for key in _PATHS:
+    for key in PATHS:
         if given.get(key) is not None:
             given[key] = places.data(key, given[key], there=key != "out")
     given["task"] = as_task(places, given["task"])
@@ -62,6 +62,26 @@ def read_config(path: str | Path, overrides: Sequence[str] = (), verb: str = "in
         env = places.runtime_env(given["cluster"]["runtime_env"])
         given["cluster"] = Cluster(**{**given["cluster"], "runtime_env": env})
     return given
+
+
+def read_values(given: str | Path | Mapping[str, Any], overrides: Sequence[str], verb: str) -> dict[str, Any]:
+    """What a config asks for, checked against the verb's keys, and without defaults. No code is imported.
+
+    Args:
+        given: the path of a YAML file, or its keys and values.
+        overrides: as in `read_config`.
+        verb: a name in `rayinf.keys.VERBS`.
+
+    Raises:
+        InputError: no such file, no YAML, an unknown key, or a wrong value.
+    """
+    if isinstance(given, Mapping):
+        values, shown = dict(given), "config"
+        changed = [_override(values, item) for item in overrides]
+    else:
+        shown = str(given)
+        values, changed = _values(given, overrides)
+    return _validate(values, _Shown(shown, changed, verb)).model_dump(exclude_unset=True)
 
 
 def find_verb(path: str | Path, overrides: Sequence[str] = ()) -> str:

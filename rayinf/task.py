@@ -6,6 +6,7 @@ import copy
 import inspect
 import operator
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -13,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.eval_frame import OptimizedModule
 
 from rayinf.arguments import flag, function, names, number, one_of, optional, refuse, shown, text, whole
 from rayinf.errors import InputError
@@ -207,8 +207,10 @@ class Task:
 
 def _uncompiled(model: nn.Module) -> nn.Module:
     """The model without `torch.compile`, whose graphs give up the layers' inputs and outputs."""
-    if isinstance(model, OptimizedModule):
-        model = model._orig_mod
+    compiling: Any = sys.modules.get("torch._dynamo.eval_frame")  # to import it takes longer than all of torch
+    if compiling is not None and isinstance(model, compiling.OptimizedModule):
+        compiled: Any = model
+        model = compiled._orig_mod
     for name, child in list(model.named_children()):
         inner = _uncompiled(child)
         if inner is not child:

@@ -47,6 +47,8 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*given: Any, **more: Any) -> None:
         raise _OpenedError
 
+    monkeypatch.setattr("rayinf.submission._start", opened)
+    monkeypatch.setattr("rayinf.engine.ray_jobs.JobServer", lambda address: None)
     for place in (
         "rayinf.engine.run",
         "rayinf.engine.fit",
@@ -77,6 +79,8 @@ SHARED: dict[str, tuple[Any, ...]] = {
     "rank": (0, -1, 1.5, "3", True),
     "subsample": (0, -0.1, 1.5, "0.5", True, None, NAN),
 }
+# Of a job: nothing of it is opened before it is sent.
+JOB = {"task": "sklearn.datasets:load_digits", "train": "/a", "valid": "/b", "out": "/c"}
 VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, ...]]]] = {
     "influence": (
         rayinf.influence,
@@ -335,6 +339,26 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
     ),
     "LabelFolder": (rayinf.LabelFolder, {}, {"path": (5, None, "", ["answers"])}),
     "Scores.load": (rayinf.Scores.load, {}, {"path": (5, None, "", SCORES)}),
+    "submit": (
+        rayinf.submit,
+        {"verb": "influence", "config": JOB, "address": "http://127.0.0.1:9"},
+        {
+            "verb": ("influense", "trim", 5, None, ["influence"], rayinf.influence),
+            "config": (5, None, "", True, ["run.yaml"], TASK),
+            "address": (
+                5,
+                "",
+                "head:8265",
+                "auto",
+                "ray://head:10001",
+                "10.0.0.1:6379",
+                "http://",
+                ["http://head:8265"],
+            ),
+            "follow": (1, "yes", None),
+            "runtime_env": (5, "pip", ["numpy"], {"working_dir": "."}, {"env_vars": {"A": "b"}}, {"pip": TASK}),
+        },
+    ),
     "verify": (rayinf.verify, {}, {"run": (5, None, "", True, SCORES)}),
     "status": (rayinf.status, {}, {"run": (5, None, "", True, SCORES)}),
     "Scores.from_numpy": (
@@ -397,7 +421,7 @@ def test_every_public_name_stands_in_the_table() -> None:
     """But results, which users do not make, and errors."""
     results = {
         "Ceiling", "History", "InputError", "Pairs", "RayinfError", "RemovalCheck", "Reweighting", "RowWeights",
-        "RunError", "Selection", "Status", "TrimRounds", "TrimmedBatch", "Verification",
+        "RunError", "Selection", "Status", "SubmittedJob", "TrimRounds", "TrimmedBatch", "Verification",
     }  # fmt: skip
     elsewhere = {"InfluenceTree"}  # tests/select/test_tree.py
     assert set(rayinf.__all__) - results - elsewhere <= {v.split(".")[0] for v in VERBS}

@@ -18,6 +18,8 @@ FLOORS = (
     ("api", "references", "keys"),
     ("loops",),
     ("config", "summaries"),
+    ("sent_config",),
+    ("submission",),
     ("cli",),
     ("__main__",),
 )

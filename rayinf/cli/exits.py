@@ -14,7 +14,7 @@ import typer
 
 from rayinf.cli import words
 from rayinf.data.run_folder import RunFolder
-from rayinf.errors import InputError, RayinfError
+from rayinf.errors import InputError, RayinfError, redacted
 
 _LONGEST_MESSAGE, _LONGEST_NAME = 500, 200
 # What the system says of a path that was given wrongly.
@@ -76,7 +76,7 @@ def _as_input(error: Exception) -> Exception:
 
 
 def _tell_warning(message: Warning | str, *where: Any, **more: Any) -> None:
-    typer.echo(f"Warning: {words.translate(' '.join(str(message).split()))}", err=True)
+    typer.echo(f"Warning: {redacted(words.translate(' '.join(str(message).split())))}", err=True)
 
 
 def _one_line(error: Exception, options: Sequence[str]) -> str:
@@ -84,7 +84,7 @@ def _one_line(error: Exception, options: Sequence[str]) -> str:
         return words.said(error, options)
     cause = getattr(error, "cause", None)  # what a worker on Ray raised; the error itself holds its whole traceback
     inner = cause if isinstance(cause, Exception) else error
-    said = " ".join(str(inner).split()).rstrip(".")
+    said = redacted(" ".join(str(inner).split()).rstrip("."))
     short = said if len(said) <= _LONGEST_MESSAGE else said[: _LONGEST_MESSAGE - 3] + "..."
     what = f"{type(inner).__name__}: {short}, which rayinf did not expect."
     return f"{what} Fix: run again with --debug to see where; if your own code has no part in it, report it."

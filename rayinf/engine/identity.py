@@ -15,7 +15,7 @@ from rayinf.engine.curvature import KRONECKER
 from rayinf.engine.digest import digest
 from rayinf.engine.job import Job
 from rayinf.engine.probe import Probe
-from rayinf.errors import InputError
+from rayinf.errors import InputError, redacted
 from rayinf.task import Task
 
 # Two runs may share factors if they agree in these.
@@ -152,7 +152,8 @@ def factors_told(factors: str | Path | None, own: Mapping[str, Any]) -> dict[str
     other = factors_run(factors)
     if other is None:
         return {}
-    told = {"folder": str(factors), "rows": other["train"]["rows"], "same_table": _other_rows(other, own) is None}
+    folder = redacted(str(factors))
+    told = {"folder": folder, "rows": other["train"]["rows"], "same_table": _other_rows(other, own) is None}
     return {"factors_from": {**told, "n": own["train"]["rows"]}}
 
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rayinf.engine.job import Cluster
-from rayinf.engine.runner import guard_local_ray as guard_local_ray
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")
@@ -24,8 +23,6 @@ def session(cluster: Cluster | None) -> Generator[None]:
     if cluster is None:
         yield
         return
-    if cluster.address is None:
-        guard_local_ray()
     from rayinf.engine import ray_cluster
 
     with ray_cluster.connected():

@@ -230,6 +230,7 @@ def collect(
             if isinstance(part, Entry):
                 assert run.folder is not None
                 run.folder.files.add(part)
+                run.runner.count("rayinf_bytes", part.size, run.request.verb, name)
             else:
                 found[key] = part
             advance(shards[key].rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -11,8 +10,10 @@ from typing import Any
 
 import ray
 
+from rayinf.engine import ray_token
 from rayinf.engine.job import Cluster
 from rayinf.engine.machine import misfit
+from rayinf.engine.ray_address import check_address
 from rayinf.engine.ray_calls import get
 from rayinf.errors import InputError, RunError
 
@@ -20,9 +21,6 @@ from rayinf.errors import InputError, RunError
 _START_SECONDS = 120.0
 # A node that has just joined may not be listed yet.
 _ROOM_SECONDS = 3.0
-_ANSWER_SECONDS = 5.0
-# What every gRPC client says first, and an empty settings frame; the server's own settings frame is the answer.
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _FEWER = "pass fewer workers or smaller ones in Cluster(...), or add nodes."
 
 
@@ -43,7 +41,12 @@ def connected() -> Generator[None]:
         _Session.depth -= 1
         if not _Session.depth and _Session.owns:
             _Session.owns = False
-            ray.shutdown()
+            ray_token.stop()
+
+
+def owns_ray() -> bool:
+    """Whether an open `connected` context started the Ray of this process."""
+    return _Session.owns
 
 
 def connect(cluster: Cluster, workers: int, model_bytes: int = 0) -> bool:
@@ -65,7 +68,7 @@ def connect(cluster: Cluster, workers: int, model_bytes: int = 0) -> bool:
         if cluster.address is None and (why := misfit(cluster, model_bytes)):
             raise InputError(f"{why}.", "pass fewer workers or smaller ones in Cluster(...).")
         if cluster.address is not None:
-            _check_address(cluster.address)
+            check_address(cluster.address)
         _init(cluster)
         started = not _Session.depth
         _Session.owns = _Session.owns or not started
@@ -73,7 +76,7 @@ def connect(cluster: Cluster, workers: int, model_bytes: int = 0) -> bool:
         _check_room(cluster, workers)
     except BaseException:
         if started:
-            ray.shutdown()
+            ray_token.stop()
         raise
     return started
 
@@ -87,61 +90,17 @@ def _init(cluster: Cluster) -> None:
     }
     if cluster.address is None:
         cpus = max(1, -(-int(cluster.workers * cluster.cpus_per_worker * 1000) // 1000))
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
+        with ray_token.guarded():
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
         return
     try:
         ray.init(address=cluster.address, **common)
-    except ConnectionError as error:
+    except (ConnectionError, RuntimeError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
         raise InputError(
-            f"Cluster(address={cluster.address!r}) cannot be joined: {str(error).splitlines()[0]}",
+            f"Cluster(address={cluster.address!r}) cannot be joined: {first}.",
             "start Ray there (ray start --head), or leave address out to start one on this machine.",
         ) from error
-
-
-def _check_address(address: str) -> None:
-    """Ray itself tries for minutes to reach an address at which nothing answers.
-
-    Raises:
-        InputError: no address can be found, or no Ray answers there.
-    """
-    wanted = _resolve(address)
-    fix = "start Ray there (ray start --head), correct the address, or leave it out to start Ray on this machine."
-    if wanted is None:
-        raise InputError(f"Cluster(address={address!r}): no Ray runs on this machine, and RAY_ADDRESS is not set.", fix)
-    host, _, port = wanted.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise InputError(f"Cluster(address={address!r}) is not a host and a port.", 'pass "auto" or "host:6379".')
-    if why := _silent(host.strip("[]"), int(port)):
-        raise InputError(f"Cluster(address={address!r}): no Ray answers at {host}:{port} ({why}).", fix)
-
-
-def _resolve(address: str) -> str | None:
-    """The address that Ray would take: from its environment variable or its files for "auto"."""
-    if address != "auto":
-        return address
-    try:
-        from ray._private.services import get_ray_address_from_environment
-
-        found = get_ray_address_from_environment("auto", None)
-    except (ImportError, TypeError):  # another version of Ray
-        return os.environ.get("RAY_ADDRESS") or None
-    return None if found in (None, "auto") else str(found)
-
-
-def _silent(host: str, port: int) -> str:
-    """Why no gRPC server answers there; empty where one does."""
-    try:
-        with socket.create_connection((host, port), _ANSWER_SECONDS) as line:
-            if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
-                return ""
-            line.settimeout(_ANSWER_SECONDS)
-            line.sendall(_PREFACE)
-            answer = line.recv(9)
-            return "" if answer[3:4] == b"\x04" else "something else listens there"
-    except TimeoutError:
-        return f"no answer in {_ANSWER_SECONDS:.0f} s"
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def _check_room(cluster: Cluster, workers: int) -> None:

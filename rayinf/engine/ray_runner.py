@@ -18,12 +18,14 @@ import pyarrow as pa
 import ray
 import torch
 
+from rayinf.engine import ray_token
 from rayinf.engine.curvature import MOST_THREADS
 from rayinf.engine.factors import FactorStore
 from rayinf.engine.job import Chunk, Cluster, Job
 from rayinf.engine.leftovers import remove, sweep_temporaries, temporary_folder
-from rayinf.engine.ray_calls import FAULTS, REPORTS, Life, Watch, check_deaths, get, label, spread
-from rayinf.engine.ray_cluster import connect, wait_ready
+from rayinf.engine.ray_calls import FAULTS, REPORTS, Life, Watch, check_deaths, get, label, restarts_of, spread
+from rayinf.engine.ray_cluster import connect, owns_ray, wait_ready
+from rayinf.engine.ray_metrics import Meter, meter
 from rayinf.engine.stages import Stage, perform
 from rayinf.engine.worker import Worker
 from rayinf.user_code import sendable
@@ -125,6 +127,8 @@ class RayRunner:
         self._actors: list[Any] = []
         self._store: Any = None
         self._connected = self._started = False
+        self._meter: Meter | None = None
+        self._deaths = 0
         self._temporary: Path | None = None
         self._held: list[Any] = []  # the store, for when this object is lost without being closed
         self._clean: Callable[[], object] = _nothing
@@ -202,6 +206,16 @@ class RayRunner:
         get(sign)
         return ref
 
+    def count(self, name: str, value: float, verb: str, stage: str) -> None:
+        """Tell the cluster's metrics; with the seconds of a stage, how often workers died meanwhile."""
+        if self._meter is None:
+            return
+        self._meter.add(name, value, verb, stage)
+        if name == "rayinf_stage_seconds":
+            deaths = sum(restarts_of(actor) for actor in self._actors)
+            self._meter.add("rayinf_retries", deaths - self._deaths, verb, stage)
+            self._deaths = deaths
+
     def close(self) -> None:
         """End the actors, remove the temporary folder, and end Ray too if this run started it."""
         if self._temporary is not None and self._store is not None and ray.is_initialized():
@@ -213,12 +227,13 @@ class RayRunner:
         self._clean()
         if self._started:
             self._started = False
-            ray.shutdown()
+            ray_token.stop()
 
     def _connect(self) -> None:
         if not self._connected:
             self._started = connect(self._cluster, self._cluster.workers, _model_bytes(self._job))
             self._connected = True
+            self._meter = meter(own=self._cluster.address is None and (self._started or owns_ray()))
 
     def _workers(self) -> list[Any]:
         """The workers, started once."""

@@ -35,7 +35,7 @@ from rayinf.engine.label_order import check_labels
 from rayinf.engine.memory import available, check_fits, check_memory
 from rayinf.engine.probe import Probe, probe
 from rayinf.engine.runner import LocalRunner, Runner, make_runner
-from rayinf.errors import InputError, RunError
+from rayinf.errors import InputError, RunError, redacted
 from rayinf.task import Task
 
 # What the partial sums of one stage may take on disk fixes how many there are.
@@ -120,7 +120,7 @@ class Run:
         """Stop the workers, give the folder free; log what stopped the run, if something did."""
         try:
             if error is not None and not self.finished:
-                self.log("stopped", error=f"{kind.__name__ if kind else ''}: {error}")
+                self.log("stopped", error=redacted(f"{kind.__name__ if kind else ''}: {error}"))
             self.runner.close()
         finally:
             if self.folder is not None:
@@ -203,7 +203,14 @@ class _Timed:
 
     def __enter__(self) -> Callable[[int], None]:
         self._begin = time.perf_counter()
-        return self._bar.__enter__()
+        advance = self._bar.__enter__()
+
+        def counted(rows: int) -> None:
+            advance(rows)
+            self._count("rayinf_rows", rows)
+            self._count("rayinf_shards", 1)
+
+        return counted
 
     def __exit__(self, *error: Any) -> None:
         self._bar.__exit__(*error)
@@ -211,6 +218,10 @@ class _Timed:
             seconds = time.perf_counter() - self._begin
             self._run.seconds[self._name] = seconds
             self._run.log("stage", name=self._name, rows=self._rows, seconds=round(seconds, 4))
+            self._count("rayinf_stage_seconds", seconds)
+
+    def _count(self, name: str, value: float) -> None:
+        self._run.runner.count(name, value, self._run.request.verb, self._name)
 
 
 def open_run(request: Request) -> Run:

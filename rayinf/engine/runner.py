@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,6 +41,10 @@ class Runner(Protocol):
 
     def publish(self, method: str, *args: Any) -> Any:
         """Call the store of factors; a handle of its arrays, to pass on to `map` and `fold`."""
+        ...
+
+    def count(self, name: str, value: float, verb: str, stage: str) -> None:
+        """Tell the cluster's metrics of rows, shards, bytes or seconds; see `ray_metrics`."""
         ...
 
     def close(self) -> None:
@@ -93,6 +94,9 @@ class LocalRunner:
 
     publish = store
 
+    def count(self, name: str, value: float, verb: str, stage: str) -> None:
+        """There is no cluster that collects metrics."""
+
     def close(self) -> None:
         """Nothing to let go."""
 
@@ -101,19 +105,6 @@ def make_runner(job: Job, cluster: Cluster | None) -> Runner:
     """A runner for a cluster, or for this process. Ray is imported in the first case alone."""
     if cluster is None:
         return LocalRunner(job)
-    if cluster.address is None:
-        guard_local_ray()
     from rayinf.engine.ray_runner import RayRunner
 
     return RayRunner(job, cluster)
-
-
-def guard_local_ray() -> None:
-    """Guard a local Ray, whose sockets listen on all interfaces, with a token that lives in this process alone.
-
-    Without this Ray 2.60 writes a token file into the home folder. Ray reads these when it is imported, so where a
-    program has imported it already, its own settings stand.
-    """
-    if "ray" not in sys.modules and not any(name.startswith("RAY_AUTH_") for name in os.environ):
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

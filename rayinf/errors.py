@@ -1,10 +1,13 @@
 """The errors a user can meet. Each says what happened, with the numbers, and how to mend it."""
 
+from rayinf.redaction import redact
+
 
 class RayinfError(Exception):
-    """Base of every error that rayinf raises on purpose; the message ends in `Fix: ...`."""
+    """Base of every error that rayinf raises on purpose; the message ends in `Fix: ...` and holds no secret."""
 
     def __init__(self, what: str, fix: str) -> None:
+        what, fix = redact(what), redact(fix)
         super().__init__(f"{what} Fix: {fix}")
         self.what = what
         self.fix = fix

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from rayinf.data.part_files import PartFiles
+from rayinf.store.places import AnyPath
 
 COLUMNS = ["valid_row_id", "effect", "rank", "row_id", "value"]
 
@@ -29,10 +29,10 @@ class Pairs:
 
     table: pa.Table = field(repr=False)
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    path: Path | None = None
+    path: AnyPath | None = None
 
     @classmethod
-    def read(cls, folder: Path, metadata: Mapping[str, Any]) -> Pairs:
+    def read(cls, folder: AnyPath, metadata: Mapping[str, Any]) -> Pairs:
         """The pairs of a finished run."""
         return cls(PartFiles(folder, "pairs").to_table(COLUMNS), metadata, folder)
 

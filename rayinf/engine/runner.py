@@ -6,7 +6,6 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 from rayinf.data.files import Arrays
@@ -14,6 +13,7 @@ from rayinf.engine.factors import FactorStore
 from rayinf.engine.job import Chunk, Cluster, Job
 from rayinf.engine.stages import Stage, perform
 from rayinf.engine.worker import Worker
+from rayinf.store.places import AnyPath
 
 
 class Runner(Protocol):
@@ -34,7 +34,7 @@ class Runner(Protocol):
         """Add the sums of each chunk to the store under `name`; keys, as they are in."""
         ...
 
-    def open_store(self, folder: Path | None, owner: str) -> None:
+    def open_store(self, folder: AnyPath | None, owner: str) -> None:
         """Have a store of factors, with its state in a folder or in none; see `FactorStore`."""
         ...
 
@@ -58,7 +58,7 @@ class LocalRunner:
         self.job = job
         self._store = FactorStore(None)
 
-    def open_store(self, folder: Path | None, owner: str) -> None:
+    def open_store(self, folder: AnyPath | None, owner: str) -> None:
         """Have a store of factors."""
         self._store = FactorStore(folder, owner)
 

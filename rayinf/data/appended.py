@@ -1,7 +1,7 @@
 """A file that grows line by line. Stores cannot append: there it grows by further files, which are joined in the end.
 
 The lines of `log.jsonl` in a store are those of `log.jsonl` itself, if it is there, then those of its parts
-`log.jsonl.after-<tag>-<number>` in order. The tag is the beginning of the SHA-256 of `log.jsonl`: once that is written
+`log.jsonl.parts/<tag>-<number>` in order. The tag is the beginning of the SHA-256 of `log.jsonl`: once that is written
 anew, with the lines of its parts in it, the parts that came after the old one count no more, at once.
 """
 
@@ -21,7 +21,7 @@ from rayinf.store.places import AnyPath, StorePath
 FLUSH_SECONDS, FLUSH_LINES = 5.0, 512
 # So many parts are joined into the file before there are more.
 MOST_PARTS = 64
-_AFTER, _TAG, _DIGITS = ".after-", 16, 8
+_PARTS, _TAG, _DIGITS = ".parts", 16, 8
 
 
 class AppendedFile:
@@ -122,8 +122,8 @@ class AppendedFile:
 
     def _remove_parts(self) -> None:
         assert isinstance(self.path, StorePath)
-        for part in parts(self.path):
-            try_to_remove(part)
+        if parts(self.path):
+            try_to_remove(_folder(self.path))
 
     def _find(self) -> tuple[str, int]:
         assert isinstance(self.path, StorePath)
@@ -162,7 +162,7 @@ def read_appended(path: AnyPath) -> Iterator[bytes]:
 
 def parts(path: StorePath) -> list[StorePath]:
     """The parts of a file in a store, in order; also those that count no more."""
-    return [p for p in path.parent.iterdir() if p.name.startswith(path.name + _AFTER)]
+    return [p for p in _folder(path).iterdir() if p.name[-_DIGITS:].isdigit()]
 
 
 def last_bytes(path: AnyPath, count: int) -> bytes:
@@ -178,7 +178,11 @@ def last_bytes(path: AnyPath, count: int) -> bytes:
 
 
 def _part(path: StorePath, tag: str, number: int) -> StorePath:
-    return path.with_name(f"{path.name}{_AFTER}{tag}-{number:0{_DIGITS}d}")
+    return _folder(path) / f"{tag}-{number:0{_DIGITS}d}"
+
+
+def _folder(path: StorePath) -> StorePath:
+    return path.with_name(path.name + _PARTS)
 
 
 def _tag(digest: bytes) -> str:
@@ -186,7 +190,7 @@ def _tag(digest: bytes) -> str:
 
 
 def _tag_of(part: StorePath) -> str:
-    return part.name.rpartition(_AFTER)[2][:_TAG]
+    return part.name[:_TAG]
 
 
 def _ends_whole(path: Path) -> bool:

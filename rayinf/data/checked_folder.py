@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from rayinf.data.appended import AppendedFile, read_appended
 from rayinf.data.files import (
     Arrays,
+    fetched,
     file_sha256,
     read_arrays,
-    readable,
     try_to_remove,
     unwritable,
     write_arrays,
@@ -28,7 +28,7 @@ from rayinf.data.files import (
     write_whole,
 )
 from rayinf.errors import RayinfError
-from rayinf.store.places import AnyPath
+from rayinf.store.places import AnyPath, StorePath
 
 MANIFEST = "manifest.jsonl"
 _SHA, _NUMBER = 32, 8
@@ -153,7 +153,9 @@ class CheckedFolder:
         entry = self.entry(name)
         if entry is None or (rows is not None and rows != entry.rows):
             return False
-        if self._held[name][-1:] == _CHECKED and (self.path / name).exists():
+        # What this object has written to a store, or read there, is asked for once: every look is a request.
+        seen = self._held[name][-1:] == _CHECKED
+        if seen and (isinstance(self.path, StorePath) or (self.path / name).exists()):
             return True
         if differs(self.path, entry) is not None:
             del self._held[name]
@@ -171,7 +173,8 @@ class CheckedFolder:
 
     def json(self, name: str) -> Any:
         """What a JSON file holds; None where it is not sound."""
-        return json.loads((self.path / name).read_text()) if self._reread(name) else None
+        with self._reread(name) as file:
+            return None if file is None else json.loads(file.read_text())
 
     def put_table(self, name: str, table: pa.Table) -> None:
         """Write Parquet."""
@@ -179,7 +182,8 @@ class CheckedFolder:
 
     def table(self, name: str) -> pa.Table | None:
         """A Parquet file; None where it is not sound."""
-        return pq.read_table(readable(self.path / name)) if self._reread(name) else None
+        with self._reread(name) as file:
+            return None if file is None else pq.read_table(file)
 
     def put_arrays(self, name: str, arrays: Arrays) -> None:
         """Write safetensors."""
@@ -187,14 +191,32 @@ class CheckedFolder:
 
     def arrays(self, name: str) -> Arrays | None:
         """The arrays of a safetensors file; None where it is not sound."""
-        return read_arrays(self.path / name) if self._reread(name) else None
+        with self._reread(name) as file:
+            return None if file is None else read_arrays(file)
 
-    def _reread(self, name: str) -> bool:
-        """As `is_sound`, by reading the file again: it may have changed since it was checked."""
+    @contextmanager
+    def _reread(self, name: str) -> Generator[Path | None]:
+        """A local file (of a store: a copy), found to be sound now: it may have changed since it was checked. Or None.
+
+        Raises:
+            RayinfError: a store does not answer, or refuses.
+        """
         entry = self.entry(name)
-        if entry is not None:
+        if entry is None:
+            yield None
+        elif isinstance(self.path, Path):
             self._hold(entry)
-        return self.is_sound(name)
+            yield self.path / name if self.is_sound(name) else None
+        else:
+            with ExitStack() as stack:
+                try:
+                    held = stack.enter_context(fetched(self.path / name))
+                    sound = file_sha256(held) == (entry.size, entry.sha256)
+                except FileNotFoundError:
+                    sound = False
+                if not sound:
+                    del self._held[name]
+                yield held if sound else None
 
     def close(self, order: Iterable[str]) -> str:
         """Write the manifest anew, its lines in order; files that are not in it are no part of the folder any more.

@@ -64,8 +64,10 @@ class Disk:
             _force(path.parent)
 
     def remove(self, path: AnyPath) -> None:
-        """Remove a file, or an empty folder, if it is there."""
-        if path.is_dir() and not path.is_symlink():
+        """Remove a file, or an empty folder, if it is there; of a store, a folder with all that is in it."""
+        if isinstance(path, StorePath):
+            path.discard()
+        elif path.is_dir() and not path.is_symlink():
             path.rmdir()
         else:
             path.unlink(missing_ok=True)

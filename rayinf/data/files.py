@@ -121,7 +121,7 @@ def try_to_remove(path: AnyPath) -> None:
 
 def remove_tree(path: AnyPath) -> None:
     """Remove a file, or a folder with all that is in it."""
-    if path.is_dir() and not path.is_symlink():
+    if isinstance(path, Path) and path.is_dir() and not path.is_symlink():
         for inner in path.iterdir():
             remove_tree(inner)
     disk.used.remove(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,10 +14,12 @@ from rayinf.data.checked_folder import MANIFEST, Entry, differs, read_lines
 from rayinf.data.files import readable, write_part
 from rayinf.data.run_folder import part_name
 from rayinf.errors import InputError, RayinfError
-from rayinf.store.places import AnyPath
+from rayinf.store.places import AnyPath, StorePath
 
 # Bytes that are read of a column at a time.
 _BUFFER = 1 << 18
+# Bytes of a part that is fetched from a store at once.
+_FETCHED = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,15 @@ class PartFiles:
         return pa.Table.from_batches(self.batches(columns, 1 << 16), fields)
 
     def _open(self, index: int, entry: Entry) -> pq.ParquetFile:
-        """A part, found to be what the manifest says the first time it is opened; later its pages are checked."""
+        """A part, found to be what the manifest says the first time it is opened; later its pages are checked.
+
+        Of a store, a part that is not large is fetched at once, and checked every time.
+
+        Raises:
+            RayinfError: a store does not answer.
+        """
+        if isinstance(self.run, StorePath) and entry.size <= _FETCHED:
+            return self._fetch(self.run / entry.file, entry)
         if index not in self._checked:
             wrong = differs(self.run, entry)
             if wrong is not None:
@@ -128,6 +139,20 @@ class PartFiles:
             raise
         except (pa.ArrowException, OSError) as error:
             raise self._damaged(entry, str(error)) from error
+
+    def _fetch(self, place: StorePath, entry: Entry) -> pq.ParquetFile:
+        """A part of a store, in memory.
+
+        Raises:
+            InputError: it is damaged or gone.
+        """
+        try:
+            held = place.read_bytes()
+        except FileNotFoundError:
+            raise self._damaged(entry, "is missing") from None
+        if hashlib.sha256(held).digest() != entry.sha256:
+            raise self._damaged(entry, "has another checksum than its line in the manifest")
+        return pq.ParquetFile(pa.BufferReader(held), pre_buffer=False, page_checksum_verification=True)
 
     def _damaged(self, entry: Entry, wrong: str) -> InputError:
         return InputError(

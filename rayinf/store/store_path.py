@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import pyarrow.fs as pafs
 
-from rayinf.store.filesystem import Connection, RetriedFile, RetriedHandler
+from rayinf.errors import RayinfError
+from rayinf.store.filesystem import Connection, RetriedFile, RetriedHandler, connect
 from rayinf.store.uris import OBJECT_SCHEMES, Parts
 
 # Bytes that are fetched at once.
@@ -59,7 +60,6 @@ class StorePath:
         connection = Connection(parts.leads_to_store, parts.name)
         if parts.root is not None:
             return cls(connection, parts.root, parts.path)
-        from rayinf.store.filesystem import connect
 
         path = connect(connection.uri)[1].rstrip("/")
         inner = f"{parts.host}/{parts.path}".strip("/")
@@ -254,6 +254,18 @@ class StorePath:
     def rmdir(self) -> None:
         """Remove a folder and what is left of it."""
         self.filesystem.delete_dir(self.path)
+
+    def discard(self) -> None:
+        """Remove a file, or a folder with all that is in it, if there is one."""
+        try:
+            self.filesystem.delete_file(self.path)
+        except OSError as error:
+            if isinstance(error, RayinfError):
+                raise
+            if self.is_dir():
+                self.rmdir()
+            elif not isinstance(error, FileNotFoundError):
+                raise
 
     def download(self, file: Path) -> None:
         """Copy it into a local file.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import os
 import random
 import socket
 import threading
@@ -14,8 +13,6 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 BUCKET = "bucket"
 KINDS = ("503", "429", "reset", "lost")
@@ -215,15 +212,3 @@ class Bucket:
     def remove(self, key: str) -> None:
         """Remove an object."""
         self._client.delete_object(Bucket=BUCKET, Key=key)
-
-
-@pytest.fixture(scope="session")
-def moto_port() -> Generator[int]:
-    """One S3 server for the session, in this process."""
-    keys = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "plain", "AWS_EC2_METADATA_DISABLED": "true"}
-    before = {k: os.environ.get(k) for k in keys}
-    os.environ.update(keys)
-    with server() as port:
-        yield port
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)

@@ -194,7 +194,11 @@ def _tag_of(part: StorePath) -> str:
 
 
 def _ends_whole(path: Path) -> bool:
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return True
+    with file:
         if not file.seek(0, os.SEEK_END):
             return True
         file.seek(-1, os.SEEK_END)

@@ -77,6 +77,7 @@ class Lease:
             RunError: it cannot be written.
         """
         held = store_lease.LeaseObject(path, _content(name))
+        _held.add(name)  # before the lease is there for others to see
         try:
             while not held.take():
                 seen = store_lease.read(path)
@@ -85,13 +86,14 @@ class Lease:
                 if held.take_over(seen):
                     break
         except RayinfError:
+            _held.discard(name)
             raise
         except OSError as error:
+            _held.discard(name)
             raise RunError(
                 f"{path} cannot be written: {str(error).rstrip('.')}.",
                 "check the store and the credentials, or pass another place as out.",
             ) from error
-        _held.add(name)
         return cls(path, name, held)
 
     def check(self) -> None:
@@ -155,7 +157,8 @@ def holder(folder: AnyPath) -> dict[str, Any] | None:
     if seen is None or (_is_here(seen) and not _runs(seen)):
         return None
     with suppress(OSError):
-        return {**seen, "age": max(time.time() - path.stat().st_mtime, 0.0)}
+        written = path.stat().st_mtime or float(seen.get("renewed", 0.0))
+        return {**seen, "age": max(time.time() - written, 0.0)}
     return None
 
 
@@ -180,6 +183,7 @@ def _content(name: str) -> dict[str, Any]:
         "pid": os.getpid(),
         "started": process.started(os.getpid()),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "renewed": time.time(),
     }
 
 

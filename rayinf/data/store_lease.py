@@ -47,13 +47,13 @@ class LeaseObject:
         Raises:
             OSError: it cannot be written.
         """
+        if self.read() is not None:  # a store that looks at no condition would put another one over it
+            return False
         if self._conditions:
             try:
                 return self._create()
             except UnsupportedError:
                 self._conditions = False
-        if self.read() is not None:
-            return False
         return self._settle()
 
     def _create(self) -> bool:
@@ -112,7 +112,7 @@ class LeaseObject:
             OSError: the store does not answer.
         """
         self._beats += 1
-        fresh = {**self._content, "beat": self._beats}
+        fresh = {**self._content, "beat": self._beats, "renewed": time.time()}
         if self._conditions:
             try:
                 self._tag = self._object.replace(_text(fresh).encode(), self._tag)

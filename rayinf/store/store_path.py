@@ -15,6 +15,7 @@ import pyarrow.fs as pafs
 
 from rayinf.errors import RayinfError
 from rayinf.store.filesystem import Connection, RetriedFile, RetriedHandler, connect
+from rayinf.store.uninterrupted import uninterrupted
 from rayinf.store.uris import OBJECT_SCHEMES, Parts
 
 # Bytes that are fetched at once.
@@ -292,16 +293,22 @@ class StorePath:
 
         A store that is not known to do so gets it under the name of the local temporary first, and renames it.
         """
-        plain, local = (lambda: self.connection.plain), pafs.LocalFileSystem()
         whole = self.scheme in OBJECT_SCHEMES
         at = self if whole else self.with_name(self.name + _TEMPORARY + file.name.rpartition(_TEMPORARY)[2])
 
         def request() -> None:
-            # In one call of C++, which Ctrl-C does not cut: a stream that is left half way would be closed, and count.
-            pafs.copy_files(str(file), at.path, local, plain(), chunk_size=_BLOCK, use_threads=False)
+            # Not by `copy_files`, which does not close the file, and so does not see that its last part failed.
+            with file.open("rb") as source:
+                block = source.read(_BLOCK)
+                target = self.connection.plain.open_output_stream(at.path)
+                while block:
+                    target.write(block)
+                    block = source.read(_BLOCK)
+                target.close()
 
         if not whole:
             self.parent.mkdir(parents=True, exist_ok=True)
-        self.connection.retries.call(request, str(self))
+        # A file that Ctrl-C leaves half way would be closed all the same, and count.
+        uninterrupted(lambda: self.connection.retries.call(request, str(self)))
         if not whole:
             self.filesystem.move(at.path, self.path)

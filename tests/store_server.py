@@ -194,10 +194,10 @@ class Bucket:
     def keys(self, prefix: str) -> dict[str, int]:
         """Objects under a prefix without it, and their bytes; folder markers are left out."""
         found: dict[str, int] = {}
-        for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix):
+        for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/"):
             for item in page.get("Contents", []):
                 if not item["Key"].endswith("/"):
-                    found[item["Key"].removeprefix(prefix).lstrip("/")] = item["Size"]
+                    found[item["Key"].removeprefix(f"{prefix}/")] = item["Size"]
         return found
 
     def read(self, key: str) -> bytes:

@@ -57,6 +57,10 @@ class AppendedFile:
         if not (soon and young):
             self.flush()
 
+    def hold(self, line: bytes) -> None:
+        """Of a store: add a line that is written with the next one."""
+        self._waiting.append(line)
+
     def flush(self) -> None:
         """Write the lines that wait.
 
@@ -67,8 +71,9 @@ class AppendedFile:
             return
         tag, number = self._after or self._find()
         self._after = tag, number
-        disk.used.append(_part(self.path, tag, number), b"".join(self._waiting))
-        self._waiting.clear()
+        lines = tuple(self._waiting)  # another thread may add to them meanwhile (`hold`)
+        disk.used.append(_part(self.path, tag, number), b"".join(lines))
+        del self._waiting[: len(lines)]
         self._flushed = time.monotonic()
         self._after = tag, number + 1
         if number + 1 >= MOST_PARTS:

@@ -19,6 +19,7 @@ from rayinf.data.lease import LEASE, Lease, clear_dead
 from rayinf.errors import InputError, RayinfError
 from rayinf.redaction import redact
 from rayinf.store.places import AnyPath, StorePath, relative
+from rayinf.store.retries import listeners
 
 RECORD = "run.json"
 LOG = "log.jsonl"
@@ -96,6 +97,8 @@ class RunFolder:
             clear_dead(self.path)
             return True
         self._lease = Lease.acquire(self.path)
+        if isinstance(self.path, StorePath):
+            listeners.append(self._told)
         try:
             finished = self._is_finished(record)  # by another process, meanwhile
             if not finished:
@@ -131,8 +134,15 @@ class RunFolder:
                 if self._files is not None:
                     self._files.flush()
                 self._log.join()
+            if self._told in listeners:
+                listeners.remove(self._told)
             self._lease.release()
             self._lease = None
+
+    def _told(self, line: str) -> None:
+        """Note in the log that the store is away, or has come back; it is written once it answers."""
+        held = {"time": round(time.time(), 3), "event": "store", "told": line}
+        self._log.hold((redact(json.dumps(held)) + "\n").encode())
 
     def log(self, event: str, **fields: Any) -> None:
         """Append a line to `log.jsonl`, which nothing depends on: a full disk is reported by what matters."""

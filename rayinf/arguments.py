@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from rayinf.errors import InputError
+from rayinf.redaction import redact
+from rayinf.store.store_path import StorePath
 
 _LONGEST = 80
 # What a number may be, by how errors say it.
@@ -56,7 +58,7 @@ def shown(value: object) -> str:
         return f"<class {value.__name__}>"
     plain = isinstance(value, str | bytes | int | float | complex | np.generic | list | tuple | set | dict | Path)
     if value is None or plain:
-        text = " ".join(repr(value).split())
+        text = redact(" ".join(repr(value).split()))
         return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}... ({type(value).__name__})"
     if callable(value) and hasattr(value, "__name__"):
         return f"<function {value.__name__}>"
@@ -167,12 +169,12 @@ def one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
 
 
 def path(name: str, value: Any) -> None:
-    """A path, as text or a `Path`.
+    """A path or URI, as text, a `Path` or what another verb gave.
 
     Raises:
         InputError: it is something else, or empty.
     """
-    if not (isinstance(value, str | Path) and str(value).strip()):
+    if not (isinstance(value, str | Path | StorePath) and str(value).strip()):
         refuse(name, value, "a path (text or a Path)", f"pass {name.rpartition('.')[2]}='path/to/folder'.")
 
 

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
-# In a URI: what stands between user and host, and the value of a key or signature in its query.
-_USER = re.compile(r"(://)[^/\s@'\"]*:[^/\s@'\"]*@")
-_QUERY = re.compile(r"([?&;](?:sig|signature|[\w-]*(?:token|secret|password|key))=)[^&;\s'\"]+", re.IGNORECASE)
-
-
-def redacted(text: str) -> str:
-    """A text without the passwords and keys of URIs in it."""
-    return _QUERY.sub(r"\1***", _USER.sub(r"\1***@", text))
+from rayinf.redaction import redact
 
 
 class RayinfError(Exception):
-    """Base of every error that rayinf raises on purpose; the message ends in `Fix: ...`."""
+    """Base of every error that rayinf raises on purpose; the message ends in `Fix: ...` and holds no secret."""
 
     def __init__(self, what: str, fix: str) -> None:
-        what, fix = redacted(what), redacted(fix)
+        what, fix = redact(what), redact(fix)
         super().__init__(f"{what} Fix: {fix}")
         self.what = what
         self.fix = fix

@@ -21,8 +21,9 @@ import yaml
 from rayinf.config import PATHS
 from rayinf.engine.own_modules import follow
 from rayinf.engine.source import canonical
-from rayinf.errors import InputError, redacted
+from rayinf.errors import InputError
 from rayinf.keys import VERBS
+from rayinf.redaction import redact
 
 CONFIG = "config.yaml"
 # Code is small: more than this is data that was imported by mistake.
@@ -203,7 +204,7 @@ def _check_environment(env: Mapping[str, Any]) -> None:
 def _check_secrets(key: str, value: Any) -> None:
     """Refuse passwords in URIs. The value is never shown."""
     for name, text in _texts(key, value):
-        if redacted(text) != text:
+        if redact(text) != text:
             raise InputError(
                 f"{name} holds a password or a key, and everyone who sees the cluster's dashboard could read it.",
                 _KEEP_OUT,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from rayinf.data.selection import Selection
 from rayinf.engine.fit_quality import fit_line
 from rayinf.loops.reweighting import Reweighting
 from rayinf.select.top_rows import TopRows
+from rayinf.store.places import AnyPath
 
 _TOP = 5
 _SHOWN_COLUMNS = 8
@@ -85,7 +85,7 @@ def tell_measure(scores: Scores) -> None:
     _tell_place(scores)
 
 
-def tell_acquire(selection: Selection, strategy: str, out: Path, file: Path) -> None:
+def tell_acquire(selection: Selection, strategy: str, out: AnyPath, file: AnyPath) -> None:
     """Print which rows were picked first, and where all picks and all values lie.
 
     Args:
@@ -108,7 +108,7 @@ def tell_acquire(selection: Selection, strategy: str, out: Path, file: Path) -> 
     typer.echo(f"Values of all rows of the pool: {out / 'scores'}")
 
 
-def tell_trim(selection: Selection, labels: np.ndarray[Any, Any] | None, files: Sequence[Path]) -> None:
+def tell_trim(selection: Selection, labels: np.ndarray[Any, Any] | None, files: Sequence[AnyPath]) -> None:
     """Print how many rows are removed, the worst of them, how many of every class, and where both parts lie.
 
     Args:
@@ -141,7 +141,7 @@ def tell_trim(selection: Selection, labels: np.ndarray[Any, Any] | None, files: 
     typer.echo(f"Removed rows: {files[1]}")
 
 
-def tell_active_learning(history: History, plot: Path) -> None:
+def tell_active_learning(history: History, plot: AnyPath) -> None:
     """Print the learning curve, the mean accuracy of every strategy, what is awaited, and where the plot lies.
 
     Args:
@@ -173,7 +173,7 @@ def tell_active_learning(history: History, plot: Path) -> None:
     typer.echo(f"Learning curve: {plot}")
 
 
-def tell_reweight(found: Reweighting, plot: Path) -> None:
+def tell_reweight(found: Reweighting, plot: AnyPath) -> None:
     """Print what the search found, and where weights, checkpoint and plot lie.
 
     Args:
@@ -185,7 +185,7 @@ def tell_reweight(found: Reweighting, plot: Path) -> None:
     typer.echo(f"Trade-off: {plot}")
 
 
-def tell_removal_check(check: RemovalCheck, plot: Path) -> None:
+def tell_removal_check(check: RemovalCheck, plot: AnyPath) -> None:
     """Print how well prediction and measurement agree, and where the heat maps lie.
 
     Args:

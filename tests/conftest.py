@@ -45,3 +45,35 @@ def _no_fsync():
     from rayinf.data import disk
 
     disk._force = lambda path: None
+
+
+@pytest.fixture(scope="session")
+def s3_port():
+    """One S3 server of moto for the session, on loopback; credentials for it stand in the environment."""
+    import store_server
+
+    keys = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "plain", "AWS_EC2_METADATA_DISABLED": "true"}
+    before = {k: os.environ.get(k) for k in keys}
+    os.environ.update(keys)
+    with store_server.server() as port:
+        yield port
+    for name, value in before.items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture
+def s3(s3_port):
+    """A way to that server which fails on demand: a proxy, and the bucket as it is behind it."""
+    import store_server
+
+    proxy = store_server.Proxy(s3_port)
+    yield proxy
+    proxy.stop()
+
+
+@pytest.fixture(scope="session")
+def bucket(s3_port):
+    """The bucket of that server, by boto3."""
+    import store_server
+
+    return store_server.Bucket(s3_port)

@@ -7,22 +7,22 @@ import pickle
 import pytest
 
 import rayinf
-from rayinf.errors import redacted
+from rayinf.redaction import redact
 
 
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("s3://key:pl4nted@bucket/a is not there", "s3://***@bucket/a is not there"),
-        ("'http://me:pl4nted@host:80/x' and gs://bucket/y", "'http://***@host:80/x' and gs://bucket/y"),
-        ("abfss://box@store/t?sig=pl4nted&x=1", "abfss://box@store/t?sig=***&x=1"),
-        ("s3://b/t?region=a;secret_key=pl4nted", "s3://b/t?region=a;secret_key=***"),
+        ("s3://key:pl4nted@bucket/a is not there", "s3://...@bucket/a is not there"),
+        ("'http://me:pl4nted@host:80/x' and gs://bucket/y", "'http://...@host:80/x' and gs://bucket/y"),
+        ("abfss://box@store/t?sig=pl4nted&x=1", "abfss://box@store/t?sig=...&x=1"),
+        ("s3://b/t?region=a;secret_key=pl4nted", "s3://b/t?region=a;secret_key=..."),
         ("host:80, 10:30@noon, a@b://c", "host:80, 10:30@noon, a@b://c"),
         ("s3://bucket/a:b@c", "s3://bucket/a:b@c"),
     ],
 )
 def test_passwords_of_uris_are_not_shown(text: str, shown: str) -> None:
-    assert redacted(text) == shown
+    assert redact(text) == shown
     error = rayinf.InputError(f"{text}.", f"correct {text}.")
     for told in (str(error), repr(error), error.what, error.fix, str(pickle.loads(pickle.dumps(error)))):
         assert "pl4nted" not in told

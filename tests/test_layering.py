@@ -8,7 +8,9 @@ import rayinf
 PACKAGE = Path(rayinf.__file__).parent
 # From the ground up; a name is a folder or a file of the package.
 FLOORS = (
+    ("redaction",),
     ("errors",),
+    ("store",),
     ("arguments", "user_code"),
     ("task",),
     ("core",),

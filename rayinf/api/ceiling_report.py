@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from rayinf.errors import InputError
 from rayinf.pareto.ceiling import Found, Gain
 from rayinf.pareto.pairwise import pairwise_gain
 from rayinf.pareto.regions import Regions
+from rayinf.store.places import AnyPath
 
 Array = np.ndarray[Any, Any]
 # Classes in a text and in a heat map, the dearest ones where there are more.
@@ -255,7 +255,7 @@ class Ceiling:
             lines.append(f"Left out, since no row has any influence on them: {', '.join(map(str, silent))}")
         return "\n".join(lines)
 
-    def plot(self, path: str | Path, classes: Sequence[Any] | None = None, title: str = "") -> Path:
+    def plot(self, path: str | AnyPath, classes: Sequence[Any] | None = None, title: str = "") -> AnyPath:
         """Draw the rows in the plane of two classes (A Figures 1 and 2B), with the counts of its quadrants.
 
         Args:
@@ -280,7 +280,7 @@ class Ceiling:
         plane = influence_plane.Plane(points, names, self.found.total[[a, b]], counts, regions.rows)
         return influence_plane.plot(plane, path, title)
 
-    def plot_classes(self, path: str | Path) -> Path:
+    def plot_classes(self, path: str | AnyPath) -> AnyPath:
         """Draw heat maps: the gain of every two classes alone; where labels are known, who helps and harms whom.
 
         A low cell of the first marks two classes that gain at each other's cost, and bounds the common gain. The

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from rayinf.core.asked import parse
@@ -14,6 +13,7 @@ from rayinf.engine import pipeline, stages
 from rayinf.engine.entry import check
 from rayinf.engine.job import Cluster, Settings
 from rayinf.engine.run import Request, open_run
+from rayinf.store.places import AnyPath
 from rayinf.task import Task
 
 
@@ -25,10 +25,10 @@ def influence(
     curvature: str = "ekfac",
     fisher: FisherKind = "true",
     damping: float | None = None,
-    factors: str | Path | None = None,
+    factors: str | AnyPath | None = None,
     halves: bool = False,
     cluster: Cluster | None = None,
-    out: str | Path | None = None,
+    out: str | AnyPath | None = None,
     seed: int = 0,
     *,
     batch_size: int | None = None,
@@ -77,8 +77,8 @@ def influence(
     tables = {"train": train, "valid": valid}
     asked = parse(objective, task.group)
     with open_run(Request("influence", task, tables, asked, settings, damping, factors, cluster, out)) as run:
-        if run.finished:
-            return Scores.load(str(out))
+        if run.finished and run.folder is not None:
+            return Scores.load(run.folder.path)
         pipeline.fit_factors(run)
         solved = pipeline.solve_queries(run)
         names = curv.column_names(run.job.settings.targets, halves)
@@ -92,9 +92,9 @@ def self_influence(
     curvature: str = "ekfac",
     fisher: FisherKind = "true",
     damping: float | None = None,
-    factors: str | Path | None = None,
+    factors: str | AnyPath | None = None,
     cluster: Cluster | None = None,
-    out: str | Path | None = None,
+    out: str | AnyPath | None = None,
     seed: int = 0,
     *,
     batch_size: int | None = None,
@@ -128,8 +128,8 @@ def self_influence(
     settings = Settings(curvature, fisher, False, seed, batch_size, precision)
     request = Request("self_influence", task, {"train": train}, (), settings, damping, factors, cluster, out)
     with open_run(request) as run:
-        if run.finished:
-            return Scores.load(str(out))
+        if run.finished and run.folder is not None:
+            return Scores.load(run.folder.path)
         pipeline.fit_factors(run)
         tables = pipeline.score(run, stages.SelfScore, pipeline.inverse_arrays(run), ["self_influence"])
         return pipeline.finish(run, tables, {})
@@ -143,9 +143,9 @@ def pairs(
     curvature: str = "ekfac",
     fisher: FisherKind = "true",
     damping: float | None = None,
-    factors: str | Path | None = None,
+    factors: str | AnyPath | None = None,
     cluster: Cluster | None = None,
-    out: str | Path | None = None,
+    out: str | AnyPath | None = None,
     seed: int = 0,
     *,
     batch_size: int | None = None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rayinf.arguments import one_of
@@ -18,6 +17,7 @@ from rayinf.engine.entry import check
 from rayinf.engine.job import Cluster
 from rayinf.engine.probe import Probe
 from rayinf.engine.run import Request, open_run
+from rayinf.store.places import AnyPath
 from rayinf.task import Task
 
 
@@ -28,11 +28,11 @@ def influence_measure(
     curvature: str = "ekfac",
     fisher: FisherKind = "true",
     damping: float | None = None,
-    factors: str | Path | None = None,
+    factors: str | AnyPath | None = None,
     rank: int | None = None,
     subsample: float = 1.0,
     cluster: Cluster | None = None,
-    out: str | Path | None = None,
+    out: str | AnyPath | None = None,
     seed: int = 0,
     *,
     batch_size: int | None = None,
@@ -93,8 +93,8 @@ def influence_measure(
         "influence_measure", task, tables, (measuring.OBJECTIVE,), settings, damping, factors, cluster, out, fits
     )
     with open_run(request) as run:
-        if run.finished:
-            return Scores.load(str(out))
+        if run.finished and run.folder is not None:
+            return Scores.load(run.folder.path)
         pipeline.fit_factors(run)
         arrays = pipeline.measure_arrays(run)
         shards = pipeline.score(run, measuring.Measure, arrays, ["fi"], ranking.measured_into(run))
@@ -116,12 +116,12 @@ def acquire(
     rank: int | None = None,
     subsample: float = 1.0,
     cluster: Cluster | None = None,
-    out: str | Path | None = None,
+    out: str | AnyPath | None = None,
     seed: int = 0,
     *,
     fisher: FisherKind = "true",
     damping: float | None = None,
-    factors: str | Path | None = None,
+    factors: str | AnyPath | None = None,
     samples: int = 20,
     exclude: Sequence[Any] | None = None,
     batch_size: int | None = None,
@@ -181,8 +181,8 @@ def acquire(
     fits = partial(wish.check, features=task.feature_columns, settings=settings)
     request = Request("acquire", task, tables, wish.objectives(), settings, damping, factors, cluster, out, fits)
     with open_run(request) as run:
-        if run.finished:
-            return wish.select(Scores.load(str(out)))
+        if run.finished and run.folder is not None:
+            return wish.select(Scores.load(run.folder.path))
         shards = acquiring.value_pool(run)
         told: dict[str, Any] = {}
         if subsample < 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from rayinf.arguments import shown
@@ -15,6 +14,7 @@ from rayinf.engine.job import Cluster, Settings
 from rayinf.engine.plan import Cost, make_plan
 from rayinf.engine.run import Request
 from rayinf.errors import InputError
+from rayinf.store.places import AnyPath
 from rayinf.task import Task
 
 
@@ -28,7 +28,7 @@ def plan(
     damping: float | None = None,
     halves: bool = False,
     cluster: Cluster | None = None,
-    out: str | Path | None = None,
+    out: str | AnyPath | None = None,
     seed: int = 0,
     *,
     batch_size: int | None = None,

@@ -19,6 +19,7 @@ from rayinf.engine.entry import check
 from rayinf.errors import InputError
 from rayinf.pareto.demands import Array, checked
 from rayinf.pareto.lp import ReweightLP, Solution
+from rayinf.store.places import AnyPath, StorePath, open_place
 
 # Above so many rows they are read anew at every pass.
 _IN_MEMORY = 1_000_000
@@ -35,7 +36,7 @@ def reweight_lp(
     slack: str = "paper",
     *,
     stream: bool | None = None,
-    out: str | Path | None = None,
+    out: str | AnyPath | None = None,
 ) -> RowWeights:
     """Weights w of the training rows that are predicted to help the targets most, and to keep what all classes have.
 
@@ -88,7 +89,7 @@ def reweight_lp(
     asked = Asked(alphas, upper, radius, slack, tuple(found))
     if file is None:
         return RowWeights.of(vectors, lp.survey, asked, lp.solve(alphas, upper, radius))
-    if file.parent.is_dir():
+    if isinstance(file, StorePath) or file.parent.is_dir():
         sweep(file.parent, file.name, elsewhere=False)
     solved: list[Solution] = []
     write_whole(file, lambda path: solved.append(_solve_into(path, lp, asked, vectors)))
@@ -113,14 +114,14 @@ def _by_class(alpha: Any, vectors: Vectors) -> Any:
     return [placed[k] for k in range(len(vectors.names))]
 
 
-def _file(out: str | Path) -> Path:
+def _file(out: str | AnyPath) -> AnyPath:
     """The file to write.
 
     Raises:
         InputError: it is a folder.
     """
-    file = Path(out).expanduser()
-    if file.is_dir():
+    file = open_place(out, "out")
+    if isinstance(file, Path) and file.is_dir():
         raise InputError(f"out={str(out)!r} is a folder.", "name a file in it, such as weights.parquet.")
     return file
 

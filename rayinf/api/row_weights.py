@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayinf.data.files import write_result
+from rayinf.data.files import readable, write_result
 from rayinf.data.vectors import Vectors
 from rayinf.pareto.decomposition import Survey
 from rayinf.pareto.demands import Array, Demands
 from rayinf.pareto.lp import Solution
+from rayinf.store.places import AnyPath, open_place
 
 # A class's summed influence this small beside `b_k` is as good as none.
 _NEAR_ZERO = 0.01
@@ -50,12 +50,12 @@ class RowWeights:
     asked: Asked
     solution: Solution = field(repr=False)
     classes: pa.Table = field(repr=False)
-    path: Path | None = None
+    path: AnyPath | None = None
     _vectors: Vectors | None = field(default=None, repr=False)
 
     @classmethod
     def of(
-        cls, vectors: Vectors, survey: Survey, asked: Asked, solution: Solution, path: Path | None = None
+        cls, vectors: Vectors, survey: Survey, asked: Asked, solution: Solution, path: AnyPath | None = None
     ) -> RowWeights:
         """What a solution means to the classes."""
         demands = Demands.of(survey, asked.alpha, asked.upper, asked.radius, asked.slack)
@@ -78,7 +78,7 @@ class RowWeights:
         """`[n]`, in row order; read from the file where `out` was given."""
         if self.path is None:
             return self.solution.weights
-        held: Array = pq.read_table(self.path, columns=["weight"])["weight"].to_numpy()
+        held: Array = pq.read_table(readable(self.path), columns=["weight"])["weight"].to_numpy()
         return held
 
     @property
@@ -110,7 +110,7 @@ class RowWeights:
     def table(self) -> pa.Table:
         """`row_id` and `weight`, in row order."""
         if self.path is not None:
-            return pq.read_table(self.path)
+            return pq.read_table(readable(self.path))
         assert self._vectors is not None
         ids = self._vectors.scores.select(["row_id"])
         return ids.append_column("weight", pa.array(self.solution.weights))
@@ -120,7 +120,7 @@ class RowWeights:
         frame: pd.DataFrame = self.table.to_pandas()
         return frame
 
-    def write(self, path: str | Path) -> Path:
+    def write(self, path: str | AnyPath) -> AnyPath:
         """Write `row_id` and `weight` as Parquet, whole.
 
         Returns:
@@ -129,7 +129,7 @@ class RowWeights:
         Raises:
             RunError: it cannot be written.
         """
-        file = Path(path).expanduser()
+        file = open_place(path)
         write_result(file, self.table)
         return file
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pyarrow as pa
 
 from rayinf import api, summaries
@@ -14,6 +12,7 @@ from rayinf.data.scores import Scores
 from rayinf.loops.active_learning import active_learning as learn
 from rayinf.loops.pareto_reweight import pareto_reweight
 from rayinf.loops.removal_check import removal_check as check_removal
+from rayinf.store.places import open_place
 
 
 @app.command(epilog=keys_help("influence"))
@@ -71,7 +70,7 @@ def acquire(
     """
     with exit_codes(debug):
         given = read(config_file, changes(overrides, address, workers), "acquire")
-        out = Path(given["out"])
+        out = open_place(given["out"])
         with telling_if_done(out):
             selection = api.acquire(**given)
         picked = selection.source.filter(selection.source["kept"]).select(["row_id", "value"])
@@ -98,7 +97,7 @@ def active_learning(
         given = read(config_file, changes(overrides, address, workers), "active-learning")
         with telling_if_done(given["out"]):
             history = learn(**given)
-        plot = history.plot(Path(given["out"]) / "learning_curve.png")
+        plot = history.plot(open_place(given["out"]) / "learning_curve.png")
         summaries.tell_active_learning(history, plot)
 
 
@@ -121,7 +120,7 @@ def reweight(
         given["scores"] = Scores.load(given["scores"])
         with telling_if_done(given["out"]):
             found = pareto_reweight(**given)
-        plot = found.plot(Path(given["out"]) / "trade_off.png")
+        plot = found.plot(open_place(given["out"]) / "trade_off.png")
         summaries.tell_fit(given["scores"].metadata, warn=True)
         summaries.tell_reweight(found, plot)
 
@@ -144,6 +143,6 @@ def removal_check(
         given["scores"] = Scores.load(given["scores"])
         with telling_if_done(given["out"]):
             check = check_removal(**given)
-        plot = check.plot(Path(given["out"]) / "removal_check.png")
+        plot = check.plot(open_place(given["out"]) / "removal_check.png")
         summaries.tell_fit(given["scores"].metadata, warn=True)
         summaries.tell_removal_check(check, plot)

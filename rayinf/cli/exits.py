@@ -7,14 +7,15 @@ import traceback
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import typer
 
 from rayinf.cli import words
 from rayinf.data.run_folder import RunFolder
-from rayinf.errors import InputError, RayinfError, redacted
+from rayinf.errors import InputError, RayinfError
+from rayinf.redaction import redact
+from rayinf.store.places import AnyPath, open_place
 
 _LONGEST_MESSAGE, _LONGEST_NAME = 500, 200
 # What the system says of a path that was given wrongly.
@@ -30,10 +31,11 @@ _PATHS = (
 
 
 @contextmanager
-def telling_if_done(out: str | Path) -> Generator[None, None, None]:
+def telling_if_done(out: str | AnyPath) -> Generator[None, None, None]:
     """Say so where a run was finished and had nothing left to do: one that does anything writes its record anew."""
-    file = Path(out) / "run.json"
-    finished = (RunFolder(Path(out)).read() or {}).get("status") == "finished"
+    folder = open_place(out, "out")
+    file = folder / "run.json"
+    finished = (RunFolder(folder).read() or {}).get("status") == "finished"
     before = file.stat().st_mtime_ns if finished else None
     yield
     if before is not None and file.stat().st_mtime_ns == before:
@@ -60,7 +62,7 @@ def exit_codes(debug: bool, options: Sequence[str] = ()) -> Generator[None, None
         raise typer.Exit(1) from None
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            typer.echo(redact(traceback.format_exc()), err=True)
         known = _as_input(error)
         typer.echo(f"Error: {_one_line(known, options)}", err=True)
         raise typer.Exit(2 if isinstance(known, InputError) else 1) from None
@@ -70,13 +72,13 @@ def _as_input(error: Exception) -> Exception:
     """A path that cannot be, or that this user may not read or write, is wrong input."""
     if not isinstance(error, OSError) or error.errno not in _PATHS or error.filename is None:
         return error
-    name = str(error.filename)
+    name = redact(str(error.filename))
     name = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3] + "..."
     return InputError(f"{name}: {error.strerror}.", "check the path, and that this user may read and write there.")
 
 
 def _tell_warning(message: Warning | str, *where: Any, **more: Any) -> None:
-    typer.echo(f"Warning: {redacted(words.translate(' '.join(str(message).split())))}", err=True)
+    typer.echo(f"Warning: {words.translate(redact(' '.join(str(message).split())))}", err=True)
 
 
 def _one_line(error: Exception, options: Sequence[str]) -> str:
@@ -84,7 +86,7 @@ def _one_line(error: Exception, options: Sequence[str]) -> str:
         return words.said(error, options)
     cause = getattr(error, "cause", None)  # what a worker on Ray raised; the error itself holds its whole traceback
     inner = cause if isinstance(cause, Exception) else error
-    said = redacted(" ".join(str(inner).split()).rstrip("."))
+    said = redact(" ".join(str(inner).split())).rstrip(".")
     short = said if len(said) <= _LONGEST_MESSAGE else said[: _LONGEST_MESSAGE - 3] + "..."
     what = f"{type(inner).__name__}: {short}, which rayinf did not expect."
     return f"{what} Fix: run again with --debug to see where; if your own code has no part in it, report it."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import pyarrow as pa
@@ -16,12 +15,13 @@ from rayinf.cli.app import Debug, app
 from rayinf.cli.exits import exit_codes
 from rayinf.cli.words import translate
 from rayinf.data import run_state
-from rayinf.data.files import write_json, write_result
+from rayinf.data.files import readable, write_json, write_result
 from rayinf.data.out_folder import check_out
 from rayinf.data.run_folder import RunFolder
 from rayinf.data.scores import Scores
-from rayinf.errors import InputError
+from rayinf.errors import InputError, RayinfError
 from rayinf.loops.trim import trim as trim_rows
+from rayinf.store.places import AnyPath, open_place
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over files of an earlier selection.")]
 # Of what runs the values belong to training rows.
@@ -30,14 +30,14 @@ _TRIMMED = ("influence", "influence_measure", "self_influence")
 
 @app.command()
 def trim(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run of influence or measure.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a finished run of influence or measure.")],
     budget: Annotated[int, typer.Option(help="So many rows are removed, at most.")] = 100,
     by: Annotated[
         str | None, typer.Option(help="The column to go by; needed where there are several.", show_default=False)
     ] = None,
     floor: Annotated[int, typer.Option(help="So many rows of every class stay, at least.")] = 0,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="PATH",
             help="The folder for kept.parquet and removed.parquet, or a name.parquet for the kept rows, with "
@@ -55,7 +55,7 @@ def trim(
     """
     with exit_codes(debug, ("by", "budget", "floor", "out")):
         check_out(out, {})
-        files = _trim_files(run if out is None else out, is_run=out is None)
+        files = _trim_files(open_place(run if out is None else out), is_run=out is None)
         scores = _training_scores(run)
         selection = trim_rows(scores, budget, by, floor)
         held = selection.source
@@ -72,9 +72,9 @@ def trim(
 
 @app.command()
 def ceiling(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run of influence, by category.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a finished run of influence, by category.")],
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="FOLDER",
             help="Where ceiling.json, influence_plane.png and classes.png are written. By default, RUN/ceiling.",
@@ -100,7 +100,7 @@ def ceiling(
         check_out(out, {})
         scores = _training_scores(run)
         report = api.ceiling(scores, seed=seed)
-        folder = run.expanduser() / "ceiling" if out is None else out.expanduser()
+        folder = open_place(run) / "ceiling" if out is None else open_place(out, "out")
         pair = None if plane is None else [name.strip() for name in plane.split(",")]
         pictures = [
             report.plot(folder / "influence_plane.png", pair),
@@ -115,7 +115,7 @@ def ceiling(
 
 @app.command()
 def verify(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run of any command.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run of any command.")],
     debug: Debug = False,
 ) -> None:
     """Check that a run's folder is whole: its record, manifests, checksums, rows and ids.
@@ -134,7 +134,7 @@ def verify(
 
 @app.command()
 def status(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run of any command.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run of any command.")],
     debug: Debug = False,
 ) -> None:
     """Say where a run stands, from any machine that sees its folder. Nothing is changed."""
@@ -142,7 +142,7 @@ def status(
         typer.echo(run_state.status(run).to_text())
 
 
-def _check_new(files: Sequence[Path], tables: Sequence[pa.Table], overwrite: bool) -> None:
+def _check_new(files: Sequence[AnyPath], tables: Sequence[pa.Table], overwrite: bool) -> None:
     """Refuse to write over an earlier selection of other rows.
 
     Raises:
@@ -157,21 +157,23 @@ def _check_new(files: Sequence[Path], tables: Sequence[pa.Table], overwrite: boo
             )
 
 
-def _holds(file: Path, table: pa.Table) -> bool:
+def _holds(file: AnyPath, table: pa.Table) -> bool:
     try:
-        return pq.read_table(file).equals(table)
+        return pq.read_table(readable(file)).equals(table)
+    except RayinfError:
+        raise
     except (pa.ArrowException, OSError):
         return False
 
 
-def _training_scores(run: Path) -> Scores:
+def _training_scores(run: str) -> Scores:
     """The scores of a finished run over training rows.
 
     Raises:
         InputError: there is none, or its values belong to the rows of a pool.
     """
     scores = Scores.load(run)
-    verb = (RunFolder(scores.path or run).read() or {}).get("verb")
+    verb = (RunFolder(scores.path or open_place(run)).read() or {}).get("verb")
     if verb not in _TRIMMED:
         raise InputError(
             f"{run} holds a run of {verb}, whose values are not those of training rows.",
@@ -180,9 +182,9 @@ def _training_scores(run: Path) -> Scores:
     return scores
 
 
-def _trim_files(place: Path, is_run: bool) -> tuple[Path, Path]:
+def _trim_files(place: AnyPath, is_run: bool) -> tuple[AnyPath, AnyPath]:
     """Where kept and removed rows are written."""
-    place = place.expanduser() / "trim" if is_run else place.expanduser()
+    place = place / "trim" if is_run else place
     if place.suffix == ".parquet":
         return place, place.with_name(f"{place.stem}_removed.parquet")
     return place / "kept.parquet", place / "removed.parquet"

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayinf.data import disk
+from rayinf.data.appended import AppendedFile, read_appended
 from rayinf.data.files import (
     Arrays,
+    fetched,
     file_sha256,
     read_arrays,
     try_to_remove,
@@ -27,6 +28,8 @@ from rayinf.data.files import (
     write_whole,
 )
 from rayinf.data.numbered import Numbered
+from rayinf.errors import RayinfError
+from rayinf.store.places import AnyPath, StorePath
 
 MANIFEST = "manifest.jsonl"
 _SHA, _NUMBER = 32, 8
@@ -43,7 +46,7 @@ class Entry:
     rows: int = 0
 
     @classmethod
-    def of(cls, folder: Path, file: str, rows: int = 0) -> Entry:
+    def of(cls, folder: AnyPath, file: str, rows: int = 0) -> Entry:
         """The entry of a file that has just been written."""
         return cls(file, *file_sha256(folder / file), rows)
 
@@ -64,13 +67,13 @@ class CheckedFolder:
         owner: digest of what the files belong to. Lines under another owner are ignored.
     """
 
-    def __init__(self, path: Path, owner: str) -> None:
+    def __init__(self, path: AnyPath, owner: str) -> None:
         self.path, self._owner = path, owner
         # Packed, since a run may have 100,000 files and more: SHA-256, bytes, rows, and whether the file was checked.
         self._held = Numbered(_SHA + 2 * _NUMBER + len(_CHECKED))
         self._gone: set[str] = set()
         self._begun = False
-        self._whole_lines = False
+        self._lines = AppendedFile(path / MANIFEST)
         self._load()
 
     def _load(self) -> None:
@@ -104,16 +107,28 @@ class CheckedFolder:
         """Of all files that are listed, in order, numbers by their value."""
         return iter(self._held)
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: Entry, soon: bool = False) -> None:
         """List a file that is whole.
+
+        Args:
+            entry: of the file.
+            soon: whether the line may wait for others, where every change is a request to a store; see `flush`.
 
         Raises:
             RunError: the manifest cannot be written.
         """
         if not self._begun:
-            self._rewrite(())
-        self._append(entry.to_line())
+            self._rewrite(tuple)
+        self._append(entry.to_line(), soon)
         self._hold(entry, checked=True)
+
+    def flush(self) -> None:
+        """Write lines that wait.
+
+        Raises:
+            RunError: the manifest cannot be written.
+        """
+        self._change(self._lines.flush)
 
     def remove(self, name: str) -> None:
         """Take a file off the list, then from the disk."""
@@ -127,6 +142,7 @@ class CheckedFolder:
         for name in self._gone:
             try_to_remove(self.path / name)
         self._gone.clear()
+        self._lines.clean()
 
     def is_sound(self, name: str, rows: int | None = None) -> bool:
         """Whether a file is listed, there, and the same to the last bit. It is read once by this object.
@@ -138,7 +154,9 @@ class CheckedFolder:
         entry = self.entry(name)
         if entry is None or (rows is not None and rows != entry.rows):
             return False
-        if self._held[name][-1:] == _CHECKED and (self.path / name).exists():
+        # What this object has written to a store, or read there, is asked for once: every look is a request.
+        seen = self._held[name][-1:] == _CHECKED
+        if seen and (isinstance(self.path, StorePath) or (self.path / name).exists()):
             return True
         if differs(self.path, entry) is not None:
             del self._held[name]
@@ -148,42 +166,58 @@ class CheckedFolder:
 
     def put(self, name: str, write: Callable[[Path], object], rows: int = 0) -> None:
         """Let `write` fill a file, whole, and list it."""
-        write_whole(self.path / name, write)
-        self.add(Entry.of(self.path, name, rows))
+        self.add(Entry(name, *write_whole(self.path / name, write), rows))
 
     def put_json(self, name: str, value: Any) -> None:
         """Write JSON."""
-        write_json(self.path / name, value)
-        self.add(Entry.of(self.path, name))
+        self.add(Entry(name, *write_json(self.path / name, value)))
 
     def json(self, name: str) -> Any:
         """What a JSON file holds; None where it is not sound."""
-        return json.loads((self.path / name).read_text()) if self._reread(name) else None
+        with self._reread(name) as file:
+            return None if file is None else json.loads(file.read_text())
 
     def put_table(self, name: str, table: pa.Table) -> None:
         """Write Parquet."""
-        write_part(self.path / name, table)
-        self.add(Entry.of(self.path, name, table.num_rows))
+        self.add(Entry(name, *write_part(self.path / name, table), table.num_rows))
 
     def table(self, name: str) -> pa.Table | None:
         """A Parquet file; None where it is not sound."""
-        return pq.read_table(self.path / name) if self._reread(name) else None
+        with self._reread(name) as file:
+            return None if file is None else pq.read_table(file)
 
     def put_arrays(self, name: str, arrays: Arrays) -> None:
         """Write safetensors."""
-        write_arrays(self.path / name, arrays)
-        self.add(Entry.of(self.path, name))
+        self.add(Entry(name, *write_arrays(self.path / name, arrays)))
 
     def arrays(self, name: str) -> Arrays | None:
         """The arrays of a safetensors file; None where it is not sound."""
-        return read_arrays(self.path / name) if self._reread(name) else None
+        with self._reread(name) as file:
+            return None if file is None else read_arrays(file)
 
-    def _reread(self, name: str) -> bool:
-        """As `is_sound`, by reading the file again: it may have changed since it was checked."""
+    @contextmanager
+    def _reread(self, name: str) -> Generator[Path | None]:
+        """A local file (of a store: a copy), found to be sound now: it may have changed since it was checked. Or None.
+
+        Raises:
+            RayinfError: a store does not answer, or refuses.
+        """
         entry = self.entry(name)
-        if entry is not None:
+        if entry is None:
+            yield None
+        elif isinstance(self.path, Path):
             self._hold(entry)
-        return self.is_sound(name)
+            yield self.path / name if self.is_sound(name) else None
+        else:
+            with ExitStack() as stack:
+                try:
+                    held = stack.enter_context(fetched(self.path / name))
+                    sound = file_sha256(held) == (entry.size, entry.sha256)
+                except FileNotFoundError:
+                    sound = False
+                if not sound:
+                    del self._held[name]
+                yield held if sound else None
 
     def close(self) -> str:
         """Write the manifest anew, its lines in the order of `names`.
@@ -191,31 +225,31 @@ class CheckedFolder:
         Returns:
             The manifest's own SHA-256.
         """
-        self._rewrite(entry.to_line() for name in self._held if (entry := self.entry(name)) is not None)
-        return file_sha256(self.path / MANIFEST)[1].hex()
+        return self._rewrite(lambda: (e.to_line() for n in self._held if (e := self.entry(n)) is not None))
 
-    def _rewrite(self, lines: Iterable[bytes]) -> None:
+    def _rewrite(self, lines: Callable[[], Iterable[bytes]]) -> str:
         def write(path: Path) -> None:
             with path.open("wb") as file:
                 file.write(_line({"manifest": 1, "owner": self._owner}))
-                file.writelines(lines)
+                file.writelines(lines())
 
-        write_whole(self.path / MANIFEST, write)
-        self._begun = self._whole_lines = True
+        digest = self._lines.replace(write)[1].hex()
+        self._begun = True
+        return digest
 
-    def _append(self, line: bytes) -> None:
-        path = self.path / MANIFEST
+    def _append(self, line: bytes, soon: bool = False) -> None:
+        self._change(lambda: self._lines.append(line, soon))
+
+    def _change(self, change: Callable[[], None]) -> None:
         try:
-            # A line that a crash has cut is ended first, or it would take the next one with it.
-            start = b"" if self._whole_lines or _ends_whole(path) else b"\n"
-            self._whole_lines = False
-            disk.used.append(path, start + line)
-            self._whole_lines = True
+            change()
+        except RayinfError:
+            raise
         except OSError as error:
-            raise unwritable(path, error) from error
+            raise unwritable(self._lines.path, error) from error
 
 
-def differs(folder: Path, entry: Entry) -> str | None:
+def differs(folder: AnyPath, entry: Entry) -> str | None:
     """How a file differs from its line in the manifest; None where it does not."""
     path = folder / entry.file
     try:
@@ -224,30 +258,30 @@ def differs(folder: Path, entry: Entry) -> str | None:
         return None if file_sha256(path)[1] == entry.sha256 else "has another checksum than its line in the manifest"
     except FileNotFoundError:
         return "is missing"
+    except RayinfError:
+        raise
     except OSError as error:
         return f"cannot be read: {error}"
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a manifest, its header first. A line that was cut or damaged is passed over."""
+def read_lines(path: AnyPath) -> Iterator[dict[str, Any]]:
+    """The lines of a manifest, its header first. A line that was cut or damaged is passed over.
+
+    Raises:
+        RayinfError: a store does not answer, or refuses.
+    """
+    lines = read_appended(path)
     try:
-        file = path.open("rb")
+        first = next(lines, b"")
+    except RayinfError:
+        raise
     except OSError:
         return
-    with file:
-        for line in file:
-            with suppress(ValueError):
-                held = json.loads(line)
-                if isinstance(held, dict) and held.pop("crc", None) == _sum(held):
-                    yield held
-
-
-def _ends_whole(path: Path) -> bool:
-    with path.open("rb") as file:
-        if not file.seek(0, os.SEEK_END):
-            return True
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
+    for line in chain((first,), lines):
+        with suppress(ValueError):
+            held = json.loads(line)
+            if isinstance(held, dict) and held.pop("crc", None) == _sum(held):
+                yield held
 
 
 def _line(held: dict[str, Any]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tempfile
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,38 +18,49 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rayinf.data import disk, process
-from rayinf.errors import RunError
+from rayinf.errors import RayinfError, RunError
+from rayinf.store.places import AnyPath, StorePath
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 _TEMPORARY = re.compile(r"\.tmp\.([0-9a-f]{32})$")
 _READ_BYTES = 1 << 20
+# What begins the names of local temporaries of files that go to a store.
+_OF_STORES, _LONGEST_NAME = "rayinf-", 80
 CHECKSUM = "checksum"
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it there.
+def write_whole(path: AnyPath, write: Callable[[Path], object]) -> tuple[int, bytes]:
+    """Let `write` fill a temporary file beside `path` (of a store: a local one), then rename it there.
+
+    Returns:
+        Bytes and SHA-256 of the file.
 
     Raises:
         RunError: the file cannot be written (a full disk, say). What stood at `path` still does.
+        RayinfError: a store refuses, or does not answer.
     """
     with temporary(path) as held:
         try:
             disk.used.make_folder(path.parent)
             disk.used.fill(held, write)
+            content = file_sha256(held)
             disk.used.rename(held, path)
+            return content
+        except RayinfError:
+            raise
         except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
             problem = unwritable(path, error)
             raise problem from error
 
 
-def write_result(path: Path, table: pa.Table) -> None:
+def write_result(path: AnyPath, table: pa.Table) -> None:
     """Write a table for the user, outside a run's own files. What a killed process left beside it is removed."""
-    if path.parent.is_dir():
+    if isinstance(path, StorePath) or path.parent.is_dir():
         sweep(path.parent, path.name, elsewhere=False)
     write_part(path, table)
 
 
-def unwritable(path: Path, error: Exception) -> RunError:
+def unwritable(path: AnyPath, error: Exception) -> RunError:
     """The one error for a file that cannot be written."""
     return RunError(
         f"{path} cannot be written: {str(error).rstrip('.')}.",
@@ -57,10 +69,16 @@ def unwritable(path: Path, error: Exception) -> RunError:
 
 
 @contextmanager
-def temporary(path: Path) -> Generator[Path]:
-    """A new name beside `path`, which says what process made it. What has that name at the end is removed."""
+def temporary(path: AnyPath) -> Generator[Path]:
+    """A new name beside `path`, which says what process made it. What has that name at the end is removed.
+
+    For a file of a store, a local name: in the folder for temporary files.
+    """
     with process.mark() as mark:
-        held = path.with_name(f"{path.name}.tmp.{mark}")
+        if isinstance(path, StorePath):
+            held = Path(tempfile.gettempdir()) / f"{_OF_STORES}{path.name[-_LONGEST_NAME:]}.tmp.{mark}"
+        else:
+            held = path.with_name(f"{path.name}.tmp.{mark}")
         try:
             yield held
         finally:
@@ -73,7 +91,7 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.search(name) is not None
 
 
-def sweep(folder: Path, pattern: str = "*", *, elsewhere: bool = True) -> None:
+def sweep(folder: AnyPath, pattern: str = "*", *, elsewhere: bool = True) -> None:
     """Remove temporaries that a dead process left behind. Only names that we give are touched.
 
     Args:
@@ -81,13 +99,19 @@ def sweep(folder: Path, pattern: str = "*", *, elsewhere: bool = True) -> None:
         pattern: of the names of the files that were being written.
         elsewhere: whether the processes of other machines are known to be dead.
     """
-    for left in sorted(folder.rglob(f"{pattern}.tmp.*"), reverse=True):
+    if isinstance(folder, StorePath):
+        for file in Path(tempfile.gettempdir()).glob(f"{_OF_STORES}*.tmp.*"):
+            found = _TEMPORARY.search(file.name)
+            if found and process.is_left_behind(found[1], elsewhere=False):
+                try_to_remove(file)
+    lefts: list[AnyPath] = sorted(folder.rglob(f"{pattern}.tmp.*"), reverse=True)
+    for left in lefts:
         found = _TEMPORARY.search(left.name)
         if found and process.is_left_behind(found[1], elsewhere=elsewhere):
             try_to_remove(left)
 
 
-def try_to_remove(path: Path) -> None:
+def try_to_remove(path: AnyPath) -> None:
     """Remove what nothing depends on. Tried twice, since shared folders fail now and then; what stays is harmless."""
     for _ in range(2):
         with suppress(OSError):
@@ -95,15 +119,15 @@ def try_to_remove(path: Path) -> None:
             return
 
 
-def remove_tree(path: Path) -> None:
+def remove_tree(path: AnyPath) -> None:
     """Remove a file, or a folder with all that is in it."""
-    if path.is_dir() and not path.is_symlink():
+    if isinstance(path, Path) and path.is_dir() and not path.is_symlink():
         for inner in path.iterdir():
             remove_tree(inner)
     disk.used.remove(path)
 
 
-def file_sha256(path: Path) -> tuple[int, bytes]:
+def file_sha256(path: AnyPath) -> tuple[int, bytes]:
     """Bytes and SHA-256 of a file.
 
     Raises:
@@ -117,15 +141,15 @@ def file_sha256(path: Path) -> tuple[int, bytes]:
     return size, digest.digest()
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON, whole, a piece of its text at a time."""
+def write_json(path: AnyPath, value: Mapping[str, Any]) -> tuple[int, bytes]:
+    """Write JSON, whole, a piece of its text at a time; bytes and SHA-256 of the file."""
 
     def write(held: Path) -> None:
         with held.open("w") as file:
             file.writelines(json.JSONEncoder(indent=2, default=str).iterencode(value))
             file.write("\n")
 
-    write_whole(path, write)
+    return write_whole(path, write)
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,11 +173,15 @@ def _digest(plain: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def write_arrays(path: Path, arrays: Arrays) -> None:
-    """Write named arrays as safetensors, whole; keys are sorted, so that equal arrays give equal bytes."""
+def write_arrays(path: AnyPath, arrays: Arrays) -> tuple[int, bytes]:
+    """Write named arrays as safetensors, whole; keys are sorted, so that equal arrays give equal bytes.
+
+    Returns:
+        Bytes and SHA-256 of the file.
+    """
     # Not ascontiguousarray, which gives a number an axis.
     held = {k: np.asarray(arrays[k], order="C") for k in sorted(arrays)}
-    write_whole(path, lambda file: fill_safetensors(file, lambda inner: save_file(held, inner)))
+    return write_whole(path, lambda file: fill_safetensors(file, lambda inner: save_file(held, inner)))
 
 
 def fill_safetensors(file: Path, save: Callable[[Path], object]) -> None:
@@ -168,18 +196,49 @@ def fill_safetensors(file: Path, save: Callable[[Path], object]) -> None:
         (folder / "tensors").rename(file)
 
 
-def read_arrays(path: Path) -> Arrays | None:
-    """Named arrays from safetensors, or None where there is no such file or it is damaged."""
+@contextmanager
+def fetched(path: AnyPath) -> Generator[Path]:
+    """A local file with the content of a file: itself, or of a store a copy for as long as the context lasts."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with temporary(path) as held:
+        path.download(held)
+        yield held
+
+
+def readable(path: AnyPath) -> Any:
+    """What pyarrow reads a Parquet file from: a local path, or an open file of a store.
+
+    Raises:
+        OSError: a store does not have it.
+    """
+    return path if isinstance(path, Path) else path.open()
+
+
+def read_arrays(path: AnyPath) -> Arrays | None:
+    """Named arrays from safetensors, or None where there is no such file or it is damaged.
+
+    Raises:
+        RayinfError: a store does not answer, or refuses.
+    """
     try:
-        return load_file(path)
+        with fetched(path) as held:
+            return load_file(held)
+    except RayinfError:
+        raise
     except (OSError, SafetensorError, ValueError):
         return None
 
 
-def write_part(path: Path, table: pa.Table) -> None:
-    """Write a table as Parquet, whole: no time, no host, so that equal tables give equal bytes."""
+def write_part(path: AnyPath, table: pa.Table) -> tuple[int, bytes]:
+    """Write a table as Parquet, whole: no time, no host, so that equal tables give equal bytes.
+
+    Returns:
+        Bytes and SHA-256 of the file.
+    """
     split = [f.name for f in table.schema if pa.types.is_floating(f.type)]
-    write_whole(
+    return write_whole(
         path,
         lambda p: pq.write_table(
             table,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,6 +14,7 @@ from rayinf.data.checked_folder import CheckedFolder
 from rayinf.data.run_folder import RunFolder, owner_of
 from rayinf.data.scores import to_numpy
 from rayinf.errors import InputError
+from rayinf.store.places import AnyPath, open_place
 
 VERB = "active_learning"
 Key = tuple[str, int]
@@ -35,7 +35,7 @@ class Trail:
 
     rows: tuple[Mapping[str, Any], ...]
     picked: tuple[Array, ...]
-    waiting: Path | None
+    waiting: AnyPath | None
 
     def reaches(self, rounds: int) -> bool:
         """Whether all rounds are done."""
@@ -52,7 +52,7 @@ class TrailFolder:
         n: rows that a round picks.
     """
 
-    def __init__(self, run: Path, owner: str, key: Key, n: int) -> None:
+    def __init__(self, run: AnyPath, owner: str, key: Key, n: int) -> None:
         self._files = CheckedFolder(run / f"{key[0]}-seed{key[1]}", owner)
         self._n = n
 
@@ -115,7 +115,7 @@ class TrailFolder:
                 break
             rows.append(line)
         awaited = self.told(len(rows)).get("waiting")
-        return Trail(tuple(rows), tuple(picked), Path(awaited) if awaited else None)
+        return Trail(tuple(rows), tuple(picked), open_place(awaited) if awaited else None)
 
     def _table(self, name: str) -> pa.Table | None:
         entry = self._files.entry(name)
@@ -137,7 +137,7 @@ class History:
 
     table: pa.Table = field(repr=False)
     picked: Mapping[Key, list[Array]] = field(repr=False)
-    waiting: tuple[Path, ...] = ()
+    waiting: tuple[AnyPath, ...] = ()
 
     @classmethod
     def of(cls, trails: Mapping[Key, Trail]) -> History:
@@ -156,7 +156,7 @@ class History:
         )
 
     @classmethod
-    def load(cls, path: str | Path) -> History:
+    def load(cls, path: str | AnyPath) -> History:
         """Read the state of a run of `active_learning`, finished or not.
 
         Args:
@@ -165,7 +165,7 @@ class History:
         Raises:
             InputError: no such run there.
         """
-        folder = RunFolder(Path(path).expanduser())
+        folder = RunFolder(open_place(path))
         held = folder.read()
         if held is None or held.get("verb") != VERB:
             raise InputError(
@@ -194,7 +194,7 @@ class History:
         found = runs.groupby("strategy", sort=False).agg(seeds="count", accuracy="mean", std="std")
         return found.reset_index()
 
-    def plot(self, path: str | Path) -> Path:
+    def plot(self, path: str | AnyPath) -> AnyPath:
         """Draw accuracy against labelled rows: a line a strategy, with a band over seeds.
 
         Args:
@@ -213,7 +213,7 @@ def keys(strategies: Sequence[str], seeds: Sequence[int]) -> list[Key]:
     return [(strategy, seed) for strategy in strategies for seed in seeds]
 
 
-def load_trails(run: Path, owner: str, wanted: Sequence[Key], n: int) -> dict[Key, Trail]:
+def load_trails(run: AnyPath, owner: str, wanted: Sequence[Key], n: int) -> dict[Key, Trail]:
     """The state of trajectories in a run's folder."""
     return {key: TrailFolder(run, owner, key, n).trail() for key in wanted}
 

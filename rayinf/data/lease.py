@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rayinf.data import disk, process
+from rayinf.data import disk, process, store_lease
 from rayinf.data.files import temporary
-from rayinf.errors import InputError, RunError
+from rayinf.errors import InputError, RayinfError, RunError
+from rayinf.store.places import AnyPath, StorePath
 
 LEASE = "run.lock"
 # The holder renews the file's modification time this often.
@@ -30,31 +31,33 @@ _held: set[str] = set()
 class Lease:
     """Held from `acquire` to `release`. A thread renews it; a process that dies leaves it to stand still."""
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: AnyPath, name: str, held: store_lease.LeaseObject | None = None) -> None:
         self._path, self._name = path, name
         self._stop = threading.Event()
         self._lost = False
+        self._heart = None if held is None else store_lease.Heartbeat(held, store_lease.BEAT_SECONDS)
         self._thread = threading.Thread(target=self._beat, daemon=True, name="rayinf lease")
-        self._thread.start()
+        if held is None:
+            self._thread.start()
 
     @classmethod
-    def acquire(cls, folder: Path) -> Lease:
+    def acquire(cls, folder: AnyPath) -> Lease:
         """Take the lease of a folder, also that of a process which is dead.
 
         Raises:
             InputError: another process holds it.
             RunError: it cannot be written.
         """
-        path, name = folder / LEASE, uuid.uuid4().hex
+        name = uuid.uuid4().hex
+        if isinstance(folder, StorePath):
+            return cls._acquire_in_store(folder / LEASE, name)
+        path = folder / LEASE
         try:
             disk.used.make_folder(folder)
             while not _take(path, name):
                 seen = _read(path)
                 if seen is not None and _is_alive(path, seen):
-                    raise InputError(
-                        f"{folder} is in use: {_shown(seen)}.",
-                        "wait until that run has ended, stop it, or pass another folder as out.",
-                    )
+                    raise InputError(*_in_use(folder, seen))
                 _set_aside(path, seen)
         except OSError as error:
             raise RunError(
@@ -64,13 +67,42 @@ class Lease:
         _held.add(name)
         return cls(path, name)
 
+    @classmethod
+    def _acquire_in_store(cls, path: StorePath, name: str) -> Lease:
+        """Take the lease of a folder in a store.
+
+        Raises:
+            InputError: another process holds it.
+            RayinfError: the store refuses, or does not answer.
+            RunError: it cannot be written.
+        """
+        held = store_lease.LeaseObject(path, _content(name))
+        _held.add(name)  # before the lease is there for others to see
+        try:
+            while not held.take():
+                seen = store_lease.read(path)
+                if seen is not None and (_runs(seen) if _is_here(seen) else not store_lease.stands_still(path)):
+                    raise InputError(*_in_use(path.parent, seen))
+                if held.take_over(seen):
+                    break
+        except RayinfError:
+            _held.discard(name)
+            raise
+        except OSError as error:
+            _held.discard(name)
+            raise RunError(
+                f"{path} cannot be written: {str(error).rstrip('.')}.",
+                "check the store and the credentials, or pass another place as out.",
+            ) from error
+        return cls(path, name, held)
+
     def check(self) -> None:
         """Stop where another process has taken the folder.
 
         Raises:
             RunError: it has.
         """
-        if self._lost:
+        if self._lost or (self._heart is not None and self._heart.lost):
             raise RunError(
                 f"{self._path.parent} was taken over by another process, since this one stood still for too long.",
                 "let the other run end; the same command then finds it finished.",
@@ -78,14 +110,20 @@ class Lease:
 
     def release(self) -> None:
         """Let another process have the folder."""
-        self._stop.set()
-        _held.discard(self._name)
-        self._thread.join(timeout=1.0)
+        if self._heart is not None:
+            _held.discard(self._name)
+            self._heart.stop()
+            self._lost = self._heart.lost
+        else:
+            self._stop.set()
+            _held.discard(self._name)
+            self._thread.join(timeout=1.0)
         if not self._lost and (_read(self._path) or {}).get("name") == self._name:
             with suppress(OSError):
                 disk.used.remove(self._path)
 
     def _beat(self) -> None:
+        assert isinstance(self._path, Path)
         while not self._stop.wait(_BEAT_SECONDS):
             try:
                 os.utime(self._path)  # takes no room, so that a full disk does not end the lease
@@ -97,15 +135,19 @@ class Lease:
                 continue
 
 
-def clear_dead(folder: Path) -> None:
+def clear_dead(folder: AnyPath) -> None:
     """Remove a lease whose holder died on this machine, from a folder that nobody needs to write to any more."""
     seen = _read(folder / LEASE)
     if seen is not None and _is_here(seen) and not _runs(seen):
         with suppress(OSError):
-            _set_aside(folder / LEASE, seen)
+            path = folder / LEASE
+            if isinstance(path, StorePath):
+                disk.used.remove(path)
+            else:
+                _set_aside(path, seen)
 
 
-def holder(folder: Path) -> dict[str, Any] | None:
+def holder(folder: AnyPath) -> dict[str, Any] | None:
     """Who holds a folder: `host`, `pid`, `since` (UTC) and `age` (seconds since the last sign of life, by this clock).
 
     None where nobody does, or the holder is known to be dead.
@@ -115,20 +157,14 @@ def holder(folder: Path) -> dict[str, Any] | None:
     if seen is None or (_is_here(seen) and not _runs(seen)):
         return None
     with suppress(OSError):
-        return {**seen, "age": max(time.time() - path.stat().st_mtime, 0.0)}
+        written = path.stat().st_mtime or float(seen.get("renewed", 0.0))
+        return {**seen, "age": max(time.time() - written, 0.0)}
     return None
 
 
 def _take(path: Path, name: str) -> bool:
     """Make the lease file, whole; False where there is one."""
-    content = {
-        "name": name,
-        "machine": process.machine(),
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": process.started(os.getpid()),
-        "since": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    content = _content(name)
     with temporary(path) as held:
         disk.used.fill(held, lambda p: p.write_text(json.dumps(content) + "\n"))
         try:
@@ -136,6 +172,27 @@ def _take(path: Path, name: str) -> bool:
         except FileExistsError:
             return False
     return True
+
+
+def _content(name: str) -> dict[str, Any]:
+    """What a lease says of its holder."""
+    return {
+        "name": name,
+        "machine": process.machine(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": process.started(os.getpid()),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "renewed": time.time(),
+    }
+
+
+def _in_use(folder: AnyPath, seen: dict[str, Any]) -> tuple[str, str]:
+    """What is said of a folder that another process writes to, and how to mend it."""
+    return (
+        f"{folder} is in use: {_shown(seen)}.",
+        "wait until that run has ended, stop it, or pass another folder as out.",
+    )
 
 
 def _set_aside(path: Path, seen: dict[str, Any] | None) -> None:
@@ -170,7 +227,7 @@ def _age_mark(path: Path) -> int | None:
         return None
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: AnyPath) -> dict[str, Any] | None:
     try:
         held = json.loads(path.read_text())
     except (OSError, ValueError):

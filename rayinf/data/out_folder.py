@@ -7,29 +7,36 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from rayinf.data.sources import could_hold
 from rayinf.data.tables import ParquetTable, Table
-from rayinf.errors import InputError
+from rayinf.errors import InputError, RayinfError
+from rayinf.store.failures import short
+from rayinf.store.places import AnyPath, StorePath, open_place
 
 
-def check_out(out: str | Path | None, tables: Mapping[str, Table]) -> None:
+def check_out(out: str | AnyPath | None, tables: Mapping[str, Table]) -> None:
     """Refuse an `out` that would be read as data, that is a file of a table, or that cannot be made; before any work.
 
     Nothing is left behind: whether a new folder can be made is tried with a temporary one beside it.
 
     Args:
-        out: a local folder or file, or None.
+        out: a folder or file, or None.
         tables: that are read, by name.
 
     Raises:
         InputError: which table, or why it cannot be made.
     """
-    if out is None or "://" in str(out):
+    if out is None:
+        return
+    where = open_place(out, "out")
+    if isinstance(where, StorePath):
+        _check_in_store(where, tables)
         return
     try:
-        place = os.path.realpath(Path(out).expanduser())
+        place = os.path.realpath(where)
         _try_folder(Path(place))
     except InputError:
         raise
@@ -53,22 +60,39 @@ def check_out(out: str | Path | None, tables: Mapping[str, Table]) -> None:
             )
 
 
-def absolute(path: str | Path, name: str) -> Path:
-    """A local path that means the same in any process.
-
-    Args:
-        path: of the user.
-        name: of the argument.
+def _check_in_store(place: StorePath, tables: Mapping[str, Table]) -> None:
+    """The same of a place in a store; whether it can be written shows when the run takes it, before any work.
 
     Raises:
-        InputError: it begins with the home folder of a user who does not exist.
+        InputError: why it cannot be used.
+        RayinfError: the store refuses, or does not answer.
     """
     try:
-        return Path(path).expanduser().absolute()
-    except RuntimeError as error:
+        bucket = place.filesystem.get_file_info(place.root or "/")
+        place.exists()
+    except RayinfError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(
-            f"{name}={str(path)[:200]!r}: {str(error).rstrip('.')}.", "pass a path that exists."
+            f"out={str(place)!r} cannot be opened: {short(error)}.", "check the URI, its options and the credentials."
         ) from error
+    if bucket.type == pafs.FileType.NotFound:
+        raise InputError(
+            f"out={str(place)!r}: there is no bucket or container {place.root!r}.", "create it, or correct its name."
+        )
+    for name, table in tables.items():
+        table = getattr(table, "table", table)
+        if not isinstance(table, ParquetTable) or not table.source.filesystem.equals(place.filesystem):
+            continue
+        files = set(table.source.files)
+        if place.path in files:
+            raise InputError(f"out={str(place)!r} is a file of {name}.", "pass another path as out.")
+        inside = [r for r in table.source.roots if r not in files and could_hold(r, place.path)]
+        if inside:
+            raise InputError(
+                f"out={str(place)!r} lies inside {name} ({inside[0]}): its files would be read as data.",
+                "pass a folder outside the table as out.",
+            )
 
 
 def _try_folder(place: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import pyarrow as pa
 
 from rayinf.data.part_files import PartFiles
 from rayinf.data.run_folder import read_record
+from rayinf.store.places import AnyPath
 
 COLUMNS = ["valid_row_id", "effect", "rank", "row_id", "value"]
 
@@ -30,10 +30,10 @@ class Pairs:
 
     table: pa.Table = field(repr=False)
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    path: Path | None = None
+    path: AnyPath | None = None
 
     @classmethod
-    def read(cls, folder: Path) -> Pairs:
+    def read(cls, folder: AnyPath) -> Pairs:
         """The pairs of a finished run."""
         record = read_record(folder) or {}
         return cls(PartFiles(folder, "pairs").to_table(COLUMNS), record.get("metadata", {}), folder)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayinf.data.checked_folder import MANIFEST, Entry, differs, read_lines
-from rayinf.data.files import write_part
+from rayinf.data.files import readable, write_part
 from rayinf.data.run_folder import part_name
-from rayinf.errors import InputError
+from rayinf.errors import InputError, RayinfError
+from rayinf.store.places import AnyPath, StorePath
 
 # Bytes that are read of a column at a time.
 _BUFFER = 1 << 18
+# Bytes of a part that is fetched from a store at once.
+_FETCHED = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class PartPlace:
         folder: within it.
     """
 
-    run: Path
+    run: AnyPath
     folder: str
 
     def name(self, index: int) -> str:
@@ -37,16 +40,15 @@ class PartPlace:
 
     def write(self, index: int, table: pa.Table) -> Entry:
         """Write a shard's part; whoever writes the manifest lists it by the entry."""
-        write_part(self.run / self.name(index), table)
-        return Entry.of(self.run, self.name(index), table.num_rows)
+        return Entry(self.name(index), *write_part(self.run / self.name(index), table), table.num_rows)
 
     def read(self, index: int) -> pa.Table:
         """A shard's part, which the manifest's writer has found to be sound."""
-        return pq.read_table(self.run / self.name(index), page_checksum_verification=True)
+        return pq.read_table(readable(self.run / self.name(index)), page_checksum_verification=True)
 
     def schema(self, index: int) -> pa.Schema:
         """Columns of a shard's part, and what its writer noted beside them."""
-        return pq.read_schema(self.run / self.name(index))
+        return pq.read_schema(readable(self.run / self.name(index)))
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class PartFiles:
         folder: within it, "scores" or "pairs".
     """
 
-    run: Path
+    run: AnyPath
     folder: str
     _checked: set[int] = field(default_factory=set, repr=False, compare=False)
 
@@ -92,12 +94,15 @@ class PartFiles:
 
         Raises:
             InputError: a part is damaged or gone.
+            RayinfError: a store does not answer.
         """
         for k, entry in enumerate(self.entries()):
             with self._open(k, entry) as file:
                 try:
                     for batch in file.iter_batches(rows, columns=list(columns), use_threads=False):
                         yield batch.select(list(columns))
+                except RayinfError:
+                    raise
                 except (pa.ArrowException, OSError) as error:
                     raise self._damaged(entry, str(error)) from error
 
@@ -111,7 +116,15 @@ class PartFiles:
         return pa.Table.from_batches(self.batches(columns, 1 << 16), fields)
 
     def _open(self, index: int, entry: Entry) -> pq.ParquetFile:
-        """A part, found to be what the manifest says the first time it is opened; later its pages are checked."""
+        """A part, found to be what the manifest says the first time it is opened; later its pages are checked.
+
+        Of a store, a part that is not large is fetched at once, and checked every time.
+
+        Raises:
+            RayinfError: a store does not answer.
+        """
+        if isinstance(self.run, StorePath) and entry.size <= _FETCHED:
+            return self._fetch(self.run / entry.file, entry)
         if index not in self._checked:
             wrong = differs(self.run, entry)
             if wrong is not None:
@@ -120,10 +133,26 @@ class PartFiles:
         try:
             # Plain buffered reads: pre-buffering holds whole row groups.
             return pq.ParquetFile(
-                self.run / entry.file, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True
+                readable(self.run / entry.file), pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True
             )
+        except RayinfError:
+            raise
         except (pa.ArrowException, OSError) as error:
             raise self._damaged(entry, str(error)) from error
+
+    def _fetch(self, place: StorePath, entry: Entry) -> pq.ParquetFile:
+        """A part of a store, in memory.
+
+        Raises:
+            InputError: it is damaged or gone.
+        """
+        try:
+            held = place.read_bytes()
+        except FileNotFoundError:
+            raise self._damaged(entry, "is missing") from None
+        if hashlib.sha256(held).digest() != entry.sha256:
+            raise self._damaged(entry, "has another checksum than its line in the manifest")
+        return pq.ParquetFile(pa.BufferReader(held), pre_buffer=False, page_checksum_verification=True)
 
     def _damaged(self, entry: Entry, wrong: str) -> InputError:
         return InputError(

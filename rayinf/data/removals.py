@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from rayinf.data.batches import Array
 from rayinf.data.checked_folder import CheckedFolder
 from rayinf.data.run_folder import owner_of, read_record
 from rayinf.errors import InputError
+from rayinf.store.places import AnyPath, open_place
 
 _CELLS, _TOLD = "cells.parquet", "result.json"
 # Columns of numbers, in the order of the table.
@@ -130,7 +130,7 @@ class RemovalCheck:
             )
         return "\n".join([*lines, *(f"  Note: {note}" for note in self.notes)])
 
-    def plot(self, path: str | Path) -> Path:
+    def plot(self, path: str | AnyPath) -> AnyPath:
         """Draw heat maps of predicted and measured changes beside their scatter, as in A Figures 3 and 4.
 
         Args:
@@ -161,7 +161,7 @@ class RemovalCheck:
         files.put_json(_TOLD, told)
 
     @classmethod
-    def load(cls, path: str | Path) -> RemovalCheck:
+    def load(cls, path: str | AnyPath) -> RemovalCheck:
         """Read a finished check.
 
         Args:
@@ -170,7 +170,7 @@ class RemovalCheck:
         Raises:
             InputError: no finished check there.
         """
-        folder = Path(path).expanduser()
+        folder = open_place(path)
         record = read_record(folder)
         files = CheckedFolder(folder, owner_of(record)) if record else None
         told, cells = (files.json(_TOLD), files.table(_CELLS)) if files else (None, None)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rayinf.data.appended import AppendedFile
 from rayinf.data.checked_folder import MANIFEST, CheckedFolder
 from rayinf.data.differences import differences
 from rayinf.data.files import file_sha256, is_temporary, sealed, sweep, try_to_remove, unsealed, write_json
 from rayinf.data.lease import LEASE, Lease, clear_dead
-from rayinf.errors import InputError
+from rayinf.errors import InputError, RayinfError
+from rayinf.redaction import redact
+from rayinf.store.places import AnyPath, StorePath, relative
+from rayinf.store.retries import listeners
 
 RECORD = "run.json"
 LOG = "log.jsonl"
@@ -34,8 +37,9 @@ class RunFolder:
         files: those that belong to the run, once it has begun.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: AnyPath) -> None:
         self.path = path
+        self._log = AppendedFile(path / LOG)
         self._files: CheckedFolder | None = None
         self._lease: Lease | None = None
 
@@ -50,7 +54,7 @@ class RunFolder:
         self.release()
 
     @property
-    def factors(self) -> Path:
+    def factors(self) -> AnyPath:
         """Curvature factors, as safetensors."""
         return self.path / "factors"
 
@@ -84,13 +88,16 @@ class RunFolder:
             InputError: the folder belongs to another config, holds other things, or another process writes to it.
             RunError: it cannot be written.
         """
-        there = next((p for p in (self.path, *self.path.parents) if p.exists()), None)
+        places: tuple[AnyPath, ...] = (self.path, *self.path.parents)
+        there = next((p for p in places if p.exists()), None)
         if there is not None and not there.is_dir():
             raise InputError(f"{there} is a file, so {self.path} cannot be a folder.", "pass another folder as out.")
         if self._is_finished(record):
             clear_dead(self.path)
             return True
         self._lease = Lease.acquire(self.path)
+        if isinstance(self.path, StorePath):
+            listeners.append(self._told)
         try:
             finished = self._is_finished(record)  # by another process, meanwhile
             if not finished:
@@ -109,7 +116,7 @@ class RunFolder:
     def finish(self, record: Mapping[str, Any]) -> None:
         """Mark the run as finished: manifests in order, then `run.json`, which vouches for them."""
         self.files.close()
-        manifests = {m.relative_to(self.path).as_posix(): file_sha256(m)[1].hex() for m in self._manifests()}
+        manifests = {relative(m, self.path): file_sha256(m)[1].hex() for m in self._manifests()}
         write_json(self.path / RECORD, sealed({**record, "status": FINISHED, "manifests": manifests}))
 
     def clear(self, folder: str) -> None:
@@ -121,15 +128,30 @@ class RunFolder:
     def release(self) -> None:
         """Let another process write to the folder."""
         if self._lease is not None:
+            with suppress(OSError, RayinfError):
+                if self._files is not None:
+                    self._files.flush()
+                self._log.join()
+            if self._told in listeners:
+                listeners.remove(self._told)
             self._lease.release()
             self._lease = None
 
+    def _told(self, line: str) -> None:
+        """Note in the log that the store is away, or has come back; it is written once it answers."""
+        held = {"time": round(time.time(), 3), "event": "store", "told": line}
+        self._log.hold((redact(json.dumps(held)) + "\n").encode())
+
     def log(self, event: str, **fields: Any) -> None:
         """Append a line to `log.jsonl`, which nothing depends on: a full disk is reported by what matters."""
+        line = redact(json.dumps({"time": round(time.time(), 3), "event": event, **fields}, default=str)) + "\n"
         with suppress(OSError):
+            if isinstance(self.path, StorePath):
+                self._log.append(line.encode(), soon=True)
+                return
             self.path.mkdir(parents=True, exist_ok=True)
             with (self.path / LOG).open("a") as file:
-                file.write(json.dumps({"time": round(time.time(), 3), "event": event, **fields}, default=str) + "\n")
+                file.write(line)
 
     def _is_finished(self, record: Mapping[str, Any]) -> bool:
         """Whether the same run has finished here and is whole; refuses another one."""
@@ -150,14 +172,15 @@ class RunFolder:
         """Refuse a folder with other things than a run that was stopped before its first file was whole."""
         if (self.path / RECORD).exists() or not self.path.is_dir():
             return
-        others = [f.name for f in self.path.iterdir() if f.name not in (LOG, LEASE) and not is_temporary(f.name)]
+        names = [f.name for f in self.path.iterdir()]
+        others = [n for n in names if not n.startswith((LOG, LEASE)) and not is_temporary(n)]
         if others:
             raise InputError(
                 f"{self.path} is not empty and holds no run: {', '.join(sorted(others)[:3])}.",
                 "pass an empty or a new folder as out.",
             )
 
-    def _manifests(self) -> list[Path]:
+    def _manifests(self) -> Sequence[AnyPath]:
         return sorted(self.path.rglob(MANIFEST))
 
 
@@ -166,17 +189,20 @@ def owner_of(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record["identity"], sort_keys=True, default=str).encode()).hexdigest()
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
+def read_record(folder: AnyPath) -> dict[str, Any] | None:
     """`run.json` of a folder, or None where there is none.
 
     Raises:
         InputError: it cannot be read, is damaged, or was edited.
+        RayinfError: a store does not answer.
     """
     file = folder / RECORD
     try:
         held = unsealed(json.loads(file.read_text()))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except RayinfError:
+        raise
     except ValueError:
         held = None
     except OSError as error:
@@ -191,7 +217,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return held
 
 
-def damage(folder: Path, held: Mapping[str, Any]) -> list[str]:
+def damage(folder: AnyPath, held: Mapping[str, Any]) -> list[str]:
     """What is wrong with the files of a finished run, a line each; all of them are read.
 
     Args:

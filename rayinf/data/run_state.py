@@ -8,21 +8,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from rayinf.arguments import path
+from rayinf.data.appended import last_bytes
 from rayinf.data.checked_folder import MANIFEST, CheckedFolder, Entry, differs, read_lines
-from rayinf.data.files import file_sha256
+from rayinf.data.files import file_sha256, readable
 from rayinf.data.lease import holder
-from rayinf.data.out_folder import absolute
 from rayinf.data.part_files import PartFiles
 from rayinf.data.run_folder import FINISHED, LOG, SCORES, owner_of, read_record
 from rayinf.data.scan import repeated_ids
 from rayinf.data.scores import to_numpy
 from rayinf.errors import InputError
+from rayinf.store.places import AnyPath, open_place, relative
 
 # Without a sign of life for so long, a process of another machine is taken for dead.
 _QUIET_SECONDS = 60.0
@@ -41,7 +42,7 @@ class Verification:
         files: how many files were checked.
     """
 
-    path: Path
+    path: AnyPath
     problems: tuple[str, ...]
     notes: tuple[str, ...]
     files: int
@@ -74,7 +75,7 @@ class Status:
         holder: `host`, `pid`, `since` and `age` of the process that writes there, if one does.
     """
 
-    path: Path
+    path: AnyPath
     verb: str
     state: str
     done: int
@@ -128,7 +129,8 @@ def verify(run: str | Path) -> Verification:
         if not file.is_file() or file_sha256(file)[1].hex() != digest:
             problems.append(f"{name} is missing, or differs from what run.json says.")
     count = 0
-    for manifest in sorted(folder.rglob(MANIFEST)):
+    manifests: list[AnyPath] = sorted(folder.rglob(MANIFEST))
+    for manifest in manifests:
         listed, found = _check_files(folder, manifest.parent, owner_of(record))
         problems += found
         count += listed
@@ -160,17 +162,17 @@ def status(run: str | Path) -> Status:
     return Status(folder, str(record.get("verb", "a run")), state, written, parts, _last_event(folder), held)
 
 
-def _folder(run: str | Path) -> Path:
+def _folder(run: str | Path) -> AnyPath:
     path("run", run)
-    folder = absolute(run, "run")
+    folder = open_place(run, "run")
     if not folder.is_dir():
         raise InputError(f"The folder {folder} does not exist.", "pass the folder that was given as out=...")
     return folder
 
 
-def _check_files(run: Path, folder: Path, owner: str) -> tuple[int, list[str]]:
+def _check_files(run: AnyPath, folder: AnyPath, owner: str) -> tuple[int, list[str]]:
     """How many files a manifest lists, and what is wrong with them."""
-    inside = folder.relative_to(run)
+    inside = PurePath(relative(folder, run))
     header = next(read_lines(folder / MANIFEST), {})
     if header.get("owner") != owner:
         return 0, [f"{inside / MANIFEST} belongs to another run, or is damaged."]
@@ -182,12 +184,13 @@ def _check_files(run: Path, folder: Path, owner: str) -> tuple[int, list[str]]:
         wrong = differs(folder, entry) if isinstance(entry, Entry) else None
         if wrong is not None:
             problems.append(f"{inside / name} {wrong}.")
-    strays = [p for d in (SCORES, _PAIRS) for p in (folder / d).glob("*") if files.entry(f"{d}/{p.name}") is None]
-    problems += [f"{(inside / p.relative_to(folder))} is not in the manifest: it is not read." for p in strays]
+    strays = [f"{d}/{p.name}" for d in (SCORES, _PAIRS) for p in (folder / d).glob("*")]
+    strays = [name for name in strays if files.entry(name) is None]
+    problems += [f"{inside / name} is not in the manifest: it is not read." for name in strays]
     return count, problems
 
 
-def _check_rows(folder: Path, record: dict[str, Any]) -> Iterator[str]:
+def _check_rows(folder: AnyPath, record: dict[str, Any]) -> Iterator[str]:
     """Whether every row has its scores once."""
     parts = PartFiles(folder, SCORES)
     if record.get("parts") is None or record.get("verb") == _PAIRS:
@@ -198,7 +201,7 @@ def _check_rows(folder: Path, record: dict[str, Any]) -> Iterator[str]:
         yield f"The manifest lists {len(names):,} parts, or in another order; the run has {len(wanted):,}."
         return
     for entry in parts.entries():
-        rows = pq.read_metadata(folder / entry.file).num_rows
+        rows = pq.read_metadata(readable(folder / entry.file)).num_rows
         if rows != entry.rows:
             yield f"{entry.file} has {rows:,} rows instead of {entry.rows:,}."
     expected = record.get("metadata", {}).get("rows", {})
@@ -218,9 +221,9 @@ def _notes(record: dict[str, Any]) -> Iterator[str]:
                 yield f"Note: computed with {package} {version}; {here} is installed here."
 
 
-def _last_event(folder: Path) -> dict[str, Any]:
+def _last_event(folder: AnyPath) -> dict[str, Any]:
     with suppress(OSError, ValueError):
-        lines = (folder / LOG).read_bytes()[-65536:].splitlines()
+        lines = last_bytes(folder / LOG, 65536).splitlines()
         held = json.loads(lines[-1])
         return held if isinstance(held, dict) else {}
     return {}

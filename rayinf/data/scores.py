@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from rayinf.data.part_files import PartFiles
 from rayinf.data.run_folder import FINISHED, read_record
 from rayinf.data.tables import READ_ROWS
 from rayinf.errors import InputError
+from rayinf.store.places import AnyPath, StorePath, open_place
 
 HALVES = ("first_half:", "second_half:")
 # The label of every row, for choices that must know the classes. Like the halves it is no column of values.
@@ -36,24 +36,28 @@ class Scores:
 
     source: pa.Table | PartFiles = field(repr=False)
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    path: Path | None = None
+    path: AnyPath | None = None
 
     @classmethod
-    def load(cls, path: str | Path) -> Scores:
+    def load(cls, path: str | AnyPath) -> Scores:
         """Open the scores of a finished run; they are read when asked for.
 
         Raises:
             InputError: no run there, or one that is not finished.
         """
         check_path("Scores.load.path", path)
-        folder = Path(path).expanduser()
+        folder = open_place(path)
         run = read_record(folder)
         if run is None:
             raise InputError(f"{folder} holds no run (no run.json).", "pass the folder that was given as out=...")
         if run.get("status") != FINISHED:
             raise InputError(f"The run in {folder} is not finished.", "run the same command again: it goes on.")
         found = PartFiles(folder, "scores")
-        count = sum((folder / entry.file).is_file() for entry in found.entries())
+        if isinstance(folder, StorePath):  # one list instead of a request for each file
+            there = {f"scores/{f.name}" for f in (folder / "scores").iterdir()}
+            count = sum(entry.file in there for entry in found.entries())
+        else:
+            count = sum((folder / entry.file).is_file() for entry in found.entries())
         if count != run.get("parts"):
             raise InputError(
                 f"{folder} holds {count} of {run.get('parts')} shards of scores.",

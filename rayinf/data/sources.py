@@ -22,7 +22,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from rayinf.data.unreadable import shown, unreachable
-from rayinf.errors import InputError
+from rayinf.errors import InputError, RayinfError
+from rayinf.store.filesystem import Connection
+from rayinf.store.places import is_uri, open_place
 
 T = TypeVar("T")
 SUFFIXES = (".parquet", ".pq")
@@ -74,7 +76,12 @@ class _Place:
 
     name: str
     path: str
-    local: bool
+    connection: Connection | None = None
+
+    @property
+    def local(self) -> bool:
+        """Whether it lies on this machine, or on a folder that it mounts."""
+        return self.connection is None
 
     def ask(self, seconds: float, call: Callable[[], T]) -> T:
         """What a file system answers; a remote one must do so in time. It is asked in a thread, to be left behind.
@@ -95,13 +102,16 @@ class _Place:
         else:
             thread = threading.Thread(target=ask, daemon=True)
             thread.start()
-            thread.join(seconds)
+            # What has answered before may be away for a while.
+            thread.join(max(seconds, self.connection.retries.longest if self.connection else 0.0))
         if not done:
             raise InputError(
                 f"{self.name}: {shown(self.path)} does not answer within {seconds:.0f} s.",
                 "check the network, the endpoint and the credentials, or copy the table to a local folder.",
             )
         answer, error = done[0]
+        if isinstance(error, RayinfError):
+            raise error
         if isinstance(error, _FAILED):
             raise unreachable(f"{self.name}: {self.path}", error) or InputError(
                 f"{self.name}: {shown(self.path)} cannot be opened: {shown(str(error)).rstrip('.')}.",
@@ -133,23 +143,15 @@ def _open(path: str, name: str) -> tuple[_Place, pafs.FileSystem, str]:
     """The file system of a path, and the path there; signs of a glob stay as they are."""
     if not path.strip():
         raise InputError(f"{name} is an empty path.", "name a Parquet file or folder.")
-    if "://" not in path:
-        place = _Place(name, path, True)
+    if not is_uri(path):
+        place = _Place(name, path)
         return place, pafs.LocalFileSystem(), place.ask(0, lambda: str(Path(path).expanduser().absolute()))
     if path.startswith(("http://", "https://")):
         raise InputError(f"{name}: {shown(path)} lies on a web server.", "download it, and pass the local path.")
-    place = _Place(name, path, path.startswith("file:"))
-    plain, query, options = path.partition("?")
-    at = _MAGIC.search(plain)
-    base = plain if at is None or place.local else plain[: plain.rindex("/", 0, at.start()) + 1]
-    whole, rest = base + query + options, plain[len(base) :]
-    filesystem, root = place.ask(ANSWER_SECONDS, lambda: pafs.FileSystem.from_uri(whole))
-    root = f"{root.rstrip('/')}/{rest}" if rest else root
-    if place.local:
-        return place, filesystem, root
-    if not root.strip("/"):
-        raise InputError(f"{name}: {shown(path)} names no folder or file.", "write a path after the bucket's name.")
-    return place, filesystem, root.rstrip("/")
+    found = _Place(name, path).ask(0, lambda: open_place(path, name))
+    if isinstance(found, Path):
+        return _Place(name, path), pafs.LocalFileSystem(), str(found)
+    return _Place(name, path, found.connection), found.filesystem, found.path
 
 
 def _inside(filesystem: pafs.FileSystem, root: str, place: _Place) -> list[str]:

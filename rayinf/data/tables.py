@@ -23,7 +23,7 @@ from rayinf.data.pandas_index import UNNAMED, Index, counted, joined, mark, read
 from rayinf.data.shards import Shard, Shards
 from rayinf.data.sources import Source, find
 from rayinf.data.unreadable import corrupt
-from rayinf.errors import InputError
+from rayinf.errors import InputError, RayinfError
 
 Array = np.ndarray[Any, Any]
 # Bytes that are read and decoded at a time, and the most rows of it.
@@ -174,6 +174,8 @@ class _ParquetReader:
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch]:
         try:
             yield from self._read(shard)
+        except RayinfError:
+            raise
         except UNREADABLE as error:
             raise corrupt(shard.file, f"row group {shard.group}", error) from error
 
@@ -377,6 +379,8 @@ def _footer(filesystem: pafs.FileSystem, file: str) -> _Footer:
             found = [opened.metadata.row_group(g) for g in range(opened.metadata.num_row_groups)]
             groups, size = [g.num_rows for g in found], sum(g.total_byte_size for g in found)
             return _Footer(groups, size, schema.remove_metadata(), (info.size, info.mtime_ns), index)
+    except RayinfError:
+        raise
     except UNREADABLE as error:
         raise corrupt(file, "footer", error, _ends(filesystem, file)) from error
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from rayinf.errors import InputError
+from rayinf.errors import InputError, RayinfError
+from rayinf.redaction import redact
 
 _LOAD = "pass arrays (X, y) that numpy.load(...) gives."
 _CONVERT = "convert it first: {}, then .to_parquet(...); or pass a pandas.DataFrame, or arrays (X, y)."
@@ -24,11 +25,11 @@ _FORMATS = (
 
 def shown(path: str) -> str:
     """A path or URI without the password that may stand in it."""
-    path = re.sub(r"://[^/@]*@", "://...@", path)
+    path = redact(path)
     return path if len(path) <= 300 else f"{path[:200]}...{path[-80:]}"
 
 
-def corrupt(file: str, where: str, error: object, ends: tuple[bytes, bytes] | None = None) -> InputError:
+def corrupt(file: str, where: str, error: object, ends: tuple[bytes, bytes] | None = None) -> RayinfError:
     """The one error for a Parquet file that cannot be read.
 
     Args:
@@ -46,8 +47,10 @@ def corrupt(file: str, where: str, error: object, ends: tuple[bytes, bytes] | No
     return InputError(f"{file} ({where}) cannot be read as Parquet: {what}.", fix)
 
 
-def unreachable(path: str, error: object) -> InputError | None:
+def unreachable(path: str, error: object) -> RayinfError | None:
     """The error for what is out of reach or not permitted; None where something else is wrong."""
+    if isinstance(error, RayinfError):  # that of a store says so itself
+        return error
     place, text = shown(path), str(error)
     if isinstance(error, FileNotFoundError):
         return InputError(f"{place} is not there any more, or is a broken link.", "restore it, or pass other files.")

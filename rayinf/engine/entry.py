@@ -15,6 +15,7 @@ from rayinf.data.scores import Scores
 from rayinf.engine.curvature import CURVATURES
 from rayinf.engine.job import Cluster
 from rayinf.errors import InputError
+from rayinf.store.places import open_place
 from rayinf.task import Task
 
 # Above, drawn numbers would repeat; verbs that train count on from a seed.
@@ -87,17 +88,14 @@ def check_cluster(name: str, value: Any) -> None:
 
 
 def check_out(name: str, value: Any) -> None:
-    """Refuse a folder that cannot be one on this machine's file systems.
+    """Refuse what names no place, here or in a store.
 
     Raises:
-        InputError: no path, or a URI.
+        InputError: no path, or a URI that leads nowhere.
     """
-    optional(path, name, value)
-    if value is not None and "://" in str(value):
-        raise InputError(
-            f"{name}={str(value)!r} is a URI.",
-            "pass a local or mounted folder, and copy the finished run from there.",
-        )
+    if value is not None:
+        path(name, value)
+        open_place(value, name)
 
 
 def check_aggregate(name: str, value: Any) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from rayinf.data.checked_folder import CheckedFolder
 from rayinf.data.files import Arrays, remove_tree, sweep, try_to_remove
 from rayinf.errors import RunError
+from rayinf.store.places import AnyPath, relative
 
 _SUFFIX = ".safetensors"
 _PARTIAL = "partial"
@@ -33,7 +33,7 @@ class FactorStore:
         owner: digest of the run that the state belongs to: that of another run in the folder is not used.
     """
 
-    def __init__(self, folder: Path | None, owner: str = "") -> None:
+    def __init__(self, folder: AnyPath | None, owner: str = "") -> None:
         self._folder = None
         self._held: dict[str, Arrays] = {}
         if folder is not None:
@@ -151,11 +151,11 @@ class FactorStore:
         elif self._folder.entry(name + _SUFFIX) is not None:
             self._folder.remove(name + _SUFFIX)
 
-    def _remove_strays(self, folder: Path) -> None:
+    def _remove_strays(self, folder: AnyPath) -> None:
         """Remove arrays that a crash left between writing and listing, or between delisting and removing."""
         assert self._folder is not None
         for path in folder.rglob(f"*{_SUFFIX}"):
-            if self._folder.entry(path.relative_to(folder).as_posix()) is None:
+            if self._folder.entry(relative(path, folder)) is None:
                 remove_tree(path)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rayinf.data.differences import FUNCTIONS, SHARDS, differences, table_differences
@@ -15,7 +14,9 @@ from rayinf.engine.curvature import KRONECKER
 from rayinf.engine.digest import digest
 from rayinf.engine.job import Job
 from rayinf.engine.probe import Probe
-from rayinf.errors import InputError, redacted
+from rayinf.errors import InputError
+from rayinf.redaction import redact
+from rayinf.store.places import AnyPath, open_place
 from rayinf.task import Task
 
 # Two runs may share factors if they agree in these.
@@ -95,7 +96,7 @@ def provenance(own: Mapping[str, Any], probed: Probe) -> dict[str, Any]:
     return {**held, "architecture": probed.architecture, **tables}
 
 
-def factors_run(factors: str | Path | None) -> dict[str, Any] | None:
+def factors_run(factors: str | AnyPath | None) -> dict[str, Any] | None:
     """The identity of the run whose factors are to be used again.
 
     Raises:
@@ -103,7 +104,7 @@ def factors_run(factors: str | Path | None) -> dict[str, Any] | None:
     """
     if factors is None:
         return None
-    record = read_record(Path(factors).expanduser())
+    record = read_record(open_place(factors, "factors"))
     if record is None:
         raise InputError(f"factors={str(factors)!r} is not a run folder.", "pass the out=... of a finished run.")
     held = record["identity"]
@@ -121,7 +122,7 @@ def fingerprint(run: Mapping[str, Any] | None) -> str | None:
     return None if run is None else hashlib.sha256(json.dumps(run).encode()).hexdigest()
 
 
-def check_factors(other: Mapping[str, Any], own: Mapping[str, Any], factors: str | Path | None) -> None:
+def check_factors(other: Mapping[str, Any], own: Mapping[str, Any], factors: str | AnyPath | None) -> None:
     """Refuse factors of another fit; and of other rows, where the verb needs those of the fit.
 
     A curvature over other rows of the same model is one more estimate of the same mean, and is used with the new
@@ -147,13 +148,13 @@ def check_factors(other: Mapping[str, Any], own: Mapping[str, Any], factors: str
         )
 
 
-def factors_told(factors: str | Path | None, own: Mapping[str, Any]) -> dict[str, Any]:
+def factors_told(factors: str | AnyPath | None, own: Mapping[str, Any]) -> dict[str, Any]:
     """What the metadata says of borrowed factors: whose they are, over how many rows, and whether of the same table."""
     other = factors_run(factors)
     if other is None:
         return {}
-    folder = redacted(str(factors))
-    told = {"folder": folder, "rows": other["train"]["rows"], "same_table": _other_rows(other, own) is None}
+    told = {"folder": redact(str(factors)), "rows": other["train"]["rows"]}
+    told["same_table"] = _other_rows(other, own) is None
     return {"factors_from": {**told, "n": own["train"]["rows"]}}
 
 

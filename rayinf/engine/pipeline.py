@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +27,7 @@ from rayinf.engine.minimum import check_minimum
 from rayinf.engine.run import MEANINGS, SIGN, UNIT, UNSIGNED, Run
 from rayinf.errors import InputError
 from rayinf.select.top_rows import TopRows, merge_all
+from rayinf.store.places import open_place
 
 # Settings of some verbs alone, told where they were asked for.
 _ASKED = ("rank", "subsample", "strategy", "aggregate", "samples")
@@ -229,7 +229,7 @@ def collect(
         for key, part in done:
             if isinstance(part, Entry):
                 assert run.folder is not None
-                run.folder.files.add(part)
+                run.folder.files.add(part, soon=True)
                 run.runner.count("rayinf_bytes", part.size, run.request.verb, name)
             else:
                 found[key] = part
@@ -323,7 +323,8 @@ def _borrow(run: Run) -> Arrays:
     Raises:
         InputError: no sound factors there.
     """
-    folder = Path(str(run.request.factors)).expanduser()
+    assert run.request.factors is not None
+    folder = open_place(run.request.factors, "factors")
     record = read_record(folder)
     arrays = CheckedFolder(folder / "factors", owner_of(record)).arrays("factors.safetensors") if record else None
     if arrays is None:

@@ -131,7 +131,7 @@ def make_plan(request: Request) -> Cost:
         found.append(trial.labelled())
     if request.settings.subsample < 1:
         found.append(trial.forest())
-    free = shutil.disk_usage(_existing(Path(request.out))).free if request.out is not None else None
+    free = shutil.disk_usage(_existing(request.out)).free if isinstance(request.out, Path) else None
     local = request.cluster is not None and request.cluster.address is None
     why = misfit(request.cluster, trial.model_bytes) if request.cluster and local else None
     return Cost(tuple(found), trial.workers, available(), free, why)

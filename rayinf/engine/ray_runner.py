@@ -28,6 +28,7 @@ from rayinf.engine.ray_cluster import connect, owns_ray, wait_ready
 from rayinf.engine.ray_metrics import Meter, meter
 from rayinf.engine.stages import Stage, perform
 from rayinf.engine.worker import Worker
+from rayinf.store.places import AnyPath
 from rayinf.user_code import sendable
 
 # Calls that wait in an actor while another runs: hides the way back to the driver, and loses little with the actor.
@@ -123,7 +124,7 @@ class RayRunner:
         self._cluster = cluster
         self._count = itertools.count()
         self._run = uuid.uuid4().hex
-        self._factors: tuple[Path | None, str] = (None, "")
+        self._factors: tuple[AnyPath | None, str] = (None, "")
         self._actors: list[Any] = []
         self._store: Any = None
         self._connected = self._started = False
@@ -135,7 +136,7 @@ class RayRunner:
         self._job = job
         self._job_ref: Any = None
 
-    def open_store(self, folder: Path | None, owner: str) -> None:
+    def open_store(self, folder: AnyPath | None, owner: str) -> None:
         """Have a store of factors, in an actor of its own that is started when it is first needed."""
         self._factors = (folder, owner)
 
@@ -257,7 +258,7 @@ class RayRunner:
             self._start_store(folder, owner)
         return self._store
 
-    def _start_store(self, folder: Path, owner: str) -> None:
+    def _start_store(self, folder: AnyPath, owner: str) -> None:
         self._connect()
         groups: dict[str, Any] = {"concurrency_groups": {REPORTS: 1}}
         store: Any = ray.remote(num_cpus=0, runtime_env=_threads_env(MOST_THREADS), **groups, **FAULTS)(_Store)

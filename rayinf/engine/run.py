@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib import metadata
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -20,7 +19,7 @@ from rayinf.core.objectives import LABEL, Objective, make_targets
 from rayinf.data.batches import Columns, check_columns
 from rayinf.data.files import sealed, unsealed, write_json
 from rayinf.data.labels import Classes, check_known, make_classes
-from rayinf.data.out_folder import absolute, check_out
+from rayinf.data.out_folder import check_out
 from rayinf.data.pandas_index import id_column
 from rayinf.data.part_files import PartPlace
 from rayinf.data.run_folder import FINISHED, RunFolder, owner_of, part_name
@@ -35,7 +34,9 @@ from rayinf.engine.label_order import check_labels
 from rayinf.engine.memory import available, check_fits, check_memory
 from rayinf.engine.probe import Probe, probe
 from rayinf.engine.runner import LocalRunner, Runner, make_runner
-from rayinf.errors import InputError, RunError, redacted
+from rayinf.errors import InputError, RunError
+from rayinf.redaction import redact
+from rayinf.store.places import AnyPath, open_place
 from rayinf.task import Task
 
 # What the partial sums of one stage may take on disk fixes how many there are.
@@ -80,9 +81,9 @@ class Request:
     objectives: tuple[Objective, ...]
     settings: Settings
     damping: float | None
-    factors: str | Path | None
+    factors: str | AnyPath | None
     cluster: Cluster | None
-    out: str | Path | None
+    out: str | AnyPath | None
     check: Callable[[Mapping[str, Table], Probe], None] | None = None
 
     def __post_init__(self) -> None:
@@ -90,8 +91,8 @@ class Request:
         object.__setattr__(self, "damping", plain(self.damping))
         for name in ("out", "factors"):
             given = getattr(self, name)
-            if isinstance(given, str | Path) and "://" not in str(given):
-                object.__setattr__(self, name, absolute(given, name))
+            if given is not None:
+                object.__setattr__(self, name, open_place(given, name))
 
 
 @dataclass
@@ -120,7 +121,7 @@ class Run:
         """Stop the workers, give the folder free; log what stopped the run, if something did."""
         try:
             if error is not None and not self.finished:
-                self.log("stopped", error=redacted(f"{kind.__name__ if kind else ''}: {error}"))
+                self.log("stopped", error=redact(f"{kind.__name__ if kind else ''}: {error}"))
             self.runner.close()
         finally:
             if self.folder is not None:
@@ -237,7 +238,7 @@ def open_run(request: Request) -> Run:
     if request.check is not None:
         request.check(tables, probed)
     check_memory(request.settings.curvature, probed.parameters, available())
-    folder = RunFolder(Path(request.out)) if request.out is not None else None
+    folder = RunFolder(open_place(request.out)) if request.out is not None else None
     other = factors_run(request.factors)
     runner = make_runner(job, request.cluster)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 from rayinf.data.files import Arrays
@@ -11,6 +10,7 @@ from rayinf.engine.factors import FactorStore
 from rayinf.engine.job import Chunk, Cluster, Job
 from rayinf.engine.stages import Stage, perform
 from rayinf.engine.worker import Worker
+from rayinf.store.places import AnyPath
 
 
 class Runner(Protocol):
@@ -31,7 +31,7 @@ class Runner(Protocol):
         """Add the sums of each chunk to the store under `name`; keys, as they are in."""
         ...
 
-    def open_store(self, folder: Path | None, owner: str) -> None:
+    def open_store(self, folder: AnyPath | None, owner: str) -> None:
         """Have a store of factors, with its state in a folder or in none; see `FactorStore`."""
         ...
 
@@ -59,7 +59,7 @@ class LocalRunner:
         self.job = job
         self._store = FactorStore(None)
 
-    def open_store(self, folder: Path | None, owner: str) -> None:
+    def open_store(self, folder: AnyPath | None, owner: str) -> None:
         """Have a store of factors."""
         self._store = FactorStore(folder, owner)
 

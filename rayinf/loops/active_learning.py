@@ -28,8 +28,9 @@ from rayinf.engine.run import Request, open_run
 from rayinf.errors import InputError
 from rayinf.loops.oracle import Pool, make_oracle
 from rayinf.loops.retrain import retrain
-from rayinf.loops.run_identity import absolute, fit_identity, local_folder
+from rayinf.loops.run_identity import absolute, fit_identity
 from rayinf.loops.trajectory import Learning, Options, tell_round
+from rayinf.store.places import AnyPath, open_place
 from rayinf.task import Task
 
 # Of a run of `acquire`, what says which task and which data it is about.
@@ -50,7 +51,7 @@ def active_learning(
     strategy: str | Sequence[str] = "fi",
     valid: Any = None,
     cluster: Cluster | None = None,
-    out: str | Path | None = None,
+    out: str | AnyPath | None = None,
     seed: int | Sequence[int] = 0,
     *,
     curvature: str = "ekfac",
@@ -114,7 +115,7 @@ def active_learning(
     given = _Given(task, {"labeled": labeled, "pool": pool, "test": test, "valid": valid}, rounds, n, wanted)
     options = Options(curvature, aggregate, plain(rank), plain(subsample), fisher, plain(damping), plain(samples))
     opened = _open(given, options, out)
-    place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(local_folder(out))
+    place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(open_place(out, "out"))
     with place as folder:
         learning = Learning(
             opened.task,
@@ -126,7 +127,7 @@ def active_learning(
             rounds,
             n,
             options,
-            Path(folder),
+            open_place(folder),
             owner_of({"identity": opened.identity}),
             None,
             left_out=opened.left_out,
@@ -209,7 +210,7 @@ def _tell_new(learning: Learning, told: dict[Key, int]) -> None:
         told[key] = max(told[key], len(trail.rows))
 
 
-def _open(given: _Given, options: Options, out: str | Path | None) -> _Opened:
+def _open(given: _Given, options: Options, out: str | AnyPath | None) -> _Opened:
     """Check everything that `acquire`, training and measuring would, before any work.
 
     Raises:

@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 from rayinf.arguments import path
 from rayinf.data import batches
 from rayinf.data.batches import Array, Columns, check_columns
-from rayinf.data.files import write_result
+from rayinf.data.files import readable, write_result
 from rayinf.data.pandas_index import UNNAMED, index_column
 from rayinf.data.scores import to_numpy
 from rayinf.data.tables import Table, as_table
-from rayinf.errors import InputError
+from rayinf.errors import InputError, RayinfError
+from rayinf.store.places import AnyPath, open_place
 from rayinf.task import Task
 from rayinf.user_code import user_code
 
@@ -76,7 +77,7 @@ class Question:
 class Oracle(Protocol):
     """Whoever is asked for labels; picklable."""
 
-    def ask(self, question: Question) -> Array | Path:
+    def ask(self, question: Question) -> Array | AnyPath:
         """Labels of the question's rows in their order, or the file that is awaited."""
         ...
 
@@ -142,11 +143,11 @@ def make_oracle(given: Any, pool: Pool) -> Oracle:
         InputError: no such thing, or a table that lacks a column or, without ids, a row.
     """
     if isinstance(given, LabelFolder):
-        return _Folder(Path(given.path).expanduser().absolute(), pool)
+        return _Folder(open_place(given.path), pool)
     if callable(given) and not isinstance(given, type):
         return _Function(given, pool)
-    if isinstance(given, str | Path) and _is_label_folder(Path(given).expanduser()):
-        return _Folder(Path(given).expanduser().absolute(), pool)
+    if isinstance(given, str | Path) and _is_label_folder(open_place(given, "oracle")):
+        return _Folder(open_place(given, "oracle"), pool)
     task = pool.task
     table = as_table(given, task.feature_columns, [task.label, *([task.group] if task.group else [])], "oracle")
     row_id = pool.row_id or "row_id"
@@ -241,10 +242,10 @@ class _Table:
 class _Folder:
     """A folder that gets questions and is given answers."""
 
-    path: Path
+    path: AnyPath
     pool: Pool
 
-    def ask(self, question: Question) -> Array | Path:
+    def ask(self, question: Question) -> Array | AnyPath:
         """The labels that were dropped, or where they are awaited."""
         ask, answer = (self.path / f"{kind}{question.name}.parquet" for kind in (_ASK, _LABELS))
         ranks = pa.array(range(1, question.rows.num_rows + 1), pa.int64())
@@ -260,21 +261,24 @@ class _Folder:
         return self.pool.settle(question, held["row_id"].to_pylist(), labels, str(answer))
 
 
-def _is_label_folder(path: Path) -> bool:
+def _is_label_folder(path: AnyPath) -> bool:
     if not path.is_dir():
         return False
     files = [f for pattern in ("*.parquet", "*.pq") for f in path.rglob(pattern)]
     return all(f.name.startswith((_ASK, _LABELS)) for f in files)
 
 
-def _read(path: Path, columns: list[str]) -> pa.Table:
+def _read(path: AnyPath, columns: list[str]) -> pa.Table:
     """Some columns of a Parquet file of the folder.
 
     Raises:
         InputError: it is damaged, or lacks one.
+        RayinfError: a store does not answer.
     """
     try:
-        held = pq.read_table(path)
+        held = pq.read_table(readable(path))
+    except RayinfError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as Parquet: {error}.", "write it anew, whole.") from error
     if missing := [c for c in columns if c not in held.schema.names]:

@@ -16,22 +16,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from rayinf.data.files import fill_safetensors
+from rayinf.data.files import fetched, fill_safetensors
 from rayinf.data.out_folder import check_out
 from rayinf.data.run_folder import RunFolder
 from rayinf.data.scores import Scores, to_numpy
 from rayinf.engine.entry import check
 from rayinf.engine.job import Cluster
 from rayinf.engine.parallel import standing
-from rayinf.errors import RunError
+from rayinf.errors import RayinfError, RunError
 from rayinf.loops.board import board
 from rayinf.loops.candidates import Outcome, Trial, Trials
 from rayinf.loops.generations import CHECKPOINT, PLAIN, Candidate, Generations, Wanted, read_outcome, write_outcome
 from rayinf.loops.opened import check_unchanged
 from rayinf.loops.reweight_request import VERB, Opened, check_arguments, open_request
 from rayinf.loops.reweighting import Reweighting, candidates_table, classes_table
-from rayinf.loops.run_identity import absolute, local_folder
+from rayinf.loops.run_identity import absolute
 from rayinf.loops.search import Search
+from rayinf.store.places import AnyPath, open_place
 from rayinf.task import Fit, Task
 
 _MODEL, _WEIGHTS, _CHOSEN = "model.safetensors", "weights.parquet", "chosen.json"
@@ -47,7 +48,7 @@ def pareto_reweight(
     mode: str = "direct",
     search: Search | None = None,
     cluster: Cluster | None = None,
-    out: str | Path | None = None,
+    out: str | AnyPath | None = None,
     seed: int = 0,
 ) -> Reweighting:
     """Search weights of the training rows that raise the accuracy of some classes at little cost to the others.
@@ -98,8 +99,8 @@ def pareto_reweight(
     asked = check_arguments(task, scores, mode, Search() if search is None else search, seed)
     opened = open_request(asked, {"train": train, "valid": valid}, targets)
     check_out(out, opened.job.tables)
-    place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(local_folder(out))
-    with place as path, RunFolder(Path(path)) as folder:
+    place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(open_place(out, "out"))
+    with place as path, RunFolder(open_place(path)) as folder:
         finished = folder.begin({"verb": VERB, "identity": opened.identity})
         run = _Run(opened, folder, cluster, {"train": train, "valid": valid}, finished)
         with ExitStack() as stack:
@@ -254,11 +255,14 @@ def _save(model: nn.Module, file: Path) -> None:
     fill_safetensors(file, lambda inner: save_model(model, str(inner)))
 
 
-def _load(task: Task, file: Path) -> nn.Module | None:
+def _load(task: Task, file: AnyPath) -> nn.Module | None:
     """The weighted checkpoint, or None where the file does not fit the task's model."""
     model = task.build()
     try:
-        load_model(model, str(file))
+        with fetched(file) as held:
+            load_model(model, str(held))
+    except RayinfError:
+        raise
     except (RuntimeError, OSError, ValueError, SafetensorError):
         return None
     return model

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,9 +32,10 @@ from rayinf.loops.evaluate import evaluate
 from rayinf.loops.opened import check_unchanged
 from rayinf.loops.removals import Removal, Removals
 from rayinf.loops.retrain import check_trainable, retrain
-from rayinf.loops.run_identity import absolute, fit_identity, local_folder
+from rayinf.loops.run_identity import absolute, fit_identity
 from rayinf.loops.scored_table import check_scored
 from rayinf.select.top_share import SIDES
+from rayinf.store.places import AnyPath, open_place
 from rayinf.task import Fit, Task
 
 VERB = "removal_check"
@@ -63,7 +63,7 @@ def removal_check(
     share: float = 0.1,
     seeds: int = 3,
     cluster: Cluster | None = None,
-    out: str | Path | None = None,
+    out: str | AnyPath | None = None,
     *,
     seed: int = 0,
 ) -> RemovalCheck:
@@ -114,8 +114,8 @@ def removal_check(
     opened = _open(task, {"train": train, "valid": valid, "test": test}, scores, float(share))
     check_out(out, opened.tables)
     trained = range(int(seed), int(seed) + (1 if task.fit is None else int(seeds)))
-    place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(local_folder(out))
-    with place as folder, RunFolder(Path(folder)) as run:
+    place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(open_place(out, "out"))
+    with place as folder, RunFolder(open_place(folder)) as run:
         record = {"verb": VERB, "identity": {**opened.identity, "seeds": list(trained)}}
         finished = run.begin(record)
         done, new = _train(opened, trained, run, cluster)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from rayinf.data.batches import Array
 from rayinf.loops.candidates import Outcome
 from rayinf.loops.generations import PLAIN, Candidate, Generations
 from rayinf.pareto.wilson import wilson
+from rayinf.store.places import AnyPath
 from rayinf.task import Task
 
 _FIRST = ("candidate", "generation", "slot", "front", "chosen", "fitness", "gain", "others", "radius", "mean_weight")
@@ -56,7 +56,7 @@ class Reweighting:
     mode: str
     task: Task = field(repr=False)
     notes: tuple[str, ...] = ()
-    path: Path | None = None
+    path: AnyPath | None = None
 
     @property
     def front(self) -> pa.Table:
@@ -103,7 +103,7 @@ class Reweighting:
         told.append("* target; accuracy in %, with 95% intervals, on the validation rows that the search used.")
         return "\n".join([*told, *self.notes])
 
-    def plot(self, path: str | Path) -> Path:
+    def plot(self, path: str | AnyPath) -> AnyPath:
         """Draw the trade-off with its front, and accuracy by class.
 
         Args:

@@ -6,22 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rayinf.data.out_folder import absolute as absolute_path
 from rayinf.engine.digest import digest
 from rayinf.engine.model_digest import model_digest
-from rayinf.errors import InputError
+from rayinf.store.places import is_uri
 from rayinf.task import Fit, Task
-
-
-def local_folder(out: str | Path) -> Path:
-    """The run's folder.
-
-    Raises:
-        InputError: it is no local one.
-    """
-    if "://" in str(out):
-        raise InputError(f"out={str(out)!r} is a URI.", "pass a local or mounted folder, and copy the run from there.")
-    return absolute_path(out, "out")
 
 
 def absolute(given: Any) -> Any:
@@ -32,7 +20,7 @@ def absolute(given: Any) -> Any:
 
 
 def _absolute(path: str | Path) -> str:
-    return str(path) if "://" in str(path) else str(Path(path).expanduser().absolute())
+    return str(path) if is_uri(path) else str(Path(path).expanduser().absolute())
 
 
 def fit_identity(task: Task) -> dict[str, Any]:

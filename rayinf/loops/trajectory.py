@@ -23,6 +23,7 @@ from rayinf.loops.evaluate import evaluate
 from rayinf.loops.opened import check_unchanged
 from rayinf.loops.oracle import Oracle, Question
 from rayinf.loops.retrain import retrain
+from rayinf.store.places import AnyPath, StorePath
 from rayinf.task import Task
 
 
@@ -123,7 +124,7 @@ class Learning:
     rounds: int
     n: int
     options: Options
-    folder: Path
+    folder: AnyPath
     owner: str
     cluster: Cluster | None
     prints: bool
@@ -185,7 +186,7 @@ class Trajectory:
             folder.put_asked(r, asked)
         begin = time.perf_counter()
         answer = self._shared.oracle.ask(Question(self._strategy, self._seed, r, asked))
-        if isinstance(answer, Path):
+        if isinstance(answer, Path | StorePath):
             folder.tell(r, waiting=str(answer))
             return None
         folder.tell(r, waiting=None, oracle_seconds=time.perf_counter() - begin)

@@ -23,6 +23,7 @@ from rayinf.engine.job import Cluster
 from rayinf.errors import InputError, RayinfError
 from rayinf.loops.retrain import retrain
 from rayinf.loops.trim import trim
+from rayinf.store.places import AnyPath, open_place
 from rayinf.task import Task
 
 
@@ -55,7 +56,7 @@ def trim_stream(
     damping: float | None = None,
     floor: int = 0,
     cluster: Cluster | None = None,
-    out: str | Path | None = None,
+    out: str | AnyPath | None = None,
     seed: int = 0,
 ) -> Iterator[TrimmedBatch]:
     """Value each batch of a stream on its own, and trim it (C section 5.4 and C.3, with C Algorithm 2).
@@ -94,16 +95,19 @@ def trim_stream(
     _check(batches, budget)
     how: dict[str, Any] = {"curvature": curvature, "damping": damping, "cluster": cluster, "seed": seed}
 
-    def value(batch: Any, folder: Path | None) -> tuple[Selection, Scores]:
+    def value(batch: Any, folder: AnyPath | None) -> tuple[Selection, Scores]:
         model = retrain(task, batch, seed=seed) if refit else task
         scores = influence(model, batch, valid, objective, out=folder, **how)
         return trim(scores, _rows(budget, len(scores)), by=by, floor=floor), scores
 
-    return _stream(task, batches, value, None if out is None else Path(out).expanduser())
+    return _stream(task, batches, value, None if out is None else open_place(out, "out"))
 
 
 def _stream(
-    task: Task, batches: Iterable[Any], value: Callable[[Any, Path | None], tuple[Selection, Scores]], home: Path | None
+    task: Task,
+    batches: Iterable[Any],
+    value: Callable[[Any, AnyPath | None], tuple[Selection, Scores]],
+    home: AnyPath | None,
 ) -> Iterator[TrimmedBatch]:
     others = [task.label, *([task.group] if task.group else [])]
     for index, batch in enumerate(batches):

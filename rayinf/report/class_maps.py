@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from rayinf.report.figures import save
+from rayinf.store.places import AnyPath
 
 Array = np.ndarray[Any, Any]
 # Above so many cells a side they are too small for numbers, and axes for all names.
@@ -41,7 +41,7 @@ class ClassMap:
     format: str = "{:.2f}"
 
 
-def plot(maps: Sequence[ClassMap], path: str | Path) -> Path:
+def plot(maps: Sequence[ClassMap], path: str | AnyPath) -> AnyPath:
     """Draw maps side by side.
 
     Args:

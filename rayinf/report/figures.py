@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from matplotlib.figure import Figure
 
-from rayinf.errors import InputError
+from rayinf.errors import InputError, RayinfError
+from rayinf.store.places import AnyPath, draw_into, open_place
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B", "#7F7F7F")
 
 
-def save(figure: Figure, path: str | Path) -> Path:
+def save(figure: Figure, path: str | AnyPath) -> AnyPath:
     """Write a figure; its suffix says which format (.png, .pdf, .svg).
 
     Raises:
         InputError: a format that is unknown, or a place that cannot be written.
+        RayinfError: a store does not answer.
     """
-    target = Path(path).expanduser()
+    target = open_place(path)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(target, dpi=150)
+        draw_into(target, lambda file: figure.savefig(file, dpi=150))
+    except RayinfError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(
             f"{target} cannot be drawn: {error}.", "name a .png, .pdf or .svg that can be written."

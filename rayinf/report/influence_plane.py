@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rayinf.report.figures import COLOURS, save
+from rayinf.store.places import AnyPath
 
 Array = np.ndarray[Any, Any]
 HELPS, HARMS, MIXED = COLOURS[2], COLOURS[1], COLOURS[0]
@@ -38,7 +38,7 @@ class Plane:
     rows: int
 
 
-def plot(plane: Plane, path: str | Path, title: str = "") -> Path:
+def plot(plane: Plane, path: str | AnyPath, title: str = "") -> AnyPath:
     """Draw the plane.
 
     Args:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 from matplotlib.axes import Axes
@@ -11,12 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rayinf.report.figures import COLOURS, save
+from rayinf.store.places import AnyPath
 
 # With the colours, nine lines that can be told apart also in print.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 
 
-def plot(table: pa.Table, path: str | Path) -> Path:
+def plot(table: pa.Table, path: str | AnyPath) -> AnyPath:
     """Draw accuracy against labelled rows.
 
     Args:

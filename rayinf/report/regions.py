@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rayinf.report.figures import COLOURS, save
+from rayinf.store.places import AnyPath
 
 Array = np.ndarray[Any, Any]
 
@@ -44,10 +44,10 @@ class Panel:
 def draw(
     panels: Sequence[Panel],
     names: Sequence[str],
-    path: str | Path,
+    path: str | AnyPath,
     boundary: tuple[Any, float] | None = None,
     title: str = "",
-) -> Path:
+) -> AnyPath:
     """Draw the panels side by side: green where the value is positive, red where it is not.
 
     Args:

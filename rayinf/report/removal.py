@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from rayinf.report.figures import COLOURS, save
+from rayinf.store.places import AnyPath
 
 Array = np.ndarray[Any, Any]
 # Above so many classes, cells are too small for numbers and axes for all names.
@@ -43,7 +43,7 @@ class SideMaps:
     correlation: float | None
 
 
-def plot(sides: Sequence[SideMaps], names: Sequence[str], path: str | Path) -> Path:
+def plot(sides: Sequence[SideMaps], names: Sequence[str], path: str | AnyPath) -> AnyPath:
     """Draw a row a side: predicted and measured change of loss, change of accuracy, and a scatter of the cells.
 
     Args:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,11 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rayinf.report.figures import COLOURS, save
+from rayinf.store.places import AnyPath
 
 _MEASURED = {"checkpoint": "#9A9A9A", "unweighted": COLOURS[6], "weighted": COLOURS[1]}
 
 
-def plot(candidates: pa.Table, classes: pa.Table, path: str | Path) -> Path:
+def plot(candidates: pa.Table, classes: pa.Table, path: str | AnyPath) -> AnyPath:
     """Draw every candidate by its gain and its cost, the front among them, and accuracy by class.
 
     Args:

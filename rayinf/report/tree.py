@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
@@ -16,6 +15,7 @@ from matplotlib.patches import FancyBboxPatch
 
 from rayinf.errors import InputError
 from rayinf.report.figures import save
+from rayinf.store.places import AnyPath
 
 Array = np.ndarray[Any, Any]
 
@@ -92,7 +92,7 @@ class Node:
         return f"{self.rows:,} row{'s' * (self.rows != 1)}"
 
 
-def draw(nodes: Sequence[Node], path: str | Path, title: str) -> Path:
+def draw(nodes: Sequence[Node], path: str | AnyPath, title: str) -> AnyPath:
     """Draw a tree; red boxes harm, blue ones help, by how much.
 
     Args:

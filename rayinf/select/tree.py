@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from rayinf.errors import InputError
 from rayinf.report import regions
 from rayinf.report import tree as drawing
 from rayinf.report.tree import Column, Node, read_column
+from rayinf.store.places import AnyPath
 
 Array = np.ndarray[Any, Any]
 
@@ -169,7 +169,7 @@ class InfluenceTree(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
             lines.append(f"{head}{node.condition}: {node.value:+.{decimals}g} ({node.size})")
         return "\n".join(lines)
 
-    def plot(self, path: str | Path, title: str = "Influence tree") -> Path:
+    def plot(self, path: str | AnyPath, title: str = "Influence tree") -> AnyPath:
         """Draw the tree: every node's condition, shrunk value and rows, red where rows harm and blue where they help.
 
         Args:
@@ -183,7 +183,7 @@ class InfluenceTree(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
     def plot_regions(
         self,
-        path: str | Path,
+        path: str | AnyPath,
         X: Any,
         y: Any = None,
         *,
@@ -191,7 +191,7 @@ class InfluenceTree(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         removed: Any = None,
         boundary: tuple[Any, float] | None = None,
         title: str = "",
-    ) -> Path:
+    ) -> AnyPath:
         """Draw where the tree calls rows helpful (green) and harmful (red), for two features (C Figure 1).
 
         A tree with labels has other regions for each class: a panel each.

@@ -352,7 +352,7 @@ class TestRefused:
             ({"pool": None}, "pool is a NoneType"),
             ({"oracle": 3}, "oracle is a int"),
             ({"task": rayinf.Task(nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)))}, "how its model is"),
-            ({"out": "s3://bucket/run"}, "is a URI"),
+            ({"out": "https://host/run"}, "lies on a web server"),
         ],
     )
     def test_before_any_work(self, tmp_path: Path, arguments: dict[str, Any], said: str) -> None:

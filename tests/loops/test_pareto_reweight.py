@@ -322,7 +322,7 @@ def test_equal_candidates_are_tried_once(tmp_path):
         ({"task": rayinf.Task(torch.nn.Linear(6, 4))}, "does not say how its model is trained"),
         ({"train": rows(159, 0)}, "train has 159 rows"),
         ({"valid": tuple(v[VALID[1] != 1] for v in VALID)}, "no row of class 1"),
-        ({"out": "s3://bucket/run"}, "is a URI"),
+        ({"out": "https://host/run"}, "lies on a web server"),
         ({"search": rayinf.Search(lr=0.1), "task": task(weighted_steps)}, "has no say"),
     ],
 )

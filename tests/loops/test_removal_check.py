@@ -325,7 +325,7 @@ def test_what_does_not_fit(task: rayinf.Task, scores: rayinf.Scores, no_training
     refused("scores must be rayinf.Scores", task, TRAIN, VALID, TEST, scores.to_numpy())
     deep = rayinf.Task(nn.Sequential(nn.Linear(WIDTH, 3), nn.ReLU(), nn.Linear(3, CLASSES)))
     refused("does not say how its model is trained", deep, TRAIN, VALID, TEST, scores)
-    refused("is a URI", task, TRAIN, VALID, TEST, scores, out="s3://bucket/run")
+    refused("lies on a web server", task, TRAIN, VALID, TEST, scores, out="https://host/run")
     table = {"features": pa.FixedSizeListArray.from_arrays(TRAIN[0].ravel(), WIDTH), "label": TRAIN[1]}
     shifted = pa.table({**table, "row_id": np.arange(90) + 1})
     known = rayinf.Scores.from_numpy(scores.to_numpy(), scores.columns, row_ids=np.arange(90) + 7)

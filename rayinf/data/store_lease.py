@@ -1,0 +1,193 @@
+"""One writer a run in a store: a lease object, put on condition where the store can do so; else by a heartbeat alone.
+
+With conditions: created only where there is none, taken over and renewed only over the very one that was read, so that
+of several processes one succeeds. Without: written, and read again after a while in which any other writer shows.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from rayinf.data import disk
+from rayinf.data.files import temporary
+from rayinf.store.conditional import ConditionalObject, ConflictError, UnsupportedError
+from rayinf.store.places import StorePath
+
+# The holder renews the object this often; one that stands still for so long is dead. Each renewal is a request.
+BEAT_SECONDS, STALE_SECONDS = 10.0, 60.0
+# Between writing a lease and believing in it, where there are no conditions.
+SETTLE_SECONDS = 2.0
+_POLL_SECONDS = 1.0
+Content = dict[str, Any]
+
+
+class LeaseObject:
+    """The lease of a folder in a store.
+
+    Args:
+        place: of the object.
+        content: what it says of its holder, with a `name` of its own.
+    """
+
+    def __init__(self, place: StorePath, content: Content) -> None:
+        self._place, self._content = place, content
+        self._object = ConditionalObject(place)
+        self._conditions = True
+        self._tag = ""
+        self._beats = 0
+
+    def take(self) -> bool:
+        """Make the lease; False where there is one.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self.read() is not None:  # a store that looks at no condition would put another one over it
+            return False
+        if self._conditions:
+            try:
+                return self._create()
+            except UnsupportedError:
+                self._conditions = False
+        return self._settle()
+
+    def _create(self) -> bool:
+        with temporary(self._place) as held:
+            disk.used.fill(held, lambda p: p.write_text(_text(self._content)))
+            try:
+                disk.used.link(held, self._place)
+            except FileExistsError:
+                return self._is_mine()  # an answer that was lost may have been a success
+        if not self._is_mine():
+            return False
+        try:  # a store that looks at no condition would put this one too
+            self._object.create(_text(self._content).encode())
+        except ConflictError:
+            return True
+        raise UnsupportedError(str(self._place))
+
+    def take_over(self, seen: Content | None) -> bool:
+        """Put the lease in the place of a dead one; False where another process was faster.
+
+        Args:
+            seen: of the dead one; None where it cannot be read.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self._conditions:
+            with suppress(UnsupportedError):
+                found = self._object.read()
+                if found is None or _content(found[0]) != seen:
+                    return False
+                try:
+                    self._tag = self._object.replace(_text(self._content).encode(), found[1])
+                except ConflictError:
+                    return self._is_mine()
+                return True
+            self._conditions = False
+        if self.read() != seen:
+            return False
+        return self._settle()
+
+    def _settle(self) -> bool:
+        """Write the lease, and see after a while whether it is still there: the last one who wrote has it.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self._place.put(_text(self._content).encode())
+        time.sleep(SETTLE_SECONDS)
+        return self._is_mine()
+
+    def renew(self) -> bool:
+        """A sign of life; False where another process has the lease.
+
+        Raises:
+            OSError: the store does not answer.
+        """
+        self._beats += 1
+        fresh = {**self._content, "beat": self._beats, "renewed": time.time()}
+        if self._conditions:
+            try:
+                self._tag = self._object.replace(_text(fresh).encode(), self._tag)
+            except ConflictError:
+                return self._is_mine()
+            return True
+        if not self._is_mine():
+            return False
+        self._place.put(_text(fresh).encode())
+        return True
+
+    def read(self) -> Content | None:
+        """What the lease says; None where there is none, or no sound one."""
+        return read(self._place)
+
+    def _is_mine(self) -> bool:
+        """Whether the lease that is there was made by this object; its tag is remembered."""
+        if not self._conditions:
+            return (self.read() or {}).get("name") == self._content["name"]
+        found = self._object.read()
+        if found is None or (_content(found[0]) or {}).get("name") != self._content["name"]:
+            return False
+        self._tag = found[1]
+        return True
+
+
+class Heartbeat:
+    """A thread that renews a lease until it is stopped, or finds that another process has it."""
+
+    def __init__(self, held: LeaseObject, seconds: float) -> None:
+        self._held, self._seconds = held, seconds
+        self._stop = threading.Event()
+        self.lost = False
+        self._thread = threading.Thread(target=self._run, daemon=True, name="rayinf lease")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Renew it no more."""
+        self._stop.set()
+        self._thread.join(timeout=5.0)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._seconds):
+            with suppress(OSError):
+                if not self._held.renew() and not self._stop.is_set():
+                    self.lost = True
+                    return
+
+
+def stands_still(place: StorePath, waits: Callable[[float], object] = time.sleep) -> bool:
+    """Whether a lease is not renewed for so long that its holder is dead. Clocks are never compared."""
+    end, first = time.monotonic() + STALE_SECONDS, read(place)
+    while time.monotonic() < end:
+        waits(_POLL_SECONDS)
+        now = read(place)
+        if now != first:
+            return now is None
+    return True
+
+
+def read(place: StorePath) -> Content | None:
+    """What a lease says; None where there is none, or no sound one."""
+    try:
+        return _content(place.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def _content(held: bytes) -> Content | None:
+    try:
+        found = json.loads(held)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and "name" in found else None
+
+
+def _text(content: Content) -> str:
+    return json.dumps(content) + "\n"

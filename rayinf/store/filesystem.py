@@ -1,0 +1,239 @@
+"""A file system of pyarrow whose every request is made again where the store fails for a while."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from rayinf.errors import InputError
+from rayinf.store.failures import short
+from rayinf.store.retries import Retries, retries_of
+from rayinf.store.uris import KNOWN_SCHEMES
+
+
+@lru_cache(maxsize=64)
+def connect(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The plain file system of a URI, and the path there; one object for each URI and process.
+
+    Raises:
+        InputError: a scheme that nothing installed here knows.
+        OSError: the file system cannot be opened.
+    """
+    scheme = uri.partition("://")[0]
+    if scheme not in KNOWN_SCHEMES:
+        return _through_fsspec(uri, scheme)
+    try:
+        return pafs.FileSystem.from_uri(uri)
+    except OSError as error:
+        if "libjvm" not in str(error) and "libhdfs" not in str(error):
+            raise
+        raise InputError(
+            f"{scheme}:// needs Hadoop's client: {short(error)}.", "set JAVA_HOME, HADOOP_HOME and CLASSPATH."
+        ) from error
+
+
+def _through_fsspec(uri: str, scheme: str) -> tuple[pafs.FileSystem, str]:
+    try:
+        import fsspec
+    except ImportError as error:
+        raise InputError(
+            f"pyarrow has no file system for {scheme}://, and fsspec, which may have one, is not installed.",
+            "pip install fsspec, with its package for this scheme.",
+        ) from error
+    try:
+        filesystem, path = fsspec.core.url_to_fs(uri)
+    except (ImportError, ValueError) as error:
+        raise InputError(
+            f"{scheme}:// cannot be opened: {short(error)}.", "check the scheme, or install its package."
+        ) from error
+    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), str(path)
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A way to a store: picklable, since it is made anew in every process.
+
+    Attributes:
+        uri: with whatever credentials it was given with. Never shown.
+        name: the same without path, options and secrets.
+    """
+
+    uri: str
+    name: str
+
+    @property
+    def plain(self) -> pafs.FileSystem:
+        """The file system without retries."""
+        return connect(self.uri)[0]
+
+    @property
+    def retries(self) -> Retries:
+        """Shared by all that is asked of the store in this process."""
+        return retries_of(self.uri, self.name)
+
+    @property
+    def filesystem(self) -> pafs.FileSystem:
+        """The file system, with retries."""
+        return pafs.PyFileSystem(RetriedHandler(self))
+
+    def __repr__(self) -> str:
+        """Without secrets."""
+        return f"Connection({self.name})"
+
+
+class RetriedHandler(pafs.FileSystemHandler):  # type: ignore[misc]
+    """Passes every request on to a plain file system, and again where it fails for a while."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both lead to the same files."""
+        if not isinstance(other, RetriedHandler):
+            return NotImplemented
+        same = self.connection == other.connection
+        return same or bool(self.connection.plain.equals(other.connection.plain))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _call(self, request: Callable[[], Any], path: Any) -> Any:
+        scheme = self.connection.name.partition("://")[0]
+        return self.connection.retries.call(request, f"{scheme}://{str(path).lstrip('/')}")
+
+    def get_type_name(self) -> str:
+        """Of the plain file system."""
+        return f"py::rayinf+{self.connection.plain.type_name}"
+
+    def normalize_path(self, path: str) -> str:
+        """As the plain file system does."""
+        return self.connection.plain.normalize_path(path)
+
+    def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
+        """Of some paths."""
+        return self._call(lambda: self.connection.plain.get_file_info(paths), paths[0] if paths else "")
+
+    def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
+        """Of a folder's entries."""
+        return self._call(lambda: self.connection.plain.get_file_info(selector), selector.base_dir)
+
+    def create_dir(self, path: str, recursive: bool) -> None:
+        """Make a folder."""
+        self._call(lambda: self.connection.plain.create_dir(path, recursive=recursive), path)
+
+    def delete_dir(self, path: str) -> None:
+        """Remove a folder with all that is in it."""
+        self._call(lambda: self.connection.plain.delete_dir(path), path)
+
+    def delete_dir_contents(self, path: str, missing_dir_ok: bool = False) -> None:
+        """Empty a folder."""
+        self._call(lambda: self.connection.plain.delete_dir_contents(path, missing_dir_ok=missing_dir_ok), path)
+
+    def delete_root_dir_contents(self) -> None:
+        """Never done."""
+        raise NotImplementedError
+
+    def delete_file(self, path: str) -> None:
+        """Remove a file."""
+        self._call(lambda: self.connection.plain.delete_file(path), path)
+
+    def move(self, src: str, dest: str) -> None:
+        """Rename."""
+        self._call(lambda: self.connection.plain.move(src, dest), src)
+
+    def copy_file(self, src: str, dest: str) -> None:
+        """Copy."""
+        self._call(lambda: self.connection.plain.copy_file(src, dest), src)
+
+    def open_input_stream(self, path: str) -> pa.NativeFile:
+        """Open to read."""
+        return self.open_input_file(path)
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        """Open to read anywhere."""
+        return pa.PythonFile(RetriedFile(self, path), mode="r")
+
+    def open_output_stream(self, path: str, metadata: Any) -> pa.NativeFile:
+        """Files are written to a local one first, which `StorePath.upload` sends whole."""
+        raise NotImplementedError
+
+    def open_append_stream(self, path: str, metadata: Any) -> pa.NativeFile:
+        """Stores cannot append."""
+        raise NotImplementedError
+
+
+class RetriedFile(io.RawIOBase):
+    """A file that is read from a store; where a read fails, the file is opened again and the read made again."""
+
+    def __init__(self, handler: RetriedHandler, path: str) -> None:
+        super().__init__()
+        self._handler, self._path, self._at = handler, path, 0
+        self._file: Any = None
+        self._size = int(self._again(lambda file: file.size()))
+
+    def _again(self, use: Callable[[Any], Any]) -> Any:
+        def request() -> Any:
+            try:
+                if self._file is None:
+                    self._file = self._handler.connection.plain.open_input_file(self._path)
+                return use(self._file)
+            except BaseException:
+                self._file = None
+                raise
+
+        return self._handler._call(request, self._path)
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next read begins."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(start + offset, 0)
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        """So many bytes, fewer at the end alone."""
+        left = max(self._size - self._at, 0)
+        wanted = left if size is None or size < 0 else min(size, left)
+        if not wanted:
+            return b""
+
+        def use(file: Any) -> bytes:
+            held: bytes = file.read_at(wanted, self._at)
+            if len(held) < wanted:
+                raise ConnectionError(f"the answer is incomplete: {len(held)} of {wanted} bytes")
+            return held
+
+        found: bytes = self._again(use)
+        self._at += len(found)
+        return found
+
+    def readall(self) -> bytes:
+        """All that is left."""
+        return self.read()
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer."""
+        found = self.read(len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._file = None
+        super().close()

@@ -1,0 +1,125 @@
+"""Trying again where a store fails: with growing pauses, for a bounded time, and not in silence."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import TypeVar
+
+from rayinf.store.failures import StoreAwayError, away, lasting, may_pass, short
+
+T = TypeVar("T")
+# A store that has answered before may be away for so long; one that never has, for less: its address may be wrong.
+PATIENCE_SECONDS, FIRST_SECONDS = 120.0, 20.0
+# The first pause, the longest, and from when on a wait is told.
+_SHORTEST_SECONDS, _LONGEST_SECONDS = 0.1, 5.0
+_QUIET_SECONDS = 2.0
+
+
+def _print(line: str) -> None:
+    print(f"rayinf: {line}", file=sys.stderr, flush=True)
+
+
+# Called with a line when a wait begins and when it has ended.
+listeners: list[Callable[[str], None]] = [_print]
+
+
+class Retries:
+    """Of one store in one process: all requests share what is known of its absence.
+
+    Once a request has been given up, others are tried once and not waited for, until one succeeds.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._lock = threading.Lock()
+        self._since: float | None = None
+        self._answered = self._told = False
+
+    @property
+    def patience(self) -> float:
+        """Seconds for which the store may be away."""
+        return PATIENCE_SECONDS if self._answered else FIRST_SECONDS
+
+    @property
+    def longest(self) -> float:
+        """Seconds after which a request has surely ended, or been given up; 0 before the store has ever answered."""
+        return PATIENCE_SECONDS + 6 * _LONGEST_SECONDS if self._answered else 0.0
+
+    def call(self, request: Callable[[], T], place: str) -> T:
+        """The answer to a request that may be made again.
+
+        Args:
+            request: is made once or more often.
+            place: that it is about, for errors.
+
+        Raises:
+            FileNotFoundError: what is asked for is not there.
+            StoreAwayError: no answer for too long.
+            StoreDeniedError: access is denied.
+            StoreMissingError: the bucket is not there.
+        """
+        begin, pause = time.monotonic(), _SHORTEST_SECONDS
+        while True:
+            try:
+                found = request()
+            except FileNotFoundError as error:
+                self._succeeded()
+                if problem := lasting(place, error):
+                    raise problem from error
+                raise
+            except Exception as error:
+                if not may_pass(error):
+                    problem = lasting(place, error)
+                    if problem is None:
+                        raise
+                    raise problem from error
+                waited = self._failed(begin, error)
+                if waited > self.patience:
+                    raise StoreAwayError(*away(place, waited, error)) from error
+            else:
+                self._succeeded()
+                return found
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, _LONGEST_SECONDS)
+
+    def _failed(self, begin: float, error: BaseException) -> float:
+        """How long the store is away, or this one request has failed."""
+        now = time.monotonic()
+        with self._lock:
+            self._since = now if self._since is None else self._since
+            waited = now - min(begin, self._since)
+            tells = waited > _QUIET_SECONDS and not self._told
+            self._told = self._told or tells
+        if tells:
+            _tell(f"{self.name} does not answer ({short(error)}): trying again for up to {self.patience:.0f} s.")
+        return waited
+
+    def _succeeded(self) -> None:
+        if self._since is None and self._answered:
+            return
+        with self._lock:
+            since, told = self._since, self._told
+            self._since, self._told, self._answered = None, False, True
+        if told and since is not None:
+            _tell(f"{self.name} answers again after {time.monotonic() - since:.0f} s.")
+
+
+def _tell(line: str) -> None:
+    for listener in tuple(listeners):
+        listener(line)
+
+
+@cache
+def retries_of(uri: str, name: str) -> Retries:
+    """The retries of a store in this process.
+
+    Args:
+        uri: how it is reached.
+        name: how it is called, without secrets.
+    """
+    return Retries(name)

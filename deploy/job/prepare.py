@@ -3,13 +3,14 @@
     python deploy/job/prepare.py                            # to deploy/job/store/
     python deploy/job/prepare.py --store s3://BUCKET/rayinf
 
-Writes STORE/train/part-*.parquet and STORE/valid.parquet, scikit-learn's digits (nothing to download), and model.pt
-beside this file.
+Writes STORE/train/part-*.parquet and STORE/valid.parquet, scikit-learn's digits (nothing to download), and
+STORE/model.pt.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from pyarrow import fs
 from sklearn.datasets import load_digits
-from task import MODEL, make_model
+from task import HERE, make_model
 from torch import nn
 
 VALID_ROWS = 500
@@ -27,8 +28,16 @@ PARTS = 8
 EPOCHS = 60
 
 
-def write_table(store: str, name: str, rows: np.ndarray) -> None:
-    """One Parquet file of digits: row_id, 64 pixels in [0, 1], label."""
+def write_file(store: str, name: str, content: bytes) -> None:
+    """A file of the store, which is a folder or a URI."""
+    files, root = fs.FileSystem.from_uri(store if "://" in store else str(Path(store).absolute()))
+    files.create_dir(f"{root}/{name}".rpartition("/")[0])
+    with files.open_output_stream(f"{root}/{name}") as file:
+        file.write(content)
+
+
+def table_of(rows: np.ndarray) -> bytes:
+    """Digits as Parquet: row_id, 64 pixels in [0, 1], label."""
     digits = load_digits()
     pixels = pa.array((digits.data[rows] / 16).astype(np.float32).reshape(-1))
     table = pa.table(
@@ -38,10 +47,9 @@ def write_table(store: str, name: str, rows: np.ndarray) -> None:
             "label": digits.target[rows].astype(np.int64),
         }
     )
-    place = store if "://" in store else str(Path(store).absolute())
-    files, root = fs.FileSystem.from_uri(place)
-    files.create_dir(f"{root}/{name}".rpartition("/")[0])
-    pq.write_table(table, f"{root}/{name}", filesystem=files)
+    held = io.BytesIO()
+    pq.write_table(table, held)
+    return held.getvalue()
 
 
 def train(rows: np.ndarray) -> nn.Module:
@@ -61,18 +69,20 @@ def train(rows: np.ndarray) -> nn.Module:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Tables to the store, the model beside this file."""
+    """Tables and the model to the store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", default=str(Path(__file__).with_name("store")), help="a folder, or a URI")
+    parser.add_argument("--store", default=HERE, help="a folder, or a URI")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     ids = np.random.default_rng(0).permutation(len(load_digits().target))
     valid, rows = np.sort(ids[:VALID_ROWS]), np.sort(ids[VALID_ROWS:])
-    write_table(args.store, "valid.parquet", valid)
+    write_file(args.store, "valid.parquet", table_of(valid))
     for k, part in enumerate(np.array_split(rows, PARTS)):
-        write_table(args.store, f"train/part-{k}.parquet", part)
-    torch.save(train(rows).state_dict(), MODEL)
-    print(f"{len(rows):,} training and {len(valid):,} validation rows: {args.store}; model: {MODEL}")
+        write_file(args.store, f"train/part-{k}.parquet", table_of(part))
+    weights = io.BytesIO()
+    torch.save(train(rows).state_dict(), weights)
+    write_file(args.store, "model.pt", weights.getvalue())
+    print(f"{len(rows):,} training rows, {len(valid):,} validation rows and a model: {args.store}")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def head() -> Iterator[Any]:
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds a copy of deploy/, as the root of the repository does."""
     folder = tmp_path_factory.mktemp("root")
-    shutil.copytree(DEPLOY, folder / "deploy", ignore=shutil.ignore_patterns("store", "model.pt", "__pycache__"))
+    shutil.copytree(DEPLOY, folder / "deploy", ignore=shutil.ignore_patterns("store", "__pycache__"))
     return folder
 
 
@@ -61,7 +61,7 @@ def steps(text: str) -> list[str]:
 
 def here_instead(line: str, head: Any, folder: Path) -> str | None:
     """A command of the README on the test's own head and folder; None for what is there already."""
-    if line.startswith(("pip install ", "ray start ", "export ", "ray get-auth-token ")):
+    if line.startswith(("pip install ", "ray start ", "export ", "ray get-auth-token ", "chmod ")):
         return None
     line = line.replace("http://127.0.0.1:8265", head.dashboard).replace("/tmp/rayinf-job", str(folder / "job"))
     if line.startswith("rayinf submit ") and not hasattr(rayinf, "submit"):
@@ -100,10 +100,11 @@ def test_entrypoint_of_the_ray_job_runs_on_a_head(head: Any, here: Path) -> None
     made = run(f"python deploy/job/prepare.py --store {store}", env, here)
     assert made.returncode == 0, made.stderr
     mounted.mkdir()
-    for name in ("task.py", "model.pt", "cluster.yaml"):  # what the ConfigMap holds
-        shutil.copy(here / "deploy" / "job" / name, mounted)
-    # A bucket and four workers with 4 CPUs are a folder and two with one here.
-    config = yaml.safe_load((mounted / "cluster.yaml").read_text().replace("s3://BUCKET/rayinf", str(store)))
+    # What the ConfigMap holds. A bucket and four workers with 4 CPUs are a folder and two with one here.
+    for name in ("task.py", "cluster.yaml"):
+        text = (here / "deploy" / "job" / name).read_text()
+        (mounted / name).write_text(text.replace("s3://BUCKET/rayinf", str(store)))
+    config = yaml.safe_load((mounted / "cluster.yaml").read_text())
     config["cluster"] |= {"workers": 2, "cpus_per_worker": 1}
     (mounted / "cluster.yaml").write_text(yaml.safe_dump(config))
     entrypoint = manifest["spec"]["entrypoint"].replace("/home/rayinf/job", str(mounted))

@@ -107,6 +107,11 @@ def test_own_machines_offer_the_cpus_of_a_worker() -> None:
     assert "--num-cpus=0" in config["head_start_ray_commands"][-1]
 
 
+def test_head_of_own_machines_is_not_counted_as_a_worker() -> None:
+    """The second autoscaler of Ray 2.60 counts it, and leaves the last of the machines out."""
+    assert "RAY_enable_autoscaler_v2=0" in load("on-premises")["head_start_ray_commands"][-1]
+
+
 @files
 def test_every_start_asks_for_the_token(name: str) -> None:
     config = load(name)

@@ -130,5 +130,7 @@ def test_no_secret_is_in_the_file(name: str) -> None:
 
 @files
 def test_machines_are_set_up_by_the_script_of_the_image(name: str) -> None:
-    assert load(name)["setup_commands"] == ["VENV=$HOME/rayinf-env bash ~/rayinf/deploy/install.sh"]
+    install, path = load(name)["setup_commands"]
+    assert install == "VENV=$HOME/rayinf-env bash ~/rayinf/deploy/install.sh"
+    assert "export PATH=$HOME/rayinf-env/bin:$PATH RAY_AUTH_MODE=token" in path
     assert "deploy/install.sh" in (DEPLOY / "Dockerfile").read_text()

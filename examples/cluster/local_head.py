@@ -5,6 +5,7 @@ It stands in for a real cluster in `--quick` runs and in tests. Other Ray heads 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
@@ -23,6 +24,7 @@ from pathlib import Path
 
 _START_SECONDS = 90.0
 _STOP_SECONDS = 30.0
+_PR_SET_PDEATHSIG = 1
 _PORTS = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port", "metrics-export-port")
 
 
@@ -69,13 +71,21 @@ def local_head(cpus: int = 2) -> Generator[LocalHead]:
     command += [f"--{name}={port}" for name, port in ports.items()]
     log = folder / "start.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(command, env=own, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=own, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_end_with_parent
+        )
     try:
         _wait(process, dashboard, env["RAY_AUTH_TOKEN"], log)
         yield LocalHead(gcs, dashboard, env)
     finally:
         _stop(process)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_with_parent() -> None:
+    """Have Linux stop the head where the script is killed before it can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -1,0 +1,110 @@
+"""The jobs of examples/cluster run on a local head with a token, and what they give is right."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import rayinf
+
+CLUSTER = Path(__file__).parents[2] / "examples" / "cluster"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def run(script: str, store: Path, *options: str) -> str:
+    """A script as a user runs it."""
+    env = {**os.environ, "COLUMNS": "120"}
+    command = [sys.executable, str(CLUSTER / f"{script}.py"), "--store", str(store), *options]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=850)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch):
+    """A module of the folder, under its own name, for the length of a test."""
+    monkeypatch.syspath_prepend(CLUSTER)
+
+    def get(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, CLUSTER / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    yield get
+    for file in CLUSTER.glob("*.py"):
+        sys.modules.pop(file.stem, None)
+
+
+def test_appended_rows_get_the_values_that_they_have_in_the_old_training_set(load, tmp_path: Path) -> None:
+    printed = run("valuation", tmp_path, "--quick")
+    assert "6 (new)" in printed
+    first, new = (rayinf.Scores.load(tmp_path / "runs" / name) for name in ("days", "appended"))
+    told = new.metadata["factors_from"]
+    assert (told["rows"], told["same_table"]) == (600, False)
+    assert new.to_pandas()["row_id"].tolist() == list(range(600, 720))
+    wrong = pq.read_table(tmp_path / "appended").to_pandas().query("label != true_label").row_id
+    assert (new.to_pandas().set_index("row_id")["total"].loc[wrong] < 0).mean() > 0.7
+
+    # A day of the old ones, valued as the new one was, has the values of the first run.
+    task = load("task")
+    valuation = load("valuation")
+    again = rayinf.influence(
+        task.load_task(str(tmp_path / "model.pt")),
+        tmp_path / "days" / "day-2.parquet",
+        tmp_path / "valid.parquet",
+        ["total", "category"],
+        factors=tmp_path / "runs" / "days",
+    )
+    old = first.to_pandas().set_index("row_id")["total"]
+    ids = again.to_pandas()["row_id"]
+    np.testing.assert_allclose(valuation.on_old_n(again), old.loc[ids], atol=1e-5 * old.abs().max())
+
+
+def test_rounds_wait_for_annotators_between_jobs(tmp_path: Path) -> None:
+    printed = run("rounds", tmp_path, "--quick")
+    assert [f"Job {k} took" in printed for k in (1, 2, 3)] == [True, True, True]
+    assert printed.count("the annotators labelled 20 rows") == 2
+    assert "the annotators labelled 0 rows" in printed
+    folder = tmp_path / "runs" / "rounds" / "fi-seed0"
+    known = pq.read_table(tmp_path / "annotators" / "known.parquet").to_pandas().set_index("row_id")["label"]
+    for k in (1, 2):
+        added = pq.read_table(folder / f"round-{k}.parquet").to_pandas()
+        assert len(added) == 20
+        assert (known.loc[added.row_id].to_numpy() == added.label.to_numpy()).all()
+    measured = [json.loads((folder / f"round-{k}.json").read_text()) for k in range(3)]
+    assert measured[2]["accuracy"] > measured[0]["accuracy"]
+    assert not pq.read_schema(tmp_path / "pool.parquet").names.count("label")
+
+
+def test_weights_are_searched_after_the_values(tmp_path: Path) -> None:
+    printed = run("weights", tmp_path, "--quick")
+    assert "Mean weight of the" in printed
+    weights = pq.read_table(tmp_path / "runs" / "weights" / "weights.parquet").to_pandas()
+    assert len(weights) == 600
+    assert weights.weight.between(0, 2).all()
+    assert rayinf.Scores.load(tmp_path / "runs" / "scores").halves is not None
+
+
+def test_scripts_ask_for_an_address() -> None:
+    for script in ("valuation", "rounds", "weights"):
+        done = subprocess.run([sys.executable, CLUSTER / f"{script}.py"], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "--quick for a head on this machine" in done.stderr
+
+
+def test_the_command_of_a_job_is_that_of_rayinf_where_it_has_one(load, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("local_head", "jobs"):
+        jobs = load(name)
+    config = Path("/some/folder/config.yaml")
+    monkeypatch.setattr(rayinf, "submit", None, raising=False)
+    own = jobs.submit_command("influence", config, "http://head:8265")
+    assert own == ["rayinf", "submit", "influence", str(config), "--address", "http://head:8265", "--follow"]

@@ -52,10 +52,11 @@ def influence(
         fisher: "true" (the expectation over the model's labels, without sampling up to 32 classes) or "empirical".
         damping: added to the eigenvalues of the mean curvature. None: 0.1 x each layer's mean eigenvalue for kfac
             and ekfac, 0 otherwise.
-        factors: the folder of a finished run of the same model and curvature, whose factors to use again.
+        factors: the folder or URI of a finished run of the same model and curvature, whose factors to use again.
         halves: also give every column for each half of the validation rows (`Scores.halves`).
         cluster: None works in this process, with no Ray started.
-        out: a folder for the run; scores are then Parquet shards, and the same call finishes an interrupted run.
+        out: a folder for the run, or a URI (`s3://bucket/run`); scores are then Parquet shards, and the same call
+            finishes an interrupted run.
         seed: of drawn labels (above 32 classes) and of the halves.
         batch_size: rows a pass; None fits activations in 512 MB.
         precision: "bf16" or "fp16" runs the model in mixed precision; sums and products stay in float32 or better.

@@ -127,15 +127,18 @@ class RunFolder:
 
     def release(self) -> None:
         """Let another process write to the folder."""
-        if self._lease is not None:
+        if self._lease is None:
+            return
+        try:
             with suppress(OSError, RayinfError):
                 if self._files is not None:
                     self._files.flush()
                 self._log.join()
+        finally:
             if self._told in listeners:
                 listeners.remove(self._told)
-            self._lease.release()
-            self._lease = None
+            held, self._lease = self._lease, None
+            held.release()
 
     def _told(self, line: str) -> None:
         """Note in the log that the store is away, or has come back; it is written once it answers."""

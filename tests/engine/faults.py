@@ -24,6 +24,7 @@ from engine.faulty_disk import KINDS, FaultyDisk, Killed
 
 from rayinf.data import disk
 from rayinf.errors import RayinfError
+from rayinf.store.places import AnyPath
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,18 @@ class Calm:
     changes: int
 
 
-def calm(verb: str, tables: jobs.Tables, place: Path) -> Calm:
+def calm(verb: str, tables: jobs.Tables, place: AnyPath) -> Calm:
     """Run a verb in peace."""
     out, counted = place / f"{verb}-calm", FaultyDisk()
-    shutil.rmtree(out, ignore_errors=True)
+    clear(out)
     with used(counted):
         jobs.run(verb, tables, out)
     found = Calm(jobs.digest(out), counted.count)
-    shutil.rmtree(out)
+    clear(out)
     return found
 
 
-def trial(verb: str, tables: jobs.Tables, place: Path, fault: tuple[int, str], truth: Calm) -> dict[str, object]:
+def trial(verb: str, tables: jobs.Tables, place: AnyPath, fault: tuple[int, str], truth: Calm) -> dict[str, object]:
     """One fault, then the same call again: what failed, and what was wrong in the end ("" where nothing was)."""
     out, faulty = place / f"{verb}-{fault[0]}", FaultyDisk(*fault)
     first = wrong = ""
@@ -69,8 +70,16 @@ def trial(verb: str, tables: jobs.Tables, place: Path, fault: tuple[int, str], t
             wrong = wrong or f"left behind: {left[:5]}"
     except Exception as error:
         wrong = f"stuck: {type(error).__name__}: {error}"
-    shutil.rmtree(out, ignore_errors=True)
+    clear(out)
     return {"verb": verb, "at": fault[0], "kind": fault[1], "change": faulty.struck, "first": first, "wrong": wrong}
+
+
+def clear(out: AnyPath) -> None:
+    """Remove a run."""
+    if isinstance(out, Path):
+        shutil.rmtree(out, ignore_errors=True)
+    else:
+        out.discard()
 
 
 class used:  # noqa: N801

@@ -1,0 +1,57 @@
+"""Every verb into a store ends at the bytes of a local run, also where a change to the store fails: a seeded sample."""
+
+import random
+import uuid
+
+import pytest
+from engine import fault_jobs as jobs
+from engine import faults
+
+from rayinf.data import store_lease
+from rayinf.store.places import open_place
+
+# Faults of each verb.
+SAMPLE = 4
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    return jobs.make_tables(tmp_path_factory.mktemp("tables"))
+
+
+@pytest.fixture(params=["memory", "s3"])
+def place(request, monkeypatch):
+    """A folder in a store: one without conditional puts, and one with."""
+    monkeypatch.setattr(store_lease, "SETTLE_SECONDS", 0.05)
+    name = uuid.uuid4().hex
+    if request.param == "memory":
+        return open_place(f"memory://faults/{name}")
+    return open_place(f"s3://bucket/{name}{request.getfixturevalue('s3').options}")
+
+
+def test_a_run_with_a_sample_of_faults(tables, place, tmp_path):
+    """The main verb, in both kinds of stores."""
+    check("influence", tables, place, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", [v for v in jobs.VERBS if v != "influence"])
+def test_a_sample_of_faults(verb, tables, place, tmp_path):
+    check(verb, tables, place, tmp_path)
+
+
+def check(verb, tables, place, tmp_path):
+    local, there = faults.calm(verb, tables, tmp_path), faults.calm(verb, tables, place)
+    assert there.digest == without_places(local.digest, there.digest)
+    every = faults.faults(there.changes, 1.0, 0)
+    found = [
+        faults.trial(verb, tables, place, fault, there)
+        for fault in random.Random(verb).sample(every, min(SAMPLE, len(every)))
+    ]
+    assert [f for f in found if f["wrong"]] == []
+
+
+def without_places(local, there):
+    """The digests of a local run; of records that name places, those of the run in the store."""
+    names = ("run.json", "manifest.jsonl")
+    return {k: there.get(k) if k.rpartition("/")[2] in names else v for k, v in local.items()}

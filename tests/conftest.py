@@ -52,7 +52,11 @@ def s3_port():
     """One S3 server of moto for the session, on loopback; credentials for it stand in the environment."""
     import store_server
 
-    keys = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "plain", "AWS_EC2_METADATA_DISABLED": "true"}
+    keys = {
+        "AWS_ACCESS_KEY_ID": "tester",
+        "AWS_SECRET_ACCESS_KEY": store_server.SECRET_KEY,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
     before = {k: os.environ.get(k) for k in keys}
     os.environ.update(keys)
     with store_server.server() as port:

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-BUCKET = "bucket"
+BUCKET, SECRET_KEY = "bucket", "planted-key-of-the-store"
 KINDS = ("503", "429", "reset", "lost")
 
 
@@ -180,7 +180,7 @@ def client(port: int) -> Any:
     import boto3
     from botocore.config import Config
 
-    keys = {"aws_access_key_id": "tester", "aws_secret_access_key": "plain"}
+    keys = {"aws_access_key_id": "tester", "aws_secret_access_key": SECRET_KEY}
     config = Config(retries={"max_attempts": 1}, s3={"addressing_style": "path"})
     return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1", config=config, **keys)
 

@@ -17,8 +17,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import store_server
 from engine.ray_head import SECRET_OF_HEAD, TOKEN, Head, environment, head, rayinf_command
 from sklearn.datasets import load_digits
+from store_server import BUCKET, Bucket
 
 import rayinf
 
@@ -37,12 +39,13 @@ def task():
     return rayinf.logistic_regression({train!r}, l2=1e-2, label=LABEL)
 """
 TWICE = """
-import sys, pathlib
+import sys
 import rayinf
+from rayinf.store.places import open_place
 
 job = rayinf.submit("influence", "run.yaml", sys.argv[1])
 assert job.state == "finished" and not job.joined, job
-record = pathlib.Path(job.out, "run.json")
+record = open_place(job.out) / "run.json"
 before = record.stat().st_mtime_ns
 print("-- again", flush=True)
 again = rayinf.submit("influence", "run.yaml", sys.argv[1])
@@ -98,7 +101,8 @@ def limit(seconds: float) -> float:
 
 
 @pytest.fixture(scope="module")
-def ray_head() -> Iterator[Head]:
+def ray_head(s3_port: int) -> Iterator[Head]:
+    """Its processes find the keys of the store in their environment."""
     with (
         tempfile.TemporaryDirectory(prefix="rh", dir="/tmp", ignore_cleanup_errors=True) as folder,
         head(Path(folder)) as found,
@@ -107,16 +111,20 @@ def ray_head() -> Iterator[Head]:
 
 
 @pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Where the digits lie, and where a run may write: places that the head sees too."""
-    folder = tmp_path_factory.mktemp("shared")
+def tables(s3_port: int, bucket: Bucket, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Where the digits lie, and where a run may write: in an object store."""
+    folder = tmp_path_factory.mktemp("digits")
     found = load_digits()
     x = (found.data[:400] / 16).astype("float32")
     features = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), 64)
     table = pa.table({"row_id": range(400), "features": features, "digit": found.target[:400]})
     pq.write_table(table.slice(0, 300), folder / "train.parquet", row_group_size=100)
     pq.write_table(table.slice(300), folder / "valid.parquet")
-    return {name: str(folder / f"{name}.parquet") for name in ("train", "valid")} | {"out": str(folder / "run")}
+    for name in ("train", "valid"):
+        bucket.write(f"digits/{name}.parquet", folder / f"{name}.parquet")
+    options = f"?endpoint_override=127.0.0.1:{s3_port}&scheme=http&region=us-east-1"
+    names = {"train": "train.parquet", "valid": "valid.parquet", "out": "run", "lacking": "lacking"}
+    return {name: f"s3://{BUCKET}/digits/{path}{options}" for name, path in names.items()}
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +138,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, tables: dict[str, str]) ->
     (folder / "run.yaml").write_text(CONFIG.format(**tables))
     (folder / "lacking.py").write_text("import a_package_that_nobody_has\n")
     (folder / "lacking.yaml").write_text(
-        CONFIG.format(**{**tables, "out": tables["out"] + "-lacking"}).replace("digits_task.py:task", "lacking.py:task")
+        CONFIG.format(**{**tables, "out": tables["lacking"]}).replace("digits_task.py:task", "lacking.py:task")
     )
     return folder
 
@@ -275,7 +283,7 @@ def test_a_cluster_with_a_token_is_joined(ray_head, tmp_path):
     assert not list(tmp_path.rglob("*")), "no token is written into the home folder"
 
 
-def test_no_secret_lies_anywhere(ray_head, project, tables):
+def test_no_secret_lies_anywhere(ray_head, project, tables, bucket):
     """In the run's folder, the logs of the job, its record, and the packages that were sent: after all of the above."""
     from rayinf.engine.ray_jobs import JobServer
 
@@ -284,7 +292,7 @@ def test_no_secret_lies_anywhere(ray_head, project, tables):
     done = submit(project, ray_head.dashboard, "secret.yaml")
     assert "KEY" in one_line(done) and "planted-in-a-runtime-env" not in done.stderr
 
-    secrets = (SECRET, SECRET_OF_HEAD, TOKEN, "planted-in-a-runtime-env")
+    secrets = (SECRET, SECRET_OF_HEAD, TOKEN, "planted-in-a-runtime-env", store_server.SECRET_KEY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", TOKEN)
@@ -293,12 +301,12 @@ def test_no_secret_lies_anywhere(ray_head, project, tables):
         told = [repr(j) for j in jobs]
         told += [server._client.get_job_logs(j.submission_id) for j in jobs if j.submission_id]
     assert len(told) > 4
-    files = [f for f in Path(tables["out"]).rglob("*") if f.is_file()]
+    files = [bucket.read(f"digits/run/{name}") for name in bucket.keys("digits/run")]
     sent = [f for f in ray_head.folder.rglob("working_dir_files/**/*") if f.is_file()]
     logs = [f for f in ray_head.folder.rglob("logs/job-driver-*") if f.is_file()]
     assert {"config.yaml", "digits_task.py", "words.py"} <= {f.name for f in sent}
     assert "notes.txt" not in {f.name for f in sent} and logs and len(files) > 5
-    for file in [*files, *sent, *logs]:
-        told.append(file.read_bytes().decode("latin-1"))
+    for held in [*files, *(file.read_bytes() for file in [*sent, *logs])]:
+        told.append(held.decode("latin-1"))
     for secret in secrets:
         assert not [t[:200] for t in told if secret in t]

@@ -71,7 +71,7 @@ SHARED: dict[str, tuple[Any, ...]] = {
     "factors": (5, "", True, ["runs/a"]),
     "halves": (1, "yes", None),
     "cluster": ({"workers": 2}, "auto", 4, True, rayinf.Cluster, [rayinf.Cluster()]),
-    "out": (5, "", "  ", True, ["out"], "s3://bucket/run"),
+    "out": (5, "", "  ", True, ["out"], "https://host/run"),
     "seed": (-1, 1.5, "0", True, None, NAN, 2**63),
     "batch_size": (0, -5, 1.5, "64", True),
     "precision": ("fp8", 16, True),

@@ -152,7 +152,11 @@ def digest(out: Path) -> dict[str, str]:
     timed = any(out.rglob("round-0.json")) or (out / "trainings").is_dir()
     for path in sorted(p for p in out.rglob("*") if p.is_file()):
         name = path.relative_to(out).as_posix()
-        if path.name in _TIMED or (timed and path.name in ("manifest.jsonl", "run.json")):
+        if (
+            path.name in _TIMED
+            or name.startswith("log.jsonl.parts/")
+            or (timed and path.name in ("manifest.jsonl", "run.json"))
+        ):
             continue
         held = path.read_bytes()
         if path.suffix == ".json" and (path.parent.name == "trainings" or path.name.startswith("round-")):

@@ -12,6 +12,7 @@ from rayinf.store.places import open_place
 
 # Faults of each verb.
 SAMPLE = 4
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def tables(tmp_path_factory):
     return jobs.make_tables(tmp_path_factory.mktemp("tables"))
 
 
-@pytest.fixture(params=["memory", "s3"])
+@pytest.fixture(params=["memory", pytest.param("s3", marks=pytest.mark.slow)])
 def place(request, monkeypatch):
     """A folder in a store: one without conditional puts, and one with."""
     monkeypatch.setattr(store_lease, "SETTLE_SECONDS", 0.05)

@@ -22,8 +22,6 @@ import yaml
 from local_head import local_head
 from pyarrow import fs
 
-import rayinf
-
 HERE = Path(__file__).parent
 QUICK_ROWS, QUICK_WORKERS = 600, 2
 # The task of a job: which weights, and the code that travels with it.
@@ -125,10 +123,7 @@ class Jobs:
 
 def submit_command(verb: str, config: Path, address: str) -> list[str]:
     """The command that runs `rayinf VERB CONFIG` as a job; the code beside the config travels with it."""
-    if hasattr(rayinf, "submit"):
-        return ["rayinf", "submit", verb, str(config), "--address", address, "--follow"]
-    job = ["rayinf", verb, config.name, "--address", "auto"]
-    return ["ray", "job", "submit", "--address", address, "--working-dir", str(config.parent), "--", *job]
+    return ["rayinf", "submit", verb, str(config), "--address", address, "--follow"]
 
 
 def read_options(meaning: str | None, name: str, argv: Sequence[str] | None) -> argparse.Namespace:

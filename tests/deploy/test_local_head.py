@@ -5,7 +5,6 @@ submits it, and the commands of the README's first steps as they stand there.
 import importlib.util
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -63,15 +62,7 @@ def here_instead(line: str, head: Any, folder: Path) -> str | None:
     """A command of the README on the test's own head and folder; None for what is there already."""
     if line.startswith(("pip install ", "ray start ", "export ", "ray get-auth-token ", "chmod ")):
         return None
-    line = line.replace("http://127.0.0.1:8265", head.dashboard).replace("/tmp/rayinf-job", str(folder / "job"))
-    if line.startswith("rayinf submit ") and not hasattr(rayinf, "submit"):
-        words = shlex.split(line)
-        config = Path(words[3])
-        return (
-            f"ray job submit --address {head.dashboard} --working-dir {config.parent} "
-            f"-- rayinf {words[2]} {config.name} --address auto"
-        )
-    return line
+    return line.replace("http://127.0.0.1:8265", head.dashboard).replace("/tmp/rayinf-job", str(folder / "job"))
 
 
 def total(run_folder: Path) -> np.ndarray:

@@ -44,6 +44,17 @@ def start(verb: str, state: Path, out: Path, address: str) -> subprocess.Popen[s
     return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
+def load() -> None:
+    """Import what the verbs import when they are called, so that forks need not."""
+    import sklearn.ensemble
+    import sklearn.tree
+
+    import rayinf
+
+    for name in rayinf.__all__:
+        getattr(rayinf, name)
+
+
 def fork(verb: str, tables: jobs.Tables, out: Path) -> int:
     """A driver as a fork of this process, which has computed nothing: it starts at once."""
     pid = os.fork()
@@ -142,6 +153,7 @@ def main() -> None:
     results = options.state / ("ray.jsonl" if options.ray else "kills.jsonl")
     held = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     tables = jobs.make_tables(options.state)
+    load()
     address = ""
     if options.ray:
         import ray

@@ -5,8 +5,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,19 +20,27 @@ CLUSTER = Path(__file__).parents[2] / "examples" / "cluster"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def run(script: str, store: Path, *options: str) -> str:
+@pytest.fixture(scope="module")
+def head(load: Any) -> Iterator[Any]:
+    """One head for all scripts."""
+    with load("local_head").local_head(cpus=2) as running:
+        yield running
+
+
+def run(script: str, store: Path, head: Any) -> str:
     """A script as a user runs it."""
-    env = {**os.environ, "COLUMNS": "120"}
-    command = [sys.executable, str(CLUSTER / f"{script}.py"), "--store", str(store), *options]
+    env = {**os.environ, **head.env, "COLUMNS": "120"}
+    command = [sys.executable, str(CLUSTER / f"{script}.py"), "--store", str(store), "--quick"]
+    command += ["--address", head.dashboard]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=850)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
 
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch):
-    """A module of the folder, under its own name, for the length of a test."""
-    monkeypatch.syspath_prepend(CLUSTER)
+@pytest.fixture(scope="module")
+def load() -> Iterator[Any]:
+    """A module of the folder, under its own name."""
+    sys.path.insert(0, str(CLUSTER))
 
     def get(name: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(name, CLUSTER / f"{name}.py")
@@ -40,12 +50,15 @@ def load(monkeypatch: pytest.MonkeyPatch):
         return module
 
     yield get
+    sys.path.remove(str(CLUSTER))
     for file in CLUSTER.glob("*.py"):
         sys.modules.pop(file.stem, None)
 
 
-def test_appended_rows_get_the_values_that_they_have_in_the_old_training_set(load, tmp_path: Path) -> None:
-    printed = run("valuation", tmp_path, "--quick")
+def test_appended_rows_get_the_values_that_they_have_in_the_old_training_set(
+    load: Any, head: Any, tmp_path: Path
+) -> None:
+    printed = run("valuation", tmp_path, head)
     assert "6 (new)" in printed
     first, new = (rayinf.Scores.load(tmp_path / "runs" / name) for name in ("days", "appended"))
     told = new.metadata["factors_from"]
@@ -69,8 +82,8 @@ def test_appended_rows_get_the_values_that_they_have_in_the_old_training_set(loa
     np.testing.assert_allclose(valuation.on_old_n(again), old.loc[ids], atol=1e-5 * old.abs().max())
 
 
-def test_rounds_wait_for_annotators_between_jobs(tmp_path: Path) -> None:
-    printed = run("rounds", tmp_path, "--quick")
+def test_rounds_wait_for_annotators_between_jobs(head: Any, tmp_path: Path) -> None:
+    printed = run("rounds", tmp_path, head)
     assert [f"Job {k} took" in printed for k in (1, 2, 3)] == [True, True, True]
     assert printed.count("the annotators labelled 20 rows") == 2
     assert "the annotators labelled 0 rows" in printed
@@ -85,8 +98,8 @@ def test_rounds_wait_for_annotators_between_jobs(tmp_path: Path) -> None:
     assert not pq.read_schema(tmp_path / "pool.parquet").names.count("label")
 
 
-def test_weights_are_searched_after_the_values(tmp_path: Path) -> None:
-    printed = run("weights", tmp_path, "--quick")
+def test_weights_are_searched_after_the_values(head: Any, tmp_path: Path) -> None:
+    printed = run("weights", tmp_path, head)
     assert "Mean weight of the" in printed
     weights = pq.read_table(tmp_path / "runs" / "weights" / "weights.parquet").to_pandas()
     assert len(weights) == 600
@@ -99,12 +112,3 @@ def test_scripts_ask_for_an_address() -> None:
         done = subprocess.run([sys.executable, CLUSTER / f"{script}.py"], capture_output=True, text=True)
         assert done.returncode == 2
         assert "--quick for a head on this machine" in done.stderr
-
-
-def test_the_command_of_a_job_is_that_of_rayinf_where_it_has_one(load, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("local_head", "jobs"):
-        jobs = load(name)
-    config = Path("/some/folder/config.yaml")
-    monkeypatch.setattr(rayinf, "submit", None, raising=False)
-    own = jobs.submit_command("influence", config, "http://head:8265")
-    assert own == ["rayinf", "submit", "influence", str(config), "--address", "http://head:8265", "--follow"]

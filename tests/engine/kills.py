@@ -9,6 +9,7 @@ local head is started, drivers join it, and what is killed is the driver, a work
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -46,11 +47,10 @@ def start(verb: str, state: Path, out: Path, address: str) -> subprocess.Popen[s
 
 def load() -> None:
     """Import what the verbs import when they are called, so that forks need not."""
-    import sklearn.ensemble
-    import sklearn.tree
-
     import rayinf
 
+    for module in ("sklearn.ensemble", "sklearn.tree"):
+        importlib.import_module(module)
     for name in rayinf.__all__:
         getattr(rayinf, name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,8 +89,11 @@ class TrailFolder:
         self._files.put_json(_measures(r), held)
 
     def clean(self) -> None:
-        """Remove what a process that was killed had given up."""
+        """Remove what a process that was killed had given up: files off the list, and questions that have labels."""
         self._files.clean()
+        for r in itertools.takewhile(lambda r: self.labeled(r) is not None, itertools.count(1)):
+            if self._files.entry(_asked(r)) is not None:
+                self._files.remove(_asked(r))
 
     def measured(self, r: int) -> dict[str, Any] | None:
         """A round's line of `History.table`, if it is there."""

@@ -160,7 +160,7 @@ def test_frozen_layers_valued(monkeypatch: Patch) -> None:
 
 def test_fit_quality_of_the_first_shard(monkeypatch: Patch, tmp_path: Path) -> None:
     right = fit_quality.of_shards
-    monkeypatch.setattr(fit_quality, "of_shards", lambda schemas: right(list(schemas)[:1]))
+    monkeypatch.setattr(pipeline, "of_shards", lambda schemas: right(list(schemas)[:1]))
     fails(held.test_fit_quality_survives_a_resume, "influence", tmp_path, monkeypatch)
 
 

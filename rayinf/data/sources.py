@@ -148,7 +148,10 @@ def _open(path: str, name: str) -> tuple[_Place, pafs.FileSystem, str]:
         return place, pafs.LocalFileSystem(), place.ask(0, lambda: str(Path(path).expanduser().absolute()))
     if path.startswith(("http://", "https://")):
         raise InputError(f"{name}: {shown(path)} lies on a web server.", "download it, and pass the local path.")
-    found = _Place(name, path).ask(0, lambda: open_place(path, name))
+    try:
+        found = _Place(name, path).ask(0, lambda: open_place(path, name))
+    except InputError as error:
+        raise error if error.what.startswith(name) else InputError(f"{name}: {error.what}", error.fix) from error
     if isinstance(found, Path):
         return _Place(name, path), pafs.LocalFileSystem(), str(found)
     return _Place(name, path, found.connection), found.filesystem, found.path

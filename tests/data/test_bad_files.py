@@ -75,7 +75,7 @@ def test_what_is_no_table(refused: Refused, tmp_path: Path) -> None:
     refused(f"train: no Parquet file at {tmp_path}/nowhere", train=tmp_path / "nowhere")
     refused("valid: no Parquet file at", "*.parquet", valid=str(tmp_path / "*.parquet"))
     refused("train: no Parquet file at file:///no/where", train="file:///no/where")
-    refused("train: nowhere://x", "scheme", train="nowhere://x")
+    refused("train: nowhere://", "scheme", train="nowhere://x")
     (tmp_path / "empty").mkdir()
     refused("train: no Parquet file at", train=tmp_path / "empty")
 

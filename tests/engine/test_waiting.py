@@ -459,4 +459,4 @@ def test_paths_are_absolute_once(tables, tmp_path, monkeypatch):
     assert again.table.equals(found.table)
     given = Request("influence", None, {}, (), None, None, "run", None, "~/x")
     assert (given.factors, given.out) == (tmp_path / "run", Path("~/x").expanduser())
-    assert Request("influence", None, {}, (), None, None, None, None, "s3://bucket/x").out == "s3://bucket/x"
+    assert str(Request("influence", None, {}, (), None, None, None, None, "s3://bucket/x").out) == "s3://bucket/x"

@@ -2,25 +2,9 @@
 
 import os
 import re
-import shutil
 import subprocess
-import sys
-from pathlib import Path
 
-import pytest
-
-ROOT = Path(__file__).parents[2]
-DOCKERFILE = ROOT / "deploy" / "Dockerfile"
-
-
-def instructions() -> list[tuple[str, str]]:
-    """Every instruction and what follows it; continued lines are joined."""
-    text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text(), flags=re.M).replace("\\\n", " ")
-    return [(word, rest.strip()) for line in text.splitlines() if line.strip() for word, rest in [line.split(None, 1)]]
-
-
-def of(word: str) -> list[str]:
-    return [rest for name, rest in instructions() if name == word]
+from image_steps import DOCKERFILE, ROOT, instructions, of
 
 
 def test_only_known_instructions_stand_there() -> None:
@@ -67,33 +51,11 @@ def test_script_refuses_an_unknown_cuda() -> None:
     assert "must be 0 (CPU) or 1 (CUDA)" in done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_steps_of_the_image_work_in_a_clean_environment(tmp_path: Path) -> None:
-    """COPY as it stands, then the RUN line that installs, with the environment's Python in the place of the image's."""
-    root = tmp_path / "root"
-    for copy in of("COPY"):
-        *sources, target = copy.split()
-        for source in sources:
-            place = root / target.strip("/")
-            if (ROOT / source).is_dir():
-                shutil.copytree(ROOT / source, place, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                place.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / source, place)
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+def test_ci_installs_by_the_steps_of_the_image() -> None:
+    """COPY as it stands, then the script that RUN calls, into a new environment; what CI tests is installed so."""
     [step] = [run for run in of("RUN") if "install.sh" in run]
-    step = step.replace("/src", str(root / "src"))
-    kept = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME"}}
-    path = f"{tmp_path / 'venv' / 'bin'}:{kept['PATH']}"
-    # PyTorch from where all other packages come from: CI reaches no other index.
-    env = {**kept, "PATH": path, "CUDA": "0", "TORCH_INDEX_URL": ""}
-    done = subprocess.run(["bash", "-c", f"set -e; {step}"], env=env, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    pins = dict(re.findall(r"^([\w.-]+)==(.+)$", (ROOT / "constraints.txt").read_text(), re.M))
-    assert f"ray {pins['ray']}, torch {pins['torch']}" in done.stdout
-    assert not (root / "src").exists()
-    shown = subprocess.run(["rayinf", "--version"], env=env, capture_output=True, text=True, cwd=tmp_path)
-    assert re.fullmatch(r"rayinf \d+\.\d+\.\d+", shown.stdout.strip()), shown.stderr
-    held = subprocess.run(["pip", "check"], env=env, capture_output=True, text=True, cwd=tmp_path)
-    assert held.returncode == 0, held.stdout
+    assert "bash /src/deploy/install.sh" in step
+    commands = (ROOT / ".ci" / "run").read_text()
+    copied, installed = "python tests/image_steps.py .ci/image", "bash .ci/image/src/deploy/install.sh"
+    assert 0 < commands.index(copied.removeprefix("python")) < commands.index(installed)
+    assert "pip check" in commands

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import select
@@ -51,6 +52,15 @@ print("-- again", flush=True)
 again = rayinf.submit("influence", "run.yaml", sys.argv[1])
 assert again.state == "finished" and again.job_id != job.job_id, again
 assert record.stat().st_mtime_ns == before
+"""
+# All that a job server tells of its jobs.
+RECORDS = """
+import json, sys
+from rayinf.engine.ray_jobs import JobServer
+
+client = JobServer(sys.argv[1])._client
+jobs = client.list_jobs()
+print(json.dumps([repr(j) for j in jobs] + [client.get_job_logs(j.submission_id) for j in jobs if j.submission_id]))
 """
 # Refusals by a job server and by a head, each with its seconds.
 REFUSED = """
@@ -285,21 +295,13 @@ def test_a_cluster_with_a_token_is_joined(ray_head, tmp_path):
 
 def test_no_secret_lies_anywhere(ray_head, project, tables, bucket):
     """In the run's folder, the logs of the job, its record, and the packages that were sent: after all of the above."""
-    from rayinf.engine.ray_jobs import JobServer
-
     env = "{workers: 1, runtime_env: {env_vars: {KEY: planted-in-a-runtime-env}}}"
     (project / "secret.yaml").write_text(CONFIG.format(**tables).replace("{workers: 1}", env))
     done = submit(project, ray_head.dashboard, "secret.yaml")
     assert "KEY" in one_line(done) and "planted-in-a-runtime-env" not in done.stderr
 
     secrets = (SECRET, SECRET_OF_HEAD, TOKEN, "planted-in-a-runtime-env", store_server.SECRET_KEY)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", TOKEN)
-        server = JobServer(ray_head.dashboard)
-        jobs = server._client.list_jobs()
-        told = [repr(j) for j in jobs]
-        told += [server._client.get_job_logs(j.submission_id) for j in jobs if j.submission_id]
+    told = json.loads(python(RECORDS, project, ray_head.dashboard).stdout.splitlines()[-1])
     assert len(told) > 4
     files = [bucket.read(f"digits/run/{name}") for name in bucket.keys("digits/run")]
     sent = [f for f in ray_head.folder.rglob("working_dir_files/**/*") if f.is_file()]

@@ -219,6 +219,14 @@ class CheckedFolder:
                     del self._held[name]
                 yield held if sound else None
 
+    def join(self) -> None:
+        """Of a store: put the parts of the manifest together.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        self._change(self._lines.join)
+
     def close(self) -> str:
         """Write the manifest anew, its lines in the order of `names`.
 

@@ -95,6 +95,10 @@ class TrailFolder:
             if self._files.entry(_asked(r)) is not None:
                 self._files.remove(_asked(r))
 
+    def close(self) -> None:
+        """Leave the folder as it lies from now on, until the trajectory goes on."""
+        self._files.join()
+
     def measured(self, r: int) -> dict[str, Any] | None:
         """A round's line of `History.table`, if it is there."""
         told = self.told(r)

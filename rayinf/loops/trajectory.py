@@ -172,6 +172,7 @@ class Trajectory:
                 self._trained = None
             if self._folder.measured(r) is None:
                 self._measure(r)
+        self._folder.close()
         return self._folder.trail()
 
     def _added(self, r: int) -> pa.Table | None:

@@ -256,7 +256,7 @@ class Ceiling:
         return "\n".join(lines)
 
     def plot(self, path: str | AnyPath, classes: Sequence[Any] | None = None, title: str = "") -> AnyPath:
-        """Draw the rows in the plane of two classes (A Figures 1 and 2B), with the counts of its quadrants.
+        """Draw the rows in the plane of two classes (Nahin 2025, Figures 1 and 2B), with the counts of its quadrants.
 
         Args:
             path: of the figure; its suffix says which format (.png, .pdf, .svg).
@@ -284,7 +284,8 @@ class Ceiling:
         """Draw heat maps: the gain of every two classes alone; where labels are known, who helps and harms whom.
 
         A low cell of the first marks two classes that gain at each other's cost, and bounds the common gain. The
-        others are A's Figure 8: of the rows of each label, the share that helps and that harms a class. Above 30
+        others are Figure 8 of Nahin 2025: of the rows of each label, the share that helps and that harms a class.
+        Above 30
         classes, the dearest are drawn.
 
         Args:

@@ -34,7 +34,7 @@ def influence(
     batch_size: int | None = None,
     precision: str | None = None,
 ) -> Scores:
-    """Influence of every training row on each objective (A Eq. 1, C Eq. 1).
+    """Influence of every training row on each objective (Nahin 2025, Eq. 1, Chhabra 2024, Eq. 1).
 
     `I_q(i) = grad f_q' (n Hbar)^-1 grad l_i`, `Hbar = mean_i hess l_i + l2 + damping`: the predicted rise of `f_q`, a
     *sum* over validation rows, when row i is removed. Positive: the row helps.
@@ -170,7 +170,8 @@ def pairs(
         precision: as in `influence`.
 
     Returns:
-        Pairs, `2 top` rows for each validation row. `metadata["fit"]` as in `influence`.
+        Pairs, `2 top` rows for each validation row. `metadata["fit"]` holds the model's accuracy
+            and mean loss on both tables.
 
     Raises:
         InputError: as in `influence`, and `top` under 1.

@@ -37,16 +37,19 @@ def influence_measure(
     *,
     batch_size: int | None = None,
 ) -> Scores:
-    """The influence measure FI_util of every training row (B Eq. 3.1): how far the fit hangs on small changes of it.
+    """The influence measure FI_util of every training row: how far the fit hangs on small changes of it.
+
+    See Yu 2025, Eq. 3.1.
 
     A perturbation w of row i's input moves the fit by `d theta = -(n Hbar)^-1 M_i w`, `M_i = d_x d_theta l_i`
-    (B Eq. A.7; B section 2.2 drops the minus). With v the change of the **mean** validation loss a unit of w, and
+    (Yu 2025, Eq. A.7; Yu 2025, section 2.2 drops the minus). With v the change of the **mean** validation loss a unit
+    of w, and
     `G_i` the metric of the row's own prediction under it, `FI = v' G_i^+ v`. It has no sign: the higher, the more the
     fit hangs on that row. What is perturbed is the model's input: the features, after `Task(transform=...)`,
     whatever `Task(parameters=...)` says; pass embeddings as the features to perturb those.
 
     FI does not change under a rotation of the input and one common scale. Under other linear maps it stays the same
-    only where G has full rank, `d <= K - 1`, since B's Theorem 1 needs a metric that is positive definite. A row
+    only where G has full rank, `d <= K - 1`, since Theorem 1 of Yu 2025 needs a metric that is positive definite. A row
     whose probabilities are exactly one-hot has no metric (G = 0): its FI is 0, and `metadata["one_hot_rows"]`
     counts it. Everything is computed in float64, whatever the model's own precision, but for the passes of the model
     that K-FAC and EKFAC are fitted with.
@@ -59,11 +62,13 @@ def influence_measure(
         fisher: as in `influence`.
         damping: as in `influence`.
         factors: as in `influence`.
-        rank: None is exact. k replaces every M_i by its truncated SVD of rank k (KFSVD, B Algorithm 5), from products
+        rank: None is exact. k replaces every M_i by its truncated SVD of rank k (KFSVD, Yu 2025, Algorithm 5), from
+        products
             alone. It saves nothing over the exact form, which takes K products a row against `2 (k + 8) 5`; it is
             there for comparison. `metadata["captured_share"]` is the mean share of the norm of M_i that is kept.
         subsample: under 1, measure that share of the rows; a random forest over features and label, fitted once,
-            ranks the rest (B Algorithm 6). `fi` is then null on rows that were not measured, and `fi_rank` in [0, 1]
+            ranks the rest (Yu 2025, Algorithm 6). `fi` is then null on rows that were not measured, and `fi_rank` in
+            [0, 1]
             holds every row's rank, 1 the highest: that is what `trim` reads. `metadata["forest_rank_correlation"]` is
             the forest's out-of-bag rank correlation.
         cluster: as in `influence`.
@@ -126,26 +131,28 @@ def acquire(
     exclude: Sequence[Any] | None = None,
     batch_size: int | None = None,
 ) -> Selection:
-    """The `n` rows of a pool whose labels are most worth asking for (B Algorithms 2, 4, 7 and 8).
+    """The `n` rows of a pool whose labels are most worth asking for (Yu 2025, Algorithms 2, 4, 7 and 8).
 
     Args:
         task: the model, trained on `labeled`.
         labeled: the labelled rows.
         pool: rows without labels, in the same forms; features alone (an array) will do, and labels are not read.
         n: rows to pick.
-        strategy: "fi": FI of the row, with its likeliest label, against every labelled row, aggregated (B Eq. 4.1);
+        strategy: "fi": FI of the row, with its likeliest label, against every labelled row, aggregated (Yu 2025, Eq.
+        4.1);
             "iv": influence of the row, with its likeliest label, on the validation loss (needs `valid`);
             "isal": the same on the loss of the labelled rows (Liu et al. 2021, with the model's own label as
             pseudo-label); "tree": a tree of the labelled rows' influence on the validation loss, grown on their
-            features alone, predicts that of the pool (C 5.5; needs `valid`); "bald" and "batchbald": mutual
+            features alone, predicts that of the pool (Chhabra 2024, section 5.5; needs `valid`); "bald" and
+            "batchbald": mutual
             information under dropout (Houlsby et al. 2011; Kirsch et al. 2019); "entropy", "margin",
             "least_confidence"; "random".
         valid: for "iv" and "tree".
         curvature: for "fi", "iv", "isal" and "tree", as in `influence`; n is the number of labelled rows.
         aggregate: of a row's FI over the labelled rows: "trimmed_mean" (the middle 80 %), "mean", "median", or
             a quantile, as a number in [0, 1] or "quantile:0.9".
-        rank: as in `influence_measure` (B Algorithm 7).
-        subsample: under 1, value that share of the pool; a random forest ranks the rest (B Algorithm 8).
+        rank: as in `influence_measure` (Yu 2025, Algorithm 7).
+        subsample: under 1, value that share of the pool; a random forest ranks the rest (Yu 2025, Algorithm 8).
         cluster: as in `influence`.
         out: as in `influence`; `scores/` then holds the value of every row of the pool.
         seed: of what is drawn.

@@ -40,7 +40,8 @@ def reweight_lp(
 ) -> RowWeights:
     """Weights w of the training rows that are predicted to help the targets most, and to keep what all classes have.
 
-    A Algorithm 1, line 4: `max sum over targets of w'P^k`, subject to `w'P^k >= alpha_k S_k` for every class k (the
+    Nahin 2025, Algorithm 1, line 4: `max sum over targets of w'P^k`, subject to `w'P^k >= alpha_k S_k` for every
+    class k (the
     targets too), with `S_k = sum_i P_i^k`. A leaves w unbounded above; here `0 <= w <= upper`, or with a radius
     `|w - 1| <= radius`. To first order, training with w instead of 1 lowers the summed validation loss of class k by
     `w'P^k - S_k`. The optimum lies at corners: nearly all weights are at a bound, where a first-order prediction means

@@ -31,11 +31,12 @@ def robustness(
     step: float | None = None,
     clip: Clip | None = None,
 ) -> Objective:
-    """The sum of losses on an adversarial copy of the validation rows (C Eq. 3), which is then held fixed.
+    """The sum of losses on an adversarial copy of the validation rows (Chhabra 2024, Eq. 3), which is then held fixed.
 
     Args:
         attack: "linear", the closest point across the boundary of a two-class model,
-            `x' = x - gamma m(x) / |grad m|^2 grad m`, with m the difference of both logits (C section 2; exact for a
+            `x' = x - gamma m(x) / |grad m|^2 grad m`, with m the difference of both logits (Chhabra 2024, section 2;
+            exact for a
             linear model, the first-order point for others); "fgsm", `x' = x + epsilon sign(grad loss)`; "pgd", `steps`
             such steps of size `step`, each brought back to within epsilon of x in every coordinate; or a picklable
             function `(predict, x, labels, loss) -> x'`, with `predict` from an input to logits `[B, C]` and `loss`

@@ -1,4 +1,7 @@
-"""Fairness gaps between groups of validation rows: demographic parity and equal opportunity (C Eq. 2 and 4)."""
+"""Fairness gaps between groups of validation rows: demographic parity and equal opportunity.
+
+See Chhabra 2024, Eq. 2 and 4.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +88,7 @@ class Gap(Objective):
 
 
 def demographic_parity(favourable: Any = None, group: str | None = None, name: str | None = None) -> Objective:
-    """`| mean(p | g = 1) - mean(p | g = 0) |`, p the probability of the favourable class (C Eq. 2).
+    """`| mean(p | g = 1) - mean(p | g = 0) |`, p the probability of the favourable class (Chhabra 2024, Eq. 2).
 
     Groups are the values of a column of the validation rows in sorted order; of more than two, each is compared with
     all the rest, in a column `demographic_parity_<value>`. The value's derivative follows the gap's sign, and a gap of
@@ -105,7 +108,9 @@ def demographic_parity(favourable: Any = None, group: str | None = None, name: s
 
 
 def equal_opportunity(favourable: Any = None, group: str | None = None, name: str | None = None) -> Objective:
-    """`| mean(loss | y = 1, g = 1) - mean(loss | y = 1, g = 0) |` over rows of the favourable class (C Eq. 4).
+    """`| mean(loss | y = 1, g = 1) - mean(loss | y = 1, g = 0) |` over rows of the favourable class.
+
+    See Chhabra 2024, Eq. 4.
 
     As `demographic_parity`; `hard` is the gap of true-positive rates.
 

@@ -1,4 +1,4 @@
-"""The leading right singular vectors of every row's matrix M, from products with `M'M` alone (B Algorithm 5)."""
+"""The leading right singular vectors of every row's matrix M, from products with `M'M` alone (Yu 2025, Algorithm 5)."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def contrasts(logits_bc: Tensor) -> Tensor:
 
 
 def metric_factor(logits_bc: Tensor, total_bkd: Tensor) -> Tensor:
-    """S `[B, K - 1, d]` with `S'S = G` exactly (B section 2), in float64.
+    """S `[B, K - 1, d]` with `S'S = G` exactly (Yu 2025, section 2), in float64.
 
     `S = (I - sqrt q sqrt q' / (1 + sqrt P_r)) diag(sqrt q) D`, `q` the probabilities of the other classes.
 
@@ -47,7 +47,7 @@ def metric_factor(logits_bc: Tensor, total_bkd: Tensor) -> Tensor:
 
 
 def measure(logits_bc: Tensor, total_bkd: Tensor, slope_bd: Tensor) -> tuple[Tensor, Tensor]:
-    """FI = `v' G^+ v` of every row (B Eq. 2.1, 3.1), and which rows are one-hot.
+    """FI = `v' G^+ v` of every row (Yu 2025, Eq. 2.1, 3.1), and which rows are one-hot.
 
     A row whose probabilities are exactly one-hot has no metric (G = 0): its FI is 0.
 

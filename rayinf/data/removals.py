@@ -49,7 +49,7 @@ class Changes:
 
 @dataclass(frozen=True)
 class RemovalCheck:
-    """How well influence predicts what happens when rows are removed (A Figures 3 and 4).
+    """How well influence predicts what happens when rows are removed (Nahin 2025, Figures 3 and 4).
 
     Attributes:
         table: a line a cell: `side` ("helpful", "harmful"), `removed` (the class whose top rows were removed), `rows`
@@ -131,7 +131,7 @@ class RemovalCheck:
         return "\n".join([*lines, *(f"  Note: {note}" for note in self.notes)])
 
     def plot(self, path: str | AnyPath) -> AnyPath:
-        """Draw heat maps of predicted and measured changes beside their scatter, as in A Figures 3 and 4.
+        """Draw heat maps of predicted and measured changes beside their scatter, as in Nahin 2025, Figures 3 and 4.
 
         Args:
             path: of the figure; its suffix says which format (.png, .pdf, .svg).

@@ -29,7 +29,7 @@ _OTHERS = (
 
 @dataclass(frozen=True)
 class Vectors:
-    """The columns of scores that stand for classes (A section 3.3): `P [n, K]`, streamed.
+    """The columns of scores that stand for classes (Nahin 2025, section 3.3): `P [n, K]`, streamed.
 
     Attributes:
         scores: where they come from.

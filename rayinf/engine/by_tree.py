@@ -1,4 +1,7 @@
-"""The strategy "tree" (C 5.5): a tree of the labelled rows' influence, on their features alone, values the pool."""
+"""The strategy "tree": a tree of the labelled rows' influence, on their features alone, values the pool.
+
+See Chhabra 2024, section 5.5.
+"""
 
 from __future__ import annotations
 

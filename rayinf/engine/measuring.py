@@ -119,7 +119,7 @@ class Differentiator:
 
 
 class Measure(Scoring):
-    """Shard -> FI_util of its rows (B Eq. 3.1), null where a row is not in the subsample.
+    """Shard -> FI_util of its rows (Yu 2025, Eq. 3.1), null where a row is not in the subsample.
 
     Arrays: `U/<block>`, the mean validation gradient through the inverse curvature, and that inverse.
     """
@@ -203,7 +203,7 @@ class PairFactors:
 
 
 class PairValues(Scoring):
-    """Shard of a pool -> FI of its rows against the labelled rows of a tile, or their aggregate (B Eq. 4.1).
+    """Shard of a pool -> FI of its rows against the labelled rows of a tile, or their aggregate (Yu 2025, Eq. 4.1).
 
     z' takes its likeliest label. Arrays: `R` and the inverse. Options: `whole`, R holds all labelled rows; `solve`, as
     R was made.

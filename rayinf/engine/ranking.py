@@ -1,4 +1,7 @@
-"""The rest of a subsample's ranks, by a random forest (B Algorithms 6 and 8): fitted once, mapped over shards."""
+"""The rest of a subsample's ranks, by a random forest: fitted once, mapped over shards.
+
+See Yu 2025, Algorithms 6 and 8.
+"""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def active_learning(
     damping: float | None = None,
     samples: int = 20,
 ) -> History:
-    """Let a strategy choose which rows of a pool are labelled, round by round (B Algorithm 4).
+    """Let a strategy choose which rows of a pool are labelled, round by round (Yu 2025, Algorithm 4).
 
     Round 0 trains the task's model on `labeled` and measures it on `test`. Every round after it picks `n` rows of the
     pool by `acquire`, asks the oracle for their labels, adds them to the labelled rows, trains anew and measures.

@@ -1,4 +1,4 @@
-"""Pareto-LP-GA (A Algorithm 1): row weights that lift some classes at little cost to the others."""
+"""Pareto-LP-GA (Nahin 2025, Algorithm 1): row weights that lift some classes at little cost to the others."""
 
 from __future__ import annotations
 

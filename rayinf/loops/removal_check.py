@@ -67,7 +67,9 @@ def removal_check(
     *,
     seed: int = 0,
 ) -> RemovalCheck:
-    """Remove the rows that help or harm each class most, train again, and compare with prediction (A section 5.1).
+    """Remove the rows that help or harm each class most, train again, and compare with prediction.
+
+    See Nahin 2025, section 5.1.
 
     For each class, `share` of the rows that help it (the largest values) are removed, and the task's model is trained
     anew on the rest, as `Task(fit=...)` says; then the same with the rows that harm it. The prediction for every class

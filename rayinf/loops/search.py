@@ -17,7 +17,9 @@ PAPER = "paper"
 
 @dataclass(frozen=True)
 class Search:
-    """The genetic search (A Algorithm 1). The defaults are A's Table 2, but for the trust region and the choice.
+    """The genetic search. The defaults are Table 2 of Nahin 2025, but for the trust region and the choice.
+
+    See Nahin 2025, Algorithm 1.
 
     Args:
         elites: candidates of a population that are the best of the one before.

@@ -34,8 +34,10 @@ def trim(
 ) -> Selection:
     """Remove the rows that a column of scores calls the worst.
 
-    Of `fi`, `fi_rank` and `self_influence`, the `budget` rows of largest value (B Algorithm 3). Of every other column,
-    an influence with a sign, the `min(budget, number of negative values)` most negative ones (C Algorithm 2). Of equal
+    Of `fi`, `fi_rank` and `self_influence`, the `budget` rows of largest value (Yu 2025, Algorithm 3). Of every other
+    column,
+    an influence with a sign, the `min(budget, number of negative values)` most negative ones (Chhabra 2024, Algorithm
+    2). Of equal
     values the earlier row counts as the worse. Rows without a value (`fi`, where a share was scored) stay.
 
     Of a gap between groups (`demographic_parity`, `equal_opportunity`) no more rows go than bring the predicted gap

@@ -101,7 +101,9 @@ def trim_rounds(
     cluster: Cluster | None = None,
     seed: int = 0,
 ) -> TrimRounds:
-    """Remove the rows that harm every class, fit again, value what is left, and again (A Figure 5, appendix B.1).
+    """Remove the rows that harm every class, fit again, value what is left, and again.
+
+    See Nahin 2025, Figure 5, appendix B.1.
 
     A round values the rows that are left by `influence(objective="category")` under the last model, removes the
     *jointly harmful* ones (all values <= 0, and one at least < 0), and fits the task's model to the rest. A refit keeps
@@ -212,7 +214,7 @@ class _Trimming:
 
 
 def jointly_harmful(scores: Scores) -> Array:
-    """Which rows harm at least one class and help none: positions in row order (A section 3.3).
+    """Which rows harm at least one class and help none: positions in row order (Nahin 2025, section 3.3).
 
     Args:
         scores: with a column for each class.

@@ -1,4 +1,7 @@
-"""Online trimming: batches arrive one by one, and each is valued and trimmed before a learner sees it (C 5.4)."""
+"""Online trimming: batches arrive one by one, and each is valued and trimmed before a learner sees it.
+
+See Chhabra 2024, section 5.4.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,9 @@ def trim_stream(
     out: str | AnyPath | None = None,
     seed: int = 0,
 ) -> Iterator[TrimmedBatch]:
-    """Value each batch of a stream on its own, and trim it (C section 5.4 and C.3, with C Algorithm 2).
+    """Value each batch of a stream on its own, and trim it.
+
+    See Chhabra 2024, section 5.4 and C.3, with Chhabra 2024, Algorithm 2.
 
     Args:
         task: the model and its columns. With several batches in which a class may be missing, name `Task(classes=...)`

@@ -42,7 +42,8 @@ class Demands:
             alpha: one number, or one a class.
             upper: `0 <= w <= upper`, where there is no radius.
             radius: `|w - 1| <= radius`.
-            slack: "paper" (A Algorithm 1, line 4): `floor_k = alpha_k S_k`, which for a class with `S_k < 0` and
+            slack: "paper" (Nahin 2025, Algorithm 1, line 4): `floor_k = alpha_k S_k`, which for a class with `S_k <
+            0` and
                 alpha < 1 is above `S_k`: it demands a gain. "scaled": `S_k - (1 - alpha_k) b_k`, and with a radius
                 `S_k - (1 - alpha_k) radius b_k`: alpha < 1 allows a loss to every class, whatever the sign of S_k.
 

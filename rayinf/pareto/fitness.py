@@ -1,4 +1,4 @@
-"""The fitness of a candidate (A Algorithm 1, line 7), and the order that it gives."""
+"""The fitness of a candidate (Nahin 2025, Algorithm 1, line 7), and the order that it gives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Genetic search over alphas (A Algorithm 1, line 9; Table 2): a ranked population in, the next one out."""
+"""Genetic search over alphas (Nahin 2025, Algorithm 1, line 9; Table 2): a ranked population in, the next one out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEAST_RADIUS = 1e-3
 
 @dataclass(frozen=True)
 class Breeding:
-    """How the next population is made. The defaults are A's Table 2.
+    """How the next population is made. The defaults are those of Nahin 2025, Table 2.
 
     Attributes:
         classes: K. A candidate's genes are K alphas and, with `radius`, one more: `[K + 1]`.

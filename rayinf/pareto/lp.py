@@ -1,4 +1,7 @@
-"""The reweighting LP (A Algorithm 1, line 4): row weights that lift the targets and keep what the others must keep."""
+"""The reweighting LP: row weights that lift the targets and keep what the others must keep.
+
+See Nahin 2025, Algorithm 1, line 4.
+"""
 
 from __future__ import annotations
 

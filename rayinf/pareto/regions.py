@@ -1,4 +1,7 @@
-"""Regions of influence vectors (A section 3.3): rows that help every class, that harm every class, and the rest."""
+"""Regions of influence vectors: rows that help every class, that harm every class, and the rest.
+
+See Nahin 2025, section 3.3.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ class Regions:
         harmful: `[K]`, rows whose value for a class is < 0.
         both_helpful: `[K, K]`, rows whose values for both classes are > 0.
         both_harmful: `[K, K]`, rows whose values for both classes are <= 0.
-        helpful_from: `[L, K]`, of the rows of each label those that help a class (A Figure 8).
+        helpful_from: `[L, K]`, of the rows of each label those that help a class (Nahin 2025, Figure 8).
         harmful_from: `[L, K]`, of the rows of each label those that harm a class.
         joint_from: `[L, 3]`, of the rows of each label those that are jointly helpful, jointly harmful, mixed.
     """

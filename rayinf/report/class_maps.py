@@ -1,4 +1,7 @@
-"""Heat maps of classes: how much each pair can gain in common, and which rows help and harm whom (A Figure 8)."""
+"""Heat maps of classes: how much each pair can gain in common, and which rows help and harm whom.
+
+See Nahin 2025, Figure 8.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Rows in the plane of their values for two classes (A Figures 1 and 2B), coloured by what they do to both."""
+"""Rows in the plane of their values for two classes, coloured by what they do to both.
+
+See Nahin 2025, Figures 1 and 2B.
+"""
 
 from __future__ import annotations
 

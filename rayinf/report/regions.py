@@ -1,4 +1,7 @@
-"""Where a model of two features is positive and where negative, with the rows it was made of (C Figure 1)."""
+"""Where a model of two features is positive and where negative, with the rows it was made of.
+
+See Chhabra 2024, Figure 1.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One number for many: how the FI of a pool row on all labelled rows becomes the row's value (B Eq. 4.1).
+"""One number for many: how the FI of a pool row on all labelled rows becomes the row's value (Yu 2025, Eq. 4.1).
 
 Cost: a selection, not a sort. Two cuts by quickselect of 5,000 float32 values take 14 microseconds on one core with
 AVX2, where `numpy.sort` takes 25 to 35 and `torch.sort` 350 to 400.

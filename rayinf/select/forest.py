@@ -1,4 +1,4 @@
-"""Ranks of rows that were never scored, from a random forest on those that were (B Algorithms 6 and 8)."""
+"""Ranks of rows that were never scored, from a random forest on those that were (Yu 2025, Algorithms 6 and 8)."""
 
 from __future__ import annotations
 

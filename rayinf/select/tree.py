@@ -1,4 +1,7 @@
-"""An influence tree: which features make rows help or harm, a regression tree of influence values (C Algorithm 1)."""
+"""An influence tree: which features make rows help or harm, a regression tree of influence values.
+
+See Chhabra 2024, Algorithm 1.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,9 @@ _TELL = "pass X [n, d] of numbers, one value a row, max_depth and min_samples_le
 
 
 class InfluenceTree(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """CART on `[features, label] -> influence value`, then hierarchical shrinkage (C section 3.1, Agarwal et al. 2022).
+    """CART on `[features, label] -> influence value`, then hierarchical shrinkage.
+
+    See Chhabra 2024, section 3.1, Agarwal et al. 2022.
 
     `h(q) = xi(t_0) + sum_j (xi(t_j) - xi(t_{j-1})) / (1 + shrinkage / N(t_{j-1}))` along the path of q from the root
     t_0 to its leaf, xi a node's mean value and N its rows. A scikit-learn estimator.
@@ -192,7 +197,7 @@ class InfluenceTree(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         boundary: tuple[Any, float] | None = None,
         title: str = "",
     ) -> AnyPath:
-        """Draw where the tree calls rows helpful (green) and harmful (red), for two features (C Figure 1).
+        """Draw where the tree calls rows helpful (green) and harmful (red), for two features (Chhabra 2024, Figure 1).
 
         A tree with labels has other regions for each class: a panel each.
 

@@ -8,8 +8,10 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-# Columns without a sign, of which the largest are the worst (B Algorithm 3), where the scores do not say of which verb
-# they are. Of all others the most negative are, and a row of value 0 or more is never trimmed (C Algorithm 2).
+# Columns without a sign, of which the largest are the worst (Yu 2025, Algorithm 3), where the scores do not say of
+# which verb
+# they are. Of all others the most negative are, and a row of value 0 or more is never trimmed (Chhabra 2024,
+# Algorithm 2).
 UNSIGNED = ("fi", "fi_rank", "self_influence")
 
 

@@ -31,7 +31,8 @@ def ceiling(
     A reads the regions of influence vectors and the variance along their first component. Beside these stands what A
     lacks, a certificate: `gain`, the largest t such that row weights in [0, 2] are predicted (to first order) to lower
     the summed validation loss of every class k by at least `t b_k`, where `b_k = sum_i |P_i^k|` is the most that such
-    weights could do for k alone. It lies in [0, 1]: 0 where all vectors lie in one hyperplane with a normal >= 0 (the paper's
+    weights could do for k alone. It lies in [0, 1]: 0 where all vectors lie in one hyperplane with a normal >= 0
+    (the paper's
     "all samples on the line y = -x"), 1 only if one choice of rows serves every class.
 
     Influence vectors are noisy, and choosing weights by them fits the noise: on pure noise `gain` is 0.58 for three

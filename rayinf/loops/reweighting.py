@@ -29,7 +29,8 @@ class Reweighting:
 
     Attributes:
         candidates: a line for each that was tried, the unweighted epoch first: `candidate` (a name), `generation` and
-            `slot` (where it came up), `front` (no other beats it), `chosen`, `fitness` (the paper's line 7; null of minus
+            `slot` (where it came up), `front` (no other beats it), `chosen`, `fitness` (the paper's line 7; null of
+            minus
             infinity), `gain` and `others` (mean change of the accuracy of the targets and of the other classes against
             the unweighted epoch), `radius`, `mean_weight`, `problem` (why it has no model, with `conflict`, the
             classes whose alphas cannot be met together), and of every class `alpha_<label>`, `accuracy_<label>` and

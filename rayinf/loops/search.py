@@ -32,7 +32,8 @@ class Search:
         mutation_rate: how probably a gene mutates.
         strength: standard deviation of what is added to an alpha that mutates.
         upper: alphas lie in `[0, upper]`, and without a radius so do the weights.
-        radius: of the trust region `|w - 1| <= radius`: "gene" searches it in (0, 1]; a number fixes it; None is the paper's
+        radius: of the trust region `|w - 1| <= radius`: "gene" searches it in (0, 1]; a number fixes it; None is the
+            paper's
             box `0 <= w <= upper`. Influence predicts small changes, and the optimum over the box sits at its corners.
         slack: "scaled" or "paper", see `reweight_lp`; None: "scaled" with a trust region, "paper" in the box.
         prefer: what the search is for, and which candidate is chosen. "paper": the paper's fitness (line 7), which is 0

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -15,6 +14,9 @@ from rayinf.pareto.decomposition import Survey
 from rayinf.pareto.demands import Array, Demands
 from rayinf.pareto.lp import Solution
 from rayinf.store.places import AnyPath, open_place
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # A class's summed influence this small beside `b_k` is as good as none.
 _NEAR_ZERO = 0.01

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import eigvalsh, lapack
 from torch import Tensor
 
 from rayinf.core.blocks import Block, shown
@@ -119,6 +118,8 @@ def dense_inverse(mean_pp: Tensor, rows: float, shift: float, eps: float) -> tup
     level_pp = mean_pp + shift * torch.eye(p, dtype=mean_pp.dtype)
     factor, failed = torch.linalg.cholesky_ex(level_pp)
     if not int(failed):
+        from scipy.linalg import lapack
+
         condition, _ = lapack.dpocon(np.asfortranarray(factor.numpy()), float(level_pp.abs().sum(0).max()), uplo="L")
         if condition > _SAFE * p * eps:
             return torch.cholesky_inverse(factor) / rows, mean_pp.new_zeros(p, 0)
@@ -138,6 +139,8 @@ def dense_inverse(mean_pp: Tensor, rows: float, shift: float, eps: float) -> tup
 def extremes(mean_pp: Tensor) -> tuple[float, float]:
     """The least and the largest eigenvalue of a dense curvature."""
     p = len(mean_pp)
+    from scipy.linalg import eigvalsh
+
     ends = (eigvalsh(mean_pp.numpy(), subset_by_index=[k, k])[0] for k in (0, p - 1))
     least, largest = (float(v) for v in ends)
     return least, largest

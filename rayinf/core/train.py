@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from rayinf.core.exact import add_head_hessian
@@ -44,6 +43,8 @@ def fit_softmax(batches: Batches, classes: int, rows: int, width: int, l2: float
     if theta.size <= MOST_NEWTON:
         theta = _newton(problem, theta)
     else:
+        from scipy.optimize import minimize
+
         solve: Any = minimize  # whose overloads do not know arrays of any shape
         options = {"gtol": GRADIENT_NORM / 2, "maxiter": _MOST_STEPS}
         slope, product = problem.gradient, problem.product

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -255,6 +254,8 @@ def row_keys(x: Array, labels: Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
 
     Drawn labels and halves are taken from it.
     """
+    import pandas as pd
+
     if x.dtype == object:
         texts = np.asarray([str(v) for v in x.reshape(-1)], dtype=object)
         words = pd.util.hash_array(texts).reshape(len(x), -1)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Number
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from rayinf.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FAILED = (pa.ArrowException, ValueError, TypeError, NotImplementedError, OverflowError)
 _FORMS = "pass a Parquet path, a pyarrow.Table, a pandas.DataFrame, or arrays (X, y)."
@@ -123,6 +125,8 @@ def refuse(given: Any, name: str) -> NoReturn:
     """
     kind, package = type(given).__name__, type(given).__module__.partition(".")[0]
     fix = _FORMS
+    import pandas as pd
+
     if _is_sparse(given):
         fix = "pass arrays (X, y), with X.toarray() for a sparse X."
     elif package == "polars":
@@ -205,6 +209,8 @@ def _column(array: np.ndarray[Any, Any], name: str, column: str) -> pa.Array:
 
 def _mixed(array: np.ndarray[Any, Any]) -> str:
     """Where an array of objects first changes its type."""
+    import pandas as pd
+
     if array.dtype != object or array.ndim != 1:
         return ""
     kinds = [

@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
 
 from rayinf.data.batches import Array
@@ -16,6 +15,9 @@ from rayinf.data.run_folder import RunFolder, owner_of
 from rayinf.data.scores import to_numpy
 from rayinf.errors import InputError
 from rayinf.store.places import AnyPath, open_place
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 VERB = "active_learning"
 Key = tuple[str, int]

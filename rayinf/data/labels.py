@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from rayinf.errors import InputError
 
@@ -152,6 +151,8 @@ def _is_better(assumed: float, best: float, majority: float, margin: float) -> b
 
 def _best(confusion: Array) -> Array:
     """The logit of every label that makes most rows right; ties go to the order that was taken."""
+    from scipy.optimize import linear_sum_assignment
+
     favoured = 2.0 * confusion + np.eye(len(confusion)) / len(confusion)
     assigned: Array = linear_sum_assignment(favoured, maximize=True)[1]
     return assigned

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from rayinf.data.part_files import PartFiles
 from rayinf.data.run_folder import read_record
 from rayinf.store.places import AnyPath
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = ["valid_row_id", "effect", "rank", "row_id", "value"]
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from rayinf.data.batches import Array
@@ -15,6 +14,9 @@ from rayinf.data.checked_folder import CheckedFolder
 from rayinf.data.run_folder import owner_of, read_record
 from rayinf.errors import InputError
 from rayinf.store.places import AnyPath, open_place
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _CELLS, _TOLD = "cells.parquet", "result.json"
 # Columns of numbers, in the order of the table.

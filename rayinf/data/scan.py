@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -250,6 +249,8 @@ def repeated_ids(read: Callable[[], Iterator[Array]], rows: int) -> list[Any]:
         read: gives all ids from the start, some thousand at a time.
         rows: how many there are.
     """
+    import pandas as pd
+
     passes = -(-rows // _IDS_PER_PASS)
     for k in range(passes):
         kept = [ids[_hash(ids) % np.uint64(passes) == k] if passes > 1 else ids for ids in read()]
@@ -299,6 +300,8 @@ def _other_shape(first: tuple[int, ...], shape: tuple[int, ...], row: int) -> st
 
 
 def _hash(ids: Array) -> Array:
+    import pandas as pd
+
     return pd.util.hash_array(ids.astype(object) if ids.dtype.kind == "U" else ids)
 
 

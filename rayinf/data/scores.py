@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from rayinf.arguments import path as check_path
@@ -18,6 +17,9 @@ from rayinf.data.run_folder import FINISHED, read_record
 from rayinf.data.tables import READ_ROWS
 from rayinf.errors import InputError
 from rayinf.store.places import AnyPath, StorePath, open_place
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HALVES = ("first_half:", "second_half:")
 # The label of every row, for choices that must know the classes. Like the halves it is no column of values.
@@ -205,6 +207,8 @@ def _columns(given: Any) -> list[str]:
     Raises:
         InputError: they are not names.
     """
+    import pandas as pd
+
     held = [*given] if isinstance(given, str | list | tuple | np.ndarray | pd.Index) else []
     if not held or not all(isinstance(name, str) and name for name in held):
         refuse("columns", given, "a list of names, one a column of values", 'pass columns=["total"], say.')

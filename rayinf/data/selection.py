@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from rayinf.data.scores import to_numpy
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _SHOWN = ["row_id", "value", "kept"]
 _POSITION = "position"

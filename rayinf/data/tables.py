@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -243,6 +242,8 @@ def as_table(given: Any, features: Sequence[str], others: Sequence[str], name: s
     """
     if isinstance(given, Table):
         return given
+    import pandas as pd
+
     if isinstance(given, str | Path):
         table: Table = _parquet([str(given)], name)
     elif isinstance(given, list) and given and all(isinstance(p, str | Path) for p in given):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from torch import nn
 
 from rayinf.arguments import flag, names, number, one_of, optional, path, refuse, shown, text, whole
@@ -60,6 +59,8 @@ def check_scores(name: str, value: Any) -> None:
     """
     if isinstance(value, Scores):
         return
+    import pandas as pd
+
     if isinstance(value, str | Path):
         fix = f"open the run: rayinf.Scores.load({str(value)!r})."
     elif isinstance(value, pd.DataFrame):
@@ -114,6 +115,8 @@ def check_ids(name: str, value: Any) -> None:
     Raises:
         InputError: they are not.
     """
+    import pandas as pd
+
     several = isinstance(value, Sequence | np.ndarray | pd.Index | pd.Series | set | frozenset)
     if value is None or (several and not isinstance(value, str | bytes)):
         return

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -173,6 +172,8 @@ class _Function:
 
     def ask(self, question: Question) -> Array:
         """What the function says."""
+        import pandas as pd
+
         asked = to_numpy(question.rows["row_id"])
         with user_code(
             f"The oracle, asked in round {question.round},", "mend it: an array of row ids -> their labels."

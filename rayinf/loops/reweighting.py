@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from rayinf.data.batches import Array
@@ -16,6 +15,9 @@ from rayinf.loops.generations import PLAIN, Candidate, Generations
 from rayinf.pareto.wilson import wilson
 from rayinf.store.places import AnyPath
 from rayinf.task import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FIRST = ("candidate", "generation", "slot", "front", "chosen", "fitness", "gain", "others", "radius", "mean_weight")
 

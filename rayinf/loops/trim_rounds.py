@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from rayinf.api import influence
@@ -25,6 +24,9 @@ from rayinf.loops.evaluate import evaluate
 from rayinf.loops.opened import check_unchanged
 from rayinf.loops.retrain import check_trainable, retrain
 from rayinf.task import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)

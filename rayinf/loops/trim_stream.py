@@ -11,7 +11,6 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 
 from rayinf.api import influence
@@ -146,6 +145,8 @@ def _check(batches: object, budget: object) -> None:
     Raises:
         InputError: one of these.
     """
+    import pandas as pd
+
     arrays = isinstance(batches, tuple) and len(batches) > 0 and hasattr(batches[0], "shape")
     if isinstance(batches, str | Path | pa.Table | pd.DataFrame) or (
         arrays and not isinstance(batches[0], pd.DataFrame | pa.Table)  # type: ignore[index]

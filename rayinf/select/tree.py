@@ -12,7 +12,6 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.tree import DecisionTreeRegressor
@@ -338,6 +337,8 @@ def _check_features(x: Array) -> None:
 
 def _labels(y: Any, rows: int) -> Array:
     """Labels `[n]` as integers, flags or text."""
+    import pandas as pd
+
     with _explained("pass one label a row."):
         held: Array = column_or_1d(np.asarray(y), dtype=None)
     if len(held) != rows:

@@ -4,96 +4,94 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rayinf.api import (
-        Ceiling,
-        RowWeights,
-        acquire,
-        ceiling,
-        influence,
-        influence_measure,
-        logistic_regression,
-        pairs,
-        plan,
-        reweight_lp,
-        self_influence,
-    )
+    from rayinf.api.acquire import acquire
+    from rayinf.api.active_learning import active_learning
+    from rayinf.api.ceiling import ceiling
+    from rayinf.api.ceiling_report import Ceiling
+    from rayinf.api.evaluate import evaluate
+    from rayinf.api.history import History
+    from rayinf.api.influence import influence
+    from rayinf.api.influence_measure import influence_measure
+    from rayinf.api.logistic_regression import logistic_regression
+    from rayinf.api.pairs import pairs
+    from rayinf.api.pareto_reweight import pareto_reweight
+    from rayinf.api.plan import plan
+    from rayinf.api.removal_check import removal_check
+    from rayinf.api.removal_check_result import RemovalCheck
+    from rayinf.api.retrain import retrain
+    from rayinf.api.reweight_lp import reweight_lp
+    from rayinf.api.reweighting import Reweighting
+    from rayinf.api.row_weights import RowWeights
+    from rayinf.api.run_state import Status, Verification, status, verify
+    from rayinf.api.self_influence import self_influence
+    from rayinf.api.trim import trim
+    from rayinf.api.trim_rounds import TrimRounds, trim_rounds
+    from rayinf.api.trim_stream import TrimmedBatch, trim_stream
     from rayinf.core.attacks import robustness
     from rayinf.core.gaps import demographic_parity, equal_opportunity
     from rayinf.core.objectives import Objective
-    from rayinf.data.history import History
     from rayinf.data.pairs import Pairs
-    from rayinf.data.removals import RemovalCheck
-    from rayinf.data.run_state import Status, Verification, status, verify
     from rayinf.data.scores import Scores
     from rayinf.data.selection import Selection
     from rayinf.engine.job import Cluster
     from rayinf.errors import InputError, RayinfError, RunError
-    from rayinf.loops.active_learning import active_learning
-    from rayinf.loops.evaluate import evaluate
-    from rayinf.loops.oracle import LabelFolder
-    from rayinf.loops.pareto_reweight import pareto_reweight
-    from rayinf.loops.removal_check import removal_check
-    from rayinf.loops.retrain import retrain
-    from rayinf.loops.reweighting import Reweighting
-    from rayinf.loops.search import Search
-    from rayinf.loops.trim import trim
-    from rayinf.loops.trim_rounds import TrimRounds, trim_rounds
-    from rayinf.loops.trim_stream import TrimmedBatch, trim_stream
     from rayinf.select.tree import InfluenceTree
     from rayinf.submission import SubmittedJob, submit
     from rayinf.task import Fit, Task
+    from rayinf.training.oracle import LabelFolder
+    from rayinf.training.search import Search
 
 # The public names, each imported when it is first asked for: a worker that needs none of matplotlib, scikit-learn and
 # HiGHS starts in half the time.
 _HOMES = {
-    "Ceiling": "rayinf.api",
+    "Ceiling": "rayinf.api.ceiling_report",
     "Cluster": "rayinf.engine.job",
     "Fit": "rayinf.task",
-    "History": "rayinf.data.history",
+    "History": "rayinf.api.history",
     "InfluenceTree": "rayinf.select.tree",
     "InputError": "rayinf.errors",
-    "LabelFolder": "rayinf.loops.oracle",
+    "LabelFolder": "rayinf.training.oracle",
     "Objective": "rayinf.core.objectives",
     "Pairs": "rayinf.data.pairs",
     "RayinfError": "rayinf.errors",
-    "RemovalCheck": "rayinf.data.removals",
-    "Reweighting": "rayinf.loops.reweighting",
-    "RowWeights": "rayinf.api",
+    "RemovalCheck": "rayinf.api.removal_check_result",
+    "Reweighting": "rayinf.api.reweighting",
+    "RowWeights": "rayinf.api.row_weights",
     "RunError": "rayinf.errors",
     "Scores": "rayinf.data.scores",
-    "Search": "rayinf.loops.search",
+    "Search": "rayinf.training.search",
     "Selection": "rayinf.data.selection",
-    "Status": "rayinf.data.run_state",
+    "Status": "rayinf.api.run_state",
     "SubmittedJob": "rayinf.submission",
     "Task": "rayinf.task",
-    "TrimRounds": "rayinf.loops.trim_rounds",
-    "TrimmedBatch": "rayinf.loops.trim_stream",
-    "Verification": "rayinf.data.run_state",
-    "acquire": "rayinf.api",
-    "active_learning": "rayinf.loops.active_learning",
-    "ceiling": "rayinf.api",
+    "TrimRounds": "rayinf.api.trim_rounds",
+    "TrimmedBatch": "rayinf.api.trim_stream",
+    "Verification": "rayinf.api.run_state",
+    "acquire": "rayinf.api.acquire",
+    "active_learning": "rayinf.api.active_learning",
+    "ceiling": "rayinf.api.ceiling",
     "demographic_parity": "rayinf.core.gaps",
     "equal_opportunity": "rayinf.core.gaps",
-    "evaluate": "rayinf.loops.evaluate",
-    "influence": "rayinf.api",
-    "influence_measure": "rayinf.api",
-    "logistic_regression": "rayinf.api",
-    "pairs": "rayinf.api",
-    "pareto_reweight": "rayinf.loops.pareto_reweight",
-    "plan": "rayinf.api",
-    "removal_check": "rayinf.loops.removal_check",
-    "retrain": "rayinf.loops.retrain",
-    "reweight_lp": "rayinf.api",
+    "evaluate": "rayinf.api.evaluate",
+    "influence": "rayinf.api.influence",
+    "influence_measure": "rayinf.api.influence_measure",
+    "logistic_regression": "rayinf.api.logistic_regression",
+    "pairs": "rayinf.api.pairs",
+    "pareto_reweight": "rayinf.api.pareto_reweight",
+    "plan": "rayinf.api.plan",
+    "removal_check": "rayinf.api.removal_check",
+    "retrain": "rayinf.api.retrain",
+    "reweight_lp": "rayinf.api.reweight_lp",
     "robustness": "rayinf.core.attacks",
-    "self_influence": "rayinf.api",
-    "status": "rayinf.data.run_state",
+    "self_influence": "rayinf.api.self_influence",
+    "status": "rayinf.api.run_state",
     "submit": "rayinf.submission",
-    "trim": "rayinf.loops.trim",
-    "trim_rounds": "rayinf.loops.trim_rounds",
-    "trim_stream": "rayinf.loops.trim_stream",
-    "verify": "rayinf.data.run_state",
+    "trim": "rayinf.api.trim",
+    "trim_rounds": "rayinf.api.trim_rounds",
+    "trim_stream": "rayinf.api.trim_stream",
+    "verify": "rayinf.api.run_state",
 }
-_FOLDERS = ("api", "core", "data", "engine", "errors", "loops", "pareto", "report", "select", "task")
+_FOLDERS = ("api", "core", "data", "engine", "errors", "pareto", "plots", "select", "task", "training")
 
 __all__ = [
     "Ceiling",

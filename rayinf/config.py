@@ -17,8 +17,8 @@ from pydantic_core import ErrorDetails
 from rayinf.engine.job import Cluster
 from rayinf.errors import InputError
 from rayinf.keys import MAPPINGS, VERBS, homes_of
-from rayinf.loops.search import Search
 from rayinf.references import Places, as_objective, as_task
+from rayinf.training.search import Search
 
 # Keys that name a table or a folder.
 PATHS = ("train", "valid", "labeled", "pool", "test", "factors", "scores", "out")

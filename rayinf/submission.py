@@ -18,8 +18,8 @@ from rayinf.config import read_values
 from rayinf.engine.job import Cluster
 from rayinf.errors import InputError, RunError
 from rayinf.keys import VERBS
-from rayinf.loops.search import Search
 from rayinf.sent_config import CONFIG, Sent, prepare
+from rayinf.training.search import Search
 
 if TYPE_CHECKING:
     from rayinf.engine.ray_jobs import JobServer

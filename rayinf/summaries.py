@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rayinf.data.history import History
-from rayinf.data.removals import RemovalCheck
+from rayinf.api.history import History
+from rayinf.api.removal_check_result import RemovalCheck
+from rayinf.api.reweighting import Reweighting
 from rayinf.data.scores import Scores, to_numpy
 from rayinf.data.selection import Selection
 from rayinf.engine.fit_quality import fit_line
-from rayinf.loops.reweighting import Reweighting
 from rayinf.select.top_rows import TopRows
 from rayinf.store.places import AnyPath
 

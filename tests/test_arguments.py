@@ -52,11 +52,11 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> None:
     for place in (
         "rayinf.engine.run",
         "rayinf.engine.fit",
-        "rayinf.loops.opened",
-        "rayinf.loops.active_learning",
-        "rayinf.loops.scored_table",
-        "rayinf.loops.trim_rounds",
-        "rayinf.loops.trim_stream",
+        "rayinf.training.open_table",
+        "rayinf.api.active_learning",
+        "rayinf.training.scored_table",
+        "rayinf.api.trim_rounds",
+        "rayinf.api.trim_stream",
     ):
         monkeypatch.setattr(f"{place}.as_table", opened)
 

@@ -15,7 +15,7 @@ from click.testing import Result
 from run_folders import edit_record
 
 from rayinf import api, config
-from rayinf.data.history import History
+from rayinf.api.history import History
 from rayinf.data.scores import Scores
 
 COMMON = {"task": "mytask.py:task"}

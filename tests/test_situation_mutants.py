@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 import rayinf
-from rayinf.core import blocks, fisher, gaps, inverse, kfac, mixed, outputs
+from rayinf.api import trim
+from rayinf.core import blocks, fisher, gaps, inverse, kfac, mixed_derivatives, outputs
 from rayinf.core import influence as products
 from rayinf.data import labels
 from rayinf.engine import curvature, fit_quality, label_order, pipeline, probe, stages, worker
 from rayinf.errors import RayinfError
-from rayinf.loops import trim
 from rayinf.pareto import ceiling
 
 pytestmark = pytest.mark.filterwarnings("ignore::rayinf.errors.FitWarning")
@@ -89,7 +89,7 @@ def test_curvature_unchecked(monkeypatch: Patch) -> None:
 
 @pytest.mark.parametrize("verb", ["influence", "self_influence", "influence_measure"])
 def test_flat_layers_unchecked(monkeypatch: Patch, verb: str) -> None:
-    for module in (products, mixed):
+    for module in (products, mixed_derivatives):
         monkeypatch.setattr(module, "check_flat", lambda *_: None)
     fails(held.test_a_layer_without_curvature_is_refused_by_name, verb, "ekfac")
 

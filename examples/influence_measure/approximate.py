@@ -32,7 +32,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 import rayinf
-from rayinf.loops.retrain import retrain
+from rayinf.training.retraining import retrain
 
 SHARE, TOP = 0.2, 0.05
 IMAGES, TABLE, QUICK = (6000, 1000, 5000), (5000, 1000, 10_000), (400, 100, 200)

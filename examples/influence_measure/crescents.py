@@ -27,7 +27,7 @@ from sklearn.datasets import make_moons
 from torch import nn
 
 import rayinf
-from rayinf.loops.retrain import retrain
+from rayinf.training.retraining import retrain
 
 SIZES = (500, 250, 250)
 NOISE, HIDDEN, L2 = 0.3, 16, 1e-3

@@ -275,7 +275,7 @@ class Ceiling:
         both, neither = int(regions.both_helpful[a, b]), int(regions.both_harmful[a, b])
         counts = (both, int(regions.helpful[b]) - both, neither, int(regions.helpful[a]) - both)
         points = self.found.sample.p[:, [a, b]]
-        from rayinf.report import influence_plane
+        from rayinf.plots import influence_plane
 
         plane = influence_plane.Plane(points, names, self.found.total[[a, b]], counts, regions.rows)
         return influence_plane.plot(plane, path, title)
@@ -302,8 +302,8 @@ class Ceiling:
         sample = self.found.sample
         gains = self.pairwise if len(chosen) == len(self.labels) else pairwise_gain(sample.p[:, chosen], sample.weight)
         gains = np.where(np.eye(len(chosen), dtype=bool), np.nan, gains)
-        from rayinf.report import class_maps
-        from rayinf.report.class_maps import ClassMap
+        from rayinf.plots import class_maps
+        from rayinf.plots.class_maps import ClassMap
 
         maps = [ClassMap("Gain of two classes in common", gains, names, names, ("Class", "Class"))]
         order = sorted(range(len(self.row_labels)), key=lambda j: self._place(self.row_labels[j]))[:_DRAWN]

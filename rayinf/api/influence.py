@@ -1,12 +1,11 @@
-"""Influence values: of every row, of a row on itself, of pairs. Each verb is a short pipeline over a run."""
+"""Influence values of every training row on the objectives."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from rayinf.core.asked import parse
 from rayinf.core.fisher import FisherKind
-from rayinf.data.pairs import Pairs
+from rayinf.core.objective_parser import parse
 from rayinf.data.scores import Scores
 from rayinf.engine import curvature as curv
 from rayinf.engine import pipeline, stages
@@ -85,106 +84,3 @@ def influence(
         names = curv.column_names(run.job.settings.targets, halves)
         shards = pipeline.score(run, stages.Score, solved, names)
         return pipeline.finish(run, shards, pipeline.describe(run))
-
-
-def self_influence(
-    task: Task,
-    train: Any,
-    curvature: str = "ekfac",
-    fisher: FisherKind = "true",
-    damping: float | None = None,
-    factors: str | AnyPath | None = None,
-    cluster: Cluster | None = None,
-    out: str | AnyPath | None = None,
-    seed: int = 0,
-    *,
-    batch_size: int | None = None,
-    precision: str | None = None,
-) -> Scores:
-    """Influence of every training row on its own loss, `grad l_i' (n Hbar)^-1 grad l_i`: large for rows that are odd.
-
-    Args:
-        task: the trained model and its columns.
-        train: the rows to value.
-        curvature: as in `influence`.
-        fisher: as in `influence`.
-        damping: as in `influence`.
-        factors: as in `influence`.
-        cluster: as in `influence`.
-        out: as in `influence`.
-        seed: as in `influence`.
-        batch_size: as in `influence`.
-        precision: as in `influence`.
-
-    Returns:
-        Scores with the column `self_influence`.
-
-    Raises:
-        RayinfError: as in `influence`.
-
-    Cost: one pass over `train` beside fitting; per row and layer `o^2 + i^2 + o i` multiply-adds for one position.
-    """
-    check(task=task, curvature=curvature, fisher=fisher, damping=damping, factors=factors)
-    check(cluster=cluster, out=out, seed=seed, batch_size=batch_size, precision=precision)
-    settings = Settings(curvature, fisher, False, seed, batch_size, precision)
-    request = Request("self_influence", task, {"train": train}, (), settings, damping, factors, cluster, out)
-    with open_run(request) as run:
-        if run.finished and run.folder is not None:
-            return Scores.load(run.folder.path)
-        pipeline.fit_factors(run)
-        tables = pipeline.score(run, stages.SelfScore, pipeline.inverse_arrays(run), ["self_influence"])
-        return pipeline.finish(run, tables, {})
-
-
-def pairs(
-    task: Task,
-    train: Any,
-    valid: Any,
-    top: int = 100,
-    curvature: str = "ekfac",
-    fisher: FisherKind = "true",
-    damping: float | None = None,
-    factors: str | AnyPath | None = None,
-    cluster: Cluster | None = None,
-    out: str | AnyPath | None = None,
-    seed: int = 0,
-    *,
-    batch_size: int | None = None,
-    precision: str | None = None,
-) -> Pairs:
-    """For each validation row, the `top` training rows that help it and that harm it most.
-
-    Args:
-        task: the trained model and its columns.
-        train: the rows to value.
-        valid: the rows whose losses are explained, one by one.
-        top: rows kept on each side.
-        curvature: as in `influence`.
-        fisher: as in `influence`.
-        damping: as in `influence`.
-        factors: as in `influence`.
-        cluster: as in `influence`.
-        out: as in `influence`; pairs are then Parquet, a file a tile of validation rows.
-        seed: as in `influence`.
-        batch_size: as in `influence`.
-        precision: as in `influence`.
-
-    Returns:
-        Pairs, `2 top` rows for each validation row. `metadata["fit"]` holds the model's accuracy
-            and mean loss on both tables.
-
-    Raises:
-        InputError: as in `influence`, and `top` under 1.
-
-    Cost: a pass over `train` for each tile of validation rows whose gradients fit in 512 MB; only the best pairs
-    are ever kept.
-    """
-    check(task=task, top=top, curvature=curvature, fisher=fisher, damping=damping, factors=factors)
-    check(cluster=cluster, out=out, seed=seed, batch_size=batch_size, precision=precision)
-    settings = Settings(curvature, fisher, False, seed, batch_size, precision, top=top)
-    tables = {"train": train, "valid": valid}
-    with open_run(Request("pairs", task, tables, (), settings, damping, factors, cluster, out)) as run:
-        if run.finished and run.folder is not None:
-            return Pairs.read(run.folder.path)
-        pipeline.fit_factors(run)
-        return pipeline.finish_pairs(run, pipeline.pair_tiles(run))

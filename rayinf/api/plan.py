@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from rayinf.arguments import shown
-from rayinf.core.asked import parse
 from rayinf.core.fisher import FisherKind
-from rayinf.engine import measuring
-from rayinf.engine.acquiring import Wish
+from rayinf.core.objective_parser import parse
+from rayinf.engine import measure_stages
+from rayinf.engine.acquisition import Wish
 from rayinf.engine.entry import check
 from rayinf.engine.job import Cluster, Settings
 from rayinf.engine.plan import Cost, make_plan
@@ -77,8 +77,8 @@ def plan(
     if verb == "influence":
         settings = Settings(curvature, fisher, halves, seed, batch_size, precision)
     elif verb == "influence_measure":
-        objectives = (measuring.OBJECTIVE,)
-        settings = measuring.settings(curvature, fisher, seed, batch_size, rank, subsample)
+        objectives = (measure_stages.OBJECTIVE,)
+        settings = measure_stages.settings(curvature, fisher, seed, batch_size, rank, subsample)
     elif verb == "acquire":
         wish = Wish(strategy, 1)
         tables, objectives = wish.tables(train, pool, valid), wish.objectives()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from rayinf import api, summaries
+import rayinf
+from rayinf import summaries
+from rayinf.api.active_learning import active_learning as learn
+from rayinf.api.pareto_reweight import pareto_reweight
+from rayinf.api.removal_check import removal_check as check_removal
 from rayinf.cli.app import Address, ConfigFile, Debug, Overrides, Workers, app, changes, keys_help, read
 from rayinf.cli.exits import exit_codes, telling_if_done
 from rayinf.data.files import write_result
 from rayinf.data.scores import Scores
-from rayinf.loops.active_learning import active_learning as learn
-from rayinf.loops.pareto_reweight import pareto_reweight
-from rayinf.loops.removal_check import removal_check as check_removal
 from rayinf.store.places import open_place
 
 
@@ -30,7 +31,7 @@ def influence(
     with exit_codes(debug):
         given = read(config_file, changes(overrides, address, workers), "influence")
         with telling_if_done(given["out"]):
-            scores = api.influence(**given)
+            scores = rayinf.influence(**given)
         summaries.tell_influence(scores)
 
 
@@ -49,7 +50,7 @@ def measure(
     with exit_codes(debug):
         given = read(config_file, changes(overrides, address, workers), "measure")
         with telling_if_done(given["out"]):
-            scores = api.influence_measure(**given)
+            scores = rayinf.influence_measure(**given)
         summaries.tell_measure(scores)
 
 
@@ -72,7 +73,7 @@ def acquire(
         given = read(config_file, changes(overrides, address, workers), "acquire")
         out = open_place(given["out"])
         with telling_if_done(out):
-            selection = api.acquire(**given)
+            selection = rayinf.acquire(**given)
         picked = selection.source.filter(selection.source["kept"]).select(["row_id", "value"])
         picked = picked.add_column(1, "rank", pa.array(range(1, len(picked) + 1), pa.int64()))
         write_result(out / "picked.parquet", picked)

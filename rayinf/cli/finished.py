@@ -10,17 +10,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import typer
 
-from rayinf import api, summaries
+import rayinf
+from rayinf import summaries
+from rayinf.api import run_state
+from rayinf.api.trim import trim as trim_rows
 from rayinf.cli.app import Debug, app
 from rayinf.cli.exits import exit_codes
 from rayinf.cli.words import translate
-from rayinf.data import run_state
 from rayinf.data.files import readable, write_json, write_result
 from rayinf.data.out_folder import check_out
 from rayinf.data.run_folder import RunFolder
 from rayinf.data.scores import Scores
 from rayinf.errors import InputError, RayinfError
-from rayinf.loops.trim import trim as trim_rows
 from rayinf.store.places import AnyPath, open_place
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over files of an earlier selection.")]
@@ -99,7 +100,7 @@ def ceiling(
     with exit_codes(debug, ("out", "plane", "seed")):
         check_out(out, {})
         scores = _training_scores(run)
-        report = api.ceiling(scores, seed=seed)
+        report = rayinf.ceiling(scores, seed=seed)
         folder = open_place(run) / "ceiling" if out is None else open_place(out, "out")
         pair = None if plane is None else [name.strip() for name in plane.split(",")]
         pictures = [

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rayinf import api, config, references
+import rayinf
+from rayinf import config, references
 from rayinf.cli.app import CODES, Address, ConfigFile, Debug, Overrides, Workers, app, changes
 from rayinf.cli.exits import exit_codes
 from rayinf.cli.words import translate
@@ -67,7 +68,7 @@ def plan(
             raise InputError(f"{verb} has no plan.", f"pass --for, one of {', '.join(_PLANNED)}.")
         for heading, arguments in _priced(config.read_config(config_file, items, verb), verb):
             typer.echo(heading)
-            typer.echo(translate(api.plan(**arguments).to_text()))
+            typer.echo(translate(rayinf.plan(**arguments).to_text()))
 
 
 def _priced(given: dict[str, Any], verb: str) -> list[tuple[str, dict[str, Any]]]:

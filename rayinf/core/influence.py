@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rayinf.core.blocks import Block, shown
 from rayinf.core.capture import Tape
 from rayinf.core.kfac import Sums
-from rayinf.core.positions import SUM_TILES, Positions, rotate, tiles
+from rayinf.core.layer_inputs import SUM_TILES, Positions, rotate, tiles
 from rayinf.core.row_gradients import loose_row_gradients, row_gradient_slices
 from rayinf.errors import InputError
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rayinf.core.blocks import Block
 from rayinf.core.capture import Tape
-from rayinf.core.positions import SUM_TILES, Positions, output_positions, rotate, tiles, words
+from rayinf.core.layer_inputs import SUM_TILES, Positions, output_positions, rotate, tiles, words
 from rayinf.core.row_gradients import row_gradient_slices
 
 Sums = dict[str, Tensor]

@@ -27,7 +27,7 @@ from rayinf.data.files import (
     write_part,
     write_whole,
 )
-from rayinf.data.numbered import Numbered
+from rayinf.data.packed_names import Numbered
 from rayinf.errors import RayinfError
 from rayinf.store.places import AnyPath, StorePath
 

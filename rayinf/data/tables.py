@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from rayinf.data.forms import from_arrays, from_pandas, plain, plain_record, plain_type, refuse
 from rayinf.data.pandas_index import UNNAMED, Index, counted, joined, mark, read_index, with_index
 from rayinf.data.shards import Shard, Shards
 from rayinf.data.sources import Source, find
+from rayinf.data.table_forms import from_arrays, from_pandas, plain, plain_record, plain_type, refuse
 from rayinf.data.unreadable import corrupt
 from rayinf.errors import InputError, RayinfError
 

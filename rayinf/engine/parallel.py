@@ -61,9 +61,9 @@ def standing(
         yield lambda items: ((key, function(item)) for key, item in items.items())
         return
     with session(cluster):
-        from rayinf.engine import ray_benches
+        from rayinf.engine import ray_trainings
 
-        with ray_benches.benches(function, cluster, min(workers or cluster.workers, cluster.workers)) as made:
+        with ray_trainings.benches(function, cluster, min(workers or cluster.workers, cluster.workers)) as made:
             yield lambda items: made.call(items, tick or _nothing)
 
 

@@ -19,15 +19,15 @@ from rayinf.data.files import Arrays
 from rayinf.data.labels import Classes
 from rayinf.data.shards import Shard
 from rayinf.engine import stages
-from rayinf.engine.acquiring import BY_INFLUENCE, TILE_BYTES, PoolScore, Uncertain
-from rayinf.engine.by_tree import LabeledValues
+from rayinf.engine.acquisition import BY_INFLUENCE, TILE_BYTES, PoolScore, Uncertain
 from rayinf.engine.curvature import DENSE, KRONECKER, column_names
 from rayinf.engine.job import Chunk, Job
 from rayinf.engine.machine import misfit
-from rayinf.engine.measuring import Measure, PairFactors, PairValues
+from rayinf.engine.measure_stages import Measure, PairFactors, PairValues
 from rayinf.engine.memory import available, check_fits, check_memory, fewest, query_bytes
 from rayinf.engine.probe import probe
 from rayinf.engine.run import Request, open_tables, partial_sums
+from rayinf.engine.tree_strategy import LabeledValues
 from rayinf.engine.worker import BATCH_FLOATS, Worker
 from rayinf.select.forest import MOST_ROWS, RankForest
 

@@ -15,7 +15,7 @@ from rayinf.core.capture import capture, forward
 from rayinf.core.fisher import columns, logit_gradient, loss_gradient
 from rayinf.core.gaps import Gap
 from rayinf.core.influence import Taped, dense_rows
-from rayinf.core.mixed import TapedRows, float_tensors
+from rayinf.core.mixed_derivatives import TapedRows, float_tensors
 from rayinf.core.objectives import Objective
 from rayinf.core.outputs import Outputs, check_curvature, find_outputs
 from rayinf.data.batches import Batch, BatchReader

@@ -15,8 +15,8 @@ from rayinf.core.blocks import Block
 from rayinf.core.influence import Taped, add_queries, dense_rows, row_products, self_products
 from rayinf.core.inverse import split_blocks
 from rayinf.core.kfac import Basis, Sums
+from rayinf.core.layer_inputs import output_positions, tiles
 from rayinf.core.objectives import LABEL
-from rayinf.core.positions import output_positions, tiles
 from rayinf.data.batches import Batch, BatchReader
 from rayinf.data.checked_folder import Entry
 from rayinf.data.files import Arrays

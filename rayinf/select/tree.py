@@ -18,9 +18,9 @@ from sklearn.tree import DecisionTreeRegressor
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 
 from rayinf.errors import InputError
-from rayinf.report import regions
-from rayinf.report import tree as drawing
-from rayinf.report.tree import Column, Node, read_column
+from rayinf.plots import regions
+from rayinf.plots import tree as drawing
+from rayinf.plots.tree import Column, Node, read_column
 from rayinf.store.places import AnyPath
 
 Array = np.ndarray[Any, Any]

@@ -14,7 +14,7 @@ from core.cases import Pooled, cross_entropy, error, influence
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rayinf.core import positions, row_gradients
+from rayinf.core import layer_inputs, row_gradients
 from rayinf.core.blocks import Block, find_blocks
 from rayinf.core.capture import capture, forward
 from rayinf.core.fisher import logit_gradient
@@ -93,7 +93,7 @@ def products(rows: dict[str, Tensor], queries: dict[str, Tensor]) -> Tensor:
 def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Tiles and slices as they are, and so small that there are many of both."""
     if request.param == "tiny":
-        monkeypatch.setattr(positions, "TILE_FLOATS", 250)
+        monkeypatch.setattr(layer_inputs, "TILE_FLOATS", 250)
         monkeypatch.setattr(row_gradients, "SLICE_FLOATS", 40)
     return request.param
 

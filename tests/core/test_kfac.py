@@ -10,11 +10,11 @@ import torch
 from core.cases import Pooled, cross_entropy, error
 from torch import Tensor, nn
 
-from rayinf.core import fisher, kfac, positions, row_gradients
+from rayinf.core import fisher, kfac, layer_inputs, row_gradients
 from rayinf.core.blocks import find_blocks
 from rayinf.core.capture import capture, forward
 from rayinf.core.kfac import Basis, Sums
-from rayinf.core.positions import output_positions, tiles
+from rayinf.core.layer_inputs import output_positions, tiles
 
 # A layer, its inputs, and classes such that S = K - 1 Fisher columns; the names say which side is turned by Q first.
 CASES = {
@@ -86,7 +86,7 @@ def whole(lower: Tensor) -> Tensor:
 @pytest.fixture(params=["whole", "tiny"])
 def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "tiny":
-        monkeypatch.setattr(positions, "TILE_FLOATS", 120)
+        monkeypatch.setattr(layer_inputs, "TILE_FLOATS", 120)
         monkeypatch.setattr(row_gradients, "SLICE_FLOATS", 30)
         monkeypatch.setattr(kfac, "_STRIPE", 2)
     return request.param

@@ -11,7 +11,7 @@ import torch
 from core.cases import FIRST, Method, error, layer_influence, layer_truth, least_spearman
 from torch import Tensor
 
-from rayinf.core import fisher, inverse, kfac, positions
+from rayinf.core import fisher, inverse, kfac, layer_inputs
 from rayinf.core import influence as products
 from rayinf.core.kfac import Basis
 from rayinf.engine import curvature, probe
@@ -63,8 +63,8 @@ def without_bias(patch: Patch) -> None:
 
         return inputs
 
-    for kind, right in list(positions._INPUTS.items()):
-        patch.setitem(positions._INPUTS, kind, dropped(right))
+    for kind, right in list(layer_inputs._INPUTS.items()):
+        patch.setitem(layer_inputs._INPUTS, kind, dropped(right))
 
 
 def averaged(module: Any) -> Callable[[Patch], None]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import rayinf
 from rayinf import Objective
-from rayinf.core.asked import parse
+from rayinf.core.objective_parser import parse
 from rayinf.core.objectives import LABEL, Target, query_vectors, sources, tell
 from rayinf.core.objectives import weights as group_weights
 from rayinf.errors import InputError

@@ -21,7 +21,7 @@ from data.samples import VALID, X, Y, close, naive, table, task
 
 import rayinf
 from rayinf.data import sources
-from rayinf.data.kept import KeptTable
+from rayinf.data.kept_table import KeptTable
 from rayinf.data.sources import could_hold
 from rayinf.data.tables import as_table, files_of
 from rayinf.data.unreadable import corrupt

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from rayinf.data.checked_folder import CheckedFolder
-from rayinf.data.history import TrailFolder
+from rayinf.training.trails import TrailFolder
 
 ROWS = pa.table({"row_id": [7, 9], "position": [0, 2], "value": [0.5, 0.25]})
 KEY = ("entropy", 0)

@@ -16,7 +16,7 @@ import rayinf
 from rayinf.engine.job import Job
 from rayinf.engine.model_digest import state_digest
 from rayinf.engine.worker import Worker
-from rayinf.loops.opened import open_table
+from rayinf.training.open_table import open_table
 
 WIDTH, CLASSES = 4, 3
 X = np.random.default_rng(0).normal(size=(30, WIDTH)).astype(np.float32)

@@ -9,7 +9,7 @@ from engine import small_job as job
 from engine.test_invariance import distance
 
 import rayinf
-from rayinf.engine import acquiring
+from rayinf.engine import acquisition
 
 SUBSAMPLED = {"subsample": 0.2, "seed": 3}
 WAYS = ({}, {"rank": 4}, SUBSAMPLED, {"curvature": "ggn"})
@@ -77,7 +77,7 @@ def test_pairs_in_tiles_are_those_in_one(tables, monkeypatch, tmp_path, curvatur
     truth = pool_values(job.acquire(train[6], valid, curvature=curvature))
     whole = job.acquire(train[1], valid, curvature=curvature, batch_size=11)
     assert distance(pool_values(whole), truth) < 1e-5
-    monkeypatch.setattr(acquiring, "TILE_BYTES", 100_000)
+    monkeypatch.setattr(acquisition, "TILE_BYTES", 100_000)
     tiled = job.acquire(train[1], valid, tmp_path / "run", curvature=curvature)
     assert distance(pool_values(tiled), truth) < 1e-5
     again = job.acquire(train[1], valid, tmp_path / "run", curvature=curvature)
@@ -119,11 +119,11 @@ def test_workers_that_are_killed(tables, ray_session, tmp_path):
 
 
 def test_a_run_stopped_between_measuring_and_ranking_goes_on(tables, tmp_path, monkeypatch):
-    from rayinf.engine import ranking
+    from rayinf.engine import rank_forest
 
     train, valid, _ = tables
     job.measure(train[6], valid, tmp_path / "calm", **SUBSAMPLED)
-    plain = ranking.RankRest.__call__
+    plain = rank_forest.RankRest.__call__
     calls = []
 
     def stopped(self, item):
@@ -132,7 +132,7 @@ def test_a_run_stopped_between_measuring_and_ranking_goes_on(tables, tmp_path, m
             raise KeyboardInterrupt
         return plain(self, item)
 
-    monkeypatch.setattr(ranking.RankRest, "__call__", stopped)
+    monkeypatch.setattr(rank_forest.RankRest, "__call__", stopped)
     with pytest.raises(KeyboardInterrupt):
         job.measure(train[6], valid, tmp_path / "run", **SUBSAMPLED)
     parts = [pq.read_schema(p).names for p in sorted((tmp_path / "run" / "scores").iterdir())]

@@ -160,7 +160,7 @@ class ToHalf(nn.Module):
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
 def test_honest_models_pass(model: nn.Module, scale: float) -> None:
     from rayinf.engine.probe import probe
-    from rayinf.loops.opened import open_table
+    from rayinf.training.open_table import open_table
 
     table = (X * np.float32(scale), Y)
     worker, _ = open_table(rayinf.Task(model), table, "train")

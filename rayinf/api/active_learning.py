@@ -1,0 +1,279 @@
+"""Active learning: pick rows of a pool, have them labelled, train, and again."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayinf.api.acquire import acquire
+from rayinf.api.history import History
+from rayinf.arguments import plain
+from rayinf.core.fisher import FisherKind
+from rayinf.data.batches import Array, BatchReader, Columns
+from rayinf.data.out_folder import check_out
+from rayinf.data.overlap import labelled_already, tell
+from rayinf.data.run_folder import RunFolder, owner_of
+from rayinf.data.tables import READ_ROWS, Table, as_table
+from rayinf.engine.acquisition import Wish
+from rayinf.engine.entry import check, check_seeds, check_strategies
+from rayinf.engine.job import Cluster, Job
+from rayinf.engine.parallel import session, side_by_side
+from rayinf.engine.run import Request, open_run
+from rayinf.errors import InputError
+from rayinf.store.places import AnyPath, open_place
+from rayinf.task import Task
+from rayinf.training.oracle import Pool, make_oracle
+from rayinf.training.retraining import train_anew
+from rayinf.training.run_identity import absolute, fit_identity
+from rayinf.training.trails import VERB, Key, keys, load_trails
+from rayinf.training.trajectory import Learning, Options, tell_round
+
+# Of a run of `acquire`, what says which task and which data it is about.
+_SHARED = (
+    *("model", "loss", "features", "label", "transform", "mask", "version", "parameters", "l2", "classes"),
+    *("pool", "test"),
+)
+
+
+def active_learning(
+    task: Task,
+    labeled: Any,
+    pool: Any,
+    oracle: Any,
+    test: Any,
+    rounds: int = 12,
+    n: int = 500,
+    strategy: str | Sequence[str] = "fi",
+    valid: Any = None,
+    cluster: Cluster | None = None,
+    out: str | AnyPath | None = None,
+    seed: int | Sequence[int] = 0,
+    *,
+    curvature: str = "ekfac",
+    aggregate: str | float = "trimmed_mean",
+    rank: int | None = None,
+    subsample: float = 1.0,
+    fisher: FisherKind = "true",
+    damping: float | None = None,
+    samples: int = 20,
+) -> History:
+    """Let a strategy choose which rows of a pool are labelled, round by round (Yu 2025, Algorithm 4).
+
+    Round 0 trains the task's model on `labeled` and measures it on `test`. Every round after it picks `n` rows of the
+    pool by `acquire`, asks the oracle for their labels, adds them to the labelled rows, trains anew and measures.
+    The model is always trained as `Task(fit=...)` says, in round 0 too: that of the task need not be trained.
+
+    The labelled rows are held in memory; the pool and the test rows are streamed where they are Parquet. A `fit` that
+    is a function gets the labelled rows as a `pyarrow.Table` with the task's feature columns and its label.
+
+    Args:
+        task: the model, its columns and how to train it.
+        labeled: the first labelled rows.
+        pool: the rows to pick from; labels in it are not read. Rows whose id a labelled row has too (where both tables
+            have ids of their own) are left out, with a warning.
+        oracle: where labels come from: a function, row ids `[n]` -> labels `[n]` (or a dict or Series, id -> label); a
+            table that has the labels of the pool's rows, found by the pool's id column or, without one, by position;
+            a `LabelFolder`; or a path: an existing directory without Parquet files of other names than questions and
+            answers is a `LabelFolder`, anything else a table. It is no part of the run's identity.
+        test: what is measured on.
+        rounds: how often rows are picked.
+        n: rows to pick a round.
+        strategy: as in `acquire`, or a list of these: each with each seed is a trajectory of its own.
+        valid: validation rows, for "iv" and "tree".
+        cluster: one trajectory shards its pool over the workers. Several run side by side, each in one worker (with
+            the device of the task's own model); tables and a function as oracle are then sent to the workers.
+        out: the run's folder. `<strategy>-seed<k>/round-<r>.parquet` holds the rows that round r added (`row_id`,
+            `position`, `label`, `value`, best first), `round-<r>.json` its measures. The same call again goes on after
+            the last finished step. Workers on other machines must see the folder.
+        seed: of training and of what is drawn, the same in every round; or a list.
+        curvature: as in `acquire`.
+        aggregate: as in `acquire`.
+        rank: as in `acquire`.
+        subsample: as in `acquire`; the share is drawn anew in every round, from the rows that are left.
+        fisher: as in `acquire`.
+        damping: as in `acquire`.
+        samples: as in `acquire`.
+
+    Returns:
+        A `History`. Where an oracle's folder lacks labels, it says which in `waiting`: drop them and call again.
+
+    Raises:
+        InputError: before any work: a task, table or option that `acquire` refuses, more rows than the pool has, or a
+            folder of another config. Later: labels that are missing, unknown, null or twice; none of these is kept.
+        RunError: training diverged, a table changed on the way, or a cluster that gets nowhere.
+
+    Cost: a trajectory trains and measures `rounds + 1` times and acquires `rounds` times.
+    """
+    check(task=task, rounds=rounds, n=n, cluster=cluster, out=out, curvature=curvature, aggregate=aggregate, rank=rank)
+    check(subsample=subsample, fisher=fisher, damping=damping, samples=samples)
+    wanted, rounds, n = keys(check_strategies("strategy", strategy), check_seeds("seed", seed)), int(rounds), int(n)
+    given = _Given(task, {"labeled": labeled, "pool": pool, "test": test, "valid": valid}, rounds, n, wanted)
+    options = Options(curvature, aggregate, plain(rank), plain(subsample), fisher, plain(damping), plain(samples))
+    opened = _open(given, options, out)
+    place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(open_place(out, "out"))
+    with place as folder:
+        learning = Learning(
+            opened.task,
+            opened.labeled,
+            {name: opened.tables.get(name) for name in ("pool", "test", "valid")},
+            {k: absolute(v) for k, v in given.tables.items() if k != "labeled" and isinstance(v, str | Path | list)},
+            opened.columns,
+            make_oracle(oracle, Pool(opened.task, opened.tables["pool"].num_rows, opened.columns.row_id)),
+            rounds,
+            n,
+            acquire,
+            options,
+            open_place(folder),
+            owner_of({"identity": opened.identity}),
+            None,
+            left_out=opened.left_out,
+            prints=cluster is None or len(wanted) == 1,
+        )
+        return _run(learning, wanted, opened.identity, cluster)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the user passed."""
+
+    task: Task
+    tables: Mapping[str, Any]
+    rounds: int
+    n: int
+    wanted: Sequence[Key]
+
+    @property
+    def strategies(self) -> list[str]:
+        """Every strategy once."""
+        return list(dict.fromkeys(s for s, _ in self.wanted))
+
+    @property
+    def seeds(self) -> list[int]:
+        """Every seed once."""
+        return list(dict.fromkeys(s for _, s in self.wanted))
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What was found to be sound."""
+
+    task: Task
+    tables: dict[str, Table]
+    labeled: tuple[Array, Array]
+    columns: Columns
+    identity: dict[str, Any]
+    left_out: Array
+
+
+def _run(learning: Learning, wanted: Sequence[Key], identity: dict[str, Any], cluster: Cluster | None) -> History:
+    """Every trajectory, from where its folder stands."""
+    with RunFolder(learning.folder) as folder:
+        record = {"verb": VERB, "identity": identity}
+        if folder.begin(record):
+            return History.of(load_trails(folder.path, learning.owner, wanted, learning.n))
+        return _learn(learning, wanted, folder, record, cluster)
+
+
+def _learn(
+    learning: Learning, wanted: Sequence[Key], folder: RunFolder, record: Mapping[str, Any], cluster: Cluster | None
+) -> History:
+    """What is left of every trajectory."""
+    before = load_trails(folder.path, learning.owner, wanted, learning.n)
+    folder.log("start", verb=VERB)
+    if len(wanted) == 1:
+        with session(cluster):
+            trails = {wanted[0]: replace(learning, cluster=cluster)(wanted[0])}
+    else:
+        told = {key: len(trail.rows) for key, trail in before.items()}
+        tick = partial(_tell_new, learning, told)
+        trails = dict(side_by_side(learning, {key: key for key in wanted}, cluster, tick))
+        if cluster is not None:
+            tick()
+    history = History.of({key: trails[key] for key in wanted})
+    if history.waiting:
+        folder.log("waiting", files=history.waiting)
+    else:
+        folder.finish(record)
+        folder.log("finish")
+    return history
+
+
+def _tell_new(learning: Learning, told: dict[Key, int]) -> None:
+    """Print the rounds that workers have finished since the last time."""
+    for key, trail in load_trails(learning.folder, learning.owner, list(told), learning.n).items():
+        for r in range(told[key], len(trail.rows)):
+            tell_round(key, r, learning.rounds, trail.rows[r])
+        told[key] = max(told[key], len(trail.rows))
+
+
+def _open(given: _Given, options: Options, out: str | AnyPath | None) -> _Opened:
+    """Check everything that `acquire`, training and measuring would, before any work.
+
+    Raises:
+        InputError: what is wrong.
+    """
+    task = given.task
+    others = [task.label, *([task.group] if task.group else [])]
+    tables = {
+        name: as_table(table, task.feature_columns, others, name)
+        for name, table in given.tables.items()
+        if table is not None or name != "valid"
+    }
+    three = tables["labeled"], tables["pool"], tables.get("valid")
+    wishes = {wish: wish.tables(*three) for wish in (Wish(s, given.n) for s in given.strategies)}
+    check_out(out, tables)
+    left_out = labelled_already(tables["labeled"], tables["pool"], task.row_id)
+    _check_rounds(given.rounds, given.n, tables["pool"].num_rows, len(left_out))
+    tell(left_out, tables["pool"].num_rows)
+    identity: dict[str, Any] = {}
+    for wish, asked in wishes.items():
+        job, own = _try(given, options, wish, {**asked, "test": tables["test"]})
+        identity |= {k: own[k] for k in _SHARED} | {"labeled": own["train"]}
+        identity |= {"valid": own["valid"]} if wish.needs_valid else {}
+    settled = replace(task, classes=job.classes.labels)
+    x, y = _read(tables["labeled"], job.columns["train"])
+    if task.fit is None:
+        # A model that no fit says how to train must be refused before a folder is claimed.
+        train_anew(settled, tables["labeled"], seed=given.seeds[0])
+    identity |= {"strategy": given.strategies, "seed": given.seeds, "rounds": given.rounds, "n": given.n}
+    identity |= {**asdict(options), "row_id": job.columns["pool"].row_id, **fit_identity(task)}
+    return _Opened(settled, tables, (x, y), job.columns["pool"], identity, left_out)
+
+
+def _try(given: _Given, o: Options, wish: Wish, tables: Mapping[str, Any]) -> tuple[Job, dict[str, Any]]:
+    """Open a run of `acquire` on the first labelled rows, and close it again."""
+    settings = wish.settings(o.curvature, o.fisher, given.seeds[0], None, o.rank, o.subsample)
+    settings = replace(settings, aggregate=str(o.aggregate), samples=o.samples if wish.needs_dropout else 0)
+    fits = partial(wish.check, features=given.task.feature_columns, settings=settings)
+    request = Request("acquire", given.task, tables, wish.objectives(), settings, o.damping, None, None, None, fits)
+    with open_run(request) as run:
+        return run.job, run.identity
+
+
+def _read(table: Table, columns: Columns) -> tuple[Array, Array]:
+    """Features and labels of all rows."""
+    reader = BatchReader(table, columns)
+    found = [batch for shard in table.shards for batch in reader.read(shard, READ_ROWS)]
+    return np.concatenate([b.x for b in found]), np.concatenate([b.labels for b in found])
+
+
+def _check_rounds(rounds: int, n: int, rows: int, left_out: int) -> None:
+    """Refuse rounds for which the pool has too few rows that are not labelled.
+
+    Raises:
+        InputError: too many.
+    """
+    free = rows - left_out
+    if rounds * n > free:
+        labelled = f", {left_out:,} of them labelled already" if left_out else ""
+        raise InputError(
+            f"{rounds} rounds of n={n:,} want {rounds * n:,} rows, and the pool has {rows:,}{labelled}.",
+            f"pass a smaller n (up to {free // rounds:,}), or fewer rounds.",
+        )

@@ -1,0 +1,147 @@
+"""Trimming: drop the worst rows of a column of scores, and see what that does to the model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from rayinf.api.evaluate import evaluate
+from rayinf.data.scores import Scores
+from rayinf.data.selection import Selection
+from rayinf.engine.entry import check
+from rayinf.errors import InputError
+from rayinf.select.trim import UNSIGNED, candidates, pick, use_up, worst_first
+from rayinf.task import Task
+from rayinf.training.retraining import train_anew
+from rayinf.training.scored_table import check_scored
+
+
+def trim(
+    scores: Scores,
+    budget: int = 100,
+    by: str | None = None,
+    floor: int = 0,
+    *,
+    retrain: bool = False,
+    task: Task | None = None,
+    train: Any = None,
+    valid: Any = None,
+    test: Any = None,
+    objective: Any = (),
+    seed: int = 0,
+) -> Selection:
+    """Remove the rows that a column of scores calls the worst.
+
+    Of `fi`, `fi_rank` and `self_influence`, the `budget` rows of largest value (Yu 2025, Algorithm 3). Of every other
+    column,
+    an influence with a sign, the `min(budget, number of negative values)` most negative ones (Chhabra 2024, Algorithm
+    2). Of equal
+    values the earlier row counts as the worse. Rows without a value (`fi`, where a share was scored) stay.
+
+    Of a gap between groups (`demographic_parity`, `equal_opportunity`) no more rows go than bring the predicted gap
+    nearest to 0: further ones would open it on the other side. `metadata` says what is predicted.
+
+    Args:
+        scores: of the training rows.
+        budget: how many rows to remove, at most.
+        by: the column. Needed where there are several; `fi` with `fi_rank` means `fi_rank`.
+        floor: so many rows of every class stay at least (a class that had fewer keeps all): rows of a class at its
+            floor are passed over, and the next worst are taken.
+        retrain: also train the task's model anew on all of `train` and on the kept rows (`Task(fit=...)`), and measure
+            both: `Selection.before` and `.after`.
+        task: for `retrain`: the one that was valued. To train another on the kept rows, take
+            `rayinf.retrain(task, train, keep=...)`.
+        train: for `retrain`: the table that the scores belong to.
+        valid: for `retrain`: what is measured on, where there is no `test`.
+        test: for `retrain`: what is measured on.
+        objective: for `retrain`: what else is measured, as in `influence`; attacks are aimed at the task's own model.
+        seed: of the training.
+
+    Returns:
+        A Selection: `.kept`, `.removed` (worst first), and with `retrain` the measures `before` and `after`: `rows`,
+        `loss`, `accuracy` and `accuracy_<label>` on `test`, those of `objective` (see `evaluate`), and `train_rows`.
+
+    Raises:
+        InputError: an unknown column, several and none named, a budget or floor out of range, a floor without labels,
+            `retrain` without what it needs, or another model or table than that of the scores.
+        RunError: training diverged or did not converge.
+
+    Cost: a sort of the column; with `retrain`, two trainings.
+    """
+    check(scores=scores, budget=budget, by=by, floor=floor, retrain=retrain, seed=seed)
+    if retrain:
+        _check_retraining(scores, task, train, valid if test is None else test)
+    by = _column(scores, by)
+    table = scores.select(["row_id", by])
+    ids, values, labels = table["row_id"], table[by].to_numpy(), scores.labels if floor else None
+    if floor and labels is None:
+        raise InputError(
+            f"floor={floor} needs the class of every row, and these scores carry no labels.",
+            "compute the scores with rayinf, or pass Scores.from_numpy(..., labels=y).",
+        )
+    valued = int((~np.isnan(values)).sum())
+    if budget > valued:
+        raise InputError(
+            f"budget={budget} is more than the {valued:,} rows that have a value of {by!r}.",
+            f"pass at most {valued}" + (", or by='fi_rank', which has every row." if valued < len(values) else "."),
+        )
+    signed = bool(scores.metadata.get("signed", by not in UNSIGNED))
+    order = worst_first(values, signed)
+    removed = pick(order, candidates(values, signed), budget, labels, floor)
+    gap = abs(scores.metadata.get("objective_details", {}).get(by, {}).get("signed", np.inf))
+    harmful = int(removed.sum())
+    if gap < np.inf:
+        removed = use_up(order, removed, values, gap)
+    rule = "most negative" if signed else "largest"
+    metadata = {"by": by, "rule": rule, "budget": budget, "floor": floor, "removed": int(removed.sum())}
+    metadata |= {"of": scores.metadata["of"]} if "of" in scores.metadata else {}
+    if gap < np.inf:
+        left = abs(gap + float(values[removed].sum()))
+        metadata |= {"gap": gap, "predicted_gap": left, "used_up": int(removed.sum()) < harmful}
+    # Rows without a value are neither good nor bad: after the best ones, before those that are removed.
+    missing = np.isnan(values[order])
+    best_first = np.concatenate([order[~missing][::-1], order[missing]])
+    selection = Selection.of(ids, values, best_first, ~removed, metadata)
+    if not retrain or task is None:
+        return selection
+    test = valid if test is None else test
+    measured = []
+    for keep in (None, selection.mask):
+        measures = evaluate(train_anew(task, train, keep=keep, seed=seed), test, objective, against=task)
+        measured.append({**measures, "train_rows": len(selection.mask) if keep is None else len(selection)})
+    return replace(selection, before=measured[0], after=measured[1])
+
+
+def _column(scores: Scores, by: str | None) -> str:
+    """The column to trim by.
+
+    Raises:
+        InputError: there is none of that name, or several and none is named.
+    """
+    have = scores.columns
+    shown = ", ".join(map(repr, have))
+    if by is None and set(have) == {"fi", "fi_rank"} and not scores.metadata.get("signed", False):
+        return "fi_rank"
+    if by is None and len(have) != 1:
+        raise InputError(f"The scores have {len(have)} columns: {shown}.", f"name one, as by={have[0]!r}.")
+    if by is not None and by not in have:
+        raise InputError(f"by={by!r} is not a column of the scores; they have {shown}.", "name one of these.")
+    return have[0] if by is None else by
+
+
+def _check_retraining(scores: Scores, task: Task | None, train: Any, test: Any) -> None:
+    """Refuse `retrain=True` without what it needs, or with another table than that of the scores.
+
+    Raises:
+        InputError: what is missing or does not match.
+    """
+    if missing := [name for name, value in (("task", task), ("train", train), ("test", test)) if value is None]:
+        raise InputError(
+            f"retrain=True needs task, train, and test or valid: {', '.join(missing)} is missing.",
+            "pass trim(scores, ..., retrain=True, task=task, train=train, test=test).",
+        )
+    check(task=task)
+    assert task is not None
+    check_scored(scores, task, train)

@@ -1,0 +1,167 @@
+"""Online trimming: batches arrive one by one, and each is valued and trimmed before a learner sees it.
+
+See Chhabra 2024, section 5.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from rayinf.api.influence import influence
+from rayinf.api.trim import trim
+from rayinf.arguments import shown
+from rayinf.data.files import write_result
+from rayinf.data.out_folder import check_out
+from rayinf.data.scores import Scores
+from rayinf.data.selection import Selection
+from rayinf.data.tables import Table, as_table
+from rayinf.engine.entry import check
+from rayinf.engine.job import Cluster
+from rayinf.errors import InputError, RayinfError
+from rayinf.store.places import AnyPath, open_place
+from rayinf.task import Task
+from rayinf.training.retraining import train_anew
+
+
+@dataclass(frozen=True)
+class TrimmedBatch:
+    """A batch after trimming.
+
+    Attributes:
+        index: its place in the stream, from 0.
+        table: the kept rows, in order, with all columns that were given.
+        selection: which rows were kept and removed.
+        scores: what every row of the batch is worth.
+    """
+
+    index: int
+    table: pa.Table
+    selection: Selection
+    scores: Scores
+
+
+def trim_stream(
+    task: Task,
+    batches: Iterable[Any],
+    valid: Any,
+    budget: float = 0.1,
+    objective: Any = "total",
+    by: str | None = None,
+    refit: bool = True,
+    curvature: str = "exact",
+    damping: float | None = None,
+    floor: int = 0,
+    cluster: Cluster | None = None,
+    out: str | AnyPath | None = None,
+    seed: int = 0,
+) -> Iterator[TrimmedBatch]:
+    """Value each batch of a stream on its own, and trim it.
+
+    See Chhabra 2024, section 5.4 and C.3, with Chhabra 2024, Algorithm 2.
+
+    Args:
+        task: the model and its columns. With several batches in which a class may be missing, name `Task(classes=...)`
+            or use a fitted task (`logistic_regression`), whose classes are settled.
+        batches: tables in any form, taken one at a time; endless ones will do.
+        valid: the rows that the objectives are summed over.
+        budget: of each batch, at most this share of its rows in (0, 1), or this whole number of rows.
+        objective: as in `influence`.
+        by: the column to trim by, where there are several.
+        refit: train the task's model anew on each batch, and value the batch under that model: a surrogate for
+            whatever learns from the stream. False: value it under the model as it then is; it is looked at again for
+            each batch, so that a learner that goes on training the very same module is followed.
+        curvature: as in `influence`.
+        damping: as in `influence`.
+        floor: rows of every class that stay in a batch (see `trim`).
+        cluster: as in `influence`.
+        out: a folder with a run folder a batch, `batch-00000` and so on, and in it the kept rows as `kept.parquet`:
+            given the same stream again, batches that are finished are not valued again, and another stream is refused.
+        seed: of training, and as in `influence`.
+
+    Returns:
+        An iterator of `TrimmedBatch`, each as soon as it is done.
+
+    Raises:
+        InputError: a wrong argument (at the call, before any batch is taken); a batch that cannot be valued, by its
+            place in the stream: earlier ones are not lost.
+        RunError: as in `influence` and `retrain`.
+
+    Cost: that of `influence` on each batch, and with `refit` that of training on it. One batch is held at a time.
+    """
+    check(task=task, by=by, refit=refit, curvature=curvature, damping=damping, floor=floor, cluster=cluster)
+    check(out=out, seed=seed)
+    _check(batches, budget)
+    how: dict[str, Any] = {"curvature": curvature, "damping": damping, "cluster": cluster, "seed": seed}
+
+    def value(batch: Any, folder: AnyPath | None) -> tuple[Selection, Scores]:
+        model = train_anew(task, batch, seed=seed) if refit else task
+        scores = influence(model, batch, valid, objective, out=folder, **how)
+        return trim(scores, _rows(budget, len(scores)), by=by, floor=floor), scores
+
+    return _stream(task, batches, value, None if out is None else open_place(out, "out"))
+
+
+def _stream(
+    task: Task,
+    batches: Iterable[Any],
+    value: Callable[[Any, AnyPath | None], tuple[Selection, Scores]],
+    home: AnyPath | None,
+) -> Iterator[TrimmedBatch]:
+    others = [task.label, *([task.group] if task.group else [])]
+    for index, batch in enumerate(batches):
+        folder = None if home is None else home / f"batch-{index:05d}"
+        try:
+            given = as_table(batch, task.feature_columns, others, "the batch")
+            check_out(folder, {f"batch {index}": given})
+            selection, scores = value(given, folder)
+            table = _whole(given).filter(pa.array(selection.mask))
+        except RayinfError as error:
+            raise type(error)(f"Batch {index} of the stream: {error.what}", error.fix) from error
+        if folder is not None:
+            write_result(folder / "kept.parquet", table)
+        yield TrimmedBatch(index, table, selection, scores)
+
+
+def _whole(table: Table) -> pa.Table:
+    """All rows and columns of a batch."""
+    reader = table.open(table.schema.names)
+    return pa.Table.from_batches([b for s in table.shards for b in reader.read(s)], table.schema)
+
+
+def _rows(budget: float, rows: int) -> int:
+    """How many rows may go, at most."""
+    return min(int(budget), rows) if isinstance(budget, Integral) else int(budget * rows)
+
+
+def _check(batches: object, budget: object) -> None:
+    """Refuse what is no stream, and a budget that is none.
+
+    Raises:
+        InputError: one of these.
+    """
+    import pandas as pd
+
+    arrays = isinstance(batches, tuple) and len(batches) > 0 and hasattr(batches[0], "shape")
+    if isinstance(batches, str | Path | pa.Table | pd.DataFrame) or (
+        arrays and not isinstance(batches[0], pd.DataFrame | pa.Table)  # type: ignore[index]
+    ):
+        raise InputError(
+            f"batches={shown(batches)} is a single table, and a stream is made of several.",
+            "pass a list of tables, or [table].",
+        )
+    if not isinstance(batches, Iterable):
+        raise InputError(f"batches={shown(batches)}: batches must be an iterable of tables.", "pass a list of tables.")
+    number = isinstance(budget, Real) and not isinstance(budget, bool)
+    whole = number and isinstance(budget, Integral) and int(budget) >= 1
+    share = number and not isinstance(budget, Integral) and 0 < float(budget) < 1  # type: ignore[arg-type]
+    if not whole and not share:
+        raise InputError(
+            f"budget={shown(budget)}: budget must be a share in (0, 1), or a whole number of rows >= 1.",
+            "pass budget=0.1, say, for a tenth of every batch.",
+        )

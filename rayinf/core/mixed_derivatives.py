@@ -1,0 +1,303 @@
+"""The mixed derivative `M = d_x d_theta l` of every row, by its products alone: `M'U`, `M f`, `M'M f`; never `p x d`.
+
+Everything lives in layer inputs and output gradients (`positions.py`): a row's gradient is `sum_t g_t a_t'`, and both
+are functions of its input x. `M'U` is the gradient in x of the product of that with U (reverse over reverse), and
+`M f` its tangent in direction f (forward over reverse).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from rayinf.core.blocks import Block
+from rayinf.core.capture import Tape, capture, forward
+from rayinf.core.fisher import logit_error
+from rayinf.core.influence import Queries, Turn, check_flat, turn_positions
+from rayinf.core.influence_measure import contrasts
+from rayinf.core.inverse import split_blocks
+from rayinf.core.layer_inputs import Positions, rotate, tiles
+from rayinf.core.row_gradients import map_tensors
+from rayinf.errors import InputError
+from rayinf.task import RowLoss
+
+# The tape's name for the model's own input.
+_INPUT = "<input>"
+_ONE_TILE = 1 << 40
+
+
+@dataclass(frozen=True)
+class Inverse:
+    """The inverse curvature `(n Hbar)^-1`: one dense matrix `[p, p]`, or eigenvectors and inverse eigenvalues a block.
+
+    Blocks without a turn contribute nothing. `kept` holds what was made of the matrix once, for all batches.
+    """
+
+    dense_pp: Tensor | None
+    turns: Mapping[str, Turn]
+    kept: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+
+class MixedRows(Protocol):
+    """The rows of a batch, and products with their mixed derivatives. Inputs are flattened to `[B, d]`."""
+
+    logits: Tensor
+
+    def slopes(self, query: Queries) -> Tensor:
+        """`M'U` `[B, d]` for one U, `[1, r, o, i]` a block."""
+        ...
+
+    def jacobians(self, inverse: Inverse) -> tuple[Tensor, Tensor]:
+        """Of every contrast of logits: `J_x`, and `M' (n Hbar)^-1 J_theta'`, each `[B, K - 1, d]`."""
+        ...
+
+    def columns(self, f_bdk: Tensor, inverse: Inverse | None) -> Tensor:
+        """`M f` `[B, k, p]`, in the blocks' order; through the inverse (in its eigenbasis, if it has one)."""
+        ...
+
+    def gram(self, f_bdk: Tensor) -> Tensor:
+        """`M'M f` `[B, d, k]`."""
+        ...
+
+
+class TapedRows:
+    """Any model, on the tape of one forward pass that can be differentiated twice.
+
+    Args:
+        model: in eval mode, all of whose blocks have a rule.
+        blocks: what is valued.
+        x: the model's input; its floating tensors are perturbed.
+        labels: `[B]`.
+        loss: of the task.
+
+    Raises:
+        InputError: an input without floating tensors, or a layer that cannot be differentiated twice.
+    """
+
+    def __init__(
+        self, model: nn.Module, blocks: tuple[Block, ...], x: Any, labels: Tensor, loss: str | RowLoss
+    ) -> None:
+        self._model, self._blocks, self._x, self._labels, self._loss = model, blocks, x, labels, loss
+        self._modules = dict(model.named_modules())
+        self._shapes = [v.shape for v in float_tensors(x)]
+        if not self._shapes:
+            raise InputError(
+                "The model's input has no floating numbers: integers (tokens) cannot be perturbed.",
+                "pass their embeddings as the features, with a model that starts from them.",
+            )
+        self._leaves: list[Tensor] = []
+        with capture(model, blocks, attached=True) as tape, _plain_attention():
+            self._tape = tape
+            self.logits = forward(model, map_tensors(x, self._leaf))
+            gradients = tape.gradients(self.logits, logit_error(loss, self.logits, labels), attached=True)
+            # What a row's gradient is made of, on the graph.
+            self._live = self._positions(tape, gradients)
+
+    def check_flat(self, names: Sequence[str]) -> None:
+        """Refuse layers whose curvature is 0 though a row has a gradient there.
+
+        Raises:
+            InputError: the layer.
+        """
+        for block in self._blocks:
+            for tile in self._live.get(block.name, ()) if block.name in names else ():
+                check_flat(block, tile)
+
+    def slopes(self, query: Queries) -> Tensor:
+        """`M'U` for one U: a pass backward through the whole graph."""
+        total = self.logits.new_zeros(())
+        for block in self._blocks:
+            for tile in self._live.get(block.name, ()):
+                u_roi = _narrow(query[block.name][0], tile)
+                total = total + (torch.matmul(tile.a_brti, u_roi.transpose(1, 2)) * tile.g_brto).sum()
+        return self._in_input(total)
+
+    def jacobians(self, inverse: Inverse) -> tuple[Tensor, Tensor]:
+        """A pass backward to the layers and the input, and one through the whole graph, for each contrast."""
+        direct, moved = [], []
+        turned = {n: [turn_positions(t, inverse.turns.get(n)) for t in parts] for n, parts in self._live.items()}
+        for k in range(self.logits.shape[1] - 1):
+            cotangent_bc = contrasts(self.logits.detach())[:, k]
+            found = self._tape.gradients(self.logits, cotangent_bc)
+            direct.append(_flat(found[_INPUT]))
+            fixed = self._positions(self._tape, found, detach=True)
+            moved.append(self._in_input(self._product(turned, fixed, inverse)))
+        return torch.stack(direct, 1), torch.stack(moved, 1)
+
+    def _product(
+        self, turned: Mapping[str, Sequence[tuple[Tensor, Tensor]]], fixed: _Parts, inverse: Inverse
+    ) -> Tensor:
+        """The sum over rows of `<row gradient(x), (n Hbar)^-1 fixed row gradient>`."""
+        total = self.logits.new_zeros(())
+        if inverse.dense_pp is not None:
+            rows = torch.cat([_dense(b, fixed.get(b.name, ()), self.logits).flatten(1) for b in self._blocks], 1)
+            return self._against(split_blocks(rows @ inverse.dense_pp, self._blocks))
+        for block in self._blocks:
+            basis = inverse.turns.get(block.name)
+            for (a, g), tile in zip(turned.get(block.name, ()), fixed.get(block.name, ()), strict=True):
+                if basis is None:
+                    continue
+                d_roi = _narrow(basis[2], tile)
+                a_fixed = a.detach()  # the same inputs, which a wide layer turns at more cost than all else
+                g_fixed = rotate(tile.g_brto, basis[1])
+                if tile.one:
+                    half = torch.matmul((g * g_fixed)[:, :, 0].transpose(0, 1), d_roi)
+                    total = total + (half * (a * a_fixed)[:, :, 0].transpose(0, 1)).sum()
+                else:
+                    u_broi = torch.matmul(g_fixed.transpose(2, 3), a_fixed) * d_roi
+                    total = total + (torch.matmul(a, u_broi.transpose(2, 3)) * g).sum()
+        return total
+
+    def columns(self, f_bdk: Tensor, inverse: Inverse | None) -> Tensor:
+        """A forward pass with tangents and its backward for each direction."""
+        out = []
+        for k in range(f_bdk.shape[2]):
+            rows = self._column(f_bdk[:, :, k], inverse)
+            if inverse is not None and inverse.dense_pp is not None:
+                rows = rows @ inverse.dense_pp
+            out.append(rows)
+        return torch.stack(out, 1)
+
+    def gram(self, f_bdk: Tensor) -> Tensor:
+        """`M'M f`: `columns`, then a pass backward, for each direction."""
+        out = []
+        for k in range(f_bdk.shape[2]):
+            queries = split_blocks(self._column(f_bdk[:, :, k], None), self._blocks)
+            out.append(self._in_input(self._against(queries)))
+        return torch.stack(out, 2)
+
+    def _against(self, rows: Queries) -> Tensor:
+        """The sum over rows of `<row gradient(x), U of that row>`, U `[B, r, o, i]` a block."""
+        total = self.logits.new_zeros(())
+        for block in self._blocks:
+            for tile in self._live.get(block.name, ()):
+                u_broi = _narrow(rows[block.name][tile.rows], tile)
+                total = total + (torch.matmul(tile.a_brti, u_broi.transpose(2, 3)) * tile.g_brto).sum()
+        return total
+
+    def _column(self, f_bd: Tensor, inverse: Inverse | None) -> Tensor:
+        """The tangent `[B, p]` of every row's gradient in direction f: `sum_t dg_t a_t' + g_t da_t'`."""
+        parts = iter(f_bd.split([int(s[1:].numel()) for s in self._shapes], 1))
+
+        def dual(v: Tensor) -> Tensor:
+            if not v.is_floating_point():
+                return v
+            return forward_ad.make_dual(v.detach(), next(parts).reshape(v.shape).to(v.dtype))
+
+        with (
+            forward_ad.dual_level(),
+            capture(self._model, self._blocks, attached=True) as tape,
+            _plain_attention(),
+        ):
+            logits = forward(self._model, map_tensors(self._x, dual))
+            gradients = tape.gradients(logits, logit_error(self._loss, logits, self._labels), last=True)
+            duals = self._positions(tape, gradients, detach=False)
+            turns = {} if inverse is None else inverse.turns
+            out = []
+            for block in self._blocks:
+                turn = turns.get(block.name)
+                idle = inverse is not None and inverse.dense_pp is None and turn is None
+                rows = self._tangent(block, () if idle else duals.get(block.name, ()), turn)
+                out.append(rows.flatten(1))
+        return torch.cat(out, 1)
+
+    def _tangent(self, block: Block, parts: Sequence[Positions], turn: Turn | None) -> Tensor:
+        """The tangents of one block's row gradients, `[B, r, o, i]`, times its inverse eigenvalues if it has a turn."""
+        rows = self.logits.new_zeros(len(self.logits), *block.shape)
+        for tile in parts:
+            a, g = turn_positions(tile, turn)
+            (a, da), (g, dg) = (_unpack(v) for v in (a, g))
+            value = torch.matmul(dg.transpose(2, 3), a) + torch.matmul(g.transpose(2, 3), da)
+            _put(rows[tile.rows], tile, value.detach())
+        return rows if turn is None else rows * turn[2]
+
+    def _leaf(self, v: Tensor) -> Tensor:
+        """A part of the input, on the tape as if it were a layer's output."""
+        if not v.is_floating_point():
+            return v
+        leaf = v.detach().requires_grad_(True)
+        self._leaves.append(leaf)
+        out = leaf * 1
+        self._tape.record(_INPUT, leaf, out)
+        return out
+
+    def _in_input(self, total: Tensor) -> Tensor:
+        """The gradient of a sum over rows in their inputs, `[B, d]`."""
+        if not total.requires_grad:
+            return total.new_zeros(len(self.logits), sum(int(s[1:].numel()) for s in self._shapes))
+        found = torch.autograd.grad(total, self._leaves, retain_graph=True, allow_unused=True)
+        return _flat([torch.zeros_like(v) if g is None else g for v, g in zip(self._leaves, found, strict=True)])
+
+    def _positions(self, tape: Tape, gradients: Mapping[str, list[Tensor]], detach: bool = False) -> _Parts:
+        out = {}
+        for block in self._blocks:
+            if block.name in gradients:
+                inputs = tape.inputs[block.name]
+                inputs = [v.detach() for v in inputs] if detach else inputs
+                out[block.name] = list(
+                    tiles(block, self._modules[block.name], inputs, gradients[block.name], times=_ONE_TILE)
+                )
+        return out
+
+
+_Parts = dict[str, list[Positions]]
+
+
+@contextmanager
+def _plain_attention() -> Generator[None]:
+    """Attention in forms that can be differentiated twice and forward: neither fused kernels nor torch's fast path."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def float_tensors(x: Any) -> list[Tensor]:
+    """The floating tensors of a model's input, in order: what is perturbed."""
+    found: list[Tensor] = []
+
+    def keep(v: Tensor) -> Tensor:
+        if v.is_floating_point():
+            found.append(v)
+        return v
+
+    map_tensors(x, keep)
+    return found
+
+
+def _flat(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([v.flatten(1) for v in parts], 1)
+
+
+def _narrow(u: Tensor, tile: Positions) -> Tensor:
+    """The columns that a tile of an embedding stands for."""
+    return u if tile.columns is None else u[..., tile.columns]
+
+
+def _put(rows_broi: Tensor, tile: Positions, value: Tensor) -> None:
+    if tile.columns is None:
+        rows_broi.copy_(value)
+    else:
+        rows_broi.index_add_(3, tile.columns, value)
+
+
+def _dense(block: Block, parts: Sequence[Positions], like: Tensor) -> Tensor:
+    rows = like.new_zeros(len(like), *block.shape)
+    for tile in parts:
+        _put(rows[tile.rows], tile, torch.matmul(tile.g_brto.transpose(2, 3), tile.a_brti))
+    return rows
+
+
+def _unpack(v: Tensor) -> tuple[Tensor, Tensor]:
+    value, tangent = forward_ad.unpack_dual(v)
+    return value, torch.zeros_like(value) if tangent is None else tangent

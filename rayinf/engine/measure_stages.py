@@ -1,0 +1,373 @@
+"""The stages of the influence measure FI: of every row on the validation loss, and of every pair for acquisition."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from rayinf.core import influence_measure, linear_head
+from rayinf.core.fisher import FisherKind, logit_error, loss_gradient
+from rayinf.core.influence import dense_rows
+from rayinf.core.lowrank import OVERSAMPLE, project, right_subspace
+from rayinf.core.mixed_derivatives import Inverse, MixedRows, TapedRows, float_tensors
+from rayinf.core.objectives import Objective, mean_loss
+from rayinf.data.batches import Batch, is_text, row_keys, uniforms
+from rayinf.data.files import Arrays
+from rayinf.data.part_files import PartPlace
+from rayinf.data.run_folder import SCORES
+from rayinf.data.scores import LABEL_COLUMN, to_numpy
+from rayinf.data.shards import Shard
+from rayinf.data.tables import Table
+from rayinf.engine.fit_quality import KEY, FitSums
+from rayinf.engine.job import Chunk, Settings
+from rayinf.engine.probe import Probe
+from rayinf.engine.run import Run
+from rayinf.engine.stages import Scoring, check_finite
+from rayinf.engine.worker import BATCH_FLOATS, MOST_ROWS, Ready, Worker
+from rayinf.errors import InputError
+from rayinf.select.aggregate import parse
+from rayinf.select.forest import LEAST_ROWS
+
+# What FI_util watches.
+OBJECTIVE = Objective("fi", combine=mean_loss)
+# The key under which a shard's table carries what it has to say of its rows.
+SUMMARY = b"rayinf"
+# Rows that are read at a time where only some of them are scored.
+_READ_ROWS = 8192
+# Numbers of one tile of pairs: products, squares and the aggregate's selection stay in the processor's last cache.
+_PAIR_FLOATS = 1_000_000
+# Pairs are kept in float32, with half the bytes to select among, where that has room for them.
+_LEAST, _MOST = 1e-25, 1e35
+
+
+class Differentiator:
+    """A worker's rows with their mixed derivatives, and the inverse curvature that they go through."""
+
+    def __init__(self, worker: Worker, arrays: Arrays) -> None:
+        self.worker = worker
+        held = worker.tensors({k: v for k, v in arrays.items() if not k.startswith(("U/", "R"))}, torch.float64)
+        names = [k.removeprefix("D/") for k in held if k.startswith("D/")]
+        turns = {n: (held.get(f"q_a/{n}"), held.get(f"q_g/{n}"), held[f"D/{n}"]) for n in names}
+        self.inverse = Inverse(held.get("dense"), turns)
+        self.flat = [n for n in names if not bool(held[f"D/{n}"].any())]
+        self.is_head: bool | None = None
+
+    def rows(self, ready: Ready) -> MixedRows:
+        """The rows of a batch: closed forms where the model is a linear head on its features."""
+        w = self.worker
+        if self.is_head is None:
+            self.is_head = linear_head.is_plain_head(w.model, w.blocks, ready.x)
+        if not self.is_head:
+            taped = TapedRows(w.model, w.blocks, ready.x, ready.y, w.loss)
+            taped.check_flat(self.flat)
+            return taped
+        return linear_head.HeadRows(w.model, w.blocks[0], ready.x, ready.y, w.loss)
+
+    @property
+    def is_contrasted(self) -> bool:
+        """Whether row gradients are a head's, taken less its first class: those of cross-entropy add up to 0."""
+        return bool(self.is_head) and self.worker.loss == "cross_entropy"
+
+    def derivatives(self, ready: Ready) -> tuple[MixedRows, Tensor, Tensor | None, Tensor]:
+        """The rows, their total logit derivatives `[B, K - 1, d]`, and with a rank: V `[B, d, k]` and its share."""
+        rows = self.rows(ready)
+        direct, moved = rows.jacobians(self.inverse)
+        basis, share = self._basis(rows, ready, direct.shape[2])
+        moved = moved if basis is None else project(moved, basis)
+        return rows, direct - moved, basis, share
+
+    def _basis(self, rows: MixedRows, ready: Ready, d: int) -> tuple[Tensor | None, Tensor]:
+        """The subspace of the leading right singular vectors of every row's M (KFSVD)."""
+        rank = self.worker.job.settings.rank
+        if rank is None or rank >= d:
+            return None, torch.ones(len(ready.y))
+        width = min(rank + OVERSAMPLE, d)
+        if width == d:
+            start = torch.eye(d, dtype=torch.float64).expand(len(ready.y), d, d)
+        else:
+            start = torch.from_numpy(_normals(ready.raw, self.worker.job.settings.seed, d * width))
+            start = start.view(-1, d, width)
+        return right_subspace(rows.gram, start.to(rows.logits.device), rank)
+
+    def rows_a_batch(self) -> int:
+        """Rows whose graph, row gradients and directions fit in half of `BATCH_FLOATS`."""
+        w, settings = self.worker, self.worker.job.settings
+        if settings.batch_size is not None:
+            return settings.batch_size
+        ready = next(w.read("train", w.job.tables["train"].shards[0], 1))
+        d = sum(v[0].numel() for v in float_tensors(ready.x))
+        k, p = len(w.job.classes.labels), sum(b.numel for b in w.blocks)
+        inputs, outputs = w.activations
+        if self.is_head is None:
+            self.is_head = linear_head.is_plain_head(w.model, w.blocks, ready.x)
+        if self.is_head:
+            floats = (k * p if self.inverse.dense_pp is not None else 4 * p) + 4 * k * d
+        else:
+            floats = 16 * (inputs + outputs) + 3 * k * d
+            # Row gradients are formed where a layer has many positions, or all at once.
+            floats += 3 * w.largest_shared
+            floats += p * (3 if self.inverse.dense_pp is not None or settings.rank or settings.strategy else 0)
+        floats += 4 * d * (settings.rank or 0)
+        return int(min(max(BATCH_FLOATS // 2 // floats, 1), MOST_ROWS))
+
+
+class Measure(Scoring):
+    """Shard -> FI_util of its rows (Yu 2025, Eq. 3.1), null where a row is not in the subsample.
+
+    Arrays: `U/<block>`, the mean validation gradient through the inverse curvature, and that inverse.
+    """
+
+    def prepare(self, arrays: Arrays) -> None:
+        """Bring the query and the inverse to the device."""
+        held = {k.removeprefix("U/"): v for k, v in arrays.items() if k.startswith("U/")}
+        self.query = self.worker.tensors(held, torch.float64)
+        self.source = Differentiator(self.worker, arrays)
+
+    def table(self, shard: Shard) -> pa.Table:
+        """`row_id`, the label and `fi`; what is told of the rows goes with it as its metadata."""
+        w, settings = self.worker, self.worker.job.settings
+        size = self.source.rows_a_batch()
+        self.fit = FitSums(len(w.job.classes.labels))
+        told = {"one_hot": 0, "rows": 0, "share": 0.0, "least_share": 1.0}
+        ids, labels, parts = [], [], []
+        for raw in w.read_raw(w.job.scored, shard, max(size, int(size / settings.subsample))):
+            chosen = in_subsample(raw, settings)
+            values = np.full(len(raw), np.nan)
+            for start in range(0, len(chosen), size):
+                rows = chosen[start : start + size]
+                values[rows] = self._values(w.ready(w.job.scored, raw.take(rows)), told)
+            ids.append(raw.ids)
+            labels.append(raw.labels)
+            parts.append(values)
+        held = np.concatenate(parts)
+        columns = {
+            "row_id": pa.chunked_array(ids).combine_chunks(),
+            LABEL_COLUMN: pa.array(np.concatenate(labels)),
+            "fi": pa.array(held, mask=np.isnan(held)),
+        }
+        self.fit.value = float(np.nanmax(np.abs(held), initial=0.0))
+        summaries = {SUMMARY: json.dumps(told).encode(), KEY: self.fit.to_json()}
+        return pa.table(columns).replace_schema_metadata(summaries)
+
+    def _values(self, ready: Ready, told: dict[str, Any]) -> np.ndarray[Any, Any]:
+        rows, total, basis, share = self.source.derivatives(ready)
+        logits = rows.logits.detach()
+        self.fit.add(logits, ready.y, *loss_gradient(self.worker.loss, logits, ready.y))
+        slope = rows.slopes(self.query)
+        if basis is not None:
+            slope = project(slope[:, None], basis)[:, 0]
+        values, one_hot = influence_measure.measure(logits, total, slope)
+        told["one_hot"] += int(one_hot.sum())
+        told["rows"] += len(values)
+        told["share"] += float(share.sum())
+        told["least_share"] = min(told["least_share"], float(share.min()))
+        out: np.ndarray[Any, Any] = values.cpu().numpy()
+        check_finite(out[:, None], ready.raw, self.worker.job.tables[self.worker.job.scored].name)
+        return out
+
+
+class PairFactors:
+    """Chunk of labelled rows -> `R` `[rows, r, p]`, `R_i = ((n Hbar)^-1 M_i F_i)'`: `FI(z', z_i) = |R_i grad l(z')|^2`.
+
+    In the eigenbasis where the inverse has one and the model is no plain head; of a head, less class 0. Option
+    `solve`: False leaves a dense `(n Hbar)^-1` to the rows of the pool, which are fewer.
+    """
+
+    def __init__(self, worker: Worker, arrays: Arrays, solve: bool) -> None:
+        self.worker = worker
+        self.source = Differentiator(worker, arrays)
+        self.inverse = self.source.inverse if solve else None
+
+    def __call__(self, item: Chunk) -> Arrays:
+        """The factors of a tile of labelled rows."""
+        size, parts = self.source.rows_a_batch(), []
+        for shard in item.shards:
+            for ready in self.worker.read("train", shard, size):
+                rows, total, basis, _ = self.source.derivatives(ready)
+                f_bdk = influence_measure.inverse_factor(rows.logits.detach(), total)
+                if basis is not None:
+                    f_bdk = basis @ (basis.transpose(1, 2) @ f_bdk)
+                if isinstance(rows, linear_head.HeadRows) and self.source.is_contrasted:
+                    r_bkp = rows.contrasted_columns(f_bdk, self.inverse)
+                else:
+                    r_bkp = rows.columns(f_bdk, self.inverse)
+                parts.append(r_bkp.cpu().numpy())
+        return {"R": np.concatenate(parts) if len(parts) > 1 else parts[0]}
+
+
+class PairValues(Scoring):
+    """Shard of a pool -> FI of its rows against the labelled rows of a tile, or their aggregate (Yu 2025, Eq. 4.1).
+
+    z' takes its likeliest label. Arrays: `R` and the inverse. Options: `whole`, R holds all labelled rows; `solve`, as
+    R was made.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        arrays: Arrays,
+        names: list[str],
+        whole: bool,
+        solve: bool,
+        into: PartPlace | None = None,
+    ) -> None:
+        self.whole, self.solve = whole, solve
+        super().__init__(worker, arrays, names, into)
+
+    def prepare(self, arrays: Arrays) -> None:
+        """R as one matrix; for the plain mean, the `p x p` matrix that does it all where that is smaller."""
+        self.source = Differentiator(self.worker, arrays)
+        self.aggregate = parse(str(self.worker.job.settings.aggregate), len(arrays["R"]))
+        ready = next(self.worker.read("train", self.worker.job.tables["train"].shards[0], 1))
+        self.source.rows(ready)
+        r_nkp = torch.tensor(arrays["R"]).to(self.worker.device)
+        self.labeled, self.directions = r_nkp.shape[:2]
+        self.r_qp = r_nkp.flatten(0, 1)
+        self.mean_pp = None
+        if self.whole and self.aggregate.name == "mean" and self.r_qp.shape[1] < len(self.r_qp):
+            self.mean_pp = self.r_qp.T @ self.r_qp / self.labeled
+
+    def table(self, shard: Shard) -> pa.Table:
+        """`row_id` and the aggregate `fi`, or `fi_<k>` for the k-th labelled row; null outside the subsample."""
+        w, settings = self.worker, self.worker.job.settings
+        ids, parts = [], []
+        for raw in w.read_raw("pool", shard, _READ_ROWS):
+            chosen = in_subsample(raw, settings)
+            values = np.full((len(raw), len(self.names)), np.nan, np.float64 if self.whole else np.float32)
+            for rows in np.split(chosen, range(self._rows(), len(chosen), self._rows())):
+                if len(rows):
+                    ready = w.ready("pool", raw.take(rows))
+                    values[rows] = found = self._values(self.gradients(ready))
+                    check_finite(found, ready.raw, w.job.tables["pool"].name)
+            ids.append(raw.ids)
+            parts.append(values)
+        held = np.concatenate(parts)
+        columns = {n: pa.array(held[:, k], mask=np.isnan(held[:, k])) for k, n in enumerate(self.names)}
+        return pa.table({"row_id": pa.chunked_array(ids).combine_chunks(), **columns})
+
+    def _rows(self) -> int:
+        """Pool rows whose gradients fit in an eighth of `BATCH_FLOATS`."""
+        if self.worker.job.settings.batch_size is not None:
+            return self.worker.job.settings.batch_size
+        inputs, outputs = self.worker.activations
+        return int(min(max(BATCH_FLOATS // 8 // (self.r_qp.shape[1] + 4 * (inputs + outputs)), 1), _READ_ROWS))
+
+    def gradients(self, ready: Ready) -> Tensor:
+        """Row gradients `[B, p]` of the likeliest label, in the coordinates of R."""
+        w = self.worker
+        if self.source.is_contrasted:
+            rows = linear_head.HeadRows(w.model, w.blocks[0], ready.x, None, w.loss)
+            g_bp, inverse = rows.contrasted_gradients(), self.source.inverse
+            if self.solve or inverse.dense_pp is None:
+                return g_bp
+            return g_bp @ linear_head.contrasted(inverse, len(w.job.classes.labels), w.blocks[0].shape[2])
+        with w.tape(ready.x) as taped:
+            logits = taped.logits.detach()
+            cotangent = logit_error(w.loss, logits, logits.argmax(1)).detach()
+            inverse = self.source.inverse
+            turned = not self.source.is_head and inverse.dense_pp is None
+            rows_bp = dense_rows(taped, cotangent, turns=inverse.turns if turned else None)
+            return rows_bp if self.solve or inverse.dense_pp is None else rows_bp @ inverse.dense_pp
+
+    def _values(self, g_bp: Tensor) -> np.ndarray[Any, Any]:
+        if self.mean_pp is not None:
+            return ((g_bp @ self.mean_pp) * g_bp).sum(1, keepdim=True).cpu().numpy()
+        step = max(1, _PAIR_FLOATS // len(self.r_qp))
+        parts = []
+        for g in g_bp.split(step):
+            v_bnk = (g @ self.r_qp.T).view(len(g), self.labeled, self.directions)
+            squares = v_bnk.square_()[..., 0] if self.directions == 1 else v_bnk.square_().sum(2)
+            fits = _LEAST < float(squares.max()) < _MOST
+            held = (squares.to(torch.float32) if fits else squares).cpu().numpy()
+            parts.append(self.aggregate.apply(held, torch.get_num_threads())[:, None] if self.whole else held)
+        return np.concatenate(parts)
+
+
+def settings(
+    curvature: str, fisher: FisherKind, seed: int, batch_size: int | None, rank: int | None, subsample: float
+) -> Settings:
+    """Those of a run that measures FI: float64 but for fitting K-FAC, since the metric's inverse magnifies rounding."""
+    shared = Settings(curvature, fisher, seed=seed, batch_size=batch_size, rank=rank, subsample=subsample)
+    return replace(shared, precision="fp64", mixed=True)
+
+
+def check(table: Table, features: Sequence[str], probed: Probe, settings: Settings) -> None:
+    """Refuse a rank or a subsample that the table or the model cannot give, before any work.
+
+    Args:
+        table: whose rows are scored.
+        features: its columns of features.
+        probed: the model on a few rows.
+        settings: of the run.
+
+    Raises:
+        InputError: with the numbers.
+    """
+    rows = max(table.num_rows - len(settings.exclude), 1)
+    most = min(probed.parameters, probed.perturbed)
+    if settings.rank is not None and settings.rank > most:
+        raise InputError(
+            f"rank={settings.rank!r}: the mixed derivative of a row is {probed.parameters:,} x {probed.perturbed:,}.",
+            f"pass a whole number from 1 to {most:,}, or None for the exact measure.",
+        )
+    share = settings.subsample
+    if share < 1 and rows * share < LEAST_ROWS:
+        raise InputError(
+            f"subsample={share} of {rows:,} rows leaves {rows * share:.0f}: too few for a forest to learn from.",
+            f"score at least {LEAST_ROWS} rows: pass subsample={min(1.0, LEAST_ROWS / rows):.3g} or more.",
+        )
+    kinds = [table.schema.field(name).type for name in features]
+    if share < 1 and any(map(is_text, kinds)):
+        raise InputError(
+            f"subsample={share}: the features are text, and a forest cannot learn ranks from text.",
+            "pass subsample=1.0, or embeddings as the features.",
+        )
+
+
+def in_subsample(raw: Batch, settings: Settings) -> np.ndarray[Any, Any]:
+    """Positions of the batch's rows that a subsample takes: each with probability `subsample`, by its contents alone.
+
+    Rows that are excluded are left out. Which rows are excluded moves the seed too, so that every round of active
+    learning draws anew from the rows that are left (Algorithm 8 of the influence measure's paper).
+    """
+    if settings.subsample >= 1.0:
+        return np.arange(len(raw))
+    keys, seed = row_keys(raw.x, raw.labels), settings.seed + settings.draw + 2
+    taken = uniforms(keys, seed, 1)[:, 0] < settings.subsample
+    if settings.exclude:
+        taken &= ~np.isin(to_numpy(raw.ids), np.asarray(settings.exclude))
+    return np.flatnonzero(taken)
+
+
+def _normals(raw: Batch, seed: int, count: int) -> np.ndarray[Any, Any]:
+    """Standard normals `[B, count]` that depend on a row's contents and the seed alone (Box and Muller)."""
+    u = uniforms(row_keys(raw.x, raw.labels), seed + 3, count + count % 2)
+    half = u.shape[1] // 2
+    radius, angle = np.sqrt(-2 * np.log1p(-u[:, :half])), 2 * np.pi * u[:, half:]
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)[:, :count]
+
+
+def summarise(run: Run, tables: list[pa.Table]) -> dict[str, Any]:
+    """What is known of all rows together, from the summaries of the shards: of the tables, or of the folder's files."""
+    place = run.place(SCORES)
+    schemas = (
+        (t.schema for t in tables)
+        if place is None
+        else (place.schema(s.index) for s in run.job.tables[run.job.scored].shards)
+    )
+    rows, one_hot, share, least = 0, 0, 0.0, 1.0
+    for schema in schemas:
+        part = json.loads(schema.metadata[SUMMARY])
+        rows, one_hot, share = rows + part["rows"], one_hot + part["one_hot"], share + part["share"]
+        least = min(least, part["least_share"])
+    out: dict[str, Any] = {"rows_measured": rows, "one_hot_rows": one_hot}
+    if run.job.settings.rank is not None:
+        out |= {"captured_share": share / max(rows, 1), "least_captured_share": least}
+    return out

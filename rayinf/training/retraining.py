@@ -1,0 +1,167 @@
+"""Training a task's model anew, on all rows of a table or some."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rayinf.arguments import shown
+from rayinf.core.epochs import Recipe, train_epochs
+from rayinf.data.batches import Array, BatchReader
+from rayinf.data.tables import READ_ROWS
+from rayinf.engine.fit import fit_head
+from rayinf.engine.worker import Worker
+from rayinf.errors import InputError
+from rayinf.task import Fit, Task
+from rayinf.training.open_table import TABLE, open_table
+from rayinf.training.rows_to_keep import Keep, kept_mask
+from rayinf.training.shuffle import Rows, Shuffled
+from rayinf.user_code import FIT, on_rows, user_code
+
+
+def train_anew(
+    task: Task,
+    table: Any,
+    keep: Keep = None,
+    *,
+    weights: Array | None = None,
+    seed: int = 0,
+    rows: int | None = None,
+    paired: bool = False,
+) -> Task:
+    """What `rayinf.retrain` does, with arguments that are sound.
+
+    Raises:
+        InputError: a table, mask, weights or ids that do not fit it, or a model that no fit says how to train.
+        RunError: training diverged or did not converge.
+    """
+    worker, scan = open_table(task, table, "train")
+    chosen = _choose(kept_mask(keep, worker.job.tables[TABLE], task, scan), weights)
+    over = chosen.rows if rows is None else int(rows)
+    settled = worker.job.task
+    if isinstance(task.fit, Fit):
+        job, ridge = worker.job, settled.l2 * over / chosen.rows
+        shuffled = Shuffled(job.tables[TABLE], job.columns[TABLE], chosen.keep, task.fit.batch_size, paired)
+        train_in_place(worker, shuffled, chosen.weights, task.fit, ridge, int(seed))
+        model = worker.model
+    elif task.fit is not None:
+        asked = replace(settled, l2=settled.l2 * over / chosen.rows)
+        with user_code(*FIT):
+            model = task.fit(asked, table, chosen.as_weights, int(seed))
+        if not isinstance(model, nn.Module):
+            raise InputError(
+                f"Task(fit=...) is a function that returned a {type(model).__name__}.", "return the trained nn.Module."
+            )
+    else:
+        with on_rows(lambda: worker.rows_at_work):
+            fit_head(_head(worker.model, settled), lambda: _head_batches(worker, chosen), over, settled.l2)
+        model = worker.model
+    return replace(settled, model=model.eval())
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The rows to train on."""
+
+    keep: Array
+    weights: Array | None
+
+    @property
+    def rows(self) -> int:
+        """How many are kept."""
+        return int(self.keep.sum())
+
+    @property
+    def as_weights(self) -> Array | None:
+        """The same as one weight a row, 0 on rows that are left out; None where all count once."""
+        if self.weights is None and self.keep.all():
+            return None
+        return np.where(self.keep, 1.0 if self.weights is None else self.weights, 0.0)
+
+    def of(self, positions: Array, like: torch.device) -> Tensor | None:
+        """Weights of some rows."""
+        return None if self.weights is None else torch.from_numpy(self.weights[positions]).to(like)
+
+
+def _choose(mask: Array, weights: Array | None) -> _Chosen:
+    """A mask and weights over the table's rows.
+
+    Raises:
+        InputError: weights that do not fit the table, or leave nothing to train on.
+    """
+    rows = len(mask)
+    if weights is not None and (weights.shape != (rows,) or not np.isfinite(weights).all() or (weights < 0).any()):
+        raise InputError(
+            f"weights are {list(weights.shape)} for {rows} rows, or not all finite and >= 0.",
+            "pass a weight for every row of the table, kept or not.",
+        )
+    if weights is not None and not weights[mask].any():
+        raise InputError(f"None of the {rows} rows is left to train on.", "keep some, with a positive weight.")
+    return _Chosen(mask, weights)
+
+
+def train_in_place(worker: Worker, shuffled: Shuffled, weights: Array | None, fit: Fit, l2: float, seed: int) -> None:
+    """Train the worker's model by minibatches of a table, with a weight `[n]` for each of its rows or None."""
+    job, device = worker.job, worker.device
+    at: list[Array] = [np.empty(0, np.int64)]
+
+    def tensors(rows: Rows) -> tuple[Any, Tensor, Tensor | None]:
+        at[0] = rows.positions
+        y = torch.from_numpy(job.classes.encode(rows.labels)).to(device)
+        w = None if weights is None else torch.from_numpy(weights[rows.positions]).to(device)
+        return worker.input(rows.x), y, w
+
+    def epoch(generator: torch.Generator) -> Iterator[tuple[Any, Tensor, Tensor | None]]:
+        return map(tensors, shuffled.epoch(generator))
+
+    ridged = frozenset(n for block in worker.blocks for n in block.parameters)
+    steps = fit.epochs * shuffled.steps
+    with on_rows(lambda: f"{len(at[0])} rows of {job.tables[TABLE].name} (positions {shown(at[0].tolist())})"):
+        train_epochs(worker.model, epoch, Recipe(fit, job.task.row_loss, steps, seed, l2, ridged))
+
+
+def check_trainable(task: Task) -> None:
+    """Refuse a task that does not say how its model is trained, before any work is done that leads up to that.
+
+    Raises:
+        InputError: there is no fit, and the model is no linear softmax head.
+    """
+    if task.fit is None:
+        _head(task.build(), task)
+
+
+def _head(model: nn.Module, task: Task) -> nn.Linear:
+    """The one linear layer of a softmax regression, the model that has a fit of its own.
+
+    Raises:
+        InputError: the model is another.
+    """
+    layers: list[nn.Module] = list(model) if type(model) is nn.Sequential else [model]
+    if len(layers) == 2 and type(layers[0]) is nn.Flatten:
+        layers = layers[1:]
+    head = layers[0]
+    if len(layers) == 1 and type(head) is nn.Linear and head.bias is not None and task.is_cross_entropy:
+        return head
+    raise InputError(
+        "The Task does not say how its model is trained, and only a linear softmax head can do without.",
+        "pass Task(fit=rayinf.Fit(optimizer=..., lr=..., epochs=...)).",
+    )
+
+
+def _head_batches(worker: Worker, chosen: _Chosen) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """The kept rows as the head sees them, flat and in float64."""
+    table, columns = worker.job.tables[TABLE], worker.job.columns[TABLE]
+    reader, cpu = BatchReader(table, columns), torch.device("cpu")
+    for shard in table.shards:
+        for batch in reader.read(shard, READ_ROWS):
+            at = np.flatnonzero(chosen.keep[batch.start : batch.start + len(batch)])
+            if len(at):
+                worker.begin(TABLE, batch)
+                x = worker.input(batch.x[at]).cpu().to(torch.float64).flatten(1)
+                y = torch.from_numpy(worker.job.classes.encode(batch.labels[at]))
+                yield x, y, chosen.of(batch.start + at, cpu)

@@ -1,0 +1,169 @@
+"""What `pareto_reweight` was asked for, found to make sense: arguments, tables, scores and targets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from rayinf.arguments import refuse
+from rayinf.core.objective_parser import parse
+from rayinf.data.batches import Array
+from rayinf.data.scan import TableScan
+from rayinf.data.scores import Scores
+from rayinf.data.vectors import Vectors
+from rayinf.engine.job import Job, Settings
+from rayinf.engine.model_digest import model_digest
+from rayinf.engine.run import Request, open_run
+from rayinf.errors import InputError
+from rayinf.task import Fit, Task
+from rayinf.training.run_identity import fit_name
+from rayinf.training.scored_table import check_model, check_scored, check_table
+from rayinf.training.search import Search
+
+VERB = "pareto_reweight"
+_AFTER = (
+    "The scores are not of the checkpoint, but of other weights of the same model: in course correction, those after "
+    "the unweighted epoch."
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for, found to make sense by itself."""
+
+    task: Task
+    vectors: Vectors
+    mode: str
+    search: Search
+    seed: int
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The same with the tables, found to be sound."""
+
+    asked: Asked
+    job: Job
+    p_nk: Array
+    targets: tuple[int, ...]
+    identity: dict[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes, in the order of the logits."""
+        return self.job.classes.names
+
+
+def check_arguments(task: Task, scores: Scores, mode: str, search: Search, seed: int) -> Asked:
+    """Refuse arguments that no table could make right.
+
+    Raises:
+        InputError: what is wrong.
+    """
+    if not isinstance(search, Search):
+        refuse("search", search, "a rayinf.Search or None", "pass rayinf.Search(...), or leave search out.")
+    if task.fit is None:
+        raise InputError(
+            "The Task does not say how its model is trained for one more epoch.",
+            "pass Task(fit=rayinf.Fit(optimizer=..., lr=...)), or a function (task, train, weights, seed) -> module.",
+        )
+    if search.lr is not None and not isinstance(task.fit, Fit):
+        raise InputError(f"Search(lr={search.lr}) has no say in a fit that is a function.", "set it there.")
+    return Asked(task, Vectors.of(scores), mode, search, int(seed))
+
+
+def open_request(asked: Asked, tables: Mapping[str, Any], targets: Any) -> Opened:
+    """Open the tables, and match classes and rows with the scores.
+
+    Raises:
+        InputError: what does not fit.
+    """
+    settings = Settings(curvature="identity", seed=asked.seed)
+    # Influence vectors are what the objective "category" gives: it needs validation rows of every class too.
+    request = Request(VERB, asked.task, tables, parse("category"), settings, None, None, None, None)
+    with open_run(request) as run:
+        job, identity = run.job, run.identity
+    notes = _check_scored(asked, job, run.scans)
+    classes, order = job.classes.names, _columns(asked.vectors, job)
+    p_nk = np.ascontiguousarray(asked.vectors.to_numpy()[:, order])
+    chosen = tuple(sorted(order.index(k) for k in asked.vectors.find(targets)))
+    names = [str(job.classes.labels[k]) for k in chosen]
+    search = asked.search
+    identity |= {
+        "scores": hashlib.sha256(p_nk.tobytes()).hexdigest(),
+        "targets": names,
+        "mode": asked.mode,
+        **{f"search.{name}": value for name, value in asdict(search).items() if name != "population"},
+        "fit": fit_name(asked.task),
+    }
+    settled = replace(job, task=replace(asked.task, classes=job.classes.labels))
+    return Opened(asked, settled, p_nk, chosen, identity, (*notes, *_notes(p_nk, chosen, classes, search)))
+
+
+def _check_scored(asked: Asked, job: Job, scans: Mapping[str, TableScan]) -> tuple[str, ...]:
+    """Refuse scores of another model, or of other rows; and say where they are of the unweighted epoch.
+
+    Course correction may value the checkpoint, or the model after the unweighted epoch.
+
+    Raises:
+        InputError: what differs.
+    """
+    scores, tables = asked.vectors.scores, {name: scans[name] for name in ("train", "valid")}
+    of = scores.metadata.get("of")
+    if asked.mode == "correct" and of is not None and of["model"] != model_digest(asked.task.build()).whole:
+        check_model(of, asked.task, same_weights=False)
+        for name, scan in tables.items():
+            check_table(of, name, scan)
+        scores = replace(scores, metadata={})
+        check_scored(scores, asked.task, job.tables["train"], tables)
+        return (_AFTER,)
+    check_scored(scores, asked.task, job.tables["train"], tables)
+    return ()
+
+
+def _columns(vectors: Vectors, job: Job) -> list[int]:
+    """For every class, in the order of the logits, the position of its column.
+
+    Raises:
+        InputError: a class without a column, or a column of no class.
+    """
+    names = job.classes.names
+    held = [name.removeprefix("category_") for name in vectors.names]
+    if sorted(held) != sorted(names):
+        lacking, strange = sorted(set(names) - set(held)), sorted(set(held) - set(names))
+        raise InputError(
+            "The scores' columns are not the model's classes: "
+            + "; ".join(
+                f"{what} {', '.join(map(repr, who[:6]))}"
+                for what, who in (("no column for class", lacking), ("no class for column", strange))
+                if who
+            )
+            + ".",
+            'compute them with rayinf.influence(..., objective="category"), or name the columns "category_<label>".',
+        )
+    return [held.index(name) for name in names]
+
+
+def _notes(p_nk: Array, targets: Sequence[int], names: Sequence[str], search: Search) -> tuple[str, ...]:
+    """What the user should know of these targets and scores."""
+    notes = []
+    if len(targets) == len(names):
+        notes.append(
+            "All classes are targets: there is no other class to spare, so line 7 is 0 wherever all of them gain and "
+            "the mean gain alone decides."
+        )
+    total = p_nk.sum(0)
+    low = [f"{name} ({value:.4g})" for name, value in zip(names, total, strict=True) if value <= 0]
+    if low:
+        meaning = (
+            "there alpha < 1 demands that the class gains, and alpha > 1 lets it lose"
+            if search.demand == "paper"
+            else "the scaled slack does not hang on its sign"
+        )
+        notes.append(f"The summed influence S_k is zero or negative for class {', '.join(low)}: {meaning}.")
+    return tuple(notes)

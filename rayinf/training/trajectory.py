@@ -1,0 +1,247 @@
+"""One trajectory of active learning: a strategy under a seed, round by round, with its state on disk."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rayinf.core.fisher import FisherKind
+from rayinf.data.batches import Array, BatchReader, Columns
+from rayinf.data.scores import to_numpy
+from rayinf.data.selection import Selection
+from rayinf.data.tables import READ_ROWS, MemoryTable, Table, as_table
+from rayinf.engine.job import Cluster
+from rayinf.store.places import AnyPath, StorePath
+from rayinf.task import Task
+from rayinf.training.evaluation import measure_model
+from rayinf.training.open_table import check_unchanged
+from rayinf.training.oracle import Oracle, Question
+from rayinf.training.retraining import train_anew
+from rayinf.training.trails import Key, Trail, TrailFolder
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `acquire` that every round passes on."""
+
+    curvature: str
+    aggregate: str | float
+    rank: int | None
+    subsample: float
+    fisher: FisherKind
+    damping: float | None
+    samples: int
+
+
+@dataclass
+class Labeled:
+    """The labelled rows, in memory: those given, and rows of the pool that were labelled since.
+
+    Attributes:
+        x: features `[n, ...]`.
+        y: labels `[n]`.
+        pool: where the others come from.
+        columns: of the pool, as it is read.
+    """
+
+    x: Array
+    y: Array
+    pool: Table
+    columns: Columns
+    _waiting: list[tuple[Array, Array]] = field(default_factory=list)
+
+    def add(self, positions: Array, labels: Array) -> None:
+        """Add rows of the pool; their features are read when the table is asked for."""
+        self._waiting.append((positions, labels))
+
+    def __len__(self) -> int:
+        """Rows."""
+        return len(self.y) + sum(len(labels) for _, labels in self._waiting)
+
+    def table(self, task: Task) -> pa.Table:
+        """All rows, in the order in which they came."""
+        if self._waiting:
+            positions, labels = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
+            self.x = np.concatenate([self.x, read_features(self.pool, self.columns, positions)])
+            self.y = np.concatenate([self.y, labels])
+            self._waiting = []
+        found = as_table((self.x, self.y), task.feature_columns, [task.label], "labeled")
+        assert isinstance(found, MemoryTable)
+        return found.table
+
+
+def read_features(table: Table, columns: Columns, positions: Array) -> Array:
+    """Features of some rows in the order of their positions; other rows pass by."""
+    order = np.argsort(positions)
+    wanted, reader = positions[order], BatchReader(table, columns)
+    shards = [s for s in table.shards if _inside(wanted, s.start, s.rows).size]
+    batches = (batch for shard in shards for batch in reader.read(shard, READ_ROWS))
+    found = np.concatenate([b.x[_inside(wanted, b.start, len(b)) - b.start] for b in batches])
+    out = np.empty_like(found)
+    out[order] = found
+    return out
+
+
+def _inside(wanted: Array, start: int, rows: int) -> Array:
+    first, last = np.searchsorted(wanted, [start, start + rows])
+    return wanted[first:last]
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What all trajectories of a call share; called with a strategy and a seed, it runs theirs. Picklable.
+
+    Attributes:
+        task: its classes are settled.
+        labeled: features and labels of the first labelled rows.
+        tables: "pool", "test", and "valid" or None.
+        paths: of those that lie on disk, to see whether they change.
+        columns: of the pool.
+        oracle: gives labels.
+        rounds: how many.
+        n: rows a round.
+        acquire: `rayinf.acquire`.
+        options: of `acquire`.
+        folder: where the state lies.
+        owner: of the files in it.
+        cluster: for `acquire`; None where trajectories run side by side.
+        prints: whether rounds are told on stderr.
+        left_out: ids of the pool's rows that are labelled from the first.
+    """
+
+    task: Task
+    labeled: tuple[Array, Array]
+    tables: Mapping[str, Table | None]
+    paths: Mapping[str, str | Path]
+    columns: Columns
+    oracle: Oracle
+    rounds: int
+    n: int
+    acquire: Callable[..., Selection]
+    options: Options
+    folder: AnyPath
+    owner: str
+    cluster: Cluster | None
+    prints: bool
+    left_out: Array
+
+    def __call__(self, key: Key) -> Trail:
+        """Run a trajectory to its end, or until it must wait for labels; what is on disk is not done again."""
+        return Trajectory(self, key).run()
+
+    def check_unchanged(self) -> None:
+        """Refuse to go on over a table that was rewritten meanwhile.
+
+        Raises:
+            RunError: a Parquet file changed since the run began.
+        """
+        for name, path in self.paths.items():
+            table = self.tables[name]
+            if table is not None:
+                check_unchanged(table, path, name)
+
+
+class Trajectory:
+    """A strategy under a seed."""
+
+    def __init__(self, learning: Learning, key: Key) -> None:
+        self._shared, (self._strategy, self._seed) = learning, key
+        pool = learning.tables["pool"]
+        assert pool is not None
+        self._pool = pool
+        self._folder = TrailFolder(learning.folder, learning.owner, key, learning.n)
+        self._labeled = Labeled(*learning.labeled, pool, learning.columns)
+        self._picked: list[Array] = []
+        self._trained: Task | None = None
+
+    def run(self) -> Trail:
+        """All rounds, or those up to the first whose labels are awaited."""
+        self._folder.clean()
+        for r in range(self._shared.rounds + 1):
+            if r:
+                added = self._added(r)
+                if added is None:
+                    break
+                self._picked.append(to_numpy(added["row_id"]))
+                self._labeled.add(added["position"].to_numpy(), to_numpy(added["label"]))
+                self._trained = None
+            if self._folder.measured(r) is None:
+                self._measure(r)
+        self._folder.close()
+        return self._folder.trail()
+
+    def _added(self, r: int) -> pa.Table | None:
+        """The rows that a round adds, with labels; None where these are awaited."""
+        folder = self._folder
+        done = folder.labeled(r)
+        if done is not None:
+            return done
+        asked = folder.asked(r)
+        if asked is None:
+            asked = self._pick(r)
+            folder.put_asked(r, asked)
+        begin = time.perf_counter()
+        answer = self._shared.oracle.ask(Question(self._strategy, self._seed, r, asked))
+        if isinstance(answer, Path | StorePath):
+            folder.tell(r, waiting=str(answer))
+            return None
+        folder.tell(r, waiting=None, oracle_seconds=time.perf_counter() - begin)
+        return folder.put_labels(r, asked, answer)
+
+    def _pick(self, r: int) -> pa.Table:
+        """`row_id`, `position` and `value` of the rows that a round picks, best first."""
+        shared, o = self._shared, self._shared.options
+        task, labeled = self._model(), self._labeled.table(shared.task)
+        begin = time.perf_counter()
+        selection = shared.acquire(
+            task,
+            labeled,
+            self._pool,
+            shared.n,
+            self._strategy,
+            shared.tables["valid"],
+            o.curvature,
+            o.aggregate,
+            o.rank,
+            o.subsample,
+            shared.cluster,
+            seed=self._seed,
+            fisher=o.fisher,
+            damping=o.damping,
+            samples=o.samples,
+            exclude=[i for ids in (shared.left_out, *self._picked) for i in ids.tolist()] or None,
+        )
+        shared.check_unchanged()
+        self._folder.tell(r, acquire_seconds=time.perf_counter() - begin)
+        return selection.source.filter(selection.source["kept"])
+
+    def _model(self) -> Task:
+        """The task, trained on all rows that are labelled so far."""
+        if self._trained is None:
+            self._trained = train_anew(self._shared.task, self._labeled.table(self._shared.task), seed=self._seed)
+        return self._trained
+
+    def _measure(self, r: int) -> None:
+        begin = time.perf_counter()
+        found = measure_model(self._model(), self._shared.tables["test"])
+        found.pop("rows")
+        self._folder.tell(r, labeled=len(self._labeled), **found, train_seconds=time.perf_counter() - begin)
+        if self._shared.prints:
+            tell_round((self._strategy, self._seed), r, self._shared.rounds, self._folder.measured(r) or {})
+
+
+def tell_round(key: Key, r: int, rounds: int, line: Mapping[str, Any]) -> None:
+    """Print how a round went."""
+    print(
+        f"rayinf active_learning {key[0]}, seed {key[1]}: round {r} of {rounds}, {line['labeled']:,} labelled, "
+        f"accuracy {line['accuracy']:.2%}, {line['seconds']:.1f} s",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -1,0 +1,109 @@
+"""Drawings of trees and regions: they are there, they show something, and they say what is wrong."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from rayinf import InfluenceTree
+from rayinf.errors import InputError
+from rayinf.plots.tree import Node, draw
+
+
+def grown(depth: int | None = 3) -> tuple[InfluenceTree, np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(200, 2)), rng.integers(0, 2, 200)
+    return InfluenceTree(max_depth=depth).fit(x, y, np.where(y == 1, x[:, 0] > 0, -x[:, 1])), x, y
+
+
+def colours(path: Path) -> int:
+    return len(np.unique((imread(path)[..., :3] * 255).astype(int) @ [1, 256, 65536]))
+
+
+@pytest.mark.parametrize("depth", [1, 3, 4])
+def test_a_tree_is_drawn(tmp_path: Path, depth: int) -> None:
+    tree, _, _ = grown(depth)
+    path = tree.plot(tmp_path / "deep" / "tree.png", title="What helps")
+    assert colours(path) > 20
+    svg = tree.plot(tmp_path / "tree.svg").read_text()
+    assert svg.count("FancyBboxPatch") + svg.count("patch_") >= len(tree.nodes())
+
+
+def test_a_lone_root_is_drawn(tmp_path: Path) -> None:
+    assert colours(draw([Node(None, 0, "all rows", 0.0, 5)], tmp_path / "root.png", "")) > 2
+
+
+def test_a_tree_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    tree, _, _ = grown(None)
+    with pytest.raises(InputError, match="leaves cannot be read"):
+        tree.plot(tmp_path / "wide.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_regions_are_those_of_the_tree(tmp_path: Path) -> None:
+    """A panel a class; the share of green is the share of positive predictions."""
+    tree, x, y = grown(2)
+    gone = np.arange(200) < 10
+    path = tree.plot_regions(
+        tmp_path / "regions.png", x, y, groups=y ^ 1, removed=gone, boundary=([1.0, 2.0], 0.3), title="Utility"
+    )
+    assert colours(path) > 20
+    one = InfluenceTree(max_depth=1, shrinkage=0.0).fit(x, None, np.where(x[:, 0] > 0, 1.0, -1.0))
+    pixels = imread(one.plot_regions(tmp_path / "half.png", x))[..., :3]
+    green = (np.abs(pixels - np.array([0xCD, 0xEB, 0xC9]) / 255) < 0.02).all(-1)
+    red = (np.abs(pixels - np.array([0xF6, 0xC9, 0xC5]) / 255) < 0.02).all(-1)
+    assert green.any()
+    assert red.any()
+    assert np.nonzero(green)[1].min() >= np.nonzero(red)[1].max() - 1
+
+
+def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
+    tree, x, y = grown()
+    wide = np.column_stack([x, x])
+    with pytest.raises(InputError, match="over two features, and there are 4"):
+        InfluenceTree().fit(wide, y, x[:, 0]).plot_regions(tmp_path / "a.png", wide, y)
+    with pytest.raises(InputError, match="cannot be drawn"):
+        tree.plot(tmp_path / "tree.docx")
+    marked = {"groups": y[:5], "removed": np.arange(10), "boundary": ([0.0, 0.0], 1.0)}
+    for name, given in marked.items():
+        with pytest.raises(InputError, match=name):
+            tree.plot_regions(tmp_path / "a.png", x, y, **{name: given})
+    assert not list(tmp_path.iterdir())
+
+
+def drawn_text(path: Path) -> str:
+    """All that is written in an SVG: matplotlib puts each text in a comment."""
+    return unescape(" ".join(re.findall(r"<!-- (.*?) -->", path.read_text(), re.S)))
+
+
+def test_what_is_drawn_is_said_in_full(tmp_path: Path) -> None:
+    """A long name loses its middle, never its threshold; a dollar is no formula."""
+    _, x, y = grown(1)
+    name = "the share of the income of the whole household that goes into $rent$ and heating and light"
+    text = drawn_text(
+        draw([Node(None, 0, "all rows", -1.0, 1200), Node(0, 1, f"{name} <= 1.25", 2.0, 1)], tmp_path / "a.svg", "A")
+    )
+    assert "<= 1.25" in text.replace("\n", " ")
+    assert "\u2026" in text
+    assert "+2" in text
+    assert "1,200 rows" in text
+    assert "1 row" in text
+    price = InfluenceTree(max_depth=1).fit(x, y, x[:, 0], feature_names=[r"a $ and $ \frac", "b"])
+    assert r"a $ and $ \frac" in drawn_text(price.plot(tmp_path / "b.svg"))
+
+
+def test_the_legend_says_what_is_marked(tmp_path: Path) -> None:
+    tree, x, y = grown(2)
+    text = drawn_text(tree.plot_regions(tmp_path / "a.svg", x, y, groups=np.array(["m", "f"])[y]))
+    assert "group m" in text
+    assert "label = 1" in text
+    assert "trimmed" not in text
+    text = drawn_text(tree.plot_regions(tmp_path / "b.svg", x, y, removed=y == 1, boundary=([1.0, 0.0], 0.0)))
+    assert "trimmed" in text
+    assert "boundary" in text
+    assert "group" not in text

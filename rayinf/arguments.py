@@ -31,19 +31,19 @@ _RANGES: dict[str, Callable[[float], bool]] = {
 }
 
 
-def refuse(name: str, value: object, wish: str, fix: str) -> NoReturn:
+def refuse(name: str, value: object, expected: str, fix: str) -> NoReturn:
     """Raise the error of an argument, such as `seed=-1: seed must be an integer >= 0`.
 
     Args:
         name: of the argument.
         value: what was passed.
-        wish: what it must be.
+        expected: what it must be.
         fix: what to pass.
 
     Raises:
         InputError: always.
     """
-    raise InputError(f"{given(name, value)}: {_field(name)} must be {wish}.", fix)
+    raise InputError(f"{given(name, value)}: {_field(name)} must be {expected}.", fix)
 
 
 def given(name: str, value: object) -> str:
@@ -88,13 +88,13 @@ def whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int
     kind = isinstance(value, Integral) and not isinstance(value, bool)
     if kind and int(value) >= least and (most is None or int(value) <= most):
         return int(value)
-    wish = f"an integer >= {least}" if most is None else f"an integer from {least} to {most}"
+    expected = f"an integer >= {least}" if most is None else f"an integer from {least} to {most}"
     field = _field(name)
     if isinstance(value, str) and value.strip().isdigit():
-        refuse(name, value, wish, f"pass {field}={int(value)}, without quotes.")
+        refuse(name, value, expected, f"pass {field}={int(value)}, without quotes.")
     if isinstance(value, float) and value.is_integer() and value >= least:
-        refuse(name, value, wish, f"pass {field}={int(value)}.")
-    refuse(name, value, wish, f"pass {wish}, such as {max(least, 1)}.")
+        refuse(name, value, expected, f"pass {field}={int(value)}.")
+    refuse(name, value, expected, f"pass {expected}, such as {max(least, 1)}.")
 
 
 def number(name: str, value: Any, allowed: str = ">= 0") -> int | float:
@@ -108,17 +108,17 @@ def number(name: str, value: Any, allowed: str = ">= 0") -> int | float:
         if isinstance(value, Integral):
             return int(value)
         return float(value)
-    wish = f"a number {allowed}"
+    expected = f"a number {allowed}"
     if not allowed.startswith("in"):
-        wish = "a finite number" if allowed == "any" else f"a finite number {allowed}"
+        expected = "a finite number" if allowed == "any" else f"a finite number {allowed}"
     if isinstance(value, str):
         try:
             held = float(value)
         except ValueError:
             held = float("nan")
         if held == held:
-            refuse(name, value, wish, f"pass {name.rpartition('.')[2]}={value.strip()}, without quotes.")
-    refuse(name, value, wish, f"pass {wish}.")
+            refuse(name, value, expected, f"pass {name.rpartition('.')[2]}={value.strip()}, without quotes.")
+    refuse(name, value, expected, f"pass {expected}.")
 
 
 def numbers(name: str, value: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -164,8 +164,10 @@ def one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
     """
     if any(value is word or (isinstance(value, str) and value == word) for word in allowed):
         return
-    wish = ", ".join("None" if word is None else f'"{word}"' for word in allowed)
-    raise InputError(f"{given(name, value)} is unknown.", f"use one of {wish}." if "," in wish else f"use {wish}.")
+    expected = ", ".join("None" if word is None else f'"{word}"' for word in allowed)
+    raise InputError(
+        f"{given(name, value)} is unknown.", f"use one of {expected}." if "," in expected else f"use {expected}."
+    )
 
 
 def path(name: str, value: Any) -> None:

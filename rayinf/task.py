@@ -241,7 +241,7 @@ def _check_model(model: Any) -> None:
     """
     if isinstance(model, nn.Module):
         return
-    wish = "a torch.nn.Module, or a function without arguments that returns one"
+    expected = "a torch.nn.Module, or a function without arguments that returns one"
     if isinstance(model, type):
         fix = f"pass a trained instance of {model.__name__}, or a function that loads one."
     elif isinstance(model, str | bytes | os.PathLike):
@@ -253,7 +253,7 @@ def _check_model(model: Any) -> None:
     elif hasattr(model, "fit") and hasattr(model, "predict"):
         fix = "rayinf values torch models; rayinf.logistic_regression(train) fits a linear one to a table."
     elif not callable(model):
-        fix = f"pass {wish}."
+        fix = f"pass {expected}."
     else:
         if missing := _required(model):
             raise InputError(
@@ -262,7 +262,7 @@ def _check_model(model: Any) -> None:
                 "pass a torch.nn.Module; a plain function of inputs goes into the forward of one.",
             )
         return
-    refuse("Task.model", model, wish, fix)
+    refuse("Task.model", model, expected, fix)
 
 
 def _required(function: Callable[..., Any]) -> list[str]:
@@ -283,14 +283,14 @@ def _classes(given: Any) -> Any:
     """
     if given is None:
         return None
-    wish = "a list of labels in the order of the logits"
+    expected = "a list of labels in the order of the logits"
     if isinstance(given, str | bytes | dict | set | frozenset) or not hasattr(given, "__iter__"):
-        refuse("Task.classes", given, wish, 'pass a list, such as classes=["no", "yes"].')
+        refuse("Task.classes", given, expected, 'pass a list, such as classes=["no", "yes"].')
     held = [v.item() if hasattr(v, "item") else v for v in given]
     if strange := [v for v in held if not isinstance(v, int | str)]:
-        refuse("Task.classes", strange[0], f"{wish}, integers or text", "name every class as the tables do.")
+        refuse("Task.classes", strange[0], f"{expected}, integers or text", "name every class as the tables do.")
     if len(set(held)) < max(len(held), 2):
-        refuse("Task.classes", given, f"{wish}, at least two and each once", "name every class once.")
+        refuse("Task.classes", given, f"{expected}, at least two and each once", "name every class once.")
     return given if isinstance(given, list | tuple) and all(map(operator.is_, held, given)) else tuple(held)
 
 

@@ -89,22 +89,22 @@ def acquire(
     check(out=out, seed=seed, fisher=fisher, damping=damping, factors=factors, samples=samples, exclude=exclude)
     check(batch_size=batch_size)
     one_of("strategy", strategy, acquisition.STRATEGIES)
-    wish = acquisition.Wish(strategy, n, () if exclude is None else exclude)
-    tables = wish.tables(labeled, pool, valid)
+    spec = acquisition.AcquisitionSpec(strategy, n, () if exclude is None else exclude)
+    tables = spec.tables(labeled, pool, valid)
     left_out = acquisition.labelled_already(task, labeled, pool)
-    wish = replace(wish, exclude=[*wish.exclude, *left_out.tolist()])
-    settings = wish.settings(curvature, fisher, seed, batch_size, rank, subsample)
-    settings = replace(settings, aggregate=str(aggregate), samples=samples if wish.needs_dropout else 0)
-    fits = partial(wish.check, features=task.feature_columns, settings=settings)
-    request = Request("acquire", task, tables, wish.objectives(), settings, damping, factors, cluster, out, fits)
+    spec = replace(spec, exclude=[*spec.exclude, *left_out.tolist()])
+    settings = spec.settings(curvature, fisher, seed, batch_size, rank, subsample)
+    settings = replace(settings, aggregate=str(aggregate), samples=samples if spec.needs_dropout else 0)
+    fits = partial(spec.check, features=task.feature_columns, settings=settings)
+    request = Request("acquire", task, tables, spec.objectives(), settings, damping, factors, cluster, out, fits)
     with open_run(request) as run:
         if run.finished and run.folder is not None:
-            return wish.select(Scores.load(run.folder.path))
+            return spec.select(Scores.load(run.folder.path))
         shards = acquisition.value_pool(run)
         told: dict[str, Any] = {}
         if subsample < 1:
             shards, told = rank_forest.rank_rest(run, shards)
         told["left_out"] = len(left_out)
-        if wish.is_joint:
-            told["picked"] = acquisition.pick_jointly(run, wish, shards)
-        return wish.select(pipeline.finish(run, shards, told))
+        if spec.is_joint:
+            told["picked"] = acquisition.pick_jointly(run, spec, shards)
+        return spec.select(pipeline.finish(run, shards, told))

@@ -21,7 +21,7 @@ from rayinf.data.out_folder import check_out
 from rayinf.data.overlap import labelled_already, tell
 from rayinf.data.run_folder import RunFolder, owner_of
 from rayinf.data.tables import READ_ROWS, Table, as_table
-from rayinf.engine.acquisition import Wish
+from rayinf.engine.acquisition import AcquisitionSpec
 from rayinf.engine.entry import check, check_seeds, check_strategies
 from rayinf.engine.job import Cluster, Job
 from rayinf.engine.parallel import session, side_by_side
@@ -32,8 +32,8 @@ from rayinf.task import Task
 from rayinf.training.oracle import Pool, make_oracle
 from rayinf.training.retraining import train_anew
 from rayinf.training.run_identity import absolute, fit_identity
-from rayinf.training.trails import VERB, Key, keys, load_trails
 from rayinf.training.trajectory import Learning, Options, tell_round
+from rayinf.training.trajectory_folder import VERB, Key, keys, load_trajectories
 
 # Of a run of `acquire`, what says which task and which data it is about.
 _SHARED = (
@@ -177,7 +177,7 @@ def _run(learning: Learning, wanted: Sequence[Key], identity: dict[str, Any], cl
     with RunFolder(learning.folder) as folder:
         record = {"verb": VERB, "identity": identity}
         if folder.begin(record):
-            return History.of(load_trails(folder.path, learning.owner, wanted, learning.n))
+            return History.of(load_trajectories(folder.path, learning.owner, wanted, learning.n))
         return _learn(learning, wanted, folder, record, cluster)
 
 
@@ -185,7 +185,7 @@ def _learn(
     learning: Learning, wanted: Sequence[Key], folder: RunFolder, record: Mapping[str, Any], cluster: Cluster | None
 ) -> History:
     """What is left of every trajectory."""
-    before = load_trails(folder.path, learning.owner, wanted, learning.n)
+    before = load_trajectories(folder.path, learning.owner, wanted, learning.n)
     folder.log("start", verb=VERB)
     if len(wanted) == 1:
         with session(cluster):
@@ -207,7 +207,7 @@ def _learn(
 
 def _tell_new(learning: Learning, told: dict[Key, int]) -> None:
     """Print the rounds that workers have finished since the last time."""
-    for key, trail in load_trails(learning.folder, learning.owner, list(told), learning.n).items():
+    for key, trail in load_trajectories(learning.folder, learning.owner, list(told), learning.n).items():
         for r in range(told[key], len(trail.rows)):
             tell_round(key, r, learning.rounds, trail.rows[r])
         told[key] = max(told[key], len(trail.rows))
@@ -227,16 +227,16 @@ def _open(given: _Given, options: Options, out: str | AnyPath | None) -> _Opened
         if table is not None or name != "valid"
     }
     three = tables["labeled"], tables["pool"], tables.get("valid")
-    wishes = {wish: wish.tables(*three) for wish in (Wish(s, given.n) for s in given.strategies)}
+    specs = {spec: spec.tables(*three) for spec in (AcquisitionSpec(s, given.n) for s in given.strategies)}
     check_out(out, tables)
     left_out = labelled_already(tables["labeled"], tables["pool"], task.row_id)
     _check_rounds(given.rounds, given.n, tables["pool"].num_rows, len(left_out))
     tell(left_out, tables["pool"].num_rows)
     identity: dict[str, Any] = {}
-    for wish, asked in wishes.items():
-        job, own = _try(given, options, wish, {**asked, "test": tables["test"]})
+    for spec, asked in specs.items():
+        job, own = _try(given, options, spec, {**asked, "test": tables["test"]})
         identity |= {k: own[k] for k in _SHARED} | {"labeled": own["train"]}
-        identity |= {"valid": own["valid"]} if wish.needs_valid else {}
+        identity |= {"valid": own["valid"]} if spec.needs_valid else {}
     settled = replace(task, classes=job.classes.labels)
     x, y = _read(tables["labeled"], job.columns["train"])
     if task.fit is None:
@@ -247,12 +247,12 @@ def _open(given: _Given, options: Options, out: str | AnyPath | None) -> _Opened
     return _Opened(settled, tables, (x, y), job.columns["pool"], identity, left_out)
 
 
-def _try(given: _Given, o: Options, wish: Wish, tables: Mapping[str, Any]) -> tuple[Job, dict[str, Any]]:
+def _try(given: _Given, o: Options, spec: AcquisitionSpec, tables: Mapping[str, Any]) -> tuple[Job, dict[str, Any]]:
     """Open a run of `acquire` on the first labelled rows, and close it again."""
-    settings = wish.settings(o.curvature, o.fisher, given.seeds[0], None, o.rank, o.subsample)
-    settings = replace(settings, aggregate=str(o.aggregate), samples=o.samples if wish.needs_dropout else 0)
-    fits = partial(wish.check, features=given.task.feature_columns, settings=settings)
-    request = Request("acquire", given.task, tables, wish.objectives(), settings, o.damping, None, None, None, fits)
+    settings = spec.settings(o.curvature, o.fisher, given.seeds[0], None, o.rank, o.subsample)
+    settings = replace(settings, aggregate=str(o.aggregate), samples=o.samples if spec.needs_dropout else 0)
+    fits = partial(spec.check, features=given.task.feature_columns, settings=settings)
+    request = Request("acquire", given.task, tables, spec.objectives(), settings, o.damping, None, None, None, fits)
     with open_run(request) as run:
         return run.job, run.identity
 

@@ -328,7 +328,7 @@ class Ceiling:
         return (names.index(str(label)) if str(label) in names else len(names), str(label))
 
     def _two(self, classes: Sequence[Any] | None) -> tuple[int, int]:
-        """Positions of two classes.
+        """LayerInputs of two classes.
 
         Raises:
             InputError: others than two, or one that is no class.

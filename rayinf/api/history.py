@@ -12,7 +12,7 @@ from rayinf.data.batches import Array
 from rayinf.data.run_folder import RunFolder, owner_of
 from rayinf.errors import InputError
 from rayinf.store.places import AnyPath, open_place
-from rayinf.training.trails import SECONDS, VERB, Key, Trail, keys, load_trails
+from rayinf.training.trajectory_folder import SECONDS, VERB, Key, TrajectoryState, keys, load_trajectories
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ class History:
     waiting: tuple[AnyPath, ...] = ()
 
     @classmethod
-    def of(cls, trails: Mapping[Key, Trail]) -> History:
+    def of(cls, trails: Mapping[Key, TrajectoryState]) -> History:
         """The trails of all strategies and seeds."""
         lines = [
             {**row, "strategy": key[0], "seed": key[1], "round": r}
@@ -70,7 +70,9 @@ class History:
                 f"{folder.path} holds no run of active learning.", "pass the folder that was given as out=..."
             )
         asked = held["identity"]
-        return cls.of(load_trails(folder.path, owner_of(held), keys(asked["strategy"], asked["seed"]), asked["n"]))
+        return cls.of(
+            load_trajectories(folder.path, owner_of(held), keys(asked["strategy"], asked["seed"]), asked["n"])
+        )
 
     def to_pandas(self) -> pd.DataFrame:
         """The table as a frame."""

@@ -33,7 +33,7 @@ from rayinf.training.open_table import check_unchanged
 from rayinf.training.reweight_request import VERB, Opened, check_arguments, open_request
 from rayinf.training.run_identity import absolute
 from rayinf.training.search import Search
-from rayinf.training.search_progress import board
+from rayinf.training.search_progress import search_progress
 
 _MODEL, _WEIGHTS, _CHOSEN = "model.safetensors", "weights.parquet", "chosen.json"
 _CANDIDATES, _CLASSES = "candidates.parquet", "classes.parquet"
@@ -125,7 +125,7 @@ class _Run:
         if not self._finished:
             self._folder.log("start", verb=VERB)
         calls = partial(self._try, stack)
-        with board(opened.names) as shown:
+        with search_progress(opened.names) as shown:
 
             def counted(trials: Mapping[str, Trial]) -> Iterator[tuple[str, Outcome]]:
                 for done, pair in enumerate(calls(trials)):

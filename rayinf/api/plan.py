@@ -8,7 +8,7 @@ from rayinf.arguments import shown
 from rayinf.core.fisher import FisherKind
 from rayinf.core.objective_parser import parse
 from rayinf.engine import measure_stages
-from rayinf.engine.acquisition import Wish
+from rayinf.engine.acquisition import AcquisitionSpec
 from rayinf.engine.entry import check
 from rayinf.engine.job import Cluster, Settings
 from rayinf.engine.plan import Cost, make_plan
@@ -80,9 +80,9 @@ def plan(
         objectives = (measure_stages.OBJECTIVE,)
         settings = measure_stages.settings(curvature, fisher, seed, batch_size, rank, subsample)
     elif verb == "acquire":
-        wish = Wish(strategy, 1)
-        tables, objectives = wish.tables(train, pool, valid), wish.objectives()
-        settings = wish.settings(curvature, fisher, seed, batch_size, rank, subsample)
+        spec = AcquisitionSpec(strategy, 1)
+        tables, objectives = spec.tables(train, pool, valid), spec.objectives()
+        settings = spec.settings(curvature, fisher, seed, batch_size, rank, subsample)
     else:
         raise InputError(f"verb={shown(verb)} has no plan.", 'use "influence", "influence_measure" or "acquire".')
     return make_plan(Request(verb, task, tables, objectives, settings, damping, None, cluster, out))

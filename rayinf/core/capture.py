@@ -18,7 +18,7 @@ from rayinf.user_code import MODEL, UserCodeError, user_code
 HALF_SCALE = 1024.0
 
 
-class Tape:
+class Capture:
     """The inputs of every valued layer, one entry a call, and the gradients of its outputs on demand."""
 
     def __init__(self, half: bool = False, attached: bool = False) -> None:
@@ -50,7 +50,7 @@ class Tape:
         Weight gradients are not formed: two thirds of a training step's backward.
 
         Args:
-            logits: what the taped forward pass returned, `[B, C]`, or what was made of it, `[B, ...]`.
+            logits: what the captured forward pass returned, `[B, C]`, or what was made of it, `[B, ...]`.
             cotangent_bc: the row's gradient in its logits, `[B, C]`.
             last: release the graph, since no further cotangent follows.
             attached: let the gradients be differentiated again.
@@ -94,7 +94,9 @@ class Tape:
 
 
 @contextmanager
-def capture(model: nn.Module, blocks: Sequence[Block], half: bool = False, attached: bool = False) -> Generator[Tape]:
+def capture(
+    model: nn.Module, blocks: Sequence[Block], half: bool = False, attached: bool = False
+) -> Generator[Capture]:
     """Hook the layers of `blocks`; everything the model had before is put back on leaving.
 
     Args:
@@ -103,7 +105,7 @@ def capture(model: nn.Module, blocks: Sequence[Block], half: bool = False, attac
         half: the forward pass runs in fp16, so gradients are scaled on their way.
         attached: keep inputs on the graph, so that they can be differentiated in what they were made of.
     """
-    tape = Tape(half, attached)
+    captured = Capture(half, attached)
     modules = dict(model.named_modules())
     ruled = [b for b in blocks if b.kind != "loose"]
     wanted = {name for b in ruled for name in b.parameters}
@@ -114,10 +116,10 @@ def capture(model: nn.Module, blocks: Sequence[Block], half: bool = False, attac
             value.requires_grad_(name in wanted)
         for block in ruled:
             module = modules[block.name]
-            recorder = _recorder(tape, block.name, module.weight)
+            recorder = _recorder(captured, block.name, module.weight)
             handles.append(module.register_forward_hook(recorder, with_kwargs=True))
         with torch.enable_grad():  # whatever the caller's own mode is
-            yield tape
+            yield captured
     finally:
         for handle in handles:
             handle.remove()
@@ -125,12 +127,12 @@ def capture(model: nn.Module, blocks: Sequence[Block], half: bool = False, attac
             value.requires_grad_(before[name])
 
 
-def _recorder(tape: Tape, name: str, weight: Tensor) -> Callable[..., None]:
+def _recorder(captured: Capture, name: str, weight: Tensor) -> Callable[..., None]:
     """A hook that records calls with the layer's own weight: functional calls with another are none of the tape's."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         if module.weight is weight:
-            tape.record(name, args[0] if args else kwargs["input"], output)
+            captured.record(name, args[0] if args else kwargs["input"], output)
 
     return hook
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rayinf.core.blocks import Block, from_matrix, to_matrix
-from rayinf.core.influence import Taped, dense_rows
+from rayinf.core.influence import ForwardPass, dense_rows
 from rayinf.core.kfac import Sums, add, add_gram
 from rayinf.core.row_gradients import functional_logits
 from rayinf.errors import InputError
@@ -21,15 +21,15 @@ from rayinf.user_code import UserCodeError, torch_said
 _TANGENTS = 32
 
 
-def add_ggn(sums: Sums, taped: Taped, columns_sbc: Tensor) -> None:
+def add_ggn(sums: Sums, forward_pass: ForwardPass, columns_sbc: Tensor) -> None:
     """Add `sum_rows J' (sum_s c_s c_s') J` under `H` (lower triangle) from the columns of the Fisher in the logits.
 
     Cost a row: S backward passes and `S p^2 / 2` multiply-adds. For softmax cross-entropy and a linear head this
     is the Hessian.
     """
-    add(sums, "rows", torch.tensor(float(len(taped.logits))))
+    add(sums, "rows", torch.tensor(float(len(forward_pass.logits))))
     for s, column_bc in enumerate(columns_sbc):
-        add_gram(sums, "H", dense_rows(taped, column_bc, last=s == len(columns_sbc) - 1)[None])
+        add_gram(sums, "H", dense_rows(forward_pass, column_bc, last=s == len(columns_sbc) - 1)[None])
 
 
 def add_head_hessian(sums: Sums, a_bi: Tensor, logits_bc: Tensor) -> None:

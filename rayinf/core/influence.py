@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from rayinf.core.blocks import Block, shown
-from rayinf.core.capture import Tape
+from rayinf.core.capture import Capture
 from rayinf.core.kfac import Sums
-from rayinf.core.layer_inputs import SUM_TILES, Positions, rotate, tiles
+from rayinf.core.layer_inputs import SUM_TILES, LayerInputs, rotate, tiles
 from rayinf.core.row_gradients import loose_row_gradients, row_gradient_slices
 from rayinf.errors import InputError
 
@@ -25,14 +25,14 @@ Turn = tuple[Tensor | None, Tensor | None, Tensor]
 
 
 @dataclass(frozen=True)
-class Taped:
+class ForwardPass:
     """A batch after its forward pass: everything that row gradients are made of.
 
     Attributes:
         model: in eval mode.
         modules: its modules by name.
         blocks: what is valued.
-        tape: of the forward pass.
+        captured: of the forward pass.
         logits: `[B, C]`.
         x: the model's input.
     """
@@ -40,13 +40,13 @@ class Taped:
     model: nn.Module
     modules: Mapping[str, nn.Module]
     blocks: tuple[Block, ...]
-    tape: Tape
+    captured: Capture
     logits: Tensor
     x: Any
 
     def block_tiles(
         self, cotangent_bc: Tensor, last: bool = True, times: int = 1
-    ) -> list[tuple[Block, Iterable[Positions]]]:
+    ) -> list[tuple[Block, Iterable[LayerInputs]]]:
         """Every block's row gradients of one cotangent, as tiles of positions.
 
         A loose block's row gradient stands as its own input at a single position with output gradient 1.
@@ -56,17 +56,17 @@ class Taped:
             last: release the graph.
             times: how much larger than `TILE_FLOATS` a tile may be.
         """
-        gradients = self.tape.gradients(self.logits, cotangent_bc, last)
+        gradients = self.captured.gradients(self.logits, cotangent_bc, last)
         loose = [b for b in self.blocks if b.kind == "loose"]
         whole = slice(0, len(self.logits))
-        out: list[tuple[Block, Iterable[Positions]]] = []
+        out: list[tuple[Block, Iterable[LayerInputs]]] = []
         dense = loose_row_gradients(self.model, loose, self.x, cotangent_bc)
         for block in self.blocks:
             if block.kind == "loose":
                 a = dense[block.name]
-                out.append((block, [Positions(whole, a, a.new_ones(len(a), 1, 1, 1))]))
+                out.append((block, [LayerInputs(whole, a, a.new_ones(len(a), 1, 1, 1))]))
             elif block.name in gradients:
-                module, inputs = self.modules[block.name], self.tape.inputs[block.name]
+                module, inputs = self.modules[block.name], self.captured.inputs[block.name]
                 out.append((block, _Lazy(block, module, inputs, gradients[block.name], times)))
             else:
                 out.append((block, ()))
@@ -83,11 +83,11 @@ class _Lazy:
     gradients: Sequence[Tensor]
     times: int
 
-    def __iter__(self) -> Iterator[Positions]:
+    def __iter__(self) -> Iterator[LayerInputs]:
         return tiles(self.block, self.module, self.inputs, self.gradients, self.times)
 
 
-def add_queries(sums: Sums, taped: Taped, cotangent_bc: Tensor, weights_bq: Tensor, prefix: str) -> None:
+def add_queries(sums: Sums, forward_pass: ForwardPass, cotangent_bc: Tensor, weights_bq: Tensor, prefix: str) -> None:
     """Add a batch to the queries `V_q = sum_b w_bq (row gradient of b)`, `[Q, r, o, i]` under `<prefix>/<block>`.
 
     Rows of weight 0 are left out, so that K categories cost what one total does. Multiplied in the model's
@@ -95,13 +95,13 @@ def add_queries(sums: Sums, taped: Taped, cotangent_bc: Tensor, weights_bq: Tens
 
     Args:
         sums: where to add.
-        taped: the batch.
+        forward_pass: the batch.
         cotangent_bc: gradient of the row function in the logits.
         weights_bq: `[B, Q]`.
         prefix: of the keys.
     """
     count = weights_bq.shape[1]
-    for block, parts in taped.block_tiles(cotangent_bc, last=False, times=SUM_TILES):
+    for block, parts in forward_pass.block_tiles(cotangent_bc, last=False, times=SUM_TILES):
         key = f"{prefix}/{block.name}"
         if key not in sums:
             sums[key] = torch.zeros(count, *block.shape, dtype=torch.float64, device=cotangent_bc.device)
@@ -120,11 +120,13 @@ def add_queries(sums: Sums, taped: Taped, cotangent_bc: Tensor, weights_bq: Tens
                     sums[key][q].index_add_(2, tile.columns, value)
 
 
-def row_products(taped: Taped, cotangent_bc: Tensor, queries: Queries, flat: Collection[str] = frozenset()) -> Tensor:
+def row_products(
+    forward_pass: ForwardPass, cotangent_bc: Tensor, queries: Queries, flat: Collection[str] = frozenset()
+) -> Tensor:
     """Products of every row gradient with every query, `[B, Q]`: `sum_blocks <row gradient, U_q>`.
 
     Args:
-        taped: the batch.
+        forward_pass: the batch.
         cotangent_bc: gradient of the loss in the logits.
         queries: per block.
         flat: blocks whose curvature is 0: no row may have a gradient there.
@@ -136,7 +138,7 @@ def row_products(taped: Taped, cotangent_bc: Tensor, queries: Queries, flat: Col
     """
     first = next(iter(queries.values()))
     out = torch.zeros(len(cotangent_bc), len(first), dtype=first.dtype, device=first.device)
-    for block, parts in taped.block_tiles(cotangent_bc):
+    for block, parts in forward_pass.block_tiles(cotangent_bc):
         u = queries[block.name]
         for tile in parts:
             if block.name in flat:
@@ -147,7 +149,7 @@ def row_products(taped: Taped, cotangent_bc: Tensor, queries: Queries, flat: Col
     return out
 
 
-def _products_one(tile: Positions, u_qroi: Tensor) -> Tensor:
+def _products_one(tile: LayerInputs, u_qroi: Tensor) -> Tensor:
     """`g' U a` without a row gradient; the longer side is contracted first, into a product that fits the cache."""
     q, r, o, i = u_qroi.shape
     a_bri, g_bro = tile.a_brti[:, :, 0], tile.g_brto[:, :, 0]
@@ -166,7 +168,7 @@ def _products_one(tile: Positions, u_qroi: Tensor) -> Tensor:
     return total
 
 
-def _products_many(tile: Positions, u_qroi: Tensor) -> Tensor:
+def _products_many(tile: LayerInputs, u_qroi: Tensor) -> Tensor:
     """The row gradient once, in slices, and all products with it: Q is then nearly free."""
     total = tile.a_brti.new_zeros(len(tile.a_brti), len(u_qroi))
     for where, gradient in row_gradient_slices(tile.a_brti, tile.g_brto):
@@ -176,18 +178,18 @@ def _products_many(tile: Positions, u_qroi: Tensor) -> Tensor:
 
 
 def dense_rows(
-    taped: Taped, cotangent_bc: Tensor, last: bool = True, turns: Mapping[str, Turn] | None = None
+    forward_pass: ForwardPass, cotangent_bc: Tensor, last: bool = True, turns: Mapping[str, Turn] | None = None
 ) -> Tensor:
     """Row gradients `[B, p]` over all blocks in order. For small p or few rows: a batch is held whole.
 
     Args:
-        taped: the batch.
+        forward_pass: the batch.
         cotangent_bc: gradient of the row function in the logits.
         last: release the graph.
         turns: give them in the eigenbasis; blocks without factors are then zero.
     """
     parts = []
-    for block, block_parts in taped.block_tiles(cotangent_bc, last):
+    for block, block_parts in forward_pass.block_tiles(cotangent_bc, last):
         rows = cotangent_bc.new_zeros(len(cotangent_bc), *block.shape)
         turn = None if turns is None else turns.get(block.name)
         for tile in () if turns is not None and turn is None else block_parts:
@@ -201,13 +203,13 @@ def dense_rows(
     return torch.cat(parts, dim=1)
 
 
-def turn_positions(tile: Positions, turn: Turn | None) -> tuple[Tensor, Tensor]:
+def turn_positions(tile: LayerInputs, turn: Turn | None) -> tuple[Tensor, Tensor]:
     """A tile's inputs and output gradients in a block's eigenbasis."""
     q_a, q_g, _ = turn or (None, None, None)
     return rotate(tile.a_brti, q_a), rotate(tile.g_brto, q_g)
 
 
-def check_flat(block: Block, tile: Positions) -> None:
+def check_flat(block: Block, tile: LayerInputs) -> None:
     """Refuse a layer whose curvature is 0 though a row has a gradient there: its values would all be 0.
 
     Raises:
@@ -227,12 +229,12 @@ def check_flat(block: Block, tile: Positions) -> None:
 
 
 def self_products(
-    taped: Taped, cotangent_bc: Tensor, turns: Mapping[str, Turn], flat: Collection[str] = frozenset()
+    forward_pass: ForwardPass, cotangent_bc: Tensor, turns: Mapping[str, Turn], flat: Collection[str] = frozenset()
 ) -> Tensor:
     """`l' H^-1 l` of every row gradient l, `[B]`, in the eigenbasis.
 
     Args:
-        taped: the batch.
+        forward_pass: the batch.
         cotangent_bc: gradient of the loss in the logits.
         turns: per block.
         flat: blocks whose curvature is 0: no row may have a gradient there.
@@ -241,7 +243,7 @@ def self_products(
         InputError: one has.
     """
     out = cotangent_bc.new_zeros(len(cotangent_bc))
-    for block, parts in taped.block_tiles(cotangent_bc):
+    for block, parts in forward_pass.block_tiles(cotangent_bc):
         if block.name not in turns:  # never called, so without factors
             continue
         inverse = turns[block.name][2]

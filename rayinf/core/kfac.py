@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from rayinf.core.blocks import Block
-from rayinf.core.capture import Tape
-from rayinf.core.layer_inputs import SUM_TILES, Positions, output_positions, rotate, tiles, words
+from rayinf.core.capture import Capture
+from rayinf.core.layer_inputs import SUM_TILES, LayerInputs, output_positions, rotate, tiles, words
 from rayinf.core.row_gradients import row_gradient_slices
 
 Sums = dict[str, Tensor]
@@ -75,7 +75,7 @@ def add_covariance(
     sums: Sums,
     blocks: Sequence[Block],
     modules: Mapping[str, nn.Module],
-    tape: Tape,
+    captured: Capture,
     logits: Tensor,
     columns_sbc: Tensor,
     mask_bt: Tensor | None = None,
@@ -86,11 +86,11 @@ def add_covariance(
     """
     add(sums, "rows", torch.tensor(float(len(logits))))
     for s, column_bc in enumerate(columns_sbc):
-        gradients = tape.gradients(logits, column_bc, last=s == len(columns_sbc) - 1)
+        gradients = captured.gradients(logits, column_bc, last=s == len(columns_sbc) - 1)
         for block in blocks:
             if block.name not in gradients:
                 continue
-            module, inputs = modules[block.name], tape.inputs[block.name]
+            module, inputs = modules[block.name], captured.inputs[block.name]
             g_brto = output_positions(block, gradients[block.name])
             keep = _kept(mask_bt, words(module, inputs), g_brto.shape[2])
             add_gram(sums, f"G/{block.name}", _flatten(g_brto, keep))
@@ -104,7 +104,7 @@ def add_lambda(
     sums: Sums,
     block: Block,
     basis: Basis,
-    tile: Positions,
+    tile: LayerInputs,
     g_sbrto: Tensor,
     halves: bool = False,
 ) -> None:
@@ -175,7 +175,7 @@ def kfac_lambda(basis: Basis, rows: float) -> Tensor:
 
 
 def _kept(mask_bt: Tensor | None, words_bt: Tensor | None, positions: int) -> Tensor | None:
-    """Positions that enter the factors: those of the mask, where a layer has the positions that it speaks of."""
+    """LayerInputs that enter the factors: those of the mask, where a layer has the positions that it speaks of."""
     mask = mask_bt if mask_bt is not None and mask_bt.shape[1] == positions else None
     if words_bt is None or mask is None:
         return words_bt if mask is None else mask
@@ -188,7 +188,7 @@ def _flatten(x_brtd: Tensor, keep_bt: Tensor | None) -> Tensor:
     return x.reshape(x.shape[0], -1, x.shape[3]) if keep_bt is None else x[:, keep_bt]
 
 
-def _add_inputs(sums: Sums, block: Block, tile: Positions, keep: Tensor | None) -> None:
+def _add_inputs(sums: Sums, block: Block, tile: LayerInputs, keep: Tensor | None) -> None:
     a_rni = _flatten(tile.a_brti, keep)
     if block.kind == "embedding":
         counts = a_rni.sum(1, dtype=torch.float64)
@@ -206,7 +206,7 @@ def _rotate_one(a_brti: Tensor, q_rii: Tensor) -> Tensor:
     return torch.bmm(a_brti[:, :, 0].transpose(0, 1), q_rii)
 
 
-def _add_columns(sums: Sums, block: Block, tile: Positions, value_roi: Tensor, prefix: str = "L") -> None:
+def _add_columns(sums: Sums, block: Block, tile: LayerInputs, value_roi: Tensor, prefix: str = "L") -> None:
     key = f"{prefix}/{block.name}"
     if tile.columns is None:
         add(sums, key, value_roi)

@@ -24,7 +24,7 @@ SUM_TILES = 2
 
 
 @dataclass(frozen=True)
-class Positions:
+class LayerInputs:
     """A tile of rows of one layer.
 
     Attributes:
@@ -47,7 +47,7 @@ class Positions:
 
 def tiles(
     block: Block, module: nn.Module, inputs: Sequence[Tensor], gradients: Sequence[Tensor], times: int = 1
-) -> Iterator[Positions]:
+) -> Iterator[LayerInputs]:
     """The batch in tiles of rows whose unfolded inputs fit in `times TILE_FLOATS`; further calls append positions."""
     batch = gradients[0].shape[0]
     step = max(1, min(batch, _rows_per_tile(block, gradients, times * TILE_FLOATS)))
@@ -59,11 +59,11 @@ def tiles(
         parts = [_INPUTS[block.kind](block, module, x[rows]) for x in inputs]
         g_brto = output_positions(block, [g[rows] for g in gradients])
         a = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-        yield Positions(rows, a.to(g_brto.dtype), g_brto)
+        yield LayerInputs(rows, a.to(g_brto.dtype), g_brto)
 
 
 def rotate(x_brtd: Tensor, q_rdd: Tensor | None) -> Tensor:
-    """Positions in another basis (None: their own): one product a group over all rows, not one a row."""
+    """LayerInputs in another basis (None: their own): one product a group over all rows, not one a row."""
     if q_rdd is None:
         return x_brtd
     b, r, t, _ = x_brtd.shape
@@ -86,7 +86,7 @@ def words(module: nn.Module, inputs: Sequence[Tensor]) -> Tensor | None:
 
 
 def count_positions(block: Block, gradient: Tensor) -> int:
-    """Positions a row of one call, from the shape of its output `[B, ...]`."""
+    """LayerInputs a row of one call, from the shape of its output `[B, ...]`."""
     per_row = gradient[0].numel() if gradient.shape[0] else 0
     return per_row // (block.shape[0] * block.shape[1])
 
@@ -138,7 +138,7 @@ def _outputs(block: Block, g: Tensor) -> Tensor:
 
 def _embedding(
     block: Block, rows: slice, inputs: Sequence[Tensor], gradients: Sequence[Tensor], module: Any
-) -> Positions:
+) -> LayerInputs:
     """One-hot inputs over the tokens that occur in the tile: never over the whole vocabulary."""
     ids = torch.cat([x.reshape(x.shape[0], -1) for x in inputs], dim=1)
     g = output_positions(block, gradients)
@@ -147,4 +147,4 @@ def _embedding(
     kept = words(module, inputs)
     if kept is not None:
         a = a * kept[..., None]
-    return Positions(rows, a[:, None], g, columns)
+    return LayerInputs(rows, a[:, None], g, columns)

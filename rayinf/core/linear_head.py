@@ -173,9 +173,9 @@ def is_plain_head(model: nn.Module, blocks: Sequence[Block], x: Any) -> bool:
     if len(blocks) != 1 or blocks[0].kind != "linear" or not isinstance(x, Tensor) or not x.is_floating_point():
         return False
     leaf = x.detach().clone().requires_grad_(True)
-    with capture(model, blocks, attached=True) as tape:
+    with capture(model, blocks, attached=True) as captured:
         logits = forward(model, leaf)
-    inputs, edges = tape.inputs.get(blocks[0].name, []), tape.edges.get(blocks[0].name, [])
+    inputs, edges = captured.inputs.get(blocks[0].name, []), captured.edges.get(blocks[0].name, [])
     if len(inputs) != 1 or edges[0].node is not logits.grad_fn or inputs[0].shape != (len(x), leaf[0].numel()):
         return False
     if inputs[0] is leaf:

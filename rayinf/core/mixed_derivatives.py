@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rayinf.core.blocks import Block
-from rayinf.core.capture import Tape, capture, forward
+from rayinf.core.capture import Capture, capture, forward
 from rayinf.core.fisher import logit_error
 from rayinf.core.influence import Queries, Turn, check_flat, turn_positions
 from rayinf.core.influence_measure import contrasts
 from rayinf.core.inverse import split_blocks
-from rayinf.core.layer_inputs import Positions, rotate, tiles
+from rayinf.core.layer_inputs import LayerInputs, rotate, tiles
 from rayinf.core.row_gradients import map_tensors
 from rayinf.errors import InputError
 from rayinf.task import RowLoss
 
-# The tape's name for the model's own input.
+# The captured's name for the model's own input.
 _INPUT = "<input>"
 _ONE_TILE = 1 << 40
 
@@ -67,7 +67,7 @@ class MixedRows(Protocol):
         ...
 
 
-class TapedRows:
+class RecordedRows:
     """Any model, on the tape of one forward pass that can be differentiated twice.
 
     Args:
@@ -93,12 +93,12 @@ class TapedRows:
                 "pass their embeddings as the features, with a model that starts from them.",
             )
         self._leaves: list[Tensor] = []
-        with capture(model, blocks, attached=True) as tape, _plain_attention():
-            self._tape = tape
+        with capture(model, blocks, attached=True) as captured, _plain_attention():
+            self._captured = captured
             self.logits = forward(model, map_tensors(x, self._leaf))
-            gradients = tape.gradients(self.logits, logit_error(loss, self.logits, labels), attached=True)
+            gradients = captured.gradients(self.logits, logit_error(loss, self.logits, labels), attached=True)
             # What a row's gradient is made of, on the graph.
-            self._live = self._positions(tape, gradients)
+            self._live = self._positions(captured, gradients)
 
     def check_flat(self, names: Sequence[str]) -> None:
         """Refuse layers whose curvature is 0 though a row has a gradient there.
@@ -125,9 +125,9 @@ class TapedRows:
         turned = {n: [turn_positions(t, inverse.turns.get(n)) for t in parts] for n, parts in self._live.items()}
         for k in range(self.logits.shape[1] - 1):
             cotangent_bc = contrasts(self.logits.detach())[:, k]
-            found = self._tape.gradients(self.logits, cotangent_bc)
+            found = self._captured.gradients(self.logits, cotangent_bc)
             direct.append(_flat(found[_INPUT]))
-            fixed = self._positions(self._tape, found, detach=True)
+            fixed = self._positions(self._captured, found, detach=True)
             moved.append(self._in_input(self._product(turned, fixed, inverse)))
         return torch.stack(direct, 1), torch.stack(moved, 1)
 
@@ -193,12 +193,12 @@ class TapedRows:
 
         with (
             forward_ad.dual_level(),
-            capture(self._model, self._blocks, attached=True) as tape,
+            capture(self._model, self._blocks, attached=True) as captured,
             _plain_attention(),
         ):
             logits = forward(self._model, map_tensors(self._x, dual))
-            gradients = tape.gradients(logits, logit_error(self._loss, logits, self._labels), last=True)
-            duals = self._positions(tape, gradients, detach=False)
+            gradients = captured.gradients(logits, logit_error(self._loss, logits, self._labels), last=True)
+            duals = self._positions(captured, gradients, detach=False)
             turns = {} if inverse is None else inverse.turns
             out = []
             for block in self._blocks:
@@ -208,7 +208,7 @@ class TapedRows:
                 out.append(rows.flatten(1))
         return torch.cat(out, 1)
 
-    def _tangent(self, block: Block, parts: Sequence[Positions], turn: Turn | None) -> Tensor:
+    def _tangent(self, block: Block, parts: Sequence[LayerInputs], turn: Turn | None) -> Tensor:
         """The tangents of one block's row gradients, `[B, r, o, i]`, times its inverse eigenvalues if it has a turn."""
         rows = self.logits.new_zeros(len(self.logits), *block.shape)
         for tile in parts:
@@ -225,7 +225,7 @@ class TapedRows:
         leaf = v.detach().requires_grad_(True)
         self._leaves.append(leaf)
         out = leaf * 1
-        self._tape.record(_INPUT, leaf, out)
+        self._captured.record(_INPUT, leaf, out)
         return out
 
     def _in_input(self, total: Tensor) -> Tensor:
@@ -235,11 +235,11 @@ class TapedRows:
         found = torch.autograd.grad(total, self._leaves, retain_graph=True, allow_unused=True)
         return _flat([torch.zeros_like(v) if g is None else g for v, g in zip(self._leaves, found, strict=True)])
 
-    def _positions(self, tape: Tape, gradients: Mapping[str, list[Tensor]], detach: bool = False) -> _Parts:
+    def _positions(self, captured: Capture, gradients: Mapping[str, list[Tensor]], detach: bool = False) -> _Parts:
         out = {}
         for block in self._blocks:
             if block.name in gradients:
-                inputs = tape.inputs[block.name]
+                inputs = captured.inputs[block.name]
                 inputs = [v.detach() for v in inputs] if detach else inputs
                 out[block.name] = list(
                     tiles(block, self._modules[block.name], inputs, gradients[block.name], times=_ONE_TILE)
@@ -247,7 +247,7 @@ class TapedRows:
         return out
 
 
-_Parts = dict[str, list[Positions]]
+_Parts = dict[str, list[LayerInputs]]
 
 
 @contextmanager
@@ -279,19 +279,19 @@ def _flat(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([v.flatten(1) for v in parts], 1)
 
 
-def _narrow(u: Tensor, tile: Positions) -> Tensor:
+def _narrow(u: Tensor, tile: LayerInputs) -> Tensor:
     """The columns that a tile of an embedding stands for."""
     return u if tile.columns is None else u[..., tile.columns]
 
 
-def _put(rows_broi: Tensor, tile: Positions, value: Tensor) -> None:
+def _put(rows_broi: Tensor, tile: LayerInputs, value: Tensor) -> None:
     if tile.columns is None:
         rows_broi.copy_(value)
     else:
         rows_broi.index_add_(3, tile.columns, value)
 
 
-def _dense(block: Block, parts: Sequence[Positions], like: Tensor) -> Tensor:
+def _dense(block: Block, parts: Sequence[LayerInputs], like: Tensor) -> Tensor:
     rows = like.new_zeros(len(like), *block.shape)
     for tile in parts:
         _put(rows[tile.rows], tile, torch.matmul(tile.g_brto.transpose(2, 3), tile.a_brti))

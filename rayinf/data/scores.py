@@ -95,8 +95,8 @@ class Scores:
             raise InputError(f"columns name {LABEL_COLUMN!r}, which is the labels' own.", "pass them as labels.")
         held = _values(values, columns, "values")
         if not (halves is None or isinstance(halves, tuple | list)):
-            wish = "a pair of arrays of the values' shape, or None"
-            refuse("halves", halves, wish, "pass halves=(first, second).")
+            expected = "a pair of arrays of the values' shape, or None"
+            refuse("halves", halves, expected, "pass halves=(first, second).")
         parts = [_values(half, columns, f"halves[{k}]") for k, half in enumerate(halves or ())]
         if len(parts) not in (0, 2) or any(part.shape != held.shape for part in parts):
             raise InputError(f"{len(parts)} halves for values {list(held.shape)}.", "pass two, of the values' shape.")
@@ -221,12 +221,12 @@ def _as_array(name: str, given: Any) -> pa.Array:
     Raises:
         InputError: they are not a plain list or array.
     """
-    wish, fix = "a list or array of integers or text, one a row", f"pass {name}=[...]."
+    expected, fix = "a list or array of integers or text, one a row", f"pass {name}=[...]."
     try:
         held = None if isinstance(given, str | bytes) or np.ndim(given) != 1 else pa.array(given)
     except (pa.ArrowException, TypeError, ValueError):
         held = None
-    return refuse(name, given, wish, fix) if held is None else held
+    return refuse(name, given, expected, fix) if held is None else held
 
 
 def _labels(given: Sequence[Any] | np.ndarray[Any, Any], rows: int) -> pa.Array:

@@ -69,7 +69,7 @@ class Vectors:
         return tuple(str(label) for label in self.labels)
 
     def find(self, targets: Any) -> list[int]:
-        """Positions among the columns of some classes, in rising order.
+        """LayerInputs among the columns of some classes, in rising order.
 
         Args:
             targets: labels, names of columns or, where labels are not known, positions; or one of these.

@@ -110,14 +110,14 @@ class PoolScore(stages.Score):
         """Batches of a shard with their values `[B, 1]`."""
         w = self.worker
         for ready in w.read("pool", shard, w.rows_a_batch(1)):
-            with w.tape(ready.x) as taped:
-                labels = taped.logits.detach().argmax(1)
-                _, gradient = loss_gradient(w.loss, taped.logits, labels)
-                yield ready, self.values(taped, *carried(gradient, w.dtype))
+            with w.forward_pass(ready.x) as forward_pass:
+                labels = forward_pass.logits.detach().argmax(1)
+                _, gradient = loss_gradient(w.loss, forward_pass.logits, labels)
+                yield ready, self.values(forward_pass, *carried(gradient, w.dtype))
 
 
 @dataclass(frozen=True)
-class Wish:
+class AcquisitionSpec:
     """What is to be picked from a pool.
 
     Attributes:
@@ -253,19 +253,19 @@ def labelled_already(task: Task, labeled: Any, pool: Any) -> np.ndarray[Any, Any
     return found
 
 
-def pick_jointly(run: Run, wish: Wish, shards: list[pa.Table]) -> list[int]:
+def pick_jointly(run: Run, spec: AcquisitionSpec, shards: list[pa.Table]) -> list[int]:
     """BatchBALD among the rows that BALD values most: their positions in the pool, best first."""
     place = run.place(SCORES)
     tables = shards if place is None else [place.read(s.index) for s in run.job.tables["pool"].shards]
     table = pa.concat_tables(tables)
-    free = np.flatnonzero(wish.free(table["row_id"]))
-    values = table[wish.strategy].to_numpy()[free]
-    most = max(wish.n, min(_CANDIDATES * wish.n, _MOST_CANDIDATES))
+    free = np.flatnonzero(spec.free(table["row_id"]))
+    values = table[spec.strategy].to_numpy()[free]
+    most = max(spec.n, min(_CANDIDATES * spec.n, _MOST_CANDIDATES))
     positions = np.sort(free[np.argsort(-values, kind="stable")[:most]])
     items = {s.index: s for s in run.job.tables["pool"].shards}
     found = dict(run.runner.map(DropoutSamples, {"positions": positions}, items))
     log_p_snk = np.concatenate([found[k]["P"] for k in sorted(found)], axis=1)
-    picked, _ = pick_batch(log_p_snk, wish.n, run.job.settings.seed)
+    picked, _ = pick_batch(log_p_snk, spec.n, run.job.settings.seed)
     return [int(p) for p in positions[picked]]
 
 

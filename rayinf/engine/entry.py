@@ -42,13 +42,13 @@ def check_task(name: str, value: Any) -> None:
     """
     if isinstance(value, Task):
         return
-    wish = "a rayinf.Task"
+    expected = "a rayinf.Task"
     if isinstance(value, nn.Module):
-        refuse(name, value, wish, "wrap the model: rayinf.Task(model).")
+        refuse(name, value, expected, "wrap the model: rayinf.Task(model).")
     if hasattr(value, "fit") and hasattr(value, "predict"):
         fix = "wrap a torch model, rayinf.Task(model); rayinf.logistic_regression(train) makes a linear one."
-        refuse(name, value, wish, fix)
-    refuse(name, value, wish, 'pass rayinf.Task(model, features="...", label="...").')
+        refuse(name, value, expected, fix)
+    refuse(name, value, expected, 'pass rayinf.Task(model, features="...", label="...").')
 
 
 def check_scores(name: str, value: Any) -> None:

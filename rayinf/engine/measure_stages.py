@@ -16,7 +16,7 @@ from rayinf.core import influence_measure, linear_head
 from rayinf.core.fisher import FisherKind, logit_error, loss_gradient
 from rayinf.core.influence import dense_rows
 from rayinf.core.lowrank import OVERSAMPLE, project, right_subspace
-from rayinf.core.mixed_derivatives import Inverse, MixedRows, TapedRows, float_tensors
+from rayinf.core.mixed_derivatives import Inverse, MixedRows, RecordedRows, float_tensors
 from rayinf.core.objectives import Objective, mean_loss
 from rayinf.data.batches import Batch, is_text, row_keys, uniforms
 from rayinf.data.files import Arrays
@@ -65,9 +65,9 @@ class Differentiator:
         if self.is_head is None:
             self.is_head = linear_head.is_plain_head(w.model, w.blocks, ready.x)
         if not self.is_head:
-            taped = TapedRows(w.model, w.blocks, ready.x, ready.y, w.loss)
-            taped.check_flat(self.flat)
-            return taped
+            forward_pass = RecordedRows(w.model, w.blocks, ready.x, ready.y, w.loss)
+            forward_pass.check_flat(self.flat)
+            return forward_pass
         return linear_head.HeadRows(w.model, w.blocks[0], ready.x, ready.y, w.loss)
 
     @property
@@ -268,12 +268,12 @@ class PairValues(Scoring):
             if self.solve or inverse.dense_pp is None:
                 return g_bp
             return g_bp @ linear_head.contrasted(inverse, len(w.job.classes.labels), w.blocks[0].shape[2])
-        with w.tape(ready.x) as taped:
-            logits = taped.logits.detach()
+        with w.forward_pass(ready.x) as forward_pass:
+            logits = forward_pass.logits.detach()
             cotangent = logit_error(w.loss, logits, logits.argmax(1)).detach()
             inverse = self.source.inverse
             turned = not self.source.is_head and inverse.dense_pp is None
-            rows_bp = dense_rows(taped, cotangent, turns=inverse.turns if turned else None)
+            rows_bp = dense_rows(forward_pass, cotangent, turns=inverse.turns if turned else None)
             return rows_bp if self.solve or inverse.dense_pp is None else rows_bp @ inverse.dense_pp
 
     def _values(self, g_bp: Tensor) -> np.ndarray[Any, Any]:
@@ -332,7 +332,7 @@ def check(table: Table, features: Sequence[str], probed: Probe, settings: Settin
 
 
 def in_subsample(raw: Batch, settings: Settings) -> np.ndarray[Any, Any]:
-    """Positions of the batch's rows that a subsample takes: each with probability `subsample`, by its contents alone.
+    """LayerInputs of the batch's rows that a subsample takes: each with probability `subsample`, by its contents alone.
 
     Rows that are excluded are left out. Which rows are excluded moves the seed too, so that every round of active
     learning draws anew from the rows that are left (Algorithm 8 of the influence measure's paper).

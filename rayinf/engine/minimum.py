@@ -65,8 +65,8 @@ def check_minimum(run: Any) -> None:
     batches = [
         r for piece in pieces(run.job.tables["train"], _PIECES, _ROWS) for r in worker.read("train", piece, piece.rows)
     ]
-    with worker.tape(batches[0].x) as taped:
-        if is_head(taped) and worker.loss == "cross_entropy":  # convex
+    with worker.forward_pass(batches[0].x) as forward_pass:
+        if is_head(forward_pass) and worker.loss == "cross_entropy":  # convex
             return
     rows, shift = sum(len(b.y) for b in batches), run.solver.l2 + (run.solver.damping or 0.0)
     start = torch.from_numpy(_start(run.probe.parameters, run.job.settings.seed))

@@ -63,7 +63,7 @@ def standing(
     with session(cluster):
         from rayinf.engine import ray_trainings
 
-        with ray_trainings.benches(function, cluster, min(workers or cluster.workers, cluster.workers)) as made:
+        with ray_trainings.training_actors(function, cluster, min(workers or cluster.workers, cluster.workers)) as made:
             yield lambda items: made.call(items, tick or _nothing)
 
 

@@ -1,4 +1,4 @@
-"""The model on a few rows, before any work: its outputs, its loss, and whether the captured gradients are true."""
+"""The model on a few rows, before any work: its outputs, its loss, and whether the own gradients are true."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rayinf.core.blocks import Block, require_rules, to_matrix
 from rayinf.core.capture import capture, forward
 from rayinf.core.fisher import columns, logit_gradient, loss_gradient
 from rayinf.core.gaps import Gap
-from rayinf.core.influence import Taped, dense_rows
-from rayinf.core.mixed_derivatives import TapedRows, float_tensors
+from rayinf.core.influence import ForwardPass, dense_rows
+from rayinf.core.mixed_derivatives import RecordedRows, float_tensors
 from rayinf.core.objectives import Objective
 from rayinf.core.outputs import Outputs, check_curvature, find_outputs
 from rayinf.data.batches import Batch, BatchReader
@@ -58,7 +58,7 @@ def probe(job: Job, asked: Sequence[Objective] = ()) -> Probe:
 
     Raises:
         InputError: parameters that are not finite, a layer without a rule, an output that is not [B, C], a loss
-            that is not one value a row, features without a transform, or captured gradients that differ from
+            that is not one value a row, features without a transform, or own gradients that differ from
             autograd's.
     """
     held = built(job.task)
@@ -236,22 +236,22 @@ def _check_attached(worker: Worker, x: object) -> None:
 
 
 def _check_gradients(worker: Worker, x: object, labels: torch.Tensor) -> None:
-    """The captured row gradients against autograd's: catches tied weights, layers used unusually, rows that mix."""
+    """The own row gradients against autograd's: catches tied weights, layers used unusually, rows that mix."""
     model, blocks = worker.model, worker.blocks
     ruled = tuple(b for b in blocks if b.kind != "loose")
     if not ruled:
         return
-    with capture(model, ruled) as tape:
+    with capture(model, ruled) as captured:
         logits = forward(model, x)
         _, cotangent = logit_gradient(worker.row_loss, logits, labels)
         names = [n for b in ruled for n in b.parameters]
         params = dict(model.named_parameters())
         truth = torch.autograd.grad(logits, [params[n] for n in names], cotangent, retain_graph=True, allow_unused=True)
-        taped = Taped(model, worker.modules, ruled, tape, logits, x)
-        captured = dense_rows(taped, cotangent, last=False).sum(0).split([b.numel for b in ruled])
+        forward_pass = ForwardPass(model, worker.modules, ruled, captured, logits, x)
+        own = dense_rows(forward_pass, cotangent, last=False).sum(0).split([b.numel for b in ruled])
         alone = torch.zeros_like(cotangent)
         alone[0] = cotangent[0]
-        first, others = dense_rows(taped, alone).split([1, len(alone) - 1])
+        first, others = dense_rows(forward_pass, alone).split([1, len(alone) - 1])
     tolerance = max([_TOLERANCE, *(_HALF.get(p.dtype, 0.0) for p in params.values())])
     if float(others.norm()) > tolerance * float(first.norm()) + 1e-6:
         raise InputError(
@@ -260,20 +260,20 @@ def _check_gradients(worker: Worker, x: object, labels: torch.Tensor) -> None:
             "keep the batch as the first axis in forward, and let no layer mix rows (BatchNorm in eval mode is fine).",
         )
     found = {n: torch.zeros_like(params[n]) if g is None else g for n, g in zip(names, truth, strict=True)}
-    for block, flat in zip(ruled, captured, strict=True):
+    for block, flat in zip(ruled, own, strict=True):
         true = to_matrix(block, [found[n] for n in block.parameters]).flatten()
         error = float((flat.to(true.dtype) - true).norm())
         if error > tolerance * float(true.norm()) + 1e-6:
             raise InputError(
                 f"Layer {block.name!r} is used in a way that its rule does not see (its weights are read outside its "
-                f"own forward?): captured and true gradient differ by {error / max(float(true.norm()), 1e-12):.1%}.",
+                f"own forward?): own and true gradient differ by {error / max(float(true.norm()), 1e-12):.1%}.",
                 "leave it out of Task(parameters=[...]).",
             )
 
 
 def _check_mixed(worker: Worker, x: object, labels: torch.Tensor) -> None:
     """Whether the model can be differentiated in its parameters and then in its input, both ways round."""
-    rows = TapedRows(worker.model, worker.blocks, x, labels, worker.loss)
+    rows = RecordedRows(worker.model, worker.blocks, x, labels, worker.loss)
     d = sum(v[0].numel() for v in float_tensors(x))
     ones = {b.name: torch.ones(1, *b.shape, dtype=worker.dtype, device=worker.device) for b in worker.blocks}
     try:

@@ -26,7 +26,7 @@ REPORTS = "reports"
 _DETAIL_CHARACTERS = 240
 
 
-class DiesAgain(Exception):  # noqa: N818 (it is never shown)
+class RepeatedDeathError(Exception):
     """The process of an actor died under one call again and again. Raised in the next one; `get` words it."""
 
     def __init__(self, what: str, deaths: int) -> None:
@@ -42,14 +42,14 @@ def check_deaths(what: str, most: int = MOST_DEATHS) -> None:
         most: how many deaths are too many.
 
     Raises:
-        DiesAgain: they were reached.
+        RepeatedDeathError: they were reached.
     """
     deaths = 0
     with suppress(AttributeError):  # another version of Ray: the deadline ends such calls
         process: Any = ray._private.worker.global_worker
         deaths = int(process.core_worker.get_current_task_attempt_number())
     if deaths >= most:
-        raise DiesAgain(what, deaths)
+        raise RepeatedDeathError(what, deaths)
 
 
 class Life:
@@ -197,7 +197,7 @@ def get(ref: Any) -> Any:
         cause: Any = error
         while isinstance(cause, ray.exceptions.RayTaskError) and cause.cause is not None and cause.cause is not cause:
             cause = cause.cause
-        if isinstance(cause, DiesAgain):
+        if isinstance(cause, RepeatedDeathError):
             raise RunError(
                 f"{cause.what} ended its process {cause.deaths} times, and is not tried again.{last_exit()}",
                 "find what kills it: memory that the model, a batch or a decomposition needs and the machine lacks "

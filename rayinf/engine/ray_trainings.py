@@ -17,7 +17,7 @@ from rayinf.engine.ray_cluster import connect, connected, wait_ready
 from rayinf.user_code import sendable
 
 
-class _Bench:
+class _TrainingActor:
     """A process that calls a function for one item at a time, and says meanwhile that it lives."""
 
     def __init__(self, threads: int) -> None:
@@ -48,7 +48,7 @@ class _Bench:
         return self._function(item)
 
 
-class Benches:
+class TrainingActors:
     """Processes that stay, each with a function of its own; see `parallel.standing`."""
 
     def __init__(self, cluster: Cluster, actors: Sequence[Any], function: Any) -> None:
@@ -68,8 +68,8 @@ class Benches:
 
 
 @contextmanager
-def benches(function: Callable[[Any], Any], cluster: Cluster, workers: int) -> Generator[Benches]:
-    """Benches for as long as the context lasts.
+def training_actors(function: Callable[[Any], Any], cluster: Cluster, workers: int) -> Generator[TrainingActors]:
+    """TrainingActors for as long as the context lasts.
 
     Raises:
         RayinfError: workers that do not fit, do not start, or an address at which no Ray answers.
@@ -78,14 +78,14 @@ def benches(function: Callable[[Any], Any], cluster: Cluster, workers: int) -> G
     with connected():
         connect(cluster, workers)
         bench: Any = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, **groups, **FAULTS)(
-            _Bench
+            _TrainingActor
         )
         actors = [bench.remote(max(1, int(cluster.cpus_per_worker))) for _ in range(workers)]
         try:
             wait_ready(actors, cluster)
             with sendable():
                 sent = ray.put(function)
-            yield Benches(cluster, actors, sent)
+            yield TrainingActors(cluster, actors, sent)
         finally:
             for actor in actors:
                 with suppress(ray.exceptions.RayError, ValueError):

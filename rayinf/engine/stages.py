@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rayinf.core import exact, fisher, inverse, kfac, objectives
 from rayinf.core.blocks import Block
-from rayinf.core.influence import Taped, add_queries, dense_rows, row_products, self_products
+from rayinf.core.influence import ForwardPass, add_queries, dense_rows, row_products, self_products
 from rayinf.core.inverse import split_blocks
 from rayinf.core.kfac import Basis, Sums
 from rayinf.core.layer_inputs import output_positions, tiles
@@ -115,10 +115,12 @@ class Covariance(Summing):
     def batch(self, sums: Sums, ready: Ready) -> None:
         """Add one batch."""
         w = self.worker
-        with w.tape(ready.x) as taped:
-            columns, scale = w.fisher_columns(ready, taped.logits)
+        with w.forward_pass(ready.x) as forward_pass:
+            columns, scale = w.fisher_columns(ready, forward_pass.logits)
             with kfac.scaled(sums, scale, "G/") as part:
-                kfac.add_covariance(part, w.blocks, w.modules, taped.tape, taped.logits, columns, ready.mask)
+                kfac.add_covariance(
+                    part, w.blocks, w.modules, forward_pass.captured, forward_pass.logits, columns, ready.mask
+                )
 
 
 class Lambda(Summing):
@@ -135,21 +137,23 @@ class Lambda(Summing):
     def batch(self, sums: Sums, ready: Ready) -> None:
         """Add one batch."""
         w = self.worker
-        with w.tape(ready.x) as taped:
-            columns, scale = w.fisher_columns(ready, taped.logits)
+        with w.forward_pass(ready.x) as forward_pass:
+            columns, scale = w.fisher_columns(ready, forward_pass.logits)
             last = len(columns) - 1
-            found = [taped.tape.gradients(taped.logits, c, last=s == last) for s, c in enumerate(columns)]
+            found = [
+                forward_pass.captured.gradients(forward_pass.logits, c, last=s == last) for s, c in enumerate(columns)
+            ]
             with kfac.scaled(sums, scale, "L") as part:
                 for block in w.blocks:
                     if block.name in found[0]:
-                        self._add(part, block, taped, [g[block.name] for g in found])
+                        self._add(part, block, forward_pass, [g[block.name] for g in found])
         kfac.add(sums, "rows", torch.tensor(float(len(ready.y))))
 
-    def _add(self, sums: Sums, block: Block, taped: Taped, gradients: list[list[Tensor]]) -> None:
+    def _add(self, sums: Sums, block: Block, forward_pass: ForwardPass, gradients: list[list[Tensor]]) -> None:
         """Add one block, of whose outputs there are gradients for every Fisher column."""
         w = self.worker
         g_sbrto = torch.stack([output_positions(block, g) for g in gradients])
-        for tile in tiles(block, w.modules[block.name], taped.tape.inputs[block.name], gradients[0]):
+        for tile in tiles(block, w.modules[block.name], forward_pass.captured.inputs[block.name], gradients[0]):
             kfac.add_lambda(sums, block, self.bases[block.name], tile, g_sbrto[:, tile.rows], w.draws_labels)
 
 
@@ -163,15 +167,15 @@ class Curvature(Summing):
     def batch(self, sums: Sums, ready: Ready) -> None:
         """Add one batch."""
         w = self.worker
-        with w.tape(ready.x) as taped:
+        with w.forward_pass(ready.x) as forward_pass:
             hessian_is_fisher = w.job.settings.curvature == "exact" or w.job.settings.fisher == "true"
-            if is_head(taped) and w.loss == "cross_entropy" and hessian_is_fisher:
-                a = head_inputs(taped)
-                exact.add_head_hessian(sums, a, taped.logits.detach())
+            if is_head(forward_pass) and w.loss == "cross_entropy" and hessian_is_fisher:
+                a = head_inputs(forward_pass)
+                exact.add_head_hessian(sums, a, forward_pass.logits.detach())
             elif w.job.settings.curvature == "ggn":
-                columns, scale = w.fisher_columns(ready, taped.logits)
+                columns, scale = w.fisher_columns(ready, forward_pass.logits)
                 with kfac.scaled(sums, scale, "H") as part:
-                    exact.add_ggn(part, taped, columns)
+                    exact.add_ggn(part, forward_pass, columns)
             else:
                 exact.add_hessian(sums, w.model, w.blocks, ready.x, ready.y, w.exact_row_loss)
 
@@ -190,27 +194,27 @@ class Queries(Summing):
         sources = objectives.sources(self.worker.job.settings.targets)
         attacks = [a for k, (a, _) in enumerate(sources) if a not in [b for b, _ in sources[:k]]]
         for attack in attacks:
-            with self.worker.tape(self.worker.attacked(attack, ready)) as taped:
+            with self.worker.forward_pass(self.worker.attacked(attack, ready)) as forward_pass:
                 if attack is None:
-                    losses, _ = fisher.loss_gradient(self.worker.loss, taped.logits, ready.y)
-                    add_valid(sums, taped.logits.detach(), ready.y, losses)
+                    losses, _ = fisher.loss_gradient(self.worker.loss, forward_pass.logits, ready.y)
+                    add_valid(sums, forward_pass.logits.detach(), ready.y, losses)
                 for j, source in enumerate(sources):
                     if source[0] == attack:
-                        self._add(sums, ready, taped, j, source)
+                        self._add(sums, ready, forward_pass, j, source)
 
-    def _add(self, sums: Sums, ready: Ready, taped: Taped, j: int, source: objectives.Source) -> None:
+    def _add(self, sums: Sums, ready: Ready, forward_pass: ForwardPass, j: int, source: objectives.Source) -> None:
         w, job = self.worker, self.worker.job
         shared = [t for t in job.settings.targets if t.source == source]
         outputs = job.settings.outputs
         values, gradient = fisher.loss_gradient(
-            w.loss if source[1] is None else outputs.rows(source[1]), taped.logits, ready.y
+            w.loss if source[1] is None else outputs.rows(source[1]), forward_pass.logits, ready.y
         )
         cotangent, scale = fisher.carried_together(gradient, w.dtype)
         codes = {s: codes_of(job.levels[s], ready, s) for s in job.levels}
         weights = objectives.weights(shared, codes, w.halves(ready), ready.y).to(w.dtype)
-        objectives.add_values(sums, j, shared, values, weights, (taped.logits.detach(), ready.y))
+        objectives.add_values(sums, j, shared, values, weights, (forward_pass.logits.detach(), ready.y))
         with kfac.scaled(sums, scale, "V", power=1) as part:
-            add_queries(part, taped, cotangent, weights, f"V{j}")
+            add_queries(part, forward_pass, cotangent, weights, f"V{j}")
 
 
 class Scoring:
@@ -228,7 +232,7 @@ class Scoring:
         """Bring what the stage needs to the device."""
         raise NotImplementedError
 
-    def values(self, taped: Taped, cotangent_bc: Tensor, scale_b1: Tensor) -> Tensor:
+    def values(self, forward_pass: ForwardPass, cotangent_bc: Tensor, scale_b1: Tensor) -> Tensor:
         """Values `[B, columns]` of a batch, whose gradients in the logits are the cotangents times the scale."""
         raise NotImplementedError
 
@@ -258,10 +262,10 @@ class Scoring:
         """Batches of a shard, of the scored table or another, with their values."""
         w = self.worker
         for ready in w.read(table or w.job.scored, shard, w.rows_a_batch(1)):
-            with w.tape(ready.x) as taped:
-                losses, gradient = fisher.loss_gradient(w.loss, taped.logits, ready.y)
-                self.fit.add(taped.logits, ready.y, losses, gradient)
-                yield ready, self.values(taped, *fisher.carried(gradient, w.dtype))
+            with w.forward_pass(ready.x) as forward_pass:
+                losses, gradient = fisher.loss_gradient(w.loss, forward_pass.logits, ready.y)
+                self.fit.add(forward_pass.logits, ready.y, losses, gradient)
+                yield ready, self.values(forward_pass, *fisher.carried(gradient, w.dtype))
 
 
 class Score(Scoring):
@@ -279,9 +283,9 @@ class Score(Scoring):
         )
         self.flat = frozenset(b.name for b in self.worker.blocks if f"flat/{b.name}" in arrays)
 
-    def values(self, taped: Taped, cotangent_bc: Tensor, scale_b1: Tensor) -> Tensor:
+    def values(self, forward_pass: ForwardPass, cotangent_bc: Tensor, scale_b1: Tensor) -> Tensor:
         """Values `[B, Q]` of a batch."""
-        found = row_products(taped, cotangent_bc, self.queries, self.flat) * scale_b1
+        found = row_products(forward_pass, cotangent_bc, self.queries, self.flat) * scale_b1
         return found.to(self.worker.dtype) if self.scale is None else found * self.scale
 
 
@@ -298,13 +302,13 @@ class SelfScore(Scoring):
         self.turns = {n: (held.get(f"q_a/{n}"), held.get(f"q_g/{n}"), held[f"D/{n}"]) for n in names}
         self.flat = frozenset(n for n in names if not arrays[f"D/{n}"].any())
 
-    def values(self, taped: Taped, cotangent_bc: Tensor, scale_b1: Tensor) -> Tensor:
+    def values(self, forward_pass: ForwardPass, cotangent_bc: Tensor, scale_b1: Tensor) -> Tensor:
         """Values `[B, 1]` of a batch."""
         if self.dense is not None:
-            rows = dense_rows(taped, cotangent_bc)
+            rows = dense_rows(forward_pass, cotangent_bc)
             found = ((rows @ self.dense) * rows).sum(1, keepdim=True)
         else:
-            found = self_products(taped, cotangent_bc, self.turns, self.flat)[:, None]
+            found = self_products(forward_pass, cotangent_bc, self.turns, self.flat)[:, None]
         found = found * scale_b1.square()
         return found.to(self.worker.dtype) if self.scale == 1 else found * self.scale
 
@@ -342,11 +346,11 @@ class RowQueries:
         fit: Sums = {}
         for shard in item.shards:
             for ready in w.read("valid", shard, w.rows_a_batch(1)):
-                with w.tape(ready.x) as taped:
-                    losses, gradient = fisher.loss_gradient(w.loss, taped.logits, ready.y)
-                    add_valid(fit, taped.logits.detach(), ready.y, losses)
+                with w.forward_pass(ready.x) as forward_pass:
+                    losses, gradient = fisher.loss_gradient(w.loss, forward_pass.logits, ready.y)
+                    add_valid(fit, forward_pass.logits.detach(), ready.y, losses)
                     cotangent, scale_b1 = fisher.carried(gradient, w.dtype)
-                    parts.append(dense_rows(taped, cotangent).double() * scale_b1)
+                    parts.append(dense_rows(forward_pass, cotangent).double() * scale_b1)
         queries = split_blocks(torch.cat(parts), w.blocks)
         return {
             **{f"V/{k}": v.cpu().numpy() for k, v in queries.items()},
@@ -354,19 +358,19 @@ class RowQueries:
         }
 
 
-def is_head(taped: Taped) -> bool:
+def is_head(forward_pass: ForwardPass) -> bool:
     """Whether what is valued is one linear layer whose output is the logits."""
-    edges = [e for found in taped.tape.edges.values() for e in found]
-    one = len(taped.blocks) == 1 and taped.blocks[0].kind == "linear" and len(edges) == 1
-    return one and edges[0].node is taped.logits.grad_fn
+    edges = [e for found in forward_pass.captured.edges.values() for e in found]
+    one = len(forward_pass.blocks) == 1 and forward_pass.blocks[0].kind == "linear" and len(edges) == 1
+    return one and edges[0].node is forward_pass.logits.grad_fn
 
 
-def head_inputs(taped: Taped) -> Tensor:
+def head_inputs(forward_pass: ForwardPass) -> Tensor:
     """Inputs `[B, i]` of a linear head, with the column of ones."""
-    block = taped.blocks[0]
-    shape = taped.tape.shapes[block.name]
-    zeros = [torch.zeros(s, dtype=taped.logits.dtype, device=taped.logits.device) for s in shape]
-    parts = tiles(block, taped.modules[block.name], taped.tape.inputs[block.name], zeros)
+    block = forward_pass.blocks[0]
+    shape = forward_pass.captured.shapes[block.name]
+    zeros = [torch.zeros(s, dtype=forward_pass.logits.dtype, device=forward_pass.logits.device) for s in shape]
+    parts = tiles(block, forward_pass.modules[block.name], forward_pass.captured.inputs[block.name], zeros)
     return torch.cat([p.a_brti[:, 0, 0] for p in parts])
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rayinf.core import fisher
 from rayinf.core.blocks import Block, find_blocks
 from rayinf.core.capture import capture, forward
-from rayinf.core.influence import Taped
+from rayinf.core.influence import ForwardPass
 from rayinf.data.batches import Batch, BatchReader, row_keys, uniforms
 from rayinf.data.files import Arrays
 from rayinf.data.shards import Shard
@@ -142,11 +142,11 @@ class Worker:
     @cached_property
     def _sides(self) -> tuple[int, int, int]:
         ready = next(self.read("train", self.job.tables["train"].shards[0], 1))
-        with self.tape(ready.x) as taped:
-            ruled = [b for b in taped.blocks if b.name in taped.tape.shapes]
-            outputs = sum(s.numel() for b in ruled for s in taped.tape.shapes[b.name])
-            inputs = sum(x.numel() for b in ruled for x in taped.tape.inputs[b.name])
-            shared = [b.numel for b in ruled if _positions(b, taped.tape.shapes[b.name]) > 1]
+        with self.forward_pass(ready.x) as forward_pass:
+            ruled = [b for b in forward_pass.blocks if b.name in forward_pass.captured.shapes]
+            outputs = sum(s.numel() for b in ruled for s in forward_pass.captured.shapes[b.name])
+            inputs = sum(x.numel() for b in ruled for x in forward_pass.captured.inputs[b.name])
+            shared = [b.numel for b in ruled if _positions(b, forward_pass.captured.shapes[b.name]) > 1]
         return inputs, outputs, max(shared, default=0)
 
     def read(self, table: str, shard: Shard, size: int) -> Iterator[Ready]:
@@ -214,11 +214,11 @@ class Worker:
         return mask.to(self.device)
 
     @contextmanager
-    def tape(self, x: Any) -> Generator[Taped]:
+    def forward_pass(self, x: Any) -> Generator[ForwardPass]:
         """A forward pass whose row gradients can be asked for."""
         half = _AUTOCAST[self.job.settings.precision] is torch.float16
-        with capture(self.model, self.blocks, half=half) as tape:
-            yield Taped(self.model, self.modules, self.blocks, tape, self.predict(x), x)
+        with capture(self.model, self.blocks, half=half) as captured:
+            yield ForwardPass(self.model, self.modules, self.blocks, captured, self.predict(x), x)
 
     def predict(self, x: Any) -> Tensor:
         """Logits `[B, C]` of an input, in the run's precision.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rayinf.errors import InputError
-from rayinf.pareto.decomposition import NoWay, Search, Survey
+from rayinf.pareto.decomposition import InfeasibleDemands, Search, Survey
 from rayinf.pareto.demands import Array, Demands
 
 
@@ -79,7 +79,7 @@ def _smallest(search: Search, floor: Array, prices: Array) -> list[int]:
         others[rest] = floor[rest]
         try:
             search.reachable(others)
-        except NoWay as proof:
+        except InfeasibleDemands as proof:
             left = np.flatnonzero(proof.prices > 0)
     return [int(k) for k in left]
 

@@ -121,7 +121,7 @@ class Optimum:
         return out
 
 
-class NoWay(Exception):  # noqa: N818
+class InfeasibleDemands(Exception):  # noqa: N818
     """The demands cannot be met together: `prices` prove it, and only those above 0 take part in the proof."""
 
     def __init__(self, prices: Array) -> None:
@@ -152,7 +152,7 @@ class Search:
         """The best v for `gain'x` that meets the demands.
 
         Raises:
-            NoWay: there are none.
+            InfeasibleDemands: there are none.
             RunError: no end in sight.
         """
         goal = Goal(gain)
@@ -169,7 +169,7 @@ class Search:
         """The demands, lowered by what rounding may ask for.
 
         Raises:
-            NoWay: they cannot be met together.
+            InfeasibleDemands: they cannot be met together.
             RunError: no end in sight.
         """
         goal = Goal(np.zeros(len(floor)), np.ones(len(floor)), 0.0)
@@ -177,7 +177,7 @@ class Search:
         found = self._climb(goal, floor, self._start(goal, floor), enough=-missed)
         assert found is not None
         if found.height < -missed:
-            raise NoWay(found.prices)
+            raise InfeasibleDemands(found.prices)
         return floor + min(found.height, 0.0)
 
     def highest(self, lift: Array, floor: Array) -> float:

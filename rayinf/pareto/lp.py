@@ -14,7 +14,7 @@ import numpy as np
 from rayinf.errors import InputError, RunError
 from rayinf.pareto.blocks import ROWS, blocks
 from rayinf.pareto.conflict import InfeasibleError, conflict
-from rayinf.pareto.decomposition import NoWay, Search, Survey
+from rayinf.pareto.decomposition import InfeasibleDemands, Search, Survey
 from rayinf.pareto.demands import Array, Demands, check_slack
 
 __all__ = ["InfeasibleError", "ReweightLP", "Solution"]
@@ -111,7 +111,7 @@ class ReweightLP:
         search = Search(self._blocks, survey, unit)
         try:
             found = search.best(gain, demands.of_v(demands.floor, survey.total, unit))
-        except NoWay as proof:
+        except InfeasibleDemands as proof:
             error: InfeasibleError = conflict(search, demands, survey, unit, (self._names, self._slack), proof.prices)
             raise error from None
         kept: list[Array] = []

@@ -16,7 +16,7 @@ UNSIGNED = ("fi", "fi_rank", "self_influence")
 
 
 def worst_first(values: Array, signed: bool) -> Array:
-    """Positions `[n]` from the worst to the best. Ties: the earlier row first; rows without a value (NaN) last.
+    """LayerInputs `[n]` from the worst to the best. Ties: the earlier row first; rows without a value (NaN) last.
 
     Args:
         values: `[n]`.

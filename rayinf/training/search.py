@@ -120,7 +120,7 @@ class Search:
             )
 
 
-def _named(name: str, given: Any, wish: str, allowed: str) -> int | float:
+def _named(name: str, given: Any, expected: str, allowed: str) -> int | float:
     """A number in a range, where a word would have done too.
 
     Raises:
@@ -129,4 +129,4 @@ def _named(name: str, given: Any, wish: str, allowed: str) -> int | float:
     try:
         return number(f"Search.{name}", given, allowed)
     except InputError:
-        refuse(f"Search.{name}", given, wish, f"pass {wish}.")
+        refuse(f"Search.{name}", given, expected, f"pass {expected}.")

@@ -22,7 +22,7 @@ _SHOWN = ("checkpoint", "unweighted", "best", "change")
 
 
 @dataclass
-class Board:
+class SearchProgress:
     """Told of every candidate and every generation.
 
     Attributes:
@@ -73,10 +73,10 @@ class Board:
 
 
 @contextmanager
-def board(names: Sequence[str]) -> Generator[Board]:
-    """A board for as long as the context lasts."""
+def search_progress(names: Sequence[str]) -> Generator[SearchProgress]:
+    """A search_progress for as long as the context lasts."""
     if not sys.stderr.isatty():
-        yield Board(names, None)
+        yield SearchProgress(names, None)
         return
     with Live(console=Console(stderr=True), transient=True) as live:
-        yield Board(names, live)
+        yield SearchProgress(names, live)

@@ -24,7 +24,7 @@ from rayinf.training.evaluation import measure_model
 from rayinf.training.open_table import check_unchanged
 from rayinf.training.oracle import Oracle, Question
 from rayinf.training.retraining import train_anew
-from rayinf.training.trails import Key, Trail, TrailFolder
+from rayinf.training.trajectory_folder import Key, TrajectoryFolder, TrajectoryState
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Learning:
     prints: bool
     left_out: Array
 
-    def __call__(self, key: Key) -> Trail:
+    def __call__(self, key: Key) -> TrajectoryState:
         """Run a trajectory to its end, or until it must wait for labels; what is on disk is not done again."""
         return Trajectory(self, key).run()
 
@@ -156,12 +156,12 @@ class Trajectory:
         pool = learning.tables["pool"]
         assert pool is not None
         self._pool = pool
-        self._folder = TrailFolder(learning.folder, learning.owner, key, learning.n)
+        self._folder = TrajectoryFolder(learning.folder, learning.owner, key, learning.n)
         self._labeled = Labeled(*learning.labeled, pool, learning.columns)
         self._picked: list[Array] = []
         self._trained: Task | None = None
 
-    def run(self) -> Trail:
+    def run(self) -> TrajectoryState:
         """All rounds, or those up to the first whose labels are awaited."""
         self._folder.clean()
         for r in range(self._shared.rounds + 1):

@@ -24,7 +24,7 @@ from rayinf.api import active_learning as verb
 from rayinf.api.evaluate import evaluate
 from rayinf.api.retrain import retrain
 from rayinf.training import trajectory
-from rayinf.training.trails import TrailFolder
+from rayinf.training.trajectory_folder import TrajectoryFolder
 
 
 def as_table(x: np.ndarray, **columns: Any) -> pa.Table:
@@ -169,7 +169,7 @@ class TestGoingOn:
         self, tmp_path: Path, calm: tuple[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         steps = [(trajectory, n) for n in ("retrain", "evaluate", "acquire")]
-        steps += [(TrailFolder, n) for n in ("put_asked", "put_labels", "tell")]
+        steps += [(TrajectoryFolder, n) for n in ("put_asked", "put_labels", "tell")]
         left = itertools.count()
 
         def watch(home: Any, name: str) -> None:

@@ -18,7 +18,7 @@ from rayinf.core import layer_inputs, row_gradients
 from rayinf.core.blocks import Block, find_blocks
 from rayinf.core.capture import capture, forward
 from rayinf.core.fisher import logit_gradient
-from rayinf.core.influence import Taped, add_queries, dense_rows, row_products, self_products
+from rayinf.core.influence import ForwardPass, add_queries, dense_rows, row_products, self_products
 from rayinf.errors import InputError
 
 GROUPED = {"stride": 2, "padding": 1, "dilation": 2, "groups": 2}
@@ -64,18 +64,20 @@ def build(name: str) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 @contextmanager
-def taped(model: nn.Module, x: Any, y: Tensor, chosen: str | list[str] = "all") -> Generator[tuple[Taped, Tensor]]:
-    """A taped batch, and the gradient of its losses in the logits."""
+def forward_pass(
+    model: nn.Module, x: Any, y: Tensor, chosen: str | list[str] = "all"
+) -> Generator[tuple[ForwardPass, Tensor]]:
+    """A batch that was passed forward, and the gradient of its losses in the logits."""
     blocks = find_blocks(model, chosen)
-    with capture(model, blocks) as tape:
+    with capture(model, blocks) as captured:
         logits = forward(model, x)
-        found = Taped(model, dict(model.named_modules()), blocks, tape, logits, x)
+        found = ForwardPass(model, dict(model.named_modules()), blocks, captured, logits, x)
         yield found, logit_gradient(cross_entropy, logits, y)[1]
 
 
 def rows_of(model: nn.Module, x: Any, y: Tensor, chosen: str | list[str] = "all") -> dict[str, Tensor]:
     """Row gradients `[B, r, o, i]` by block."""
-    with taped(model, x, y, chosen) as (found, cotangent):
+    with forward_pass(model, x, y, chosen) as (found, cotangent):
         rows = dense_rows(found, cotangent)
     parts = rows.split([b.numel for b in found.blocks], dim=1)
     return {b.name: part.reshape(-1, *b.shape) for b, part in zip(found.blocks, parts, strict=True)}
@@ -115,7 +117,7 @@ def test_row_gradients_are_autograds(name: str) -> None:
 def test_products_sums_and_self_products(name: str) -> None:
     model, x, y = build(name)
     rows = {n: oracles.layer_row_gradients(model, cross_entropy, x, y, n) for n in ("layer", "head")}
-    with taped(model, x, y) as (found, cotangent):
+    with forward_pass(model, x, y) as (found, cotangent):
         queries, weights = random_like(found.blocks, 5), torch.randn(len(x), 3, dtype=torch.float64)
         weights[::2, 0] = 0
         weights[:, 1] = 0
@@ -135,10 +137,10 @@ def test_products_sums_and_self_products(name: str) -> None:
     torch.testing.assert_close(own, truth)
 
 
-def _again(found: Taped, x: Any) -> Taped:
+def _again(found: ForwardPass, x: Any) -> ForwardPass:
     """The same batch with a graph of its own."""
-    with capture(found.model, found.blocks) as tape:
-        return Taped(found.model, found.modules, found.blocks, tape, forward(found.model, x), x)
+    with capture(found.model, found.blocks) as captured:
+        return ForwardPass(found.model, found.modules, found.blocks, captured, forward(found.model, x), x)
 
 
 def _rotations(block: Block) -> tuple[Tensor | None, Tensor]:
@@ -182,15 +184,15 @@ def test_unusual_calls_and_parameters_without_a_rule() -> None:
 
 def test_a_tape_gives_many_cotangents_beside_parameters_without_a_rule() -> None:
     model, x, y = rich()
-    with taped(model, x, y) as (found, cotangent):
+    with forward_pass(model, x, y) as (found, cotangent):
         first, second = (dense_rows(found, k * cotangent, last=k == 2) for k in (1, 2))
-        assert {n: len(v) for n, v in found.tape.inputs.items()} == {"tokens": 1, "conv": 1, "head": 1}
+        assert {n: len(v) for n, v in found.captured.inputs.items()} == {"tokens": 1, "conv": 1, "head": 1}
     torch.testing.assert_close(second, 2 * first)
 
 
 def test_a_layer_that_is_never_called_is_worth_nothing() -> None:
     model, x, y = rich()
-    with taped(model, x, y, ["head", "unused"]) as (found, cotangent):
+    with forward_pass(model, x, y, ["head", "unused"]) as (found, cotangent):
         turns = {"head": (None, None, torch.ones(1, 3, 5, dtype=torch.float64))}
         own = self_products(found, cotangent, turns)
     head = oracles.layer_row_gradients(model, cross_entropy, x, y, "head")
@@ -211,7 +213,7 @@ class Checkpointed(nn.Module):
 def test_activation_checkpointing() -> None:
     torch.manual_seed(0)
     model, x, y = ready(Checkpointed()), torch.randn(6, 7, 5, dtype=torch.float64), torch.arange(6) % 3
-    with taped(model, x, y) as (found, cotangent):
+    with forward_pass(model, x, y) as (found, cotangent):
         first, second = (dense_rows(found, cotangent, last=k == 1) for k in range(2))
     assert torch.equal(first, second)
     truth = oracles.layer_row_gradients(model, cross_entropy, x, y, "layer").flatten(1)
@@ -265,7 +267,7 @@ def test_the_model_is_left_as_it_was(fails: bool) -> None:
     model.norm.train()
     before, values = state(model), {k: v.clone() for k, v in model.state_dict().items()}
     try:
-        with taped(model, x, y) as (found, cotangent):
+        with forward_pass(model, x, y) as (found, cotangent):
             dense_rows(found, cotangent)
             if fails:
                 raise InterruptedError
@@ -309,7 +311,7 @@ def test_a_layer_without_gradients_is_named() -> None:
     with pytest.raises(InputError, match=r"Layer 'encoder' ran without gradients .*Fix: leave it out"):
         influence(model, table, table)
     before = state(model)
-    with pytest.raises(InputError), taped(model, *table):
+    with pytest.raises(InputError), forward_pass(model, *table):
         pass
     assert state(model) == before
     assert influence(model, table, table, {"parameters": ["head"]}).abs().max() > 0
@@ -352,9 +354,9 @@ def test_half_precision_keeps_tiny_gradients(half: torch.dtype) -> None:
     x, y = torch.randn(8, 6), torch.arange(8) % 3
     truth = rows_of(model, x, y)
     blocks = find_blocks(model, "all")
-    with capture(model, blocks, half=half is torch.float16) as tape:
+    with capture(model, blocks, half=half is torch.float16) as captured:
         logits = forward(model, x, half)
         cotangent = 1e-7 * logit_gradient(cross_entropy, logits, y)[1]
-        found = dense_rows(Taped(model, dict(model.named_modules()), blocks, tape, logits, x), cotangent)
+        found = dense_rows(ForwardPass(model, dict(model.named_modules()), blocks, captured, logits, x), cotangent)
     assert found.dtype == torch.float32
     assert error(1e7 * found, torch.cat([v.flatten(1) for v in truth.values()], dim=1)) < 0.03

@@ -57,10 +57,10 @@ def covariance(model: nn.Module, x: Tensor, y: Tensor, size: int, mask: Tensor |
     blocks, modules = find_blocks(model, "all"), dict(model.named_modules())
     sums: Sums = {}
     for k, (part, labels) in enumerate(batches(x, y, size)):
-        with capture(model, blocks) as tape:
+        with capture(model, blocks) as captured:
             logits = forward(model, part)
             kept = None if mask is None else mask[k * size : (k + 1) * size]
-            kfac.add_covariance(sums, blocks, modules, tape, logits, columns_of(logits, labels), kept)
+            kfac.add_covariance(sums, blocks, modules, captured, logits, columns_of(logits, labels), kept)
     return sums
 
 
@@ -69,12 +69,12 @@ def eigenvalue_sums(model: nn.Module, x: Tensor, y: Tensor, size: int, basis: Ba
     block, *_ = find_blocks(model, ["layer"])
     sums: Sums = {}
     for part, labels in batches(x, y, size):
-        with capture(model, [block]) as tape:
+        with capture(model, [block]) as captured:
             logits = forward(model, part)
             columns = columns_of(logits, labels)
-            found = [tape.gradients(logits, c)["layer"] for c in columns]
+            found = [captured.gradients(logits, c)["layer"] for c in columns]
             g_sbrto = torch.stack([output_positions(block, g) for g in found])
-            for tile in tiles(block, model.get_submodule("layer"), tape.inputs["layer"], found[0]):
+            for tile in tiles(block, model.get_submodule("layer"), captured.inputs["layer"], found[0]):
                 kfac.add_lambda(sums, block, basis, tile, g_sbrto[:, tile.rows], halves)
     return sums
 
@@ -122,9 +122,9 @@ def test_every_order_of_turning_is_taken(name: str, monkeypatch: pytest.MonkeyPa
     model, x, y = build(name)
     block, *_ = find_blocks(model, ["layer"])
     basis = kfac.decompose(covariance(model, x, y, 8), block)
-    with capture(model, [block]) as tape:
+    with capture(model, [block]) as captured:
         output = model.layer(x)
-    raw = next(tiles(block, model.layer, tape.inputs["layer"], [output]))
+    raw = next(tiles(block, model.layer, captured.inputs["layer"], [output]))
     seen = []
     right = kfac.row_gradient_slices
 

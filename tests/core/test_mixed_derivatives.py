@@ -8,7 +8,7 @@ from rayinf.core.blocks import find_blocks, to_matrix
 from rayinf.core.influence_measure import contrasts
 from rayinf.core.linear_head import HeadRows, is_plain_head
 from rayinf.core.lowrank import project, right_subspace
-from rayinf.core.mixed_derivatives import Inverse, TapedRows
+from rayinf.core.mixed_derivatives import Inverse, RecordedRows
 
 
 def smooth(logits: Tensor, labels: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def dense_of(turns, blocks):
 
 
 @pytest.fixture(scope="module", params=list(LOSSES))
-def taped(request):
+def forward_pass(request):
     torch.manual_seed(1)
     model = network()
     blocks = tuple(b for b in find_blocks(model, "all") if b.kind != "loose")
@@ -70,12 +70,12 @@ def taped(request):
             for k in range(5)
         ]
     )
-    rows = TapedRows(model, blocks, x, y, request.param if request.param == "cross_entropy" else loss)
+    rows = RecordedRows(model, blocks, x, y, request.param if request.param == "cross_entropy" else loss)
     return rows, blocks, m_bpd, row_gradient, (model, x)
 
 
-def test_products(taped):
-    rows, blocks, m_bpd, _, _ = taped
+def test_products(forward_pass):
+    rows, blocks, m_bpd, _, _ = forward_pass
     f_bdk = torch.randn(5, 32, 3, dtype=torch.float64)
     mf_bpk = m_bpd @ f_bdk
     assert torch.allclose(rows.columns(f_bdk, None), mf_bpk.transpose(1, 2), rtol=1e-9, atol=1e-12)
@@ -86,8 +86,8 @@ def test_products(taped):
 
 
 @pytest.mark.parametrize("kind", ["dense", "turned"])
-def test_total_derivatives(taped, kind):
-    rows, blocks, m_bpd, row_gradient, (model, x) = taped
+def test_total_derivatives(forward_pass, kind):
+    rows, blocks, m_bpd, row_gradient, (model, x) = forward_pass
     turns = random_turns(blocks)
     dense = dense_of(turns, blocks)
     inverse = Inverse(dense, {}) if kind == "dense" else Inverse(None, turns)
@@ -101,9 +101,9 @@ def test_total_derivatives(taped, kind):
             assert torch.allclose(direct[b, k], in_x.flatten(), rtol=1e-9, atol=1e-12)
 
 
-def test_columns_in_the_eigenbasis(taped):
+def test_columns_in_the_eigenbasis(forward_pass):
     """Products of columns there with turned rows are those with the dense inverse."""
-    rows, blocks, m_bpd, _, _ = taped
+    rows, blocks, m_bpd, _, _ = forward_pass
     turns = random_turns(blocks)
     plain_turns = {n: (a, g, torch.ones_like(d)) for n, (a, g, d) in turns.items()}
     f_bdk = torch.randn(5, 32, 2, dtype=torch.float64)
@@ -122,19 +122,19 @@ def test_a_heads_closed_forms(loss, bias, kind):
     blocks = find_blocks(model, "all")
     x, y = torch.randn(7, 2, 3, dtype=torch.float64), torch.randint(0, 4, (7,))
     given = loss if loss == "cross_entropy" else LOSSES[loss]
-    tape, head = TapedRows(model, blocks, x, y, given), HeadRows(model, blocks[0], x, y, given)
+    captured, head = RecordedRows(model, blocks, x, y, given), HeadRows(model, blocks[0], x, y, given)
     turns = random_turns(blocks)
     dense = dense_of(turns, blocks)
     inverse = Inverse(dense, {}) if kind == "dense" else Inverse(None, turns)
-    for a, b in zip(tape.jacobians(inverse), head.jacobians(inverse), strict=True):
+    for a, b in zip(captured.jacobians(inverse), head.jacobians(inverse), strict=True):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
     f_bdk = torch.randn(7, 6, 3, dtype=torch.float64)
-    assert torch.allclose(tape.columns(f_bdk, None), head.columns(f_bdk, None), rtol=1e-9, atol=1e-12)
+    assert torch.allclose(captured.columns(f_bdk, None), head.columns(f_bdk, None), rtol=1e-9, atol=1e-12)
     # A head's columns are never left in the eigenbasis.
     assert torch.allclose(head.columns(f_bdk, inverse), head.columns(f_bdk, None) @ dense, rtol=1e-9, atol=1e-12)
-    assert torch.allclose(tape.gram(f_bdk), head.gram(f_bdk), rtol=1e-9, atol=1e-12)
+    assert torch.allclose(captured.gram(f_bdk), head.gram(f_bdk), rtol=1e-9, atol=1e-12)
     u = {blocks[0].name: torch.randn(1, *blocks[0].shape, dtype=torch.float64)}
-    assert torch.allclose(tape.slopes(u), head.slopes(u), rtol=1e-9, atol=1e-12)
+    assert torch.allclose(captured.slopes(u), head.slopes(u), rtol=1e-9, atol=1e-12)
 
 
 class Scaled(nn.Module):

@@ -24,7 +24,7 @@ SECONDS = ("loss", "seconds", "acquire_seconds", "oracle_seconds", "train_second
 
 
 @dataclass(frozen=True)
-class Trail:
+class TrajectoryState:
     """How one strategy fared under one seed.
 
     Attributes:
@@ -42,7 +42,7 @@ class Trail:
         return len(self.rows) == rounds + 1 and len(self.picked) == rounds
 
 
-class TrailFolder:
+class TrajectoryFolder:
     """Where the state of one strategy under one seed lies, after every step of it.
 
     Args:
@@ -106,7 +106,7 @@ class TrailFolder:
         parts = [told.get(name) for name in SECONDS[2:]]
         return {**told, "seconds": sum(p for p in parts if p is not None)}
 
-    def trail(self) -> Trail:
+    def trail(self) -> TrajectoryState:
         """All that is there, up to the first round that is not."""
         rows: list[dict[str, Any]] = []
         picked: list[Array] = []
@@ -122,7 +122,7 @@ class TrailFolder:
                 break
             rows.append(line)
         awaited = self.told(len(rows)).get("waiting")
-        return Trail(tuple(rows), tuple(picked), open_place(awaited) if awaited else None)
+        return TrajectoryState(tuple(rows), tuple(picked), open_place(awaited) if awaited else None)
 
     def _table(self, name: str) -> pa.Table | None:
         entry = self._files.entry(name)
@@ -134,9 +134,9 @@ def keys(strategies: Sequence[str], seeds: Sequence[int]) -> list[Key]:
     return [(strategy, seed) for strategy in strategies for seed in seeds]
 
 
-def load_trails(run: AnyPath, owner: str, wanted: Sequence[Key], n: int) -> dict[Key, Trail]:
+def load_trajectories(run: AnyPath, owner: str, wanted: Sequence[Key], n: int) -> dict[Key, TrajectoryState]:
     """The state of trajectories in a run's folder."""
-    return {key: TrailFolder(run, owner, key, n).trail() for key in wanted}
+    return {key: TrajectoryFolder(run, owner, key, n).trail() for key in wanted}
 
 
 def _labeled(r: int) -> str:

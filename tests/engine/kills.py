@@ -111,7 +111,7 @@ def on_ray(verb: str, state: Path, address: str, rng: random.Random) -> dict[str
     seconds = float((state / f"{verb}-seconds-ray").read_text())
     shutil.rmtree(out, ignore_errors=True)
     process, victim = start(verb, state, out, address), rng.choice(["driver", "worker", "store"])
-    time.sleep(rng.uniform(0.3 * seconds, seconds))
+    time.sleep(rng.uniform(0.3 * seconds, 0.9 * seconds))
     struck = strike(process, victim)
     code = process.wait()
     if victim == "driver" or code != 0:
@@ -124,19 +124,20 @@ def on_ray(verb: str, state: Path, address: str, rng: random.Random) -> dict[str
 
 
 def strike(process: subprocess.Popen[str], victim: str) -> int:
-    """Kill the driver, or a process of Ray's of that kind; how many were killed."""
+    """Kill the driver, or a process of Ray's of that kind as soon as there is one; how many were killed."""
     import psutil
 
-    if victim == "driver":
-        process.kill()
-        return 1
-    titles = {"worker": "ray::_Actor", "store": "ray::_Store"}
-    found = [
-        p for p in psutil.process_iter(["cmdline"]) if " ".join(p.info["cmdline"] or []).startswith(titles[victim])
-    ]
-    for p in found[:1]:
-        p.kill()
-    return len(found[:1])
+    title = {"worker": "ray::_Actor", "store": "ray::_Store", "driver": ""}[victim]
+    while process.poll() is None:
+        if victim == "driver":
+            process.kill()
+            return 1
+        for p in psutil.process_iter(["cmdline"]):
+            if " ".join(p.info["cmdline"] or []).startswith(title):
+                p.kill()
+                return 1
+        time.sleep(0.05)
+    return 0
 
 
 def main() -> None:

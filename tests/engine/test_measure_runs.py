@@ -84,38 +84,25 @@ def test_pairs_in_tiles_are_those_in_one(tables, monkeypatch, tmp_path, curvatur
     assert again.row_ids.tolist() == tiled.row_ids.tolist()
 
 
-@pytest.mark.slow
-def test_workers(tables, ray_session, tmp_path):
-    train, valid, _ = tables
-    truth = values(job.measure(train[6], valid, **SUBSAMPLED))
-    picked = pool_values(job.acquire(train[6], valid))
-    for workers in (3,):
-        cluster = rayinf.Cluster(workers=workers)
-        found = values(job.measure(train[6], valid, tmp_path / f"measure-{workers}", cluster, **SUBSAMPLED))
-        assert distance(found, truth) < 1e-5
-        assert (
-            distance(pool_values(job.acquire(train[6], valid, tmp_path / f"acquire-{workers}", cluster)), picked) < 1e-5
-        )
-
-
 @pytest.mark.chaos
-def test_workers_that_are_killed(tables, ray_session, tmp_path):
-    """In every stage of a measure with a forest, and of an acquisition."""
+@pytest.mark.parametrize(
+    ("verb", "stages", "options"),
+    [(job.measure, ("Measure",), SUBSAMPLED), (job.acquire, ("PairFactors", "PairValues"), {})],
+    ids=["measure", "acquire"],
+)
+def test_workers_that_are_killed(tables, ray_session, tmp_path, verb, stages, options):
+    """The values of this process, and the bytes of a run on one worker; Gather and RankRest read raw features."""
     train, valid, _ = tables
-    for name, verb, stages, options in (
-        ("measure", job.measure, ("Measure", "Gather", "RankRest"), SUBSAMPLED),
-        ("acquire", job.acquire, ("PairFactors", "PairValues"), {}),
-    ):
-        marks = tmp_path / f"marks-{name}"
-        marks.mkdir()
-        cluster = rayinf.Cluster(workers=2)
-        # The same callable, so that both runs have one identity: only the first has stages to kill in.
-        calm, killed = (job.Killer(marks, s) for s in ((), stages))
-        verb(train[6], valid, tmp_path / f"calm-{name}", rayinf.Cluster(workers=1), transform=calm, **options)
-        verb(train[6], valid, tmp_path / f"killed-{name}", cluster, transform=killed, **options)
-        transformed = [s for s in stages if s not in ("Gather", "RankRest")]  # these read raw features
-        assert sorted(m.name for m in marks.iterdir()) == sorted(transformed)
-        assert job.digest(tmp_path / f"calm-{name}") == job.digest(tmp_path / f"killed-{name}")
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    # The same callable, so that both runs have one identity: only the first has stages to kill in.
+    calm, killed = (job.Killer(marks, s) for s in ((), stages))
+    verb(train[6], valid, tmp_path / "calm", rayinf.Cluster(workers=1), transform=calm, **options)
+    found = verb(train[6], valid, tmp_path / "killed", rayinf.Cluster(workers=2), transform=killed, **options)
+    assert sorted(m.name for m in marks.iterdir()) == sorted(stages)
+    assert job.digest(tmp_path / "calm") == job.digest(tmp_path / "killed")
+    here = verb(train[6], valid, **options)
+    assert distance(*(values(s) if verb is job.measure else pool_values(s) for s in (found, here))) < 1e-5
 
 
 def test_a_run_stopped_between_measuring_and_ranking_goes_on(tables, tmp_path, monkeypatch):

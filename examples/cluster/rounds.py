@@ -20,7 +20,7 @@ from digits import draw_rows, train_model
 from jobs import Store, open_jobs, read_options
 from rich.console import Console
 
-ROUNDS, QUICK_ROUNDS = 5, 2
+ROUNDS, QUICK_ROUNDS = 5, 1
 FIRST = 60
 ASK, LABELS = "ask-", "labels-"
 
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = read_options(__doc__, "rounds", argv)
     store: Store = args.store
     write_tables(store, args.rows)
-    rounds, n = (QUICK_ROUNDS, 20) if args.quick else (ROUNDS, max(20, args.rows // 200))
+    rounds, n = (QUICK_ROUNDS, 40) if args.quick else (ROUNDS, max(20, args.rows // 200))
     config = {
         **{name: store.uri(f"{name}.parquet") for name in ("labeled", "pool", "test")},
         "oracle": store.uri("labels"),

@@ -46,9 +46,9 @@ def broken_links(page: Path, text: str) -> list[str]:
 
 
 def unknown_names(text: str) -> list[str]:
-    """`rayinf.name` in prose and code that is not a public name."""
-    named = set(re.findall(r"(?<![\w/.\-])rayinf\.([A-Za-z_]\w*)", text)) - {"errors", "yaml"}
-    return sorted(named - set(rayinf.__all__))
+    """`rayinf.name` in prose and code that is neither a public name nor a module."""
+    named = set(re.findall(r"(?<![\w/.\-])rayinf\.([A-Za-z_]\w*)", text)) - set(rayinf.__all__)
+    return sorted(name for name in named if not any((ROOT / "rayinf" / n).exists() for n in (name, f"{name}.py")))
 
 
 def unknown_arguments(source: str) -> list[str]:

@@ -50,8 +50,8 @@ def annotate(store: Store) -> int:
         answer = LABELS + name.removeprefix(ASK)
         if not name.startswith(ASK) or answer in names:
             continue
-        asked = store.read(f"labels/{name}", ["row_id"])
-        rows = asked.join(known, "row_id")
+        wanted = store.read(f"labels/{name}", ["row_id"])
+        rows = wanted.join(known, "row_id")
         store.write(f"labels/{answer}", pa.table({"row_id": rows["row_id"], "label": rows["label"]}))
         answered += rows.num_rows
     return answered

@@ -50,18 +50,18 @@ def write_days(store: Store, rows: int) -> None:
 
 def on_old_n(scores: rayinf.Scores) -> np.ndarray:
     """The total of rows that were valued with the factors of other rows, in a training set of those rows' number."""
-    told = scores.metadata["factors_from"]
-    return scores.to_pandas()["total"].to_numpy() * (told["n"] / told["rows"])
+    source = scores.metadata["factors_from"]
+    return scores.to_pandas()["total"].to_numpy() * (source["n"] / source["rows"])
 
 
 def show(store: Store, console: Console) -> None:
     """Rows and values a day."""
     first = rayinf.Scores.load(store.uri("runs/days"))
     new = rayinf.Scores.load(store.uri("runs/appended"))
-    told = new.metadata["factors_from"]
+    source = new.metadata["factors_from"]
     console.print(
-        f"The new day's {told['n']:,} rows were valued with the factors of {told['rows']:,} rows "
-        f"({told['folder']}); their values below are those in a training set of {told['rows']:,} rows.",
+        f"The new day's {source['n']:,} rows were valued with the factors of {source['rows']:,} rows "
+        f"({source['folder']}); their values below are those in a training set of {source['rows']:,} rows.",
         soft_wrap=True,
     )
     ids = np.concatenate([first.to_pandas()["row_id"], new.to_pandas()["row_id"]])
@@ -69,7 +69,7 @@ def show(store: Store, console: Console) -> None:
     known = pa.concat_tables(store.read(part, ["row_id", "label", "true_label"]) for part in ("days", "appended"))
     known = known.to_pandas().set_index("row_id").loc[ids]
     wrong = (known.label != known.true_label).to_numpy()
-    day = ids // (told["rows"] // (DAYS - 1)) + 1
+    day = ids // (source["rows"] // (DAYS - 1)) + 1
     table = Table(title="Values by day", title_justify="left")
     for heading in ("day", "rows", "sum of values", "harmful rows", "wrong labels", "of these harmful"):
         table.add_column(heading, justify="right")

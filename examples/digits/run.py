@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="fewer epochs")
     args = parser.parse_args(argv)
     if not 0 <= args.flip <= 1:
-        parser.error(f"--flip {args.flip} is no share of rows: pass a number from 0 to 1")
+        parser.error(f"--flip {args.flip} is not a share of rows: pass a number from 0 to 1")
     torch.set_num_threads(1)  # products this small gain nothing from threads
     console, out = Console(), args.out
     prepare(out, args.flip, 3 if args.quick else FIT.epochs, console)

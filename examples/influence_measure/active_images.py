@@ -1,19 +1,19 @@
-"""Active learning on images: FI of the last layer against BALD, IV and others (B Figures 4 and 10, Tables 5, 6 and 9).
+"""Active learning on images: FI of the last layer against BALD, IV and others (Yu 2025, Figures 4 and 10).
 
-Every round trains the network of B Table 6 anew, all of it, on the labelled images. FI and IV then take its last layer
-alone, and FI perturbs what goes into it, as in B: the outputs of the layer below are the features of a linear `Task`
-that is passed to `rayinf.acquire`. `rayinf.active_learning` perturbs what goes into the whole model, so the rounds are
-a loop here. The other strategies take the whole network; BALD and BatchBALD draw 20 dropout masks.
+Every round trains the network of the paper's Table 6 anew, all of it, on the labelled images. FI and IV then take its
+last layer alone, and FI perturbs what goes into it, as in the paper: the outputs of the layer below are the features of
+a linear `Task` that is passed to `rayinf.acquire`. `rayinf.active_learning` perturbs what goes into the whole model, so
+the rounds are a loop here. The other strategies take the whole network; BALD and BatchBALD draw 20 dropout masks.
 
     --unbalanced   a class of the upper half comes ten times as often as one of the lower half: 27,500 MNIST images
-                   (B D.2); validation and test images keep all classes as they are
+                   (the paper's D.2); validation and test images keep all classes as they are
     --redundant    1 against 7, as many of both in the pool; all other digits there are labelled "neither", the third
                    class; validation and test images are of 1 and 7 alone
 
-The defaults are B's MNIST: 60 labelled images, a pool of 420, 14 rounds of 30, which empty the pool; so all strategies
-end on the same images. B gives no sizes for the two settings (the same here) and does not say how the network is
-trained. Here: Adam with a cosine schedule from 0.002, 150 steps of 32 images whatever is labelled, dropout 0.5, l2
-0.0001, EKFAC; 500 images for IV's validation.
+The defaults are the paper's MNIST (Tables 5 and 9): 60 labelled images, a pool of 420, 14 rounds of 30, which empty the
+pool; so all strategies end on the same images. The paper gives no sizes for the two settings (the same here) and does
+not say how the network is trained. Here: Adam with a cosine schedule from 0.002, 150 steps of 32 images whatever is
+labelled, dropout 0.5, l2 0.0001, EKFAC; 500 images for IV's validation.
 
     python examples/influence_measure/active_images.py                            # scikit-learn's digits, 8 x 8
     python examples/influence_measure/active_images.py --data mnist_train.parquet --test mnist_test.parquet
@@ -45,7 +45,7 @@ ON_LAST_LAYER = ("fi", "iv")
 SIZES = {"initial": 60, "pool": 420, "n": 30, "rounds": 14}
 QUICK = {"initial": 60, "pool": 120, "n": 20, "rounds": 2}
 VALID, TEST, MOST_UNBALANCED, RATIO = 500, 5000, 27_500, 10
-# The share of the images that is set aside for validation and test where there is no --test.
+# Without --test, this share of the images is set aside for validation and test.
 HELD_OUT = 0.3
 STEPS, QUICK_STEPS, BATCH, L2 = 150, 30, 32, 1e-4
 PAPER = (
@@ -74,7 +74,7 @@ def redundant(rows: Rows) -> Rows:
 
 
 def split_of(data: Rows, test: Rows | None, args: argparse.Namespace, seed: int) -> Split:
-    """The images of a seed, in the setting that is asked for."""
+    """The images of a seed, in the setting of the options."""
     rng = np.random.default_rng(seed)
     rows = data[0], data[1]
     if test is None:
@@ -150,7 +150,7 @@ def run(data: Rows, test: Rows | None, args: argparse.Namespace) -> rayinf.Histo
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options; what is not given is as B has it."""
+    """The options; the defaults are the paper's."""
     parser = arguments(__doc__, 3)
     parser.add_argument("--test", type=Path, help="Parquet of validation and test images (default: some of --data)")
     setting = parser.add_mutually_exclusive_group()

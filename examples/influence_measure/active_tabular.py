@@ -1,4 +1,4 @@
-r"""Active learning on a table with logistic regression: FI against other strategies (B Figure 3, Table 4).
+r"""Active learning on a table with logistic regression: FI against other strategies (Yu 2025, Figure 3, Table 4).
 
 Each seed draws the first labelled rows, the pool, validation rows (for IV alone) and test rows. Every round, each
 strategy picks rows of the pool, gets their labels, and the regression is fitted anew, to convergence. FI is
@@ -6,10 +6,10 @@ strategy picks rows of the pool, gets their labels, and the regression is fitted
 IV is recomputed every round. BALD is missing: it needs dropout, and a logistic regression has none. With two classes
 margin picks what entropy picks.
 
-The defaults are B's Adult: 300 labelled, a pool of 5,000, 12 rounds of 500. That is more than the pool has, so the
-rounds end with the pool, after the tenth. CelebA's are below. B does not give the ridge, the size of the validation
-set, nor how features are scaled: here l2 0.01, 2,100 rows, and features in units of their spread over the labelled
-rows and the pool, whose features are known.
+The defaults are the paper's Adult: 300 labelled, a pool of 5,000, 12 rounds of 500. That is more than the pool has, so
+the rounds end with the pool, after the tenth. CelebA's are below. The paper does not give the ridge, the size of the
+validation set, nor how features are scaled: here l2 0.01, 2,100 rows, and features in units of their spread over the
+labelled rows and the pool, whose features are known.
 
     python examples/influence_measure/active_tabular.py                           # synthetic rows
     python examples/influence_measure/active_tabular.py --data adult_train.parquet --test adult_test.parquet
@@ -75,7 +75,7 @@ def learn(rows: dict[str, Rows], classes: int, args: argparse.Namespace, seed: i
 
 
 def options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Rows, Rows | None]:
-    """The options, the rows, and those of --test; what is not given is as B has it."""
+    """The options, the rows, and those of --test; the defaults are the paper's."""
     parser = arguments(__doc__, 4)
     parser.add_argument("--test", type=Path, help="Parquet of validation and test rows (default: rows of --data)")
     for name, what in (("initial", "first labelled rows"), ("pool", "rows to pick from"), ("n", "rows a round")):

@@ -1,13 +1,14 @@
-"""FI of a share of the rows, and a forest for the rest, against FI of all rows (B Table 8, Algorithms 5 and 6).
+"""FI of a share of the rows, and a forest for the rest, against FI of all rows (Yu 2025, Table 8).
 
 Each method ranks the training rows; the twentieth of highest FI is removed, the model is trained anew and tested.
-"forest" measures a fifth of the rows, and a random forest over features and label ranks the rest; "forest, rank k"
-also takes every row's derivative by a truncated SVD, as B's approximation does (`--rank k`). The SVD saves no time over
-rayinf's exact form, which never makes the derivative that it would shorten.
+"forest" measures a fifth of the rows, and a random forest over features and label ranks the rest; "forest, rank k" also
+takes every row's derivative by a truncated SVD, as the paper's Algorithms 5 and 6 do (`--rank k`). The SVD saves no
+time over rayinf's exact form, which never makes the derivative that it would shorten.
 
-A file with a column `image` is taken by the network of B Table 6, with all its parameters, EKFAC and perturbed pixels;
-any other by logistic regression with the exact curvature. B says neither how many rows it measures nor which rank it
-takes, nor which task its accuracies are of. Here: 6,000 images or 5,000 rows to train on, 1,000 for validation.
+A file with a column `image` is taken by the network of the paper's Table 6, with all its parameters, EKFAC and
+perturbed pixels; any other by logistic regression with the exact curvature. The paper says neither how many rows it
+measures nor which rank it takes, nor which task its accuracies are of. Here: 6,000 images or 5,000 rows to train on,
+1,000 for validation.
 
     python examples/influence_measure/approximate.py                              # scikit-learn's digits, 8 x 8
     python examples/influence_measure/approximate.py --data mnist_train.parquet --seeds 1
@@ -32,7 +33,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 import rayinf
-from rayinf.training.retraining import retrain
+from rayinf import retrain
 
 SHARE, TOP = 0.2, 0.05
 IMAGES, TABLE, QUICK = (6000, 1000, 5000), (5000, 1000, 10_000), (400, 100, 200)
@@ -177,7 +178,7 @@ def show(title: str, found: dict[str, list[Ranked]], before: Sequence[float], co
 def main(argv: Sequence[str] | None = None) -> None:
     """Rank by every method over all seeds, and print the table."""
     parser = arguments(__doc__, 3)
-    parser.add_argument("--rank", type=int, help="also with a truncated SVD of this rank (B Algorithm 5)")
+    parser.add_argument("--rank", type=int, help="also with a truncated SVD of this rank (Yu 2025, Algorithm 5)")
     parser.add_argument("--rows", type=int, help=f"to train on (default: {IMAGES[0]} images, else {TABLE[0]})")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # so that times compare

@@ -35,7 +35,7 @@ def arguments(doc: str | None, seeds: int) -> argparse.ArgumentParser:
     """A parser of what every script takes."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="Parquet with label (integers) and numeric features")
-    parser.add_argument("--drop", nargs="*", default=[], help="columns of --data that are no features")
+    parser.add_argument("--drop", nargs="*", default=[], help="columns of --data that are not features")
     parser.add_argument("--seeds", type=int, default=seeds, help=f"draws of the rows (default: {seeds})")
     parser.add_argument("--quick", action="store_true", help="few draws and few budgets")
     return parser
@@ -45,7 +45,7 @@ def read(path: Path, drop: Sequence[str] = ()) -> Rows:
     """Features and labels of a Parquet file.
 
     Raises:
-        SystemExit: there is no label, or a feature that is no number.
+        SystemExit: there is no label, or a feature that is not a number.
     """
     frame = pq.read_table(path).to_pandas()
     features = frame.drop(columns=[c for c in frame if c in NOT_FEATURES | set(drop)])
@@ -53,7 +53,7 @@ def read(path: Path, drop: Sequence[str] = ()) -> Rows:
     if "label" not in frame or frame["label"].dtype.kind not in "iu" or words or features.empty:
         raise SystemExit(
             f"{path} needs a column label of integers and numeric features; it has {list(frame)}, of which "
-            f"{words} are no numbers: encode them, or name them after --drop."
+            f"{words} are not numbers: encode them, or name them after --drop."
         )
     return features.to_numpy(np.float64), frame["label"].to_numpy(np.int64)
 
@@ -76,8 +76,8 @@ def standardise(split: Split) -> Split:
 def trimming_orders(task: rayinf.Task, split: Split, curvature: str) -> tuple[dict[str, np.ndarray], float]:
     """The order in which FI and IV remove the training rows, and the share of rows whose IV is negative.
 
-    FI removes the largest values, as `rayinf.trim` does. IV removes the lowest ones as B does it: always as many as
-    it is told, also where they are positive, so not by `rayinf.trim`, which stops at the last negative value.
+    FI removes the largest values, as `rayinf.trim` does. IV removes the lowest ones as Yu 2025 does: always as many
+    as the budget, also where they are positive, so not by `rayinf.trim`, which stops at the last negative value.
     """
     fi = rayinf.influence_measure(task, split.train, split.valid, curvature=curvature).to_numpy()[:, 0]
     iv = rayinf.influence(task, split.train, split.valid, objective="total", curvature=curvature).to_numpy()[:, 0]

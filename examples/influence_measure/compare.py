@@ -1,4 +1,4 @@
-"""FI against IV on one model over many draws: trim by each, train anew, test (B Tables 1 and 2)."""
+"""FI against IV on one model over many draws: trim by each, train anew, test (Yu 2025, Tables 1 and 2)."""
 
 from __future__ import annotations
 

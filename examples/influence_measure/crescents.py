@@ -1,12 +1,12 @@
-"""Trimming two crescents under a network: FI against IV where the boundary is a curve (B Table 2, Figure 9).
+"""Trimming two crescents under a network: FI against IV where the boundary is a curve (Yu 2025, Table 2).
 
 Each seed draws 500 training, 250 validation and 250 test rows of scikit-learn's `make_moons` and trains a 2-16-16-2
 network with ReLU. FI (`rayinf.influence_measure`) and IV (`rayinf.influence`, the column "total"), both with EKFAC,
 each remove 5, 10 or 20 rows; the network is trained anew from the same first weights, and tested.
 
-B gives neither the noise of its crescents nor the width or the training of its network. Here: noise 0.3, with which
-accuracy is near the paper's 90 %; Adam with a cosine schedule from 0.01, 30 epochs of 10 batches; l2 0.001; features
-standardised by the training rows.
+The paper gives neither the noise of its crescents nor the width or the training of its network. Here: noise 0.3, with
+which accuracy is near the paper's 90 %; Adam with a cosine schedule from 0.01, 30 epochs of 10 batches; l2 0.001;
+features standardised by the training rows.
 
     python examples/influence_measure/crescents.py
     python examples/influence_measure/crescents.py --data toy.parquet    # rows of your own, of two classes
@@ -27,7 +27,7 @@ from sklearn.datasets import make_moons
 from torch import nn
 
 import rayinf
-from rayinf.training.retraining import retrain
+from rayinf import retrain
 
 SIZES = (500, 250, 250)
 NOISE, HIDDEN, L2 = 0.3, 16, 1e-3

@@ -1,14 +1,14 @@
-"""Trimming two Gaussian clouds: what is left after removing the rows of highest FI, and of lowest IV (B Table 1).
+"""Trimming two Gaussian clouds: accuracy after removing the rows of highest FI, or lowest IV (Yu 2025, Table 1).
 
 Each seed draws 150 training, 100 validation and 600 test rows of two isotropic Gaussians in the plane. A logistic
 regression is fitted; FI (`rayinf.influence_measure`) and IV (`rayinf.influence`, the column "total"), both with the
 exact Hessian, each remove 5, 10 or 20 training rows; the model is fitted anew and tested.
 
-B takes the setting of Chhabra et al. (2024), and neither gives the numbers. Here: means (3, -3) and (1, 2) and spread
-1.5, the moments of the toy data that Chhabra et al. publish, rounded; as many rows of each class; features
+The paper takes the setting of Chhabra 2024, and neither gives the numbers. Here: means (3, -3) and (1, 2) and spread
+1.5, the moments of the toy data that Chhabra 2024 publishes, rounded; as many rows of each class; features
 standardised by the training rows and a ridge of 0.01 on the sum of the losses, as their code has them. Theirs is on
 one vector of weights, ours on two (softmax), so it counts twice: l2 = 2 * 0.01 / 150. They fit no bias, and we do.
-`--settings` shows how much hangs on the distance, the scale and the ridge.
+`--settings` shows how much depends on the distance, the scale and the ridge.
 
     python examples/influence_measure/gaussians.py
     python examples/influence_measure/gaussians.py --settings

@@ -1,4 +1,4 @@
-"""What the scripts on images share: reading them, and B's small network."""
+"""What the scripts on images share: reading them, and the small network of Yu 2025."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_images(path: Path) -> Rows:
     Its column `image` holds raw bytes, row by row: a square in grey, or in RGB with the colours last.
 
     Raises:
-        SystemExit: no such columns, or bytes that are no square.
+        SystemExit: no such columns, or images that are not square.
     """
     names = pq.read_schema(path).names
     if not {"image", "label"} <= set(names):
@@ -45,7 +45,7 @@ def scaled(rows: Rows, by: np.ndarray) -> Rows:
 
 
 def cnn(shape: tuple[int, ...], classes: int, dropout: float = 0.5) -> nn.Sequential:
-    """The network of B Table 6, untrained: 28 x 28 pixels give its 3,136 inputs of the first linear layer."""
+    """The network of Yu 2025, Table 6, untrained: 28 x 28 pixels give its 3,136 inputs of the first linear layer."""
     channels, height, width = shape
     inputs = 64 * -(-height // 4) * -(-width // 4)
     return nn.Sequential(

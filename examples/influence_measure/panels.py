@@ -45,7 +45,7 @@ def boundary(axis: Axes, task: rayinf.Task, name: str) -> None:
 def draw_panels(
     split: Split, removed: Mapping[str, np.ndarray], tasks: Mapping[str, rayinf.Task], title: str, out: Path
 ) -> None:
-    """Draw a PNG of B's Figures 1 and 9.
+    """Draw a PNG like Figures 1 and 9 of Yu 2025.
 
     Args:
         split: of two features and two classes.

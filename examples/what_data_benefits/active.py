@@ -1,12 +1,13 @@
-r"""Active learning by an influence tree (C section 5.5, Figure 6 E): diabetic retinopathy, 10 rounds of 10 labels.
+r"""Active learning by an influence tree (Chhabra 2024, section 5.5, Figure 6 E): ten rounds.
 
-Every round values the labelled rows on the validation rows, grows a tree of these values on the features alone, and
-asks for the labels of the pool's rows that the tree values most (strategy "tree"); beside it isal, entropy (with two
-classes margin and uncertainty pick the same) and random. The strategies choose with a logistic regression. Accuracy on
-the test rows is that of a linear SVM on the labelled rows, as in C, and of the logistic regression itself.
+Diabetic retinopathy, 10 labels a round. Every round values the labelled rows on the validation rows, grows a tree of
+these values on the features alone, and asks for the labels of the pool's rows that the tree values most (strategy
+"tree"); beside it isal, entropy (with two classes margin and uncertainty pick the same) and random. The strategies
+choose with a logistic regression. Accuracy on the test rows is that of a linear SVM on the labelled rows, as in the
+paper, and of the logistic regression itself.
 
-The first seed takes the rows' own split (column `split`: init, pool, val, test, as C does); the others draw the same
-numbers of rows anew, since one test set of 101 rows tells little.
+The first seed takes the rows' own split (column `split`: init, pool, val, test, as in the paper); the others draw the
+same numbers of rows anew, since one test set of 101 rows shows little.
 
     python examples/what_data_benefits/active.py --data diabetic_retinopathy.parquet --out active.png
     python examples/what_data_benefits/active.py --quick          # synthetic rows
@@ -34,7 +35,9 @@ import rayinf
 STRATEGIES = ("tree", "isal", "entropy", "random")
 NAMES = ("init", "pool", "val", "test")
 SIZES = {"init": 150, "pool": 800, "val": 100, "test": 101}
-PAPER = "C: influence sampling is above the others in most rounds, and best after the last (means of 5 runs)."
+PAPER = (
+    "Chhabra 2024: influence sampling is above the others in most rounds, and best after the last (means of 5 runs)."
+)
 
 
 def synthetic(rows: int = 1151) -> pd.DataFrame:
@@ -117,7 +120,7 @@ def plot(found: pd.DataFrame, n: int, path: Path) -> None:
             style = {"linewidth": 2.2} if strategy == "tree" else {"linestyle": "--", "linewidth": 1.4}
             axes.plot(mean.index * n, mean, label=strategy, **style)
             axes.fill_between(mean.index * n, mean - error, mean + error, alpha=0.12)
-        axes.set(xlabel="labels asked for", title=f"{learner} on the labelled rows")
+        axes.set(xlabel="labels used", title=f"{learner} on the labelled rows")
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("test accuracy, %")
     figure.axes[0].legend(frameon=False)
@@ -129,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Learn over all seeds, print the tables and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="Parquet with label, numeric features and perhaps split")
-    parser.add_argument("--seeds", type=int, default=10, help="partitions of the rows (default: 10; C: 5 runs)")
+    parser.add_argument("--seeds", type=int, default=10, help="partitions of the rows (default: 10; the paper: 5 runs)")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--n", type=int, default=10, help="labels a round")
     parser.add_argument("--l2", type=float, default=1e-2, help="the ridge of the logistic regression")

@@ -8,7 +8,8 @@ synthetic table stands in. Features are standardised by the training rows (float
     adult    adult_train.parquet, adult_test.parquet: the test rows are halved at random into test and validation, as in
              the paper's code
     celeba   celeba_attr.parquet: its own split; `Smiling` is the label and is dropped
-    toy      toy_train.parquet, toy_test.parquet: C measures on the validation rows, so these are the test rows too
+    toy      toy_train.parquet, toy_test.parquet: Chhabra 2024 measures on the validation rows, so these are the test
+             rows too
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ def _checked(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     """The frame with integer labels.
 
     Raises:
-        SystemExit: label or group are not 0 and 1, or a feature is no number.
+        SystemExit: label or group are not 0 and 1, or a feature is not a number.
     """
     words = frame.drop(columns=list(NOT_FEATURES), errors="ignore").select_dtypes(exclude=["number", "bool"])
     flags = [c for c in ("label", "sensitive") if c not in frame or not set(frame[c].unique()) <= {0, 1}]

@@ -1,9 +1,9 @@
-"""Trimming by robustness as a defence against an evasion attack on some test rows (C section 5.3, Figure 5).
+"""Trimming by robustness as a defence against an evasion attack (Chhabra 2024, section 5.3, Figure 5).
 
 A run: the attacker picks 5 to 25% of the test rows at random and moves each across the boundary of a logistic
-regression, to the closest point of the other side and 0.3 times that way further (gamma 1.3, as in C's code). The
-defender does not know which rows. It has trimmed 2.5% of the training rows, those of lowest robustness on the
-validation rows, and fitted anew. Accuracies are on all test rows, attacked and clean, over ten runs.
+regression, to the closest point of the other side and 0.3 times that way further (gamma 1.3, as in the paper's
+code). The defender does not know which rows. It has trimmed 2.5% of the training rows, those of lowest robustness on
+the validation rows, and fitted anew. Accuracies are on all test rows, attacked and clean, over ten runs.
 
     python examples/what_data_benefits/evasion.py --data FOLDER --out evasion.png
     python examples/what_data_benefits/evasion.py --data one.parquet
@@ -12,12 +12,12 @@ validation rows, and fitted anew. Accuracies are on all test rows, attacked and 
 FOLDER holds adult_train.parquet, adult_test.parquet and celeba_attr.parquet; Bank and Jigsaw are not among our data.
 One Parquet file has the form that common.py says.
 
-The model that is attacked: `trimmed` stands for attacks aimed at the first model, as in C's code, on which both models
-are measured; `aimed at trimmed` for an attacker who knows the defence and aims at the trimmed model, which then errs
-on every attacked row that it had right. `C's code`: there the defender values training rows by their utility (`total`)
-on the attacked test rows themselves, with their labels, and is then measured on these rows. It is no defence that can
-be had, and is here for comparison. C says that accuracy rises well beyond that before the attack, and gives pictures
-without figures.
+The model that is attacked: `trimmed` stands for attacks aimed at the first model, as in the paper's code, on which both
+models are measured; `aimed at trimmed` for an attacker who knows the defence and aims at the trimmed model, which then
+errs on every attacked row that it had right. `paper's code`: there the defender values training rows by their utility
+(`total`) on the attacked test rows themselves, with their labels, and is then measured on these rows. Such a defence
+cannot exist, and is here for comparison. The paper says that accuracy rises well beyond that before the attack, and
+gives pictures without figures.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import rayinf
 SHARES = (0.05, 0.25)  # of the test rows, attacked
 TRIMMED = 0.025  # of the training rows
 GAMMA = 1.3
-AFTER = ("post-attack", "trimmed", "aimed at trimmed", "random trim", "C's code")
+AFTER = ("post-attack", "trimmed", "aimed at trimmed", "random trim", "paper's code")
 COLOURS = ("#D55E00", "#0072B2", "#56B4E9", "#999999", "#CC79A7")
 
 

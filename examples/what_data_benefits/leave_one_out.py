@@ -1,9 +1,9 @@
-"""Predicted against actual change when one training row is left out (C appendix B, Figure 7).
+"""Predicted against actual change when one training row is left out (Chhabra 2024, appendix B, Figure 7).
 
 A logistic regression on the toy data (150 rows, two features). Every row in turn is left out and the model fitted anew
-with the sum of the ridge unchanged, as influence has it; the change of each objective over the validation rows
-is set against the row's influence. Attacked rows are those of the first model, as in C's Eq. 3. C leaves out 125 of the
-150 rows; here all are. Total and robustness are sums of losses, the gaps are differences of means.
+with the sum of the ridge unchanged, as influence has it; the change of each objective over the validation rows is set
+against the row's influence. Attacked rows are those of the first model, as in the paper's Eq. 3. The paper leaves out
+125 of the 150 rows; here all are. Total and robustness are sums of losses, the gaps are differences of means.
 
     python examples/what_data_benefits/leave_one_out.py --data FOLDER --out leave_one_out.png
     python examples/what_data_benefits/leave_one_out.py --quick        # 40 synthetic rows
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             (column, spearman(pair), float(np.corrcoef(*pair)[0, 1]), PAPER[column]) for column, pair in found.items()
         ]
         title = f"{name}: {limit} of {len(raw.train):,} rows left out in turn"
-        show(title, ("objective", "Spearman", "Pearson", "C (Spearman, 125 rows)"), lines)
+        show(title, ("objective", "Spearman", "Pearson", "paper (Spearman, 125 rows)"), lines)
         if args.out:
             plot(found, args.out)
 

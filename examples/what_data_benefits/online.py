@@ -1,17 +1,17 @@
-r"""Online learning from a stream with wrong labels, each batch trimmed before it is learnt from (C 5.4, Figure 6 A-D).
+r"""Online learning from a stream with wrong labels, each batch trimmed first (Chhabra 2024, section 5.4, Figure 6 A-D).
 
 The training rows arrive in 10 batches, in each of which a third of the labels is flipped. A logistic regression and a
-linear SVM (hinge loss) learn from every batch by stochastic gradient descent (scikit-learn's `SGDClassifier`, as in
-C's code): once as it comes, once after `rayinf.trim_stream` has removed at most a tenth of its rows, and once after as
-many random rows are gone. Each batch is valued on its own on the clean validation rows, under a surrogate that is
-fitted to that batch: a logistic regression (C.3), and for the SVM also a linear SVM with squared hinge loss (the hinge
-itself has no curvature). Test accuracy after every batch, means over seeds.
+linear SVM (hinge loss) learn from every batch by stochastic gradient descent (scikit-learn's `SGDClassifier`, as in the
+paper's code): once as it comes, once after `rayinf.trim_stream` has removed at most a tenth of its rows, and once after
+as many random rows are gone. Each batch is valued on its own on the clean validation rows, under a surrogate that is
+fitted to that batch: a logistic regression (appendix C.3), and for the SVM also a linear SVM with squared hinge loss
+(the hinge itself has no curvature). Test accuracy after every batch, means over seeds.
 
     python examples/what_data_benefits/online.py --data FOLDER --out online.png        # Adult and CelebA
     python examples/what_data_benefits/online.py --data own.parquet                    # see common.py
     python examples/what_data_benefits/online.py --quick                               # synthetic rows
 
-C's Bank and Jigsaw Toxicity are not among the data.
+The paper's Bank and Jigsaw Toxicity are not among the data.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WAYS = {
     "logistic": ("untrimmed", "random", "trimmed"),
     "SVM": ("untrimmed", "random", "trimmed", "trimmed by SVM"),
 }
-PAPER = "C: trimming leads to much better accuracy for both learners on Adult, CelebA and Jigsaw, not on Bank."
+PAPER = "Chhabra 2024: trimming makes both learners much more accurate on Adult, CelebA and Jigsaw, not on Bank."
 
 
 def squared_hinge(logits: Tensor, labels: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def learn(split: Split, batches: int, seeds: int) -> tuple[pd.DataFrame, dict[st
     return pd.DataFrame(found, columns=["seed", "learner", "way", "batch", "accuracy"]), shares
 
 
-def tell(name: str, found: pd.DataFrame, shares: dict[str, list[float]], batches: int) -> None:
+def show_batches(name: str, found: pd.DataFrame, shares: dict[str, list[float]], batches: int) -> None:
     """Mean accuracy over the stream and after the last batch, and what was removed."""
     lines = []
     for learner, ways in WAYS.items():
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = {}
     for name, raw in splits(("adult", "celeba"), args.data, args.quick):
         parts[name], shares = learn(standardise(raw), batches, seeds)
-        tell(name, parts[name], shares, batches)
+        show_batches(name, parts[name], shares, batches)
     print(PAPER)
     if args.out:
         plot(parts, args.out)

@@ -1,4 +1,4 @@
-"""Trimming by demographic parity as a defence against poisoned fairness (C section 5.2, Table 1).
+"""Trimming by demographic parity as a defence against poisoned fairness (Chhabra 2024, section 5.2, Table 1).
 
 RAA and NRAA (Mehrabi et al. 2021) add 10% of anchoring rows: near rows of the disadvantaged group that have label 1,
 rows of that group with label 0, and of the other group the other way round. A logistic regression is fitted to the
@@ -11,13 +11,14 @@ halvings.
     python examples/what_data_benefits/poisoning.py --quick
 
 FOLDER holds {raa,nraa}_{german,compas}_{train_clean,train_poisoned,test}.parquet. One Parquet file of the form that
-common.py says, and the synthetic rows of --quick, are poisoned here by RAA. C's third data set, Drug, is not among
-ours.
+common.py says, and the synthetic rows of --quick, are poisoned here by RAA. The paper's third data set, Drug, is
+not among ours.
 
-On C's figures: C's code values rows on the test rows that it then measures on, and trims a number of rows set for each
-table (German: 2 under RAA, 40 under NRAA; Compas: 1, 150). Its models have no intercept, and the group's flag is one of
-their features. In the RAA training files that it published the flag is inverted, in the test file it is not; our copies
-have it put right. The last table fits models of C's kind: C's rows after RAA are near those with the inverted flag.
+On the paper's figures: its code values rows on the test rows that it then measures on, and trims a number of rows set
+for each table (German: 2 under RAA, 40 under NRAA; Compas: 1, 150). Its models have no intercept, and the group's flag
+is one of their features. In the RAA training files that it published the flag is inverted, in the test file it is not;
+our copies have it put right. The last table fits models of the paper's kind: its rows after RAA are near those with the
+inverted flag.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ MODELS = ("clean", "poisoned", "trimmed")
 MEASURES = (f"{GAP}_signed", GAP, f"{GAP}_hard", "accuracy")
 COLOURS = {"clean": "#7A7A7A", "poisoned": "#D55E00", "trimmed": "#0072B2"}
 FEW = 400  # held rows, under which a halving decides little
-C_RIDGE = 0.09  # of C's code, a sum over rows
-# C Table 1: hard gap with its sign, accuracy.
+PAPER_RIDGE = 0.09  # of the paper's code, a sum over rows
+# Chhabra 2024, Table 1: hard gap with its sign, accuracy.
 PAPER = {
     ("german", "clean"): (0.117, 0.670),
     ("german", "raa", "poisoned"): (-0.029, 0.655),
@@ -69,7 +70,7 @@ class Case:
     held: pd.DataFrame
 
     def paper(self, model: str) -> tuple[float, float] | None:
-        """C's gap and accuracy, where C has them."""
+        """The paper's gap and accuracy, where it has them."""
         return PAPER.get((self.name, model) if model == "clean" else (self.name, self.attack, model))
 
 
@@ -136,16 +137,16 @@ def fitted(split: Split, l2: float) -> rayinf.Task:
 
 
 def as_in_the_paper(case: Case, poisoned: bool, inverted: bool) -> tuple[float, float]:
-    """Hard gap with its sign, and accuracy, of C's kind of model on the whole test file.
+    """Hard gap with its sign, and accuracy, of the paper's kind of model on the whole test file.
 
-    No intercept, the group flag among the features, and in the training rows that flag inverted where asked.
+    No intercept, the group flag among the features, and in the training rows that flag inverted if `inverted` is set.
     """
     train = case.poisoned if poisoned else case.clean
     flag = 1 - train["sensitive"] if inverted else train["sensitive"]
     x = train.assign(sensitive=flag).drop(columns="label").to_numpy(np.float64)
     held = case.held[train.columns].drop(columns="label").to_numpy(np.float64)
     scaler = StandardScaler().fit(x)
-    model = LogisticRegression(C=1 / C_RIDGE, fit_intercept=False, tol=1e-8, max_iter=2000)
+    model = LogisticRegression(C=1 / PAPER_RIDGE, fit_intercept=False, tol=1e-8, max_iter=2000)
     model.fit(scaler.transform(x), train["label"])
     predicted = model.predict(scaler.transform(held))
     group = case.held["sensitive"].to_numpy() == 1
@@ -154,14 +155,14 @@ def as_in_the_paper(case: Case, poisoned: bool, inverted: bool) -> tuple[float, 
 
 
 def report(found: Sequence[tuple[Case, Measured]]) -> None:
-    """Print what was measured, what the trims did, and C's kind of models."""
+    """Print what was measured, what the trims did, and the paper's kind of models."""
     lines, trims = [], []
     for case, measured in found:
         title = f"{case.name}, {case.attack.upper()}"
         for model, means in zip(MODELS, measured.test.mean(0), strict=True):
             paper = case.paper(model)
-            told = (f"{paper[0]:+.3f}", f"{paper[1]:.3f}") if paper else ("", "")
-            lines.append((f"{title}: {model}", f"{means[0]:+.4f}", *map(float, means[1:]), *told))
+            printed = (f"{paper[0]:+.3f}", f"{paper[1]:.3f}") if paper else ("", "")
+            lines.append((f"{title}: {model}", f"{means[0]:+.4f}", *map(float, means[1:]), *printed))
         gap, accuracy = measured.test[:, :, 1], measured.test[:, :, 3].mean(0)
         below = [f"{(gap[:, 2] < gap[:, k]).sum()} of {len(gap)}" for k in (0, 1)]
         points = [f"{100 * (accuracy[2] - accuracy[k]):+.2f}" for k in (0, 1)]
@@ -170,7 +171,7 @@ def report(found: Sequence[tuple[Case, Measured]]) -> None:
         worst = measured.trims[np.abs(measured.trims[:, 2]).argmax(), 2]
         trims.append((title, share, float(predicted), f"{refit:+.4f}", f"{worst:+.4f}", *below, *points))
     halvings = len(found[0][1].test)
-    columns = ("model", "DP gap, signed", "|DP gap|", "hard |DP gap|", "accuracy", "C: hard DP", "C: accuracy")
+    columns = ("model", "DP gap, signed", "|DP gap|", "hard |DP gap|", "accuracy", "paper: hard DP", "paper: accuracy")
     show(f"On the test half, mean of {halvings} halvings; gaps are soft but for hard", columns, lines)
     columns = ("trimming", "rows", "gap predicted", "refitted, signed", "the furthest")
     columns += ("gap < clean", "gap < poisoned", "points to clean", "to poisoned")
@@ -182,16 +183,16 @@ def report(found: Sequence[tuple[Case, Measured]]) -> None:
 
 
 def report_papers_kind(found: Sequence[Case]) -> None:
-    """Print C's kind of models beside C's figures."""
+    """Print the paper's kind of models beside its figures."""
     lines = []
     for case in found:
         for poisoned, model in enumerate(MODELS[:2]):
-            told = [as_in_the_paper(case, bool(poisoned), inverted) for inverted in (False, True)]
+            ours = [as_in_the_paper(case, bool(poisoned), inverted) for inverted in (False, True)]
             paper = case.paper(model)
-            cells = (f"{g:+.3f}, {a:.3f}" for g, a in (*told, *([paper] if paper else [])))
+            cells = (f"{g:+.3f}, {a:.3f}" for g, a in (*ours, *([paper] if paper else [])))
             lines.append((f"{case.name}, {case.attack.upper()}: {model}", *cells))
-    columns = ("model", "flag as in the test file", "flag inverted", "C")
-    show("C's kind of model on the whole test file: hard DP gap, accuracy", columns, lines)
+    columns = ("model", "flag as in the test file", "flag inverted", "paper")
+    show("the paper's kind of model on the whole test file: hard DP gap, accuracy", columns, lines)
 
 
 def plot(found: Sequence[tuple[Case, Measured]], path: Path) -> None:

@@ -1,9 +1,10 @@
-"""Seconds to value all training rows (C Table 2), for one objective and for all of them in one pass.
+"""Seconds to value all training rows (Chhabra 2024, Table 2), for one objective and for all of them in one pass.
 
 A logistic regression on Adult and on CelebA, the exact Hessian, tables read from Parquet, one process. Both runs are
-alternated and the median of their ratios is told: total alone, and total, both categories, demographic parity, equal
-opportunity and robustness together. The fit of the model is not in it. C's seconds are those of its own code on another
-machine (Xeon Silver 4114) and, for CelebA, on 62,497 training rows where here are 162,770. TMC-Shapley is not run.
+alternated and the median of their ratios is printed: total alone, and total, both categories, demographic parity, equal
+opportunity and robustness together. The fit of the model is not in it. The paper's seconds are those of its own code on
+another machine (Xeon Silver 4114) and, for CelebA, on 62,497 training rows where here are 162,770. TMC-Shapley is not
+run.
 
     python examples/what_data_benefits/runtime.py --data FOLDER
     python examples/what_data_benefits/runtime.py --quick               # synthetic rows
@@ -61,9 +62,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         influence, shapley = PAPER.get(name, ("-", "-"))
         times = (f"{total:.2f}", f"{together:.2f}", f"{ratio:.2f}")
         lines.append((name, f"{len(split.train):,}", *times, influence, shapley))
-    columns = ("table", "rows", "total, s", "all, s", "all/total", "C, s", "C: Shapley")
+    columns = ("table", "rows", "total, s", "all, s", "all/total", "paper, s", "paper: Shapley")
     show("Seconds to value all training rows, medians", columns, lines)
-    print(f"Asked: all objectives together at most {GOAL} times total alone. C's seconds are of another machine.")
+    print(
+        f"Goal: all objectives together at most {GOAL} times total alone. The paper's seconds are of another machine."
+    )
 
 
 if __name__ == "__main__":

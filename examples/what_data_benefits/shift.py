@@ -1,18 +1,18 @@
-"""Trimming against unfairness under a distribution shift (C section 5.1, Figure 4): ACS income, California 2014.
+"""Trimming against unfairness under a distribution shift (Chhabra 2024, section 5.1, Figure 4): ACS income.
 
 A logistic regression is fitted to California 2014 and tested on California 2018 (time) or Michigan 2014 (place). Half
-of the other place's or year's rows are at hand for validation, as the methods that C compares have them too; the other
-half is the test. Up to 600 of the 18,000 rows are trimmed (3.33%, as in C) by demographic parity or by equal
+of the other place's or year's rows are at hand for validation, as the paper's other methods have them too; the other
+half is the test. Up to 600 of the 18,000 rows are trimmed (3.33%, as in the paper) by demographic parity or by equal
 opportunity, fewer where the gap is used up. The base is the plain regression, and one that reweighs group and label to
-independence (Kamiran and Calders 2012), each without trimming and fitted anew after it; C's other baselines
+independence (Kamiran and Calders 2012), each without trimming and fitted anew after it; the paper's other baselines
 (FairBatch, correlation shift, RLL) are not here.
 
     python examples/what_data_benefits/shift.py --data FOLDER --out shift.png
     python examples/what_data_benefits/shift.py --quick               # synthetic rows, shifted
 
 FOLDER holds dist_shift_adult_train_ca2014.parquet and dist_shift_adult_test_{ca2018,mi2014}.parquet, and, for the shift
-in time and place that C has too, perhaps dist_shift_adult_test_mi2018.parquet, which is not among our data. A Parquet
-file in the place of FOLDER has the form that common.py says.
+in time and place that the paper has too, perhaps dist_shift_adult_test_mi2018.parquet, which is not among our data. A
+Parquet file in the place of FOLDER has the form that common.py says.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ GAPS = {"demographic_parity": "DP", "equal_opportunity": "EOP"}
 BUDGET, L2 = 600, 1e-3
 SHARE = BUDGET / 18_000
 PAPER = (
-    "C (its figure, no figures): trimming lowers the gaps of the plain regression under every shift, at some accuracy\n"
-    "under time and time and place, and helps the other methods' accuracy."
+    "Chhabra 2024 (a picture, no numbers): trimming lowers the gaps of the plain regression under every shift, at\n"
+    "some accuracy under time and time and place, and helps the other methods' accuracy."
 )
 
 

@@ -1,4 +1,4 @@
-"""Influence trees, and the regions that they call helpful or harmful (C Algorithm 1, Figures 1 and 11 to 22).
+"""Influence trees, and the regions that they call helpful or harmful (Chhabra 2024, Algorithm 1, Figures 1, 11-22).
 
 Adult and CelebA: a logistic regression's influence on total, demographic parity and robustness, and for each a tree of
 it over the training rows' features and label, as text and as a drawing (Figures 11-13, 17-19; Bank and Jigsaw are not
@@ -6,7 +6,7 @@ among the data). The model is fitted to standardised features; the trees see the
 
 Toy data (Figure 1): for the same three, the regions of a tree with the rows that are trimmed (at most 10) marked, and
 the validation rows before and after: loss, DP gap, accuracy on attacked rows (made against the first model), accuracy.
-On the published toy data accuracy is 1 before (C's picture has a few errors), so total is shown by its loss.
+On the published toy data accuracy is 1 before (the paper's picture has a few errors), so total is shown by its loss.
 
     python examples/what_data_benefits/trees.py --data FOLDER --out figures
     python examples/what_data_benefits/trees.py --quick --out figures        # synthetic rows, two features
@@ -31,13 +31,13 @@ FIGURES = {
     "adult": dict(zip(OBJECTIVES, (11, 12, 13), strict=True)),
     "celeba": dict(zip(OBJECTIVES, (17, 18, 19), strict=True)),
 }
-# What C says of its toy data: robustness from 0.01 to 0.42; accuracy and fairness improve (a picture, no figures).
+# What the paper says of its toy data: robustness from 0.01 to 0.42; accuracy and fairness improve (a picture).
 TOY = {
     "total": ("total", "total: loss", "better"),
     "demographic_parity": ("demographic_parity", "demographic parity: gap", "better"),
     "robustness": ("robustness_accuracy", "robustness: attacked acc.", "0.01->0.42"),
 }
-BUDGET = 10  # rows of the toy data, as in C
+BUDGET = 10  # rows of the toy data, as in the paper
 
 
 def trees(name: str, raw: Split, depth: int, out: Path | None) -> None:
@@ -49,7 +49,9 @@ def trees(name: str, raw: Split, depth: int, out: Path | None) -> None:
         grown = rayinf.InfluenceTree(max_depth=depth)
         grown.fit(raw.train[raw.features], raw.train["label"], scores[objective])
         number = FIGURES.get(name, {}).get(objective)
-        title = f"{name}: influence on {objective.replace('_', ' ')}" + (f" (C Figure {number})" if number else "")
+        title = f"{name}: influence on {objective.replace('_', ' ')}" + (
+            f" (Chhabra 2024, Figure {number})" if number else ""
+        )
         print(f"\n{title}\n{grown.export_text()}")
         if out:
             grown.plot(out / f"tree_{name}_{objective}.png", title=title)
@@ -66,8 +68,8 @@ def regions(name: str, split: Split, depth: int, out: Path | None) -> None:
         after = rayinf.evaluate(
             rayinf.retrain(task, split.train, keep=kept.mask), split.valid, OBJECTIVES, against=task
         )
-        told = [f"{before[column]:.2f}->{after[column]:.2f}" for column in (measure, "accuracy")]
-        lines.append((label, int((~kept.mask).sum()), *told, paper))
+        changes = [f"{before[column]:.2f}->{after[column]:.2f}" for column in (measure, "accuracy")]
+        lines.append((label, int((~kept.mask).sum()), *changes, paper))
         if out:
             values, x, y = scores.to_pandas()[objective], split.train[split.features], split.train["label"]
             grown = rayinf.InfluenceTree(max_depth=depth).fit(x, y, values)
@@ -78,9 +80,9 @@ def regions(name: str, split: Split, depth: int, out: Path | None) -> None:
                 groups=split.train["sensitive"],
                 removed=~kept.mask,
                 boundary=boundary(task),
-                title=f"{name}: influence on {objective.replace('_', ' ')} (C Figure 1)",
+                title=f"{name}: influence on {objective.replace('_', ' ')} (Chhabra 2024, Figure 1)",
             )
-    columns = ("trimmed by: measure", "rows", "of it", "accuracy", "C")
+    columns = ("trimmed by: measure", "rows", "of it", "accuracy", "paper")
     show(f"{name}: validation rows, at most {BUDGET} training rows trimmed", columns, lines)
 
 

@@ -1,19 +1,19 @@
-"""Trimming by influence against random trimming: accuracy, fairness, robustness (C Figures 2, 8 and 9, Algorithm 2).
+"""Trimming by influence against random trimming (Chhabra 2024, Algorithm 2, Figures 2, 8 and 9).
 
 Influence is measured on the validation rows, up to 5% of the training rows are trimmed, the model is fitted anew and
 measured on the test rows: accuracy (trimmed by total), the gaps of demographic parity and equal opportunity (each
 trimmed by itself) and accuracy on attacked test rows (trimmed by robustness).
 
-Attacked rows are made once, against the model before trimming, as in C's code. This says how far an old attack still
-works, and little of a new one: the linear attack takes a row gamma = 1.3 times its way to the boundary along the old
-weights w, so it fails nearly everywhere at once when a refit's w' has w'w / |w|^2 < 1 / 1.3, however small its margins.
-So a second table has both attacks, linear and FGSM, aimed at the old model and at the one that is measured (where the
-linear one flips every prediction of a logistic regression, by construction).
+Attacked rows are made once, against the model before trimming, as in the paper's code. This says how far an old attack
+still works, and little of a new one: the linear attack takes a row gamma = 1.3 times its way to the boundary along the
+old weights w, so it fails nearly everywhere at once when a refit's w' has w'w / |w|^2 < 1 / 1.3, however small its
+margins. So a second table has both attacks, linear and FGSM, aimed at the old model and at the one that is measured
+(where the linear one flips every prediction of a logistic regression, by construction).
 
     logistic   a regression fitted to convergence, the exact Hessian (Figures 2 and 9)
     mlp        two hidden layers with ReLU (Figures 8 and 9); influence is that of its last layer, a linear surrogate on
-               the embedding (C section 2), with the head's own Hessian; the whole network is trained anew. Training
-               is random, so figures are means over --fits seeds, each with its own random trimming. The linear
+               the embedding (section 2 of the paper), with the head's own Hessian; the whole network is trained anew.
+               Training is random, so figures are means over --fits seeds, each with its own random trimming. The linear
                attack is one to first order here.
 
     python examples/what_data_benefits/trimming.py --data FOLDER --out figures
@@ -21,7 +21,8 @@ linear one flips every prediction of a logistic regression, by construction).
     python examples/what_data_benefits/trimming.py --quick               # synthetic rows
 
 `--data` is a folder with adult_train.parquet, adult_test.parquet and celeba_attr.parquet, or one Parquet file of the
-form that common.py says. C has 104,163 rows of CelebA and does not say which; here it is all, in the standard split.
+form that common.py says. The paper has 104,163 rows of CelebA and does not say which; here it is all, in the standard
+split.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ RIDGE = 1e-3
 FGSM = replace(rayinf.robustness("fgsm", epsilon=0.1), name="robustness_fgsm")  # features have spread 1
 ATTACKS = ("robustness", FGSM)
 OBJECTIVES = ("total", "demographic_parity", "equal_opportunity", *ATTACKS)
-MEASURES = {  # by the column that is trimmed by: what it should change, its name, what C's figures show
+MEASURES = {  # by the column that is trimmed by: what it should change, its name, what the paper's figures show
     "total": ("accuracy", "accuracy", "flat"),
     "demographic_parity": ("demographic_parity", "DP gap", "falls"),
     "equal_opportunity": ("equal_opportunity", "EOP gap (loss)", "falls"),
@@ -93,9 +94,9 @@ def study(model: str, split: Split, args: argparse.Namespace) -> Study:
         values = values or {column: np.sort(scores.to_pandas()[column].to_numpy()) for column in scores.columns}
         for by, budget, keep in ways(scores, budgets, [seed] if model == "mlp" else range(args.draws)):
             refit = task if keep.all() else rayinf.retrain(task, split.train, keep=keep, seed=seed)
-            told = rayinf.evaluate(refit, split.test, OBJECTIVES, against=task)
-            told |= {ANEW + name: v for name, v in rayinf.evaluate(refit, split.test, ATTACKS).items()}
-            found.append({"fit": seed, "by": by, "budget": budget, "removed": int((~keep).sum()), **told})
+            measured = rayinf.evaluate(refit, split.test, OBJECTIVES, against=task)
+            measured |= {ANEW + name: v for name, v in rayinf.evaluate(refit, split.test, ATTACKS).items()}
+            found.append({"fit": seed, "by": by, "budget": budget, "removed": int((~keep).sum()), **measured})
     return Study(pd.DataFrame(found), values)
 
 
@@ -126,7 +127,7 @@ def table(name: str, model: str, lines: pd.DataFrame) -> None:
             after = (f"{ours['removed'].mean():.0f}", f"{before[column]:.3f}", f"{ours[column].mean():.3f}")
             change = f"{ours['accuracy'].mean() - before['accuracy']:+.3f}"
             out.append((text, *after, with_spread(random[column]), change, paper))
-    columns = ("measure", "rows", "before", "ours", "random", "Δ accuracy", "C")
+    columns = ("measure", "rows", "before", "ours", "random", "Δ accuracy", "paper")
     fits = lines["fit"].nunique()
     show(f"{name}, {model}, {100 * BUDGET:.0f}% trimmed{f', mean of {fits} fits' if fits > 1 else ''}", columns, out)
 
@@ -162,7 +163,7 @@ def changes(lines: pd.DataFrame) -> tuple[float, float, float]:
 
 
 def summary(found: dict[str, pd.DataFrame]) -> None:
-    """The logistic model beside what rayinf asks of itself."""
+    """The logistic model beside the goals of this project."""
     out = []
     for name, lines in found.items():
         fall, random, won = changes(lines)
@@ -177,7 +178,7 @@ def summary(found: dict[str, pd.DataFrame]) -> None:
             ),
         ):
             out.append((f"{name}: {text}", f"{value:.1f}", goal, "yes" if met else "no"))
-    show("logistic, 5% trimmed, test rows", ("what", "measured", "asked", "met"), out)
+    show("logistic, 5% trimmed, test rows", ("what", "measured", "goal", "met"), out)
 
 
 def plot(found: Study, title: str, path: Path) -> None:
@@ -223,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.points = {"logistic": 10, "mlp": 5}
     if args.quick:
         args.fits, args.draws, args.epochs, args.points = 1, 2, 3, {"logistic": 2, "mlp": 1}
-    asked = {}
+    with_goals = {}
     for name, raw in splits(["adult", "celeba"], args.data, args.quick):
         split = standardise(raw)
         for model in args.models:
@@ -233,9 +234,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             if args.out:
                 plot(found, f"{name}, {model}", args.out / f"trimming_{name}_{model}.png")
             if model == "logistic" and name in GOALS:
-                asked[name] = found.lines
-    if asked:
-        summary(asked)
+                with_goals[name] = found.lines
+    if with_goals:
+        summary(with_goals)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Influence finds wrong labels: 10 % of the training labels are flipped, and harmful rows turn out to be those.
 
 Each seed draws training rows and clean validation rows from one Parquet file, gives 10 % of the training rows another
-class, uniformly among the others, and fits a model to the result. Each method then ranks the rows without being told
+class, uniformly among the others, and fits a model to the result. Each method then ranks the rows without knowing
 which were flipped. A ranking is measured by the area under its ROC curve: 1 puts every flipped row first, 0.5 is
 chance.
 
@@ -11,10 +11,10 @@ chance.
     gradient norm        the same with curvature="identity"
     training loss        of the row itself, from a forward pass
 
-Flips that are uniform are the easy case, in which a row's own loss already tells; influence says besides whom a row
-harms and by how much (examples/digits). The models: `convex`, a logistic regression on 40 principal components with
-the exact Hessian; `network`, a 784-64-10 perceptron with EKFAC. The Parquet needs `image` (fixed-size binary, a uint8
-a pixel) and `label`:
+Flips that are uniform are the easy case, in which a row's own loss already finds them; influence also gives the class
+that a row harms, and by how much (examples/digits). The models: `convex`, a logistic regression on 40 principal
+components with the exact Hessian; `network`, a 784-64-10 perceptron with EKFAC. The Parquet needs `image` (fixed-size
+binary, a uint8 a pixel) and `label`:
 
     python examples/wrong_labels/run.py --data mnist_train.parquet
     python examples/wrong_labels/run.py --quick          # scikit-learn's digits instead, nothing to download
@@ -100,7 +100,7 @@ def convex(train: Rows, valid: Rows, seed: int) -> tuple[rayinf.Task, Rows, Rows
 
 
 def network(train: Rows, valid: Rows, seed: int) -> tuple[rayinf.Task, Rows, Rows]:
-    """A perceptron, trained with Adam, a cosine schedule and the ridge that the task is told of."""
+    """A perceptron, trained with Adam, a cosine schedule and the ridge that `Task(l2=...)` names."""
     torch.manual_seed(seed)
     x, y = (torch.from_numpy(a) for a in train)
     model = nn.Sequential(nn.Linear(x.shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, int(y.max()) + 1))
@@ -177,7 +177,7 @@ def show(result: Result, console: Console) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> list[Result]:
-    """Measure the models that are asked for, and print a table each."""
+    """Measure the models of the options, and print a table each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="Parquet with image and label, such as MNIST's training rows")
     parser.add_argument("--model", choices=list(ROWS), help="one model only")

@@ -32,7 +32,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], dict]]:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's Parquet: numeric features, one that repeats the label, and columns that are no features."""
+    """A user's Parquet: numeric features, one that repeats the label, and columns that are not features."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((700, 6))
     label = (x[:, 0] + x[:, 1] + rng.standard_normal(700) > 0).astype(np.int8)

@@ -70,9 +70,9 @@ def test_whole(cifar, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cifar, "RADII", (0.3, 1.0))
     monkeypatch.setattr(cifar, "CLASS_WEIGHTS", (1.4, 3.0))
     cifar.main(["--quick", "--seeds", "1", "--shuffles", "1", "--out", str(tmp_path / "deep" / "front.png")])
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for text in ("direct, seed 0", "correct, seed 0", "points above", "class weights", "Table 1", "+16.02 *", "of 1"):
-        assert text in told
+        assert text in printed
     assert (tmp_path / "deep" / "front.png").stat().st_size > 10_000
 
 

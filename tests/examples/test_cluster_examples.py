@@ -61,8 +61,8 @@ def test_appended_rows_get_the_values_that_they_have_in_the_old_training_set(
     printed = run("valuation", tmp_path, head)
     assert "6 (new)" in printed
     first, new = (rayinf.Scores.load(tmp_path / "runs" / name) for name in ("days", "appended"))
-    told = new.metadata["factors_from"]
-    assert (told["rows"], told["same_table"]) == (600, False)
+    source = new.metadata["factors_from"]
+    assert (source["rows"], source["same_table"]) == (600, False)
     assert new.to_pandas()["row_id"].tolist() == list(range(600, 720))
     wrong = pq.read_table(tmp_path / "appended").to_pandas().query("label != true_label").row_id
     assert (new.to_pandas().set_index("row_id")["total"].loc[wrong] < 0).mean() > 0.7

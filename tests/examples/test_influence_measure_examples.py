@@ -32,7 +32,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], dict]]:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's Parquet: binary features, one that repeats the label, and columns that are no features."""
+    """A user's Parquet: binary features, one that repeats the label, and columns that are not features."""
     rng = np.random.default_rng(0)
     x = rng.integers(0, 2, (700, 8))
     label = (x[:, 0] + x[:, 1] + rng.integers(0, 2, 700) > 1).astype(np.int8)
@@ -91,7 +91,7 @@ def test_features_are_the_columns_that_are_not_dropped(load: Callable, table: Pa
 
 def test_features_that_are_words_are_refused_by_name(load: Callable, tmp_path: Path) -> None:
     pd.DataFrame({"label": [0, 1], "age": [3, 4], "job": ["a", "b"]}).to_parquet(tmp_path / "words.parquet")
-    with pytest.raises(SystemExit, match=r"\['job'\] are no numbers"):
+    with pytest.raises(SystemExit, match=r"\['job'\] are not numbers"):
         load("trimming")["main"](["--data", str(tmp_path / "words.parquet")])
 
 

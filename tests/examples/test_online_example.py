@@ -26,7 +26,7 @@ def test_online(own: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], m
         runpy.run_path(str(FOLDER / "online.py"))["main"](options)
     finally:
         sys.modules.pop("common", None)
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for word in ("own" if own else "synthetic", "2 seeds", "logistic", "SVM", "trimmed by SVM", "0.33", "not on Bank"):
-        assert word in told
+        assert word in printed
     assert (tmp_path / "deep" / "online.png").stat().st_size > 10_000

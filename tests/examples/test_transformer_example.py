@@ -199,7 +199,7 @@ def test_quick_values_trims_and_draws(load: Callable, capsys: pytest.CaptureFixt
         (["--quick"], "Pass --data FILE.parquet"),
     ],
 )
-def test_a_table_that_is_not_named_is_asked_for(load: Callable, options: list[str], said: str) -> None:
+def test_a_table_that_is_not_named_is_refused(load: Callable, options: list[str], said: str) -> None:
     with pytest.raises(SystemExit, match=said):
         load("run")["main"](options)
 
@@ -224,7 +224,7 @@ def test_a_table_of_another_form_is_refused(load: Callable, tmp_path: Path, colu
         load("run")["read"](tmp_path / "rows.parquet")
 
 
-def test_labels_are_flipped_to_another_class_and_told(load: Callable) -> None:
+def test_labels_are_flipped_to_another_class_and_marked(load: Callable) -> None:
     run = load("run")
     data = pa.table({"text": [str(k) for k in range(300)], "label": np.arange(300) % 4})
     train, valid, flipped = run["draw"](data, run["Sizes"](rows=200, valid=50, test=0, length=8, layers=0), 3)

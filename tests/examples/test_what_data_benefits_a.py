@@ -71,16 +71,16 @@ def test_adult_halves_its_test_rows_and_celeba_drops_smiling(load: Callable, tmp
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "named"),
     [
         (lambda f: f.assign(label=f["label"] + 1), "label"),
         (lambda f: f.drop(columns="sensitive"), "sensitive"),
         (lambda f: f.assign(word="x"), "word"),
     ],
 )
-def test_a_table_of_another_form_is_refused(load: Callable, tmp_path: Path, change: Callable, told: str) -> None:
+def test_a_table_of_another_form_is_refused(load: Callable, tmp_path: Path, change: Callable, named: str) -> None:
     change(frame()).to_parquet(tmp_path / "rows.parquet")
-    with pytest.raises(SystemExit, match=f"needs label and sensitive.*: {told} is missing"):
+    with pytest.raises(SystemExit, match=f"needs label and sensitive.*: {named} is missing"):
         list(load("common")["splits"]([], tmp_path / "rows.parquet"))
 
 
@@ -202,7 +202,7 @@ def test_the_boundary_is_where_the_model_is_undecided(load: Callable) -> None:
     task = rayinf.logistic_regression(split.train, features=["a", "b"])
     w, b = load("trees")["boundary"](task)
     margin = split.test[["a", "b"]].to_numpy(np.float64) @ w + b
-    told = rayinf.evaluate(task, split.test)
-    assert told["accuracy"] == pytest.approx(((margin > 0) == (split.test["label"] == 1)).mean())
+    measured = rayinf.evaluate(task, split.test)
+    assert measured["accuracy"] == pytest.approx(((margin > 0) == (split.test["label"] == 1)).mean())
     loss = np.log1p(np.exp(np.where(split.test["label"] == 1, -margin, margin)))
-    assert told["loss"] == pytest.approx(loss.mean())
+    assert measured["loss"] == pytest.approx(loss.mean())

@@ -9,15 +9,15 @@ import pandas as pd
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "examples" / "what_data_benefits"
-TOLD = {
+PRINTED = {
     "poisoning": ["clean", "poisoned", "trimmed", "overshoot"],
-    "shift": ["plain", "reweighed", "DP", "EOP", "C (its figure"],
+    "shift": ["plain", "reweighed", "DP", "EOP", "Chhabra 2024 (a picture"],
     "evasion": ["pre-attack", "post-attack", "trimmed", "aimed at trimmed", "random trim"],
 }
 
 
 @pytest.mark.parametrize("own", [False, True])
-@pytest.mark.parametrize("script", TOLD)
+@pytest.mark.parametrize("script", PRINTED)
 def test_script(
     script: str, own: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -36,15 +36,15 @@ def test_script(
         runpy.run_path(str(FOLDER / f"{script}.py"))["main"](options)
     finally:
         sys.modules.pop("common", None)
-    told = capsys.readouterr().out
-    for word in [*TOLD[script], "own" if own else "synthetic"]:
-        assert word in told
+    printed = capsys.readouterr().out
+    for word in [*PRINTED[script], "own" if own else "synthetic"]:
+        assert word in printed
     assert (tmp_path / "deep" / "figure.png").stat().st_size > 10_000
 
 
-def test_missing_data_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_data_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(FOLDER)
-    for script in TOLD:
+    for script in PRINTED:
         with pytest.raises(SystemExit, match=r"\.parquet is needed"):
             runpy.run_path(str(FOLDER / f"{script}.py"))["main"](["--data", str(tmp_path)])
         sys.modules.pop("common", None)

@@ -154,7 +154,7 @@ def write_json(path: AnyPath, value: Mapping[str, Any]) -> tuple[int, bytes]:
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
     """The same JSON with a checksum of itself, for a file that no other file vouches for."""
-    plain = json.loads(json.dumps(value, default=str))
+    plain = {_key(k): _plain(v) for k, v in value.items()}
     return {**plain, CHECKSUM: _digest(plain)}
 
 
@@ -164,6 +164,20 @@ def unsealed(held: Any) -> dict[str, Any] | None:
         return None
     plain = {k: v for k, v in held.items() if k != CHECKSUM}
     return plain if held.get(CHECKSUM) == _digest(plain) else None
+
+
+def _plain(value: Any) -> Any:
+    """What reading the JSON of a value would give, without its text: `run.json` names every file of the table."""
+    if isinstance(value, dict):
+        return {_key(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, str) else json.loads(json.dumps(value, default=str))
+
+
+def _key(key: Any) -> str:
+    """A key as JSON has it."""
+    return key if isinstance(key, str) else next(iter(json.loads(json.dumps({key: 0}))))
 
 
 def _digest(plain: Mapping[str, Any]) -> str:

@@ -1,0 +1,51 @@
+"""Against pyarrow's own list of a folder, over links, loops and names that are no text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pytest
+
+from rayinf.data.local_files import walk
+
+
+def nothing(folder: Path) -> None:
+    """Only what every folder here has."""
+
+
+def links(folder: Path) -> None:
+    (folder / "file").symlink_to("a.parquet")
+    (folder / "folder").symlink_to(folder / "deep" / "deeper")
+    (folder / "nowhere").symlink_to("away")
+    (folder / "self").symlink_to("self")
+
+
+def loop(folder: Path) -> None:
+    (folder / "deep" / "up").symlink_to("..")
+
+
+def pipe(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+
+
+@pytest.mark.parametrize("more", [nothing, links, loop, pipe])
+def test_all_files(more: Callable[[Path], None], tmp_path: Path) -> None:
+    (tmp_path / "deep" / "deeper" / ".hidden").mkdir(parents=True)
+    for name in ("a.parquet", "_b", "deep/c", "deep/deeper/d", "deep/deeper/.hidden/e"):
+        (tmp_path / name).touch()
+    more(tmp_path)
+    listed = pafs.LocalFileSystem().get_file_info(pafs.FileSelector(str(tmp_path), recursive=True))
+    assert sorted(walk(str(tmp_path))) == sorted(i.path for i in listed if i.is_file)
+
+
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")).touch()
+    with pytest.raises(UnicodeDecodeError):
+        list(walk(str(tmp_path)))
+
+
+def test_a_folder_that_is_gone(tmp_path: Path) -> None:
+    assert list(walk(str(tmp_path / "gone"))) == []

@@ -262,7 +262,7 @@ def repeated_ids(read: Callable[[], Iterator[Array]], rows: int) -> list[Any]:
 
 
 def _blocks(arrays: Iterable[Array]) -> Iterator[Array]:
-    """The same values in longer arrays of their own: an array of a short read keeps a whole buffer of the file."""
+    """The same values in longer arrays of their own: an array of few ids keeps the buffer that they were read into."""
     held: list[Array] = []
     for array in arrays:
         held.append(array)

@@ -63,16 +63,25 @@ def find(paths: Sequence[str], name: str) -> Source:
     Raises:
         InputError: no Parquet file there, a file twice, or a file system that does not answer.
     """
-    found = [_find(path, name) for path in paths]
-    filesystem = found[0].filesystem
-    if any(not s.filesystem.equals(filesystem) for s in found):
+    filesystems: list[pafs.FileSystem] = []
+    roots: list[str] = []
+
+    def listed() -> Iterator[str]:
+        for path in paths:
+            found = _find(path, name)
+            roots.extend(found.roots)
+            if not any(found.filesystem.equals(f) for f in filesystems):
+                filesystems.append(found.filesystem)
+            yield from found.files
+
+    files = Names(listed())
+    if len(filesystems) > 1:
         raise InputError(f"{name} lies on several file systems.", "pass paths of one of them.")
-    start = common_start([s.files.start for s in found])
-    files = found[0].files if len(found) == 1 else Names((f for s in found for f in s.files), start)
+    files = Names(files, common_start(files))
     if any(a == b for a, b in pairwise(Names.sorted(files))):
         twice = [f for f, times in Counter(files).items() if times > 1]
         raise InputError(f"{name} names the file {twice[0]} {files.count(twice[0])} times.", "name every file once.")
-    return Source(filesystem, files, tuple(r for s in found for r in s.roots))
+    return Source(filesystems[0], files, tuple(roots))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Against pyarrow's own list of a folder, over links, loops and names that are no text."""
+"""Against pyarrow's own list of a folder, over links, loops, pipes and names that are not UTF-8."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_all_files(more: Callable[[Path], None], tmp_path: Path) -> None:
     assert sorted(walk(str(tmp_path))) == sorted(i.path for i in listed if i.is_file)
 
 
-def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")).touch()
     with pytest.raises(UnicodeDecodeError):
         list(walk(str(tmp_path)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import tempfile
 from collections.abc import Callable, Generator, Mapping
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rayinf.data import disk, process
+from rayinf.data.local_files import walk
 from rayinf.errors import RayinfError, RunError
 from rayinf.store.places import AnyPath, StorePath
 
@@ -125,6 +127,14 @@ def remove_tree(path: AnyPath) -> None:
         for inner in path.iterdir():
             remove_tree(inner)
     disk.used.remove(path)
+
+
+def files_below(folder: AnyPath, name: str) -> list[AnyPath]:
+    """The files of a name in a folder, at any depth, in order. `Path.rglob` holds all entries of a folder at once."""
+    if isinstance(folder, StorePath):
+        return sorted(folder.rglob(name))
+    found = walk(str(folder), links=False, ignore=OSError)
+    return sorted(Path(f) for f in found if os.path.basename(f) == name)
 
 
 def file_sha256(path: AnyPath) -> tuple[int, bytes]:

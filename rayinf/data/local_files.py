@@ -6,26 +6,29 @@ import os
 from collections.abc import Iterator
 
 
-def walk(folder: str) -> Iterator[str]:
-    """The paths of all files under a folder, at any depth, in any order. Links to files and folders are followed.
+def walk(folder: str, *, links: bool = True, ignore: type[OSError] = FileNotFoundError) -> Iterator[str]:
+    """The paths of all files under a folder, at any depth, in any order.
+
+    Args:
+        folder: looked through.
+        links: whether links to folders are followed. Links to files are.
+        ignore: what listing a folder may raise, which is then passed over; one may be removed meanwhile.
 
     Raises:
         OSError: a folder in it cannot be listed.
-        UnicodeDecodeError: a name that is not UTF-8.
     """
     inner = [folder]
     while inner:
         try:
             entries = os.scandir(inner.pop())
-        except FileNotFoundError:  # removed meanwhile
+        except ignore:
             continue
         with entries:
             for entry in entries:
-                path = os.fsencode(entry.path).decode()
                 try:
-                    if entry.is_dir():
-                        inner.append(path)
+                    if entry.is_dir(follow_symlinks=links):
+                        inner.append(entry.path)
                     elif entry.is_file():
-                        yield path
+                        yield entry.path
                 except OSError:  # a chain of links that ends nowhere
                     continue

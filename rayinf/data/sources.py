@@ -197,7 +197,7 @@ def _open(path: str, name: str) -> tuple[_Place, pafs.FileSystem, str]:
 def _inside(filesystem: pafs.FileSystem, root: str, place: _Place) -> Iterable[str]:
     """All files under a folder, at any depth."""
     if place.local:
-        return _Listing(place, lambda: walk(root))
+        return _Listing(place, lambda: (os.fsencode(f).decode() for f in walk(root)))
     selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
     return [i.path for i in place.ask(LIST_SECONDS, lambda: filesystem.get_file_info(selector)) if i.is_file]
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
+import rayinf
 from rayinf.data.local_files import walk
+from rayinf.data.tables import as_table
 
 
 def nothing(folder: Path) -> None:
@@ -42,9 +44,19 @@ def test_all_files(more: Callable[[Path], None], tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
-    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")).touch()
-    with pytest.raises(UnicodeDecodeError):
-        list(walk(str(tmp_path)))
+    """It is found; a table refuses it."""
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.parquet")
+    Path(odd).touch()
+    assert list(walk(str(tmp_path))) == [odd]
+    with pytest.raises(rayinf.InputError, match="cannot be opened: 'utf-8' codec can't decode"):
+        as_table(tmp_path, [], [], "train")
+
+
+def test_links_that_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a").touch()
+    (tmp_path / "link").symlink_to("deep")
+    assert list(walk(str(tmp_path), links=False)) == [str(tmp_path / "deep" / "a")]
 
 
 def test_a_folder_that_is_gone(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from rayinf.data import scan as scanning
 from rayinf.data.checked_folder import MANIFEST, CheckedFolder
-from rayinf.data.files import sealed, unsealed, write_json
+from rayinf.data.files import files_below, sealed, unsealed, write_json
 from rayinf.data.part_files import PartFiles, PartPlace
 from rayinf.data.scan import TableScan, check_unique_ids
 from rayinf.data.tables import as_table
@@ -111,6 +111,19 @@ def test_a_record_of_many_files_is_sealed_without_its_text(traced: Any) -> None:
     sealed({})
     peak = traced(lambda: sealed({"metadata": {"files": names}}))
     assert peak < 16 * len(names), MESSAGE.format(peak / len(names))
+
+
+def test_the_manifests_of_a_folder_of_many_files(tmp_path: Path, traced: Any) -> None:
+    """No entry of a folder is held; manifests lie at any depth."""
+    manifests = [tmp_path / name / MANIFEST for name in ("", "factors", "scores/deeper")]
+    for file in manifests:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    for k in range(5000):
+        (tmp_path / "scores" / f"part-{k:05d}.parquet").touch()
+    assert files_below(tmp_path, MANIFEST) == sorted(manifests)
+    peak = traced(lambda: files_below(tmp_path, MANIFEST))
+    assert peak < 8 * 5000, MESSAGE.format(peak / 5000)
 
 
 def test_many_parts_are_read_into_few_pieces(tmp_path: Path) -> None:

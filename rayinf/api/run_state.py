@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from rayinf.arguments import path
 from rayinf.data.appended import last_bytes
 from rayinf.data.checked_folder import MANIFEST, CheckedFolder, Entry, differs, read_lines
-from rayinf.data.files import file_sha256, readable
+from rayinf.data.files import file_sha256, files_below, readable
 from rayinf.data.lease import holder
 from rayinf.data.part_files import PartFiles
 from rayinf.data.run_folder import FINISHED, LOG, SCORES, owner_of, read_record
@@ -129,7 +129,7 @@ def verify(run: str | Path) -> Verification:
         if not file.is_file() or file_sha256(file)[1].hex() != digest:
             problems.append(f"{name} is missing, or differs from what run.json says.")
     count = 0
-    manifests: list[AnyPath] = sorted(folder.rglob(MANIFEST))
+    manifests: list[AnyPath] = files_below(folder, MANIFEST)
     for manifest in manifests:
         listed, found = _check_files(folder, manifest.parent, owner_of(record))
         problems += found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import tempfile
 from collections.abc import Callable, Generator, Mapping
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rayinf.data import disk, process
+from rayinf.data.local_files import walk
 from rayinf.errors import RayinfError, RunError
 from rayinf.store.places import AnyPath, StorePath
 
@@ -127,6 +129,14 @@ def remove_tree(path: AnyPath) -> None:
     disk.used.remove(path)
 
 
+def files_below(folder: AnyPath, name: str) -> list[AnyPath]:
+    """The files of a name in a folder, at any depth, in order. `Path.rglob` holds all entries of a folder at once."""
+    if isinstance(folder, StorePath):
+        return sorted(folder.rglob(name))
+    found = walk(str(folder), links=False, ignore=OSError)
+    return sorted(Path(f) for f in found if os.path.basename(f) == name)
+
+
 def file_sha256(path: AnyPath) -> tuple[int, bytes]:
     """Bytes and SHA-256 of a file.
 
@@ -154,7 +164,7 @@ def write_json(path: AnyPath, value: Mapping[str, Any]) -> tuple[int, bytes]:
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
     """The same JSON with a checksum of itself, for a file that no other file vouches for."""
-    plain = json.loads(json.dumps(value, default=str))
+    plain = {_key(k): _plain(v) for k, v in value.items()}
     return {**plain, CHECKSUM: _digest(plain)}
 
 
@@ -164,6 +174,20 @@ def unsealed(held: Any) -> dict[str, Any] | None:
         return None
     plain = {k: v for k, v in held.items() if k != CHECKSUM}
     return plain if held.get(CHECKSUM) == _digest(plain) else None
+
+
+def _plain(value: Any) -> Any:
+    """What reading the JSON of a value would give, without its text: `run.json` names every file of the table."""
+    if isinstance(value, dict):
+        return {_key(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, str) else json.loads(json.dumps(value, default=str))
+
+
+def _key(key: Any) -> str:
+    """A key as JSON has it."""
+    return key if isinstance(key, str) else next(iter(json.loads(json.dumps({key: 0}))))
 
 
 def _digest(plain: Mapping[str, Any]) -> str:

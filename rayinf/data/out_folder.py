@@ -51,8 +51,8 @@ def check_out(out: str | AnyPath | None, tables: Mapping[str, Table]) -> None:
             continue
         if place in {os.path.realpath(f) for f in table.source.files if os.path.basename(f) == os.path.basename(place)}:
             raise InputError(f"out={str(out)!r} is a file of {name}.", "pass another path as out.")
-        files = set(table.source.files)
-        roots = [r for r in table.source.roots if r not in files]
+        folders = set(table.source.roots).difference(table.source.files)
+        roots = [r for r in table.source.roots if r in folders]
         if any(could_hold(os.path.realpath(r), place) for r in roots):
             raise InputError(
                 f"out={str(out)!r} lies inside {name} ({roots[0]}): its files would be read as data.",
@@ -84,10 +84,10 @@ def _check_in_store(place: StorePath, tables: Mapping[str, Table]) -> None:
         table = getattr(table, "table", table)
         if not isinstance(table, ParquetTable) or not table.source.filesystem.equals(place.filesystem):
             continue
-        files = set(table.source.files)
-        if place.path in files:
+        if place.path in table.source.files:
             raise InputError(f"out={str(place)!r} is a file of {name}.", "pass another path as out.")
-        inside = [r for r in table.source.roots if r not in files and could_hold(r, place.path)]
+        folders = set(table.source.roots).difference(table.source.files)
+        inside = [r for r in table.source.roots if r in folders and could_hold(r, place.path)]
         if inside:
             raise InputError(
                 f"out={str(place)!r} lies inside {name} ({inside[0]}): its files would be read as data.",

@@ -105,6 +105,18 @@ def joined(found: Sequence[Index | None]) -> Index | None:
     return Index(next(c for c in columns if c != ""), tuple((name, 0, 1) for name in counts))
 
 
+def kind_of(index: Index | None) -> Index | None:
+    """An index without the numbers that differ from file to file."""
+    return index and Index(index.column, tuple((name, 0, 1) for name, _, _ in index.counts))
+
+
+def own_numbers(index: Index | None) -> list[int]:
+    """The first value and the step of each column that a file counts; of the default index, those of positions."""
+    if index is None:
+        return []
+    return [n for _, *numbers in index.counts or (("", 0, 1),) for n in numbers]
+
+
 def counted(start: int, step: int, first: int, rows: int) -> pa.Array:
     """Values of a range, from its `first` position on."""
     return pa.array(start + step * np.arange(first, first + rows, dtype=np.int64))

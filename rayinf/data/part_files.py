@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,8 @@ from rayinf.store.places import AnyPath, StorePath
 
 # Bytes that are read of a column at a time.
 _BUFFER = 1 << 18
+# Batches that are copied into one: a batch of few rows takes far more memory than its values.
+_TOGETHER = 64
 # Bytes of a part that is fetched from a store at once.
 _FETCHED = 64 << 20
 
@@ -62,7 +65,8 @@ class PartFiles:
 
     run: AnyPath
     folder: str
-    _checked: set[int] = field(default_factory=set, repr=False, compare=False)
+    # By the index of a part: whether it was checked.
+    _checked: bytearray = field(default_factory=bytearray, repr=False, compare=False)
 
     def entries(self) -> Iterator[Entry]:
         """The parts in order."""
@@ -113,7 +117,10 @@ class PartFiles:
             InputError: a part is damaged or gone.
         """
         fields = pa.schema([self.schema.field(c) for c in columns])
-        return pa.Table.from_batches(self.batches(columns, 1 << 16), fields)
+        batches, pieces = self.batches(columns, 1 << 16), [fields.empty_table()]
+        while some := list(itertools.islice(batches, _TOGETHER)):
+            pieces.append(pa.Table.from_batches(some, fields).combine_chunks())
+        return pa.concat_tables(pieces)
 
     def _open(self, index: int, entry: Entry) -> pq.ParquetFile:
         """A part, found to be what the manifest says the first time it is opened; later its pages are checked.
@@ -125,11 +132,12 @@ class PartFiles:
         """
         if isinstance(self.run, StorePath) and entry.size <= _FETCHED:
             return self._fetch(self.run / entry.file, entry)
-        if index not in self._checked:
+        self._checked.extend(bytes(max(0, index + 1 - len(self._checked))))
+        if not self._checked[index]:
             wrong = differs(self.run, entry)
             if wrong is not None:
                 raise self._damaged(entry, wrong)
-            self._checked.add(index)
+            self._checked[index] = True
         try:
             # Plain buffered reads: pre-buffering holds whole row groups.
             return pq.ParquetFile(

@@ -13,7 +13,7 @@ from typing import Any
 from rayinf.data.appended import AppendedFile
 from rayinf.data.checked_folder import MANIFEST, CheckedFolder
 from rayinf.data.differences import differences
-from rayinf.data.files import file_sha256, is_temporary, sealed, sweep, try_to_remove, unsealed, write_json
+from rayinf.data.files import file_sha256, files_below, is_temporary, sealed, sweep, try_to_remove, unsealed, write_json
 from rayinf.data.lease import LEASE, Lease, clear_dead
 from rayinf.errors import InputError, RayinfError
 from rayinf.redaction import redact
@@ -184,7 +184,7 @@ class RunFolder:
             )
 
     def _manifests(self) -> Sequence[AnyPath]:
-        return sorted(self.path.rglob(MANIFEST))
+        return files_below(self.path, MANIFEST)
 
 
 def owner_of(record: Mapping[str, Any]) -> str:

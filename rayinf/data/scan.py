@@ -24,6 +24,8 @@ from rayinf.errors import InputError
 MOST_LEVELS = 1000
 # Ids of one pass of the search for duplicates: bounds its memory whatever the number of rows.
 _IDS_PER_PASS = 4_000_000
+# Arrays of ids are copied into one as soon as there are so many.
+_ARRAYS_PER_BLOCK = 256
 # What a table's digests are of, beside its columns of groups (`column:<name>`).
 FEATURES, LABEL, ROW_ID, OTHER = "features", "label", "row_id", "column:"
 
@@ -253,11 +255,23 @@ def repeated_ids(read: Callable[[], Iterator[Array]], rows: int) -> list[Any]:
 
     passes = -(-rows // _IDS_PER_PASS)
     for k in range(passes):
-        kept = [ids[_hash(ids) % np.uint64(passes) == k] if passes > 1 else ids for ids in read()]
-        series = pd.Series(np.concatenate(kept))
+        kept = (ids[_hash(ids) % np.uint64(passes) == k] if passes > 1 else ids for ids in read())
+        series = pd.Series(np.concatenate([*_blocks(kept)]))
         if twice := series[series.duplicated()].tolist():
             return twice
     return []
+
+
+def _blocks(arrays: Iterable[Array]) -> Iterator[Array]:
+    """The same values in longer arrays of their own: an array of few ids keeps the buffer that they were read into."""
+    held: list[Array] = []
+    for array in arrays:
+        held.append(array)
+        if len(held) == _ARRAYS_PER_BLOCK:
+            yield np.concatenate(held)
+            held = []
+    if held:
+        yield np.concatenate(held)
 
 
 def _refuse_repeated(table: Table, column: str, twice: Sequence[Any]) -> NoReturn:

@@ -22,21 +22,25 @@ class Shard:
 
 
 class Shards(Sequence[Shard]):
-    """Shards in order. Held as numbers, 40 bytes each; a `Shard` is made when it is asked for."""
+    """Shards in order. Held as numbers, 48 bytes each; a `Shard` is made when it is asked for.
 
-    def __init__(self, shards: Iterable[Shard]) -> None:
-        """Hold the shards of a table, of any length; they are taken one by one. Those of one file stand together."""
-        files: list[str] = []
+    Args:
+        shards: of a table, of any length; they are taken one by one.
+        files: in which they lie, in the same order; some may have no shard.
+    """
 
+    def __init__(self, shards: Iterable[Shard], files: Sequence[str] = ("",)) -> None:
         def numbers() -> Iterator[tuple[int, ...]]:
+            names = enumerate(files)
+            at, file = next(names, (0, ""))
             for s in shards:
-                if not files or files[-1] != s.file:
-                    files.append(s.file)
-                yield s.index, s.start, s.rows, len(files) - 1, s.group, s.offset
+                while file != s.file:
+                    at, file = next(names)
+                yield s.index, s.start, s.rows, at, s.group, s.offset
 
         kind = np.dtype([(n, np.int64) for n in ("index", "start", "rows", "file", "group", "offset")])
         self._held: np.ndarray[Any, Any] = np.fromiter(numbers(), kind)
-        self._files = tuple(files)
+        self._files = files
 
     @overload
     def __getitem__(self, at: int) -> Shard: ...

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from rayinf.data.local_files import walk
+from rayinf.data.names import Names, common_start
 from rayinf.data.unreadable import shown, unreachable
 from rayinf.errors import InputError, RayinfError
 from rayinf.store.filesystem import Connection
@@ -45,7 +49,7 @@ class Source:
     """
 
     filesystem: pafs.FileSystem
-    files: tuple[str, ...]
+    files: Names
     roots: tuple[str, ...]
 
 
@@ -59,15 +63,25 @@ def find(paths: Sequence[str], name: str) -> Source:
     Raises:
         InputError: no Parquet file there, a file twice, or a file system that does not answer.
     """
-    found = [_find(path, name) for path in paths]
-    filesystem = found[0].filesystem
-    if any(not s.filesystem.equals(filesystem) for s in found):
+    filesystems: list[pafs.FileSystem] = []
+    roots: list[str] = []
+
+    def listed() -> Iterator[str]:
+        for path in paths:
+            found = _find(path, name)
+            roots.extend(found.roots)
+            if not any(found.filesystem.equals(f) for f in filesystems):
+                filesystems.append(found.filesystem)
+            yield from found.files
+
+    files = Names(listed())
+    if len(filesystems) > 1:
         raise InputError(f"{name} lies on several file systems.", "pass paths of one of them.")
-    files = tuple(f for s in found for f in s.files)
-    if len(set(files)) < len(files):
+    files = Names(files, common_start(files))
+    if any(a == b for a, b in pairwise(Names.sorted(files))):
         twice = [f for f, times in Counter(files).items() if times > 1]
         raise InputError(f"{name} names the file {twice[0]} {files.count(twice[0])} times.", "name every file once.")
-    return Source(filesystem, files, tuple(r for s in found for r in s.roots))
+    return Source(filesystems[0], files, tuple(roots))
 
 
 @dataclass(frozen=True)
@@ -113,13 +127,36 @@ class _Place:
         if isinstance(error, RayinfError):
             raise error
         if isinstance(error, _FAILED):
-            raise unreachable(f"{self.name}: {self.path}", error) or InputError(
-                f"{self.name}: {shown(self.path)} cannot be opened: {shown(str(error)).rstrip('.')}.",
-                "check the path, or the URI and its scheme.",
-            ) from error
+            raise self.refusal(error) from error
         if error is not None:
             raise error
         return answer
+
+    def refusal(self, error: BaseException) -> RayinfError:
+        """The error for a path that cannot be, or is out of reach."""
+        return unreachable(f"{self.name}: {self.path}", error) or InputError(
+            f"{self.name}: {shown(self.path)} cannot be opened: {shown(str(error)).rstrip('.')}.",
+            "check the path, or the URI and its scheme.",
+        )
+
+
+@dataclass(frozen=True)
+class _Listing(Iterable[str]):
+    """The files at a local place, listed anew for each pass over them, so that they are never held together."""
+
+    place: _Place
+    files: Callable[[], Iterator[str]]
+
+    def __iter__(self) -> Iterator[str]:
+        """Paths, in any order.
+
+        Raises:
+            InputError: a folder cannot be listed.
+        """
+        try:
+            yield from self.files()
+        except _FAILED as error:
+            raise self.place.refusal(error) from error
 
 
 def _find(path: str, name: str) -> Source:
@@ -129,14 +166,14 @@ def _find(path: str, name: str) -> Source:
     else:
         info = place.ask(ANSWER_SECONDS, lambda: filesystem.get_file_info(root))
         if info.type == pafs.FileType.File:
-            return Source(filesystem, (root,), (root,))
+            return Source(filesystem, Names([root], root), (root,))
         seen = _inside(filesystem, root, place) if info.type == pafs.FileType.Directory else []
-        files = [f for f in seen if f.endswith(SUFFIXES)]
-    listed = None if place.local and seen is files else set(seen)
-    data = sorted(_data(filesystem, files, root, listed))
+        files = (f for f in seen if f.endswith(SUFFIXES))
+    listed = None if place.local else set(seen)
+    data = Names.sorted(_data(filesystem, files, root, listed))
     if not data:
-        raise _nothing(place, seen, filesystem, root)
-    return Source(filesystem, tuple(data), (root,))
+        raise _nothing(place, list(seen), filesystem, root)
+    return Source(filesystem, data, (root,))
 
 
 def _open(path: str, name: str) -> tuple[_Place, pafs.FileSystem, str]:
@@ -157,16 +194,18 @@ def _open(path: str, name: str) -> tuple[_Place, pafs.FileSystem, str]:
     return _Place(name, path, found.connection), found.filesystem, found.path
 
 
-def _inside(filesystem: pafs.FileSystem, root: str, place: _Place) -> list[str]:
+def _inside(filesystem: pafs.FileSystem, root: str, place: _Place) -> Iterable[str]:
     """All files under a folder, at any depth."""
+    if place.local:
+        return _Listing(place, lambda: (os.fsencode(f).decode() for f in walk(root)))
     selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
     return [i.path for i in place.ask(LIST_SECONDS, lambda: filesystem.get_file_info(selector)) if i.is_file]
 
 
-def _matching(filesystem: pafs.FileSystem, root: str, place: _Place) -> tuple[list[str], list[str]]:
+def _matching(filesystem: pafs.FileSystem, root: str, place: _Place) -> tuple[Iterable[str], Iterable[str]]:
     """The files that a glob names; and the files that were looked at."""
     if place.local:
-        files = [f for f in glob.glob(root, recursive=True) if Path(f).is_file()]
+        files = _Listing(place, lambda: (f for f in glob.iglob(root, recursive=True) if Path(f).is_file()))
         return files, files
     base = base_of(root)
     seen = _inside(filesystem, base, place)
@@ -203,7 +242,7 @@ def could_hold(root: str, place: str) -> bool:
     return len(parts) > len(names) and all(map(fnmatchcase, names, parts))
 
 
-def _data(filesystem: pafs.FileSystem, files: list[str], root: str, listed: set[str] | None) -> list[str]:
+def _data(filesystem: pafs.FileSystem, files: Iterable[str], root: str, listed: set[str] | None) -> Iterator[str]:
     """Those files that are data: not hidden, and not of a run folder, below the part that was given."""
     base = base_of(root)
     named = [p for p in root[len(base) :].strip("/").split("/") if p.startswith((".", "_"))]
@@ -221,12 +260,12 @@ def _data(filesystem: pafs.FileSystem, files: list[str], root: str, listed: set[
             return False
         return not any(is_run("/".join([base, *names[:k]])) for k in range(len(names)))
 
-    return [f for f in files if is_data(f)]
+    return filter(is_data, files)
 
 
 def _is_run(filesystem: pafs.FileSystem, file: str, listed: set[str] | None) -> bool:
-    """Whether a `run.json` is there and not plainly someone else's; `listed`: all files, where they are known."""
-    if listed is not None and file not in listed:
+    """Whether a `run.json` is there and not plainly someone else's; `listed`: all files, of a local place None."""
+    if not (os.path.isfile(file) if listed is None else file in listed):
         return False
     try:
         with filesystem.open_input_file(file) as source:

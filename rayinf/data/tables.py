@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from rayinf.data.pandas_index import UNNAMED, Index, counted, joined, mark, read_index, with_index
+from rayinf.data.pandas_index import UNNAMED, Index, counted, joined, kind_of, mark, own_numbers, read_index, with_index
 from rayinf.data.shards import Shard, Shards
 from rayinf.data.sources import Source, find
 from rayinf.data.table_forms import from_arrays, from_pandas, plain, plain_record, plain_type, refuse
@@ -137,8 +137,8 @@ class ParquetTable:
         schema: of every file; metadata names the index of a pandas frame.
         stat: of sizes and times.
         read_rows: rows that are decoded at a time.
-        counts: columns that no file stores, since pandas keeps an index that counts as three numbers; of each, for
-            every file, the file's first row, its first value and the step.
+        counts: columns that no file stores, since pandas keeps an index that counts as three numbers; of each
+            `[files, 3]`, every file's first row, its first value and the step.
     """
 
     name: str
@@ -147,7 +147,7 @@ class ParquetTable:
     schema: pa.Schema
     stat: str
     read_rows: int
-    counts: Mapping[str, Mapping[str, tuple[int, int, int]]] = field(default_factory=dict)
+    counts: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:
@@ -202,7 +202,9 @@ class _ParquetReader:
         held = []
         for column in self._columns:
             if column in counts:
-                first, start, step = counts[column][shard.file]
+                # The last file that begins no later: those before it that begin there too are empty.
+                file = np.searchsorted(counts[column][:, 0], shard.start, side="right") - 1
+                first, start, step = counts[column][file].tolist()
                 held.append(counted(start, step, at - first, record.num_rows))
             else:
                 held.append(record.column(column))
@@ -272,7 +274,8 @@ def files_of(table: Table) -> list[str]:
 
 def _parquet(paths: Sequence[str], name: str) -> ParquetTable:
     source = find(paths, name)
-    groups, counted_groups = array("q"), array("q")
+    groups, counted_groups, own = array("q"), array("q"), array("q")
+    known: dict[Index | None, Index | None] = {}
     stats, indexes, size, schema = hashlib.sha256(), [], 0, None
     with ThreadPoolExecutor(_READERS) as pool:
         for file, footer in zip(source.files, _footers(pool, source), strict=True):
@@ -281,19 +284,21 @@ def _parquet(paths: Sequence[str], name: str) -> ParquetTable:
                 raise _unequal(file, source.files[0], schema, footer.schema)
             groups.extend(footer.groups)
             counted_groups.append(len(footer.groups))
-            indexes.append(footer.index)
+            kind = kind_of(footer.index)
+            indexes.append(known.setdefault(kind, kind))  # one object for all files of a kind
+            own.extend(own_numbers(footer.index))
             stats.update(repr((file, footer.stat)).encode())
             size += footer.size
     assert schema is not None
     rows = sum(groups)
     read_rows = _power_of_two(READ_BYTES * max(rows, 1) // max(size, 1))
-    shards = Shards(_shards(source.files, groups, counted_groups, read_rows * READS_PER_SHARD))
+    shards = Shards(_shards(source.files, groups, counted_groups, read_rows * READS_PER_SHARD), source.files)
     index = joined(indexes)
-    counts: dict[str, dict[str, tuple[int, int, int]]] = {}
-    firsts = _first_rows(groups, counted_groups) if index and index.counts else []
-    for k, (column, _, _) in enumerate(index.counts if index else ()):
-        own = [i.counts[k][1:] if i and i.counts else (0, 1) for i in indexes]
-        counts[column] = {f: (first, *o) for f, first, o in zip(source.files, firsts, own, strict=True)}
+    counts = {}
+    if index is not None and index.counts:
+        firsts = np.fromiter(_first_rows(groups, counted_groups), np.int64)
+        numbers = np.array(own).reshape(len(firsts), len(index.counts), 2)
+        counts = {name: np.column_stack([firsts, numbers[:, k]]) for k, (name, _, _) in enumerate(index.counts)}
     schema = mark(pa.schema([f.with_type(plain_type(f.type)) for f in schema]), index)
     return ParquetTable(name, source, shards, schema, stats.hexdigest(), read_rows, counts)
 
@@ -309,13 +314,12 @@ def _footers(pool: ThreadPoolExecutor, source: Source) -> Iterator[_Footer]:
         yield ahead.popleft().result()
 
 
-def _first_rows(groups: Iterable[int], counts: Iterable[int]) -> list[int]:
+def _first_rows(groups: Iterable[int], counts: Iterable[int]) -> Iterator[int]:
     """The first row of every file."""
-    found, start, rows = [], 0, iter(groups)
+    start, rows = 0, iter(groups)
     for count in counts:
-        found.append(start)
+        yield start
         start += sum(itertools.islice(rows, count))
-    return found
 
 
 def _shards(files: Sequence[str], groups: Iterable[int], counts: Iterable[int], most: int) -> Iterator[Shard]:

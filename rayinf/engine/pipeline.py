@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from rayinf.data.batches import BatchReader
@@ -200,10 +201,8 @@ def score(
         The shards' tables in order, or nothing where they were written to the folder.
     """
     shards = ByIndex(run.job.tables[run.job.scored].shards)
-    todo = ByIndex(
-        run.job.tables[run.job.scored].shards,
-        [k for k, s in shards.items() if not (run.has_part(SCORES, s) or run.has_part(into, s))],
-    )
+    left = (k for k, s in shards.items() if not (run.has_part(SCORES, s) or run.has_part(into, s)))
+    todo = ByIndex(run.job.tables[run.job.scored].shards, np.fromiter(left, np.int64))
     done = run.runner.map(stage, arrays, todo, names=names, into=run.place(into), **options) if todo else iter(())
     return collect(run, "scores", done, shards, todo)
 
@@ -241,10 +240,10 @@ def collect(
 def finish(run: Run, tables: list[pa.Table], extra: dict[str, Any]) -> Scores:
     """Mark the run as finished, and open its scores."""
     run.check_unchanged()
-    meta = {**metadata(run), **extra, **fit_quality(run, _fit_of_scores(run, tables))}
+    extra = {**extra, **fit_quality(run, _fit_of_scores(run, tables))}
     if run.folder is None:
-        return Scores(pa.concat_tables(tables), {**meta, "seconds": dict(run.seconds)})
-    _close_folder(run, meta)
+        return Scores(pa.concat_tables(tables), {**metadata(run), **extra, "seconds": dict(run.seconds)})
+    _close_folder(run, {**metadata(run), **extra})  # not held here: it names every file of the table
     return Scores.load(run.folder.path)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from rayinf.plots.figures import save
+from rayinf.plots.figures import ink_on, save
 from rayinf.store.places import AnyPath
 
 Array = np.ndarray[Any, Any]
@@ -70,10 +70,7 @@ def plot(maps: Sequence[ClassMap], path: str | AnyPath) -> AnyPath:
         if max(held.values.shape) <= _MOST_NUMBERS:
             for (row, column), value in np.ndenumerate(held.values):
                 if np.isfinite(value):
-                    shade = image.cmap(image.norm(value))
-                    light = 0.2126 * shade[0] + 0.7152 * shade[1] + 0.0722 * shade[2]
-                    ink = "black" if light > 0.45 else "white"
-                    text = held.format.format(value)
+                    ink, text = ink_on(image.cmap(image.norm(value))), held.format.format(value)
                     axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=ink)
     return save(figure, path)
 

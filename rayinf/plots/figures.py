@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from matplotlib.figure import Figure
 
 from rayinf.errors import InputError, RayinfError
@@ -27,3 +29,9 @@ def save(figure: Figure, path: str | AnyPath) -> AnyPath:
             f"{target} cannot be drawn: {error}.", "name a .png, .pdf or .svg that can be written."
         ) from error
     return target
+
+
+def ink_on(colour: Sequence[float]) -> str:
+    """The colour of text that can be read on a colour (red, green, blue, ...)."""
+    light = 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2]
+    return "black" if light > 0.45 else "white"

@@ -26,7 +26,7 @@ import numpy as np
 from rayinf.errors import InputError, RunError
 from rayinf.pareto.blocks import Nearest
 from rayinf.pareto.certificate import Sample, Sampler
-from rayinf.pareto.master import Goal, Mixture, solve
+from rayinf.pareto.linear_program import Goal, Mixture, solve
 
 Array = np.ndarray[Any, Any]
 Blocks = Callable[[], Iterator[Array]]

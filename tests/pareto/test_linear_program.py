@@ -1,12 +1,12 @@
-"""The master: a small program whose optimum is known, and what happens where HiGHS gives up."""
+"""The linear program: a small one whose optimum is known, and what happens where HiGHS gives up."""
 
 import highspy
 import numpy as np
 import pytest
 
 from rayinf.errors import RunError
-from rayinf.pareto import master
-from rayinf.pareto.master import Goal, solve
+from rayinf.pareto import linear_program
+from rayinf.pareto.linear_program import Goal, solve
 
 UNKNOWN = highspy.HighsModelStatus.kUnknown
 
@@ -14,7 +14,7 @@ UNKNOWN = highspy.HighsModelStatus.kUnknown
 def statuses(monkeypatch, lies):
     """HiGHS says first what `lies` say, and the truth from then on."""
     truth, left = highspy.Highs.getModelStatus, list(lies)
-    monkeypatch.setattr(master.Highs, "getModelStatus", lambda self: left.pop(0) if left else truth(self))
+    monkeypatch.setattr(linear_program.Highs, "getModelStatus", lambda self: left.pop(0) if left else truth(self))
 
 
 def mixed():

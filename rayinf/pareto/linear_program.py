@@ -1,26 +1,63 @@
-"""The master of the decomposition: a linear program of a row a demand, some thousand columns, solved by HiGHS."""
+"""The one linear program of reweighting and certificate: rows with values in [-1, 1], a demand a class, by HiGHS.
+
+It is the master of the decomposition (`decomposition.py`), and with a height alone as its goal it is the largest gain
+that all classes can have in common (`common_gain.py`).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import highspy
 import numpy as np
 
 from rayinf.errors import RunError
-from rayinf.pareto.highs import Highs
 
 Array = np.ndarray[Any, Any]
+Options = Mapping[str, bool | int | float | str]
 _DUAL, _PRIMAL = 1, 4
-_OPTIONS: dict[str, bool | int | float | str] = {
-    "presolve": "off",
-    "solver": "simplex",
-    "simplex_scale_strategy": 0,  # rows come in units that fit; HiGHS's own scaling has made it give up
+# Of every program; `threads` and `parallel`: see `Highs`.
+_COMMON: Options = {
+    "output_flag": False,
+    "threads": 1,
+    "parallel": "off",
+    "presolve": "off",  # dense and without structure: it would cost more than the solve
     "primal_feasibility_tolerance": 1e-9,
     "dual_feasibility_tolerance": 1e-9,
-    "small_matrix_value": 1e-12,
 }
+# Of programs whose rows come in units that fit; HiGHS's own scaling has made it give up there.
+MASTER: Options = {"solver": "simplex", "simplex_scale_strategy": 0, "small_matrix_value": 1e-12}
+
+
+class Highs(highspy.Highs):
+    """A serial solver that prints nothing.
+
+    HiGHS has one scheduler a process. It refuses a number of threads other than the one with which somebody has started
+    it, unless that is left open; without `parallel` the simplex is serial either way.
+
+    Args:
+        options: of HiGHS, by name.
+    """
+
+    def __init__(self, options: Options) -> None:
+        super().__init__()
+        for name, value in {**_COMMON, **options}.items():
+            self.setOptionValue(name, value)
+
+    def enableCallbacks(self) -> None:  # noqa: N802
+        """No callbacks: setting them up prints a banner."""
+
+    def outcome(self) -> highspy.HighsModelStatus:
+        """Run, and return the status."""
+        self.run()
+        status = self.getModelStatus()
+        if status == highspy.HighsModelStatus.kNotset:
+            self.setOptionValue("threads", 0)
+            self.run()
+            status = self.getModelStatus()
+        return status
 
 
 @dataclass(frozen=True)
@@ -40,7 +77,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Mixture:
-    """The optimum of a master.
+    """The optimum of a program.
 
     Attributes:
         value: of the goal.
@@ -48,6 +85,7 @@ class Mixture:
         v: `[R]`, of the explicit rows, in [-1, 1].
         shares: `[J]`, of the points; >= 0, sum 1.
         height: of the goal, where it has one.
+        basis: of HiGHS: explicit rows, points, the height; the demands, then the sum of the shares.
     """
 
     value: float
@@ -55,9 +93,17 @@ class Mixture:
     v: Array
     shares: Array
     height: float
+    basis: highspy.HighsBasis = field(repr=False, compare=False)
 
 
-def solve(rows: Array, points: Array, floor: Array, goal: Goal) -> Mixture | None:
+def solve(
+    rows: Array,
+    points: Array,
+    floor: Array,
+    goal: Goal,
+    options: Options = MASTER,
+    start: highspy.HighsBasis | None = None,
+) -> Mixture | None:
     """The best mixture of points, with some rows free in their bounds; None where the demands cannot be met.
 
     Args:
@@ -65,6 +111,8 @@ def solve(rows: Array, points: Array, floor: Array, goal: Goal) -> Mixture | Non
         points: `[J, D]`, sums of all other rows. None at all: then there are no other rows.
         floor: `[D]`; minus infinity: no demand.
         goal: what is maximised.
+        options: of HiGHS, beside those that every program has.
+        start: a basis to start from.
 
     Raises:
         RunError: HiGHS gave up.
@@ -80,11 +128,14 @@ def solve(rows: Array, points: Array, floor: Array, goal: Goal) -> Mixture | Non
     lower, upper = np.r_[np.full(free, -1.0), np.zeros(n - free)], np.ones(n)
     if goal.lift is not None:
         a[-1, :demands], cost[-1], lower[-1], upper[-1] = -goal.lift, 1.0, -np.inf, goal.most
-    sides = np.r_[floor, np.ones(m - demands)], np.r_[_infinite(demands), np.ones(m - demands)]
-    highs = _model(a, cost, (lower, upper), sides)
+    sides = np.r_[floor, np.ones(m - demands)], np.r_[np.full(demands, highspy.kHighsInf), np.ones(m - demands)]
+    highs = Highs(options)
+    highs.passModel(_model(a, cost, (lower, upper), sides))
     for strategy in (_DUAL, _PRIMAL):
         highs.setOptionValue("simplex_strategy", strategy)
         highs.clearSolver()
+        if start is not None:
+            highs.setBasis(start)
         status = highs.outcome()
         if status == highspy.HighsModelStatus.kInfeasible:
             return None
@@ -93,7 +144,7 @@ def solve(rows: Array, points: Array, floor: Array, goal: Goal) -> Mixture | Non
     else:
         raise RunError(
             f"HiGHS gave up on a program of {m} rows and {n} columns: {highs.modelStatusToString(status)}.",
-            "scale the scores, or ask for less (a lower alpha).",
+            "scale the scores; where weights are looked for, ask for less (a lower alpha).",
         )
     found = highs.getSolution()
     x, prices = np.asarray(found.col_value), np.maximum(-np.asarray(found.row_dual)[:demands], 0.0)
@@ -103,17 +154,13 @@ def solve(rows: Array, points: Array, floor: Array, goal: Goal) -> Mixture | Non
         np.clip(x[:free], -1.0, 1.0),
         np.maximum(x[free : free + mixed], 0.0),
         float(x[-1]) if tall else 0.0,
+        highs.getBasis(),
     )
 
 
-def _infinite(count: int) -> Array:
-    return np.full(count, highspy.kHighsInf)
-
-
-def _model(a_nm: Array, cost: Array, columns: tuple[Array, Array], rows: tuple[Array, Array]) -> Highs:
-    """`max cost'x`, from column-wise arrays."""
+def _model(a_nm: Array, cost: Array, columns: tuple[Array, Array], rows: tuple[Array, Array]) -> highspy.HighsLp:
+    """`max cost'x`, from column-wise arrays and the bounds of columns and rows."""
     n, m = a_nm.shape
-    highs = Highs(_OPTIONS)
     program = highspy.HighsLp()
     program.num_col_, program.num_row_ = n, m
     program.sense_ = highspy.ObjSense.kMaximize
@@ -125,5 +172,4 @@ def _model(a_nm: Array, cost: Array, columns: tuple[Array, Array], rows: tuple[A
     matrix.start_ = np.arange(n + 1, dtype=np.int32) * m
     matrix.index_ = np.tile(np.arange(m, dtype=np.int32), n)
     matrix.value_ = a_nm.ravel()
-    highs.passModel(program)
-    return highs
+    return program

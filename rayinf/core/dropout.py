@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from rayinf.core.row_gradients import without_fast_path
 from rayinf.errors import InputError
 
 _CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout)
@@ -97,19 +98,16 @@ def consistent_dropout(model: nn.Module, seed: int) -> Generator[Masks]:
     """
     masks = Masks(seed)
     training = [m for m in model.modules() if m.training]
-    fast = torch.backends.mha.get_fastpath_enabled()
     handles = []
     try:
         model.eval()
-        # The fused transformer layer of eval mode would pass over its dropout modules.
-        torch.backends.mha.set_fastpath_enabled(False)
         for index, dropout in enumerate(_active(model)):
             handles.append(dropout.register_forward_hook(_hook(masks, index)))
-        yield masks
+        with without_fast_path():
+            yield masks
     finally:
         for handle in handles:
             handle.remove()
-        torch.backends.mha.set_fastpath_enabled(fast)
         for module in training:
             module.training = True
 

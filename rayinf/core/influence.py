@@ -114,10 +114,7 @@ def add_queries(sums: Sums, forward_pass: ForwardPass, cotangent_bc: Tensor, wei
                 a = tile.a_brti[rows].transpose(0, 1).flatten(1, 2)
                 g = (tile.g_brto[rows] * w[rows][:, None, None, None]).transpose(0, 1).flatten(1, 2)
                 value = torch.bmm(g.transpose(1, 2), a).to(torch.float64)
-                if tile.columns is None:
-                    sums[key][q] += value
-                else:
-                    sums[key][q].index_add_(2, tile.columns, value)
+                tile.add_to(sums[key][q], value)
 
 
 def row_products(
@@ -144,8 +141,8 @@ def row_products(
             if block.name in flat:
                 check_flat(block, tile)
                 continue
-            u_tile = u if tile.columns is None else u[..., tile.columns]
-            out[tile.rows] += _products_one(tile, u_tile) if tile.one else _products_many(tile, u_tile)
+            products = _products_one if tile.one else _products_many
+            out[tile.rows] += products(tile, tile.narrow(u))
     return out
 
 
@@ -194,11 +191,7 @@ def dense_rows(
         turn = None if turns is None else turns.get(block.name)
         for tile in () if turns is not None and turn is None else block_parts:
             a, g = turn_positions(tile, turn)
-            value = torch.matmul(g.transpose(2, 3), a)
-            if tile.columns is None:
-                rows[tile.rows] = value
-            else:
-                rows[tile.rows].index_add_(3, tile.columns, value)
+            tile.add_to(rows[tile.rows], torch.matmul(g.transpose(2, 3), a))
         parts.append(rows.flatten(1))
     return torch.cat(parts, dim=1)
 
@@ -252,7 +245,7 @@ def self_products(
                 check_flat(block, tile)
                 continue
             a, g = turn_positions(tile, turns[block.name])
-            d = inverse if tile.columns is None else inverse[..., tile.columns]
+            d = tile.narrow(inverse)
             if tile.one:
                 half = torch.matmul(g[:, :, 0].square().transpose(0, 1), d)
                 out[tile.rows] += (half * a[:, :, 0].square().transpose(0, 1)).sum((0, 2))

@@ -208,9 +208,6 @@ def _rotate_one(a_brti: Tensor, q_rii: Tensor) -> Tensor:
 
 def _add_columns(sums: Sums, block: Block, tile: LayerInputs, value_roi: Tensor, prefix: str = "L") -> None:
     key = f"{prefix}/{block.name}"
-    if tile.columns is None:
-        add(sums, key, value_roi)
-        return
     if key not in sums:
         sums[key] = torch.zeros(block.shape, dtype=torch.float64, device=value_roi.device)
-    sums[key].index_add_(2, tile.columns, value_roi.to(torch.float64))
+    tile.add_to(sums[key], value_roi.to(torch.float64))

@@ -44,6 +44,17 @@ class LayerInputs:
         """Whether there is one position, so that the row gradient has rank one."""
         return self.a_brti.shape[2] == 1
 
+    def narrow(self, u: Tensor) -> Tensor:
+        """Of a matrix over all `i` columns, those that the tile has."""
+        return u if self.columns is None else u[..., self.columns]
+
+    def add_to(self, out: Tensor, value: Tensor) -> None:
+        """Add a matrix over the tile's columns to one over all `i` columns, their last axis."""
+        if self.columns is None:
+            out += value
+        else:
+            out.index_add_(out.ndim - 1, self.columns, value)
+
 
 def tiles(
     block: Block, module: nn.Module, inputs: Sequence[Tensor], gradients: Sequence[Tensor], times: int = 1

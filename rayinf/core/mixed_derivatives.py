@@ -24,7 +24,7 @@ from rayinf.core.influence import Queries, Turn, check_flat, turn_positions
 from rayinf.core.influence_measure import contrasts
 from rayinf.core.inverse import split_blocks
 from rayinf.core.layer_inputs import LayerInputs, rotate, tiles
-from rayinf.core.row_gradients import map_tensors
+from rayinf.core.row_gradients import map_tensors, without_fast_path
 from rayinf.errors import InputError
 from rayinf.task import RowLoss
 
@@ -115,7 +115,7 @@ class RecordedRows:
         total = self.logits.new_zeros(())
         for block in self._blocks:
             for tile in self._live.get(block.name, ()):
-                u_roi = _narrow(query[block.name][0], tile)
+                u_roi = tile.narrow(query[block.name][0])
                 total = total + (torch.matmul(tile.a_brti, u_roi.transpose(1, 2)) * tile.g_brto).sum()
         return self._in_input(total)
 
@@ -144,7 +144,7 @@ class RecordedRows:
             for (a, g), tile in zip(turned.get(block.name, ()), fixed.get(block.name, ()), strict=True):
                 if basis is None:
                     continue
-                d_roi = _narrow(basis[2], tile)
+                d_roi = tile.narrow(basis[2])
                 a_fixed = a.detach()  # the same inputs, which a wide layer turns at more cost than all else
                 g_fixed = rotate(tile.g_brto, basis[1])
                 if tile.one:
@@ -178,7 +178,7 @@ class RecordedRows:
         total = self.logits.new_zeros(())
         for block in self._blocks:
             for tile in self._live.get(block.name, ()):
-                u_broi = _narrow(rows[block.name][tile.rows], tile)
+                u_broi = tile.narrow(rows[block.name][tile.rows])
                 total = total + (torch.matmul(tile.a_brti, u_broi.transpose(2, 3)) * tile.g_brto).sum()
         return total
 
@@ -215,7 +215,7 @@ class RecordedRows:
             a, g = turn_positions(tile, turn)
             (a, da), (g, dg) = (_unpack(v) for v in (a, g))
             value = torch.matmul(dg.transpose(2, 3), a) + torch.matmul(g.transpose(2, 3), da)
-            _put(rows[tile.rows], tile, value.detach())
+            tile.add_to(rows[tile.rows], value.detach())
         return rows if turn is None else rows * turn[2]
 
     def _leaf(self, v: Tensor) -> Tensor:
@@ -253,13 +253,8 @@ _Parts = dict[str, list[LayerInputs]]
 @contextmanager
 def _plain_attention() -> Generator[None]:
     """Attention in forms that can be differentiated twice and forward: neither fused kernels nor torch's fast path."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with without_fast_path(), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def float_tensors(x: Any) -> list[Tensor]:
@@ -279,22 +274,10 @@ def _flat(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([v.flatten(1) for v in parts], 1)
 
 
-def _narrow(u: Tensor, tile: LayerInputs) -> Tensor:
-    """The columns that a tile of an embedding stands for."""
-    return u if tile.columns is None else u[..., tile.columns]
-
-
-def _put(rows_broi: Tensor, tile: LayerInputs, value: Tensor) -> None:
-    if tile.columns is None:
-        rows_broi.copy_(value)
-    else:
-        rows_broi.index_add_(3, tile.columns, value)
-
-
 def _dense(block: Block, parts: Sequence[LayerInputs], like: Tensor) -> Tensor:
     rows = like.new_zeros(len(like), *block.shape)
     for tile in parts:
-        _put(rows[tile.rows], tile, torch.matmul(tile.g_brto.transpose(2, 3), tile.a_brti))
+        tile.add_to(rows[tile.rows], torch.matmul(tile.g_brto.transpose(2, 3), tile.a_brti))
     return rows
 
 

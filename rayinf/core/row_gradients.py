@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -91,6 +92,17 @@ def functional_logits(model: nn.Module, params: Mapping[str, Tensor], x: Any) ->
 
     with sdpa_kernel(SDPBackend.MATH):  # fused attention has neither
         return torch.func.functional_call(_Call(), {f"inner.{k}": v for k, v in params.items()}, (x,))
+
+
+@contextmanager
+def without_fast_path() -> Generator[None]:
+    """Transformer layers as written: torch's fused layer of eval mode has no dropout and no second derivatives."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def map_tensors(x: Any, f: Callable[[Tensor], Tensor]) -> Any:

@@ -145,7 +145,7 @@ def features(column: pa.Array, name: str, table: str, start: int) -> Array:
         width = kind.byte_width
         held = np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width)
         return held.reshape(len(column), width)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if _is_list(kind):
         return _lists(column, name, table, start)
     if pa.types.is_dictionary(kind):
         return features(column.dictionary_decode(), name, table, start)
@@ -166,6 +166,10 @@ def is_text(kind: pa.DataType) -> bool:
     )
 
 
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
 def _lists(column: pa.Array, name: str, table: str, start: int, above: int = 1) -> Array:
     """Lists `[B, d]`, or with more axes for lists of lists; `above` is how many of these lists make a row."""
     flat = column.flatten()
@@ -183,10 +187,8 @@ def _lists(column: pa.Array, name: str, table: str, start: int, above: int = 1) 
             )
     inner = flat.type
     _no_nulls(flat, name, table, start, above * width)
-    if pa.types.is_list(inner) or pa.types.is_large_list(inner) or pa.types.is_fixed_size_list(inner):
-        held = _lists(flat, name, table, start, above * width)
-    else:
-        held = features(flat, name, table, start)
+    nested = _is_list(inner)
+    held = _lists(flat, name, table, start, above * width) if nested else features(flat, name, table, start)
     return held.reshape(len(column), width, *held.shape[1:])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import threading
 import time
 import uuid
 from contextlib import suppress
@@ -33,12 +32,11 @@ class Lease:
 
     def __init__(self, path: AnyPath, name: str, held: store_lease.LeaseObject | None = None) -> None:
         self._path, self._name = path, name
-        self._stop = threading.Event()
-        self._lost = False
-        self._heart = None if held is None else store_lease.Heartbeat(held, store_lease.BEAT_SECONDS)
-        self._thread = threading.Thread(target=self._beat, daemon=True, name="rayinf lease")
-        if held is None:
-            self._thread.start()
+        self._heart = (
+            store_lease.Heartbeat(self._renew, _BEAT_SECONDS)
+            if held is None
+            else store_lease.Heartbeat(held.renew, store_lease.BEAT_SECONDS)
+        )
 
     @classmethod
     def acquire(cls, folder: AnyPath) -> Lease:
@@ -102,7 +100,7 @@ class Lease:
         Raises:
             RunError: it has.
         """
-        if self._lost or (self._heart is not None and self._heart.lost):
+        if self._heart.lost:
             raise RunError(
                 f"{self._path.parent} was taken over by another process, since this one stood still for too long.",
                 "let the other run end; the same command then finds it finished.",
@@ -110,29 +108,21 @@ class Lease:
 
     def release(self) -> None:
         """Let another process have the folder."""
-        if self._heart is not None:
-            _held.discard(self._name)
-            self._heart.stop()
-            self._lost = self._heart.lost
-        else:
-            self._stop.set()
-            _held.discard(self._name)
-            self._thread.join(timeout=1.0)
-        if not self._lost and (_read(self._path) or {}).get("name") == self._name:
+        _held.discard(self._name)
+        self._heart.stop(1.0 if isinstance(self._path, Path) else 5.0)
+        if not self._heart.lost and (_read(self._path) or {}).get("name") == self._name:
             with suppress(OSError):
                 disk.used.remove(self._path)
 
-    def _beat(self) -> None:
+    def _renew(self) -> bool:
+        """Make the file young; whether it is still this one's."""
         assert isinstance(self._path, Path)
-        while not self._stop.wait(_BEAT_SECONDS):
-            try:
-                os.utime(self._path)  # takes no room, so that a full disk does not end the lease
-                if (_read(self._path) or {"name": self._name}).get("name") != self._name:
-                    self._lost = True
-            except FileNotFoundError:
-                self._lost = not self._stop.is_set()
-            except OSError:
-                continue
+        try:
+            os.utime(self._path)  # takes no room, so that a full disk does not end the lease
+        except FileNotFoundError:
+            return False
+        # A file that cannot be read now may be renewed again later.
+        return (_read(self._path) or {"name": self._name}).get("name") == self._name
 
 
 def clear_dead(folder: AnyPath) -> None:
@@ -229,10 +219,9 @@ def _age_mark(path: Path) -> int | None:
 
 def _read(path: AnyPath) -> dict[str, Any] | None:
     try:
-        held = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return store_lease.content_of(path.read_bytes())
+    except OSError:
         return None
-    return held if isinstance(held, dict) and "name" in held else None
 
 
 def _is_here(seen: dict[str, Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,19 +45,7 @@ def check_out(out: str | AnyPath | None, tables: Mapping[str, Table]) -> None:
             f"out={str(out)[:200]!r} cannot be made: {getattr(error, 'strerror', None) or error}.",
             "pass a folder that this user may write.",
         ) from error
-    for name, table in tables.items():
-        table = getattr(table, "table", table)
-        if not isinstance(table, ParquetTable) or not isinstance(table.source.filesystem, pafs.LocalFileSystem):
-            continue
-        if place in {os.path.realpath(f) for f in table.source.files if os.path.basename(f) == os.path.basename(place)}:
-            raise InputError(f"out={str(out)!r} is a file of {name}.", "pass another path as out.")
-        files = set(table.source.files)
-        roots = [r for r in table.source.roots if r not in files]
-        if any(could_hold(os.path.realpath(r), place) for r in roots):
-            raise InputError(
-                f"out={str(out)!r} lies inside {name} ({roots[0]}): its files would be read as data.",
-                "pass a folder outside the table as out.",
-            )
+    _check_outside(out, place, tables, pafs.LocalFileSystem(), os.path.realpath)
 
 
 def _check_in_store(place: StorePath, tables: Mapping[str, Table]) -> None:
@@ -80,17 +68,36 @@ def _check_in_store(place: StorePath, tables: Mapping[str, Table]) -> None:
         raise InputError(
             f"out={str(place)!r}: there is no bucket or container {place.root!r}.", "create it, or correct its name."
         )
+    _check_outside(place, place.path, tables, place.filesystem, str)
+
+
+def _check_outside(
+    out: str | AnyPath, place: str, tables: Mapping[str, Table], filesystem: pafs.FileSystem, real: Callable[[str], str]
+) -> None:
+    """Refuse a place that is a file of a table, or lies where a table's files are looked for.
+
+    Args:
+        out: as it was given.
+        place: its path in the file system.
+        tables: that are read, by name.
+        filesystem: of the place.
+        real: a path with its links resolved.
+
+    Raises:
+        InputError: which table.
+    """
     for name, table in tables.items():
         table = getattr(table, "table", table)
-        if not isinstance(table, ParquetTable) or not table.source.filesystem.equals(place.filesystem):
+        if not isinstance(table, ParquetTable) or not table.source.filesystem.equals(filesystem):
             continue
         files = set(table.source.files)
-        if place.path in files:
-            raise InputError(f"out={str(place)!r} is a file of {name}.", "pass another path as out.")
-        inside = [r for r in table.source.roots if r not in files and could_hold(r, place.path)]
+        base = os.path.basename(place)
+        if place in {real(f) for f in files if os.path.basename(f) == base}:
+            raise InputError(f"out={str(out)!r} is a file of {name}.", "pass another path as out.")
+        inside = [r for r in table.source.roots if r not in files and could_hold(real(r), place)]
         if inside:
             raise InputError(
-                f"out={str(place)!r} lies inside {name} ({inside[0]}): its files would be read as data.",
+                f"out={str(out)!r} lies inside {name} ({inside[0]}): its files would be read as data.",
                 "pass a folder outside the table as out.",
             )
 

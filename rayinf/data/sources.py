@@ -10,13 +10,13 @@ from __future__ import annotations
 import glob
 import json
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -25,6 +25,7 @@ from rayinf.data.unreadable import shown, unreachable
 from rayinf.errors import InputError, RayinfError
 from rayinf.store.filesystem import Connection
 from rayinf.store.places import is_uri, open_place
+from rayinf.store.uninterrupted import in_thread
 
 T = TypeVar("T")
 SUFFIXES = (".parquet", ".pq")
@@ -88,38 +89,27 @@ class _Place:
 
         Raises:
             InputError: no answer, access that is denied, or a path that cannot be.
+            RayinfError: raised by the call itself.
         """
-        done: list[Any] = []
-
-        def ask() -> None:
-            try:
-                done.append((call(), None))
-            except BaseException as error:
-                done.append((None, error))
-
-        if self.local:
-            ask()
-        else:
-            thread = threading.Thread(target=ask, daemon=True)
-            thread.start()
-            # What has answered before may be away for a while.
-            thread.join(max(seconds, self.connection.retries.longest if self.connection else 0.0))
-        if not done:
-            raise InputError(
-                f"{self.name}: {shown(self.path)} does not answer within {seconds:.0f} s.",
-                "check the network, the endpoint and the credentials, or copy the table to a local folder.",
-            )
-        answer, error = done[0]
-        if isinstance(error, RayinfError):
-            raise error
-        if isinstance(error, _FAILED):
+        try:
+            if self.connection is None:
+                return call()
+            answer = in_thread(call)
+            # A store that has answered before may be away for a while.
+            wait([answer], max(seconds, self.connection.retries.longest))
+            if answer.done():
+                return answer.result()
+        except RayinfError:
+            raise
+        except _FAILED as error:
             raise unreachable(f"{self.name}: {self.path}", error) or InputError(
                 f"{self.name}: {shown(self.path)} cannot be opened: {shown(str(error)).rstrip('.')}.",
                 "check the path, or the URI and its scheme.",
             ) from error
-        if error is not None:
-            raise error
-        return answer
+        raise InputError(
+            f"{self.name}: {shown(self.path)} does not answer within {seconds:.0f} s.",
+            "check the network, the endpoint and the credentials, or copy the table to a local folder.",
+        )
 
 
 def _find(path: str, name: str) -> Source:

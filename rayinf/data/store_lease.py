@@ -83,7 +83,7 @@ class LeaseObject:
         if self._conditions:
             with suppress(UnsupportedError):
                 found = self._object.read()
-                if found is None or _content(found[0]) != seen:
+                if found is None or content_of(found[0]) != seen:
                     return False
                 try:
                     self._tag = self._object.replace(_text(self._content).encode(), found[1])
@@ -133,31 +133,36 @@ class LeaseObject:
         if not self._conditions:
             return (self.read() or {}).get("name") == self._content["name"]
         found = self._object.read()
-        if found is None or (_content(found[0]) or {}).get("name") != self._content["name"]:
+        if found is None or (content_of(found[0]) or {}).get("name") != self._content["name"]:
             return False
         self._tag = found[1]
         return True
 
 
 class Heartbeat:
-    """A thread that renews a lease until it is stopped, or finds that another process has it."""
+    """A thread that renews a lease until it is stopped, or finds that another process has it.
 
-    def __init__(self, held: LeaseObject, seconds: float) -> None:
-        self._held, self._seconds = held, seconds
+    Args:
+        renew: a sign of life; False where another process has the lease. It is called again after an OSError.
+        seconds: between two calls.
+    """
+
+    def __init__(self, renew: Callable[[], bool], seconds: float) -> None:
+        self._renew, self._seconds = renew, seconds
         self._stop = threading.Event()
         self.lost = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="rayinf lease")
         self._thread.start()
 
-    def stop(self) -> None:
-        """Renew it no more."""
+    def stop(self, seconds: float) -> None:
+        """Stop renewing it; a call that is under way is waited for, at most so many seconds."""
         self._stop.set()
-        self._thread.join(timeout=5.0)
+        self._thread.join(timeout=seconds)
 
     def _run(self) -> None:
         while not self._stop.wait(self._seconds):
             with suppress(OSError):
-                if not self._held.renew() and not self._stop.is_set():
+                if not self._renew() and not self._stop.is_set():
                     self.lost = True
                     return
 
@@ -176,12 +181,13 @@ def stands_still(place: StorePath, waits: Callable[[float], object] = time.sleep
 def read(place: StorePath) -> Content | None:
     """What a lease says; None where there is none, or no sound one."""
     try:
-        return _content(place.read_bytes())
+        return content_of(place.read_bytes())
     except FileNotFoundError:
         return None
 
 
-def _content(held: bytes) -> Content | None:
+def content_of(held: bytes) -> Content | None:
+    """What the bytes of a lease say; None where they are damaged."""
     try:
         found = json.loads(held)
     except ValueError:

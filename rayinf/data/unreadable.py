@@ -6,6 +6,7 @@ import re
 
 from rayinf.errors import InputError, RayinfError
 from rayinf.redaction import redact
+from rayinf.store.failures import has_no_bucket, is_denied, may_pass, short
 
 _LOAD = "pass arrays (X, y) that numpy.load(...) gives."
 _CONVERT = "convert it first: {}, then .to_parquet(...); or pass a pandas.DataFrame, or arrays (X, y)."
@@ -51,7 +52,7 @@ def unreachable(path: str, error: object) -> RayinfError | None:
     """The error for what is out of reach or not permitted; None where something else is wrong."""
     if isinstance(error, RayinfError):  # that of a store says so itself
         return error
-    place, text = shown(path), str(error)
+    place = shown(path)
     if isinstance(error, FileNotFoundError):
         return InputError(f"{place} is not there any more, or is a broken link.", "restore it, or pass other files.")
     if isinstance(error, PermissionError):
@@ -60,24 +61,22 @@ def unreachable(path: str, error: object) -> RayinfError | None:
         return InputError(f"{place} is a folder, not a file.", "pass the folder, or the files in it.")
     if not isinstance(error, OSError):
         return None
-    remote = "AWS Error" in text or "google::cloud" in text or "Azure" in text or "HDFS" in text
-    if re.search(
-        r"ACCESS_DENIED|Forbidden|\b403\b|PERMISSION_DENIED|INVALID_ACCESS_KEY|InvalidAccessKey|SIGNATURE", text
-    ):
+    if is_denied(error):
         return InputError(
-            f"{place}: access is denied ({_short(text)}).",
+            f"{place}: access is denied ({short(error)}).",
             "check the credentials (environment, profile or role), and that they may list and read there.",
         )
-    if re.search(r"NETWORK_CONNECTION|resolve host|[Tt]imed? ?out|SLOW_DOWN|UNAVAILABLE|connect", text) and remote:
+    remote = re.search("AWS Error|google::cloud|Azure|HDFS", str(error))
+    if remote and (may_pass(error) or re.search("resolve host|connect", str(error))):
         return InputError(
-            f"{place} cannot be reached ({_short(text)}).",
+            f"{place} cannot be reached ({short(error)}).",
             "check the network, the endpoint and the region, or copy the table to a local folder.",
         )
-    if re.search(r"NO_SUCH_BUCKET|NoSuchBucket|NO_SUCH_KEY|RESOURCE_NOT_FOUND|[Nn]ot found|does not exist", text):
-        return InputError(f"{place} does not exist ({_short(text)}).", "check the bucket and the path.")
+    if has_no_bucket(error) or re.search("NO_SUCH_KEY|RESOURCE_NOT_FOUND|[Nn]ot found|does not exist", str(error)):
+        return InputError(f"{place} does not exist ({short(error)}).", "check the bucket and the path.")
     if remote:
         return InputError(
-            f"{place} cannot be read ({_short(text)}).",
+            f"{place} cannot be read ({short(error)}).",
             "check the bucket, the region (`?region=...` at the end of the URI) and the credentials.",
         )
     return None
@@ -110,8 +109,3 @@ def _other_format(file: str, head: bytes, tail: bytes) -> tuple[str, str]:
         lines = "" if suffix == "json" else ", lines=True"
         return f"it is JSON or other text (it begins {line!r})", _CONVERT.format(f"pandas.read_json(...{lines})")
     return f"it is CSV or other text (it begins {line!r})", _CONVERT.format("pandas.read_csv(...)")
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split()).rstrip(".")
-    return text if len(text) <= 160 else text[:157] + "..."

@@ -42,7 +42,10 @@ def pick(order: Array, may: Array, budget: int, labels: Array | None = None, flo
     """
     ranked = order[may[order]]
     if labels is not None and floor:
-        ranked = ranked[_rank_in_class(labels[ranked]) < _spare(labels, floor)[ranked]]
+        import pandas as pd
+
+        earlier = pd.Series(labels[ranked]).groupby(labels[ranked]).cumcount().to_numpy()  # rows of the same label
+        ranked = ranked[earlier < _spare(labels, floor)[ranked]]
     trimmed = np.zeros(len(order), bool)
     trimmed[ranked[:budget]] = True
     return trimmed
@@ -65,17 +68,6 @@ def use_up(order: Array, trimmed: Array, values: Array, gap: float) -> Array:
     out = np.zeros(len(order), bool)
     out[ranked[: int(left.argmin())]] = True
     return out
-
-
-def _rank_in_class(labels: Array) -> Array:
-    """How many earlier rows have the row's label."""
-    grouped = np.argsort(labels, kind="stable")
-    held = labels[grouped]
-    first = np.flatnonzero(np.r_[True, held[1:] != held[:-1]]) if len(held) else np.zeros(0, int)
-    sizes = np.diff(np.r_[first, len(held)])
-    rank = np.empty(len(labels), int)
-    rank[grouped] = np.arange(len(held)) - np.repeat(first, sizes)
-    return rank
 
 
 def _spare(labels: Array, floor: int) -> Array:

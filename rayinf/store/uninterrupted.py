@@ -12,12 +12,8 @@ T = TypeVar("T")
 _SECONDS = 30.0
 
 
-def uninterrupted(call: Callable[[], T]) -> T:
-    """What a call gives. It runs in another thread, to which Ctrl-C is not sent: it is waited for first.
-
-    Raises:
-        KeyboardInterrupt: it was pressed meanwhile.
-    """
+def in_thread(call: Callable[[], T]) -> Future[T]:
+    """What a call will give. Its thread does not keep the process alive."""
     done: Future[T] = Future()
 
     def run() -> None:
@@ -26,7 +22,17 @@ def uninterrupted(call: Callable[[], T]) -> T:
         except BaseException as error:
             done.set_exception(error)
 
-    threading.Thread(target=run, daemon=True, name="rayinf upload").start()
+    threading.Thread(target=run, daemon=True, name="rayinf call").start()
+    return done
+
+
+def uninterrupted(call: Callable[[], T]) -> T:
+    """What a call gives. It runs in another thread, to which Ctrl-C is not sent: it is waited for first.
+
+    Raises:
+        KeyboardInterrupt: it was pressed meanwhile.
+    """
+    done = in_thread(call)
     try:
         return done.result()
     except KeyboardInterrupt:

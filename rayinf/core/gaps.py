@@ -82,7 +82,7 @@ class Gap(Objective):
                 "add such rows, merge small groups, or use demographic_parity.",
             )
 
-    def tell(self, totals: Tensor, counts: Tensor, hard: Tensor) -> dict[str, Tensor]:
+    def details(self, totals: Tensor, counts: Tensor, hard: Tensor) -> dict[str, Tensor]:
         """The gap with its sign, and the absolute gap of what is predicted instead of its probability."""
         return {"signed": _signed(totals, counts), "hard": _signed(hard, counts).abs()}
 

@@ -21,7 +21,7 @@ from rayinf.errors import InputError
 _HALF_WIDTH = 512
 Queries = dict[str, Tensor]
 # Q_A and Q_G (None: as it is), and the inverse eigenvalues [r, o, i].
-Turn = tuple[Tensor | None, Tensor | None, Tensor]
+Eigenbasis = tuple[Tensor | None, Tensor | None, Tensor]
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,10 @@ def _products_many(tile: LayerInputs, u_qroi: Tensor) -> Tensor:
 
 
 def dense_rows(
-    forward_pass: ForwardPass, cotangent_bc: Tensor, last: bool = True, turns: Mapping[str, Turn] | None = None
+    forward_pass: ForwardPass,
+    cotangent_bc: Tensor,
+    last: bool = True,
+    eigenbases: Mapping[str, Eigenbasis] | None = None,
 ) -> Tensor:
     """Row gradients `[B, p]` over all blocks in order. For small p or few rows: a batch is held whole.
 
@@ -183,22 +186,22 @@ def dense_rows(
         forward_pass: the batch.
         cotangent_bc: gradient of the row function in the logits.
         last: release the graph.
-        turns: give them in the eigenbasis; blocks without factors are then zero.
+        eigenbases: give them in the eigenbasis; blocks without factors are then zero.
     """
     parts = []
     for block, block_parts in forward_pass.block_tiles(cotangent_bc, last):
         rows = cotangent_bc.new_zeros(len(cotangent_bc), *block.shape)
-        turn = None if turns is None else turns.get(block.name)
-        for tile in () if turns is not None and turn is None else block_parts:
-            a, g = turn_positions(tile, turn)
+        eigenbasis = None if eigenbases is None else eigenbases.get(block.name)
+        for tile in () if eigenbases is not None and eigenbasis is None else block_parts:
+            a, g = in_eigenbasis(tile, eigenbasis)
             tile.add_to(rows[tile.rows], torch.matmul(g.transpose(2, 3), a))
         parts.append(rows.flatten(1))
     return torch.cat(parts, dim=1)
 
 
-def turn_positions(tile: LayerInputs, turn: Turn | None) -> tuple[Tensor, Tensor]:
+def in_eigenbasis(tile: LayerInputs, eigenbasis: Eigenbasis | None) -> tuple[Tensor, Tensor]:
     """A tile's inputs and output gradients in a block's eigenbasis."""
-    q_a, q_g, _ = turn or (None, None, None)
+    q_a, q_g, _ = eigenbasis or (None, None, None)
     return rotate(tile.a_brti, q_a), rotate(tile.g_brto, q_g)
 
 
@@ -222,14 +225,17 @@ def check_flat(block: Block, tile: LayerInputs) -> None:
 
 
 def self_products(
-    forward_pass: ForwardPass, cotangent_bc: Tensor, turns: Mapping[str, Turn], flat: Collection[str] = frozenset()
+    forward_pass: ForwardPass,
+    cotangent_bc: Tensor,
+    eigenbases: Mapping[str, Eigenbasis],
+    flat: Collection[str] = frozenset(),
 ) -> Tensor:
     """`l' H^-1 l` of every row gradient l, `[B]`, in the eigenbasis.
 
     Args:
         forward_pass: the batch.
         cotangent_bc: gradient of the loss in the logits.
-        turns: per block.
+        eigenbases: per block.
         flat: blocks whose curvature is 0: no row may have a gradient there.
 
     Raises:
@@ -237,14 +243,14 @@ def self_products(
     """
     out = cotangent_bc.new_zeros(len(cotangent_bc))
     for block, parts in forward_pass.block_tiles(cotangent_bc):
-        if block.name not in turns:  # never called, so without factors
+        if block.name not in eigenbases:  # never called, so without factors
             continue
-        inverse = turns[block.name][2]
+        inverse = eigenbases[block.name][2]
         for tile in parts:
             if block.name in flat:
                 check_flat(block, tile)
                 continue
-            a, g = turn_positions(tile, turns[block.name])
+            a, g = in_eigenbasis(tile, eigenbases[block.name])
             d = tile.narrow(inverse)
             if tile.one:
                 half = torch.matmul(g[:, :, 0].square().transpose(0, 1), d)

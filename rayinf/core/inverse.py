@@ -78,12 +78,12 @@ def solve_eigen(
     singular = not bool(inverse_roi.all()) and bool(inverse_roi.any())
     out = torch.empty(v_qroi.shape, dtype=dtype)
     for k, v_roi in enumerate(v_qroi):
-        turned = torch.matmul(basis.q_g_roo.transpose(1, 2), v_roi)
-        turned = turned if q_a is None else torch.matmul(turned, q_a)
+        rotated = torch.matmul(basis.q_g_roo.transpose(1, 2), v_roi)
+        rotated = rotated if q_a is None else torch.matmul(rotated, q_a)
         if singular:
-            flat = turned.flatten()[None]
+            flat = rotated.flatten()[None]
             _check_lost(flat * (inverse_roi.flatten() == 0), flat, shown(block.name))
-        solved = torch.matmul(back_g, turned.mul_(inverse_roi).to(dtype))
+        solved = torch.matmul(back_g, rotated.mul_(inverse_roi).to(dtype))
         out[k] = solved if back_a is None else torch.matmul(solved, back_a)
     return out
 

@@ -132,18 +132,18 @@ def add_lambda(
             _add_columns(sums, block, tile, even, "L_even")
         return
     t, (_, o, i) = a.shape[2], block.shape
-    turn_a = basis.q_a_rii is not None and t <= len(g_sbrto) * o
-    turn_g = t <= i
-    if turn_a:
+    rotate_a = basis.q_a_rii is not None and t <= len(g_sbrto) * o
+    rotate_g = t <= i
+    if rotate_a:
         a = rotate(a, basis.q_a_rii)
     total = a.new_zeros(block.shape[0], o, a.shape[3])
     even_total = total.clone()
     for s, g_brto in enumerate(g_sbrto):
-        g = rotate(g_brto, basis.q_g_roo) if turn_g else g_brto
-        for where, gradient in row_gradient_slices(a, g, whole=not turn_g):
-            if not turn_g:
+        g = rotate(g_brto, basis.q_g_roo) if rotate_g else g_brto
+        for where, gradient in row_gradient_slices(a, g, whole=not rotate_g):
+            if not rotate_g:
                 gradient = torch.matmul(basis.q_g_roo.transpose(1, 2), gradient)
-            if not turn_a and basis.q_a_rii is not None:
+            if not rotate_a and basis.q_a_rii is not None:
                 gradient = torch.matmul(gradient, basis.q_a_rii)
             squares = gradient.square().sum(0)
             total[:, where] += squares

@@ -73,7 +73,7 @@ class HeadRows:
         direct = torch.matmul(contrast_bkc, self._w_cd)
         # Of cross-entropy all derivatives in the logits add up to 0, so that classes less the first do.
         first = 0 if inverse.dense_pp is None or callable(self._loss) else 1
-        found = self._turned(inverse) if inverse.dense_pp is None else self._dense(inverse, first)
+        found = self._in_eigenbasis(inverse) if inverse.dense_pp is None else self._dense(inverse, first)
         z_bcc, ez_bci = found
         d = self._w_cd.shape[1]
         # Row c of both: for U = (n Hbar)^-1 (e_c a~'), B U a~ and e'U.
@@ -86,8 +86,8 @@ class HeadRows:
         left_bkc = (self._b_bcc @ (self._w_cd @ f_bdk)).transpose(1, 2)
         f_bki = functional.pad(f_bdk.transpose(1, 2), (0, self._a_bi.shape[1] - self._w_cd.shape[1]))
         a_bi, e_bc = self._a_bi, self._e_bc
-        turn = None if inverse is None else inverse.turns.get(self._name)
-        q_a, q_g, d_roi = turn or (None, None, None)
+        eigenbasis = None if inverse is None else inverse.eigenbases.get(self._name)
+        q_a, q_g, d_roi = eigenbasis or (None, None, None)
         if q_a is not None:
             a_bi, f_bki = a_bi @ q_a[0], f_bki @ q_a[0]
         if q_g is not None:
@@ -141,13 +141,13 @@ class HeadRows:
         z_bce, ez_bei = (torch.cat(part) for part in zip(*found, strict=True))
         return z_bce, ez_bei
 
-    def _turned(self, inverse: Inverse) -> tuple[Tensor, Tensor]:
+    def _in_eigenbasis(self, inverse: Inverse) -> tuple[Tensor, Tensor]:
         """The same in an eigenbasis: `U_c = Q_G [(Q_G' e_c) (a~'Q_A) * D] Q_A'`."""
         k, i = self._w_cd.shape[0], self._a_bi.shape[1]
-        turn = inverse.turns.get(self._name)
-        if turn is None:
+        eigenbasis = inverse.eigenbases.get(self._name)
+        if eigenbasis is None:
             return self._a_bi.new_zeros(len(self._a_bi), k, k), self._a_bi.new_zeros(len(self._a_bi), k, i)
-        q_a, q_g, d_roi = turn
+        q_a, q_g, d_roi = eigenbasis
         a_bi = self._a_bi if q_a is None else self._a_bi @ q_a[0]
         g_oo = torch.eye(k, dtype=a_bi.dtype, device=a_bi.device) if q_g is None else q_g[0]
         d_oi = d_roi[0]

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rayinf.core.blocks import Block
 from rayinf.core.capture import Capture, capture, forward
 from rayinf.core.fisher import logit_error
-from rayinf.core.influence import Queries, Turn, check_flat, turn_positions
+from rayinf.core.influence import Eigenbasis, Queries, check_flat, in_eigenbasis
 from rayinf.core.influence_measure import contrasts
 from rayinf.core.inverse import split_blocks
 from rayinf.core.layer_inputs import LayerInputs, rotate, tiles
@@ -37,11 +37,11 @@ _ONE_TILE = 1 << 40
 class Inverse:
     """The inverse curvature `(n Hbar)^-1`: one dense matrix `[p, p]`, or eigenvectors and inverse eigenvalues a block.
 
-    Blocks without a turn contribute nothing. `kept` holds what was made of the matrix once, for all batches.
+    Blocks without an eigenbasis contribute nothing. `kept` holds what was made of the matrix once, for all batches.
     """
 
     dense_pp: Tensor | None
-    turns: Mapping[str, Turn]
+    eigenbases: Mapping[str, Eigenbasis]
     kept: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
 
@@ -122,17 +122,17 @@ class RecordedRows:
     def jacobians(self, inverse: Inverse) -> tuple[Tensor, Tensor]:
         """A pass backward to the layers and the input, and one through the whole graph, for each contrast."""
         direct, moved = [], []
-        turned = {n: [turn_positions(t, inverse.turns.get(n)) for t in parts] for n, parts in self._live.items()}
+        rotated = {n: [in_eigenbasis(t, inverse.eigenbases.get(n)) for t in parts] for n, parts in self._live.items()}
         for k in range(self.logits.shape[1] - 1):
             cotangent_bc = contrasts(self.logits.detach())[:, k]
             found = self._captured.gradients(self.logits, cotangent_bc)
             direct.append(_flat(found[_INPUT]))
             fixed = self._positions(self._captured, found, detach=True)
-            moved.append(self._in_input(self._product(turned, fixed, inverse)))
+            moved.append(self._in_input(self._product(rotated, fixed, inverse)))
         return torch.stack(direct, 1), torch.stack(moved, 1)
 
     def _product(
-        self, turned: Mapping[str, Sequence[tuple[Tensor, Tensor]]], fixed: _Parts, inverse: Inverse
+        self, rotated: Mapping[str, Sequence[tuple[Tensor, Tensor]]], fixed: _Parts, inverse: Inverse
     ) -> Tensor:
         """The sum over rows of `<row gradient(x), (n Hbar)^-1 fixed row gradient>`."""
         total = self.logits.new_zeros(())
@@ -140,8 +140,8 @@ class RecordedRows:
             rows = torch.cat([_dense(b, fixed.get(b.name, ()), self.logits).flatten(1) for b in self._blocks], 1)
             return self._against(split_blocks(rows @ inverse.dense_pp, self._blocks))
         for block in self._blocks:
-            basis = inverse.turns.get(block.name)
-            for (a, g), tile in zip(turned.get(block.name, ()), fixed.get(block.name, ()), strict=True):
+            basis = inverse.eigenbases.get(block.name)
+            for (a, g), tile in zip(rotated.get(block.name, ()), fixed.get(block.name, ()), strict=True):
                 if basis is None:
                     continue
                 d_roi = tile.narrow(basis[2])
@@ -199,24 +199,24 @@ class RecordedRows:
             logits = forward(self._model, map_tensors(self._x, dual))
             gradients = captured.gradients(logits, logit_error(self._loss, logits, self._labels), last=True)
             duals = self._positions(captured, gradients, detach=False)
-            turns = {} if inverse is None else inverse.turns
+            eigenbases = {} if inverse is None else inverse.eigenbases
             out = []
             for block in self._blocks:
-                turn = turns.get(block.name)
-                idle = inverse is not None and inverse.dense_pp is None and turn is None
-                rows = self._tangent(block, () if idle else duals.get(block.name, ()), turn)
+                eigenbasis = eigenbases.get(block.name)
+                idle = inverse is not None and inverse.dense_pp is None and eigenbasis is None
+                rows = self._tangent(block, () if idle else duals.get(block.name, ()), eigenbasis)
                 out.append(rows.flatten(1))
         return torch.cat(out, 1)
 
-    def _tangent(self, block: Block, parts: Sequence[LayerInputs], turn: Turn | None) -> Tensor:
-        """The tangents of one block's row gradients, `[B, r, o, i]`, times its inverse eigenvalues if it has a turn."""
+    def _tangent(self, block: Block, parts: Sequence[LayerInputs], eigenbasis: Eigenbasis | None) -> Tensor:
+        """The tangents of one block's row gradients, `[B, r, o, i]`, times its inverse eigenvalues if it has an eigenbasis."""
         rows = self.logits.new_zeros(len(self.logits), *block.shape)
         for tile in parts:
-            a, g = turn_positions(tile, turn)
+            a, g = in_eigenbasis(tile, eigenbasis)
             (a, da), (g, dg) = (_unpack(v) for v in (a, g))
             value = torch.matmul(dg.transpose(2, 3), a) + torch.matmul(g.transpose(2, 3), da)
             tile.add_to(rows[tile.rows], value.detach())
-        return rows if turn is None else rows * turn[2]
+        return rows if eigenbasis is None else rows * eigenbasis[2]
 
     def _leaf(self, v: Tensor) -> Tensor:
         """A part of the input, on the tape as if it were a layer's output."""

@@ -93,7 +93,7 @@ class Objective:
     def check(self, labels: tuple[Any, ...], counts: Mapping[Any, Mapping[Any, int]]) -> None:
         """Refuse groups that the objective cannot be taken of; `counts` are each group's rows of every label."""
 
-    def tell(self, totals: Tensor, counts: Tensor, hard: Tensor) -> dict[str, Tensor]:
+    def details(self, totals: Tensor, counts: Tensor, hard: Tensor) -> dict[str, Tensor]:
         """What is told beside the value, `[columns]` each: the mean of `hard`, where there is one."""
         return {} if self.hard is None or self.combine is not None else {"accuracy": hard / counts}
 
@@ -214,7 +214,7 @@ def add_values(
     add(sums, f"H{j}", (w * hard_bw.repeat(1, w.shape[1] // hard_bw.shape[1])).sum(0))
 
 
-def tell(sums: Mapping[str, Tensor], targets: Sequence[Target]) -> dict[str, dict[str, float]]:
+def objective_details(sums: Mapping[str, Tensor], targets: Sequence[Target]) -> dict[str, dict[str, float]]:
     """What every column's objective comes to: `value`, and beside it `signed`, `hard` or `accuracy`.
 
     Args:
@@ -224,7 +224,7 @@ def tell(sums: Mapping[str, Tensor], targets: Sequence[Target]) -> dict[str, dic
     out: dict[str, dict[str, float]] = {}
     for target, j, where in _places(targets):
         s, c, h = (_whole(sums[f"{key}{j}"], targets, j)[where] for key in "SCH")
-        found = {"value": _mixture(target, s, c)[1], **target.objective.tell(s, c, h)}
+        found = {"value": _mixture(target, s, c)[1], **target.objective.details(s, c, h)}
         for k, column in enumerate(target.columns):
             out[column] = {name: float(v[k]) for name, v in found.items()}
     return out

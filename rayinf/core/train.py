@@ -90,8 +90,8 @@ class _Softmax:
         for x, _, weights in self._batches():
             a = _ones(x)
             p, t = (a @ w.T).softmax(1), a @ u.T
-            turned = p * (t - (p * t).sum(1, keepdim=True))
-            total += (turned if weights is None else turned * weights[:, None]).T @ a
+            curved = p * (t - (p * t).sum(1, keepdim=True))
+            total += (curved if weights is None else curved * weights[:, None]).T @ a
         out: np.ndarray = total.numpy().reshape(-1) / self._rows + self._l2 * v
         return out
 

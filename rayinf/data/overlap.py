@@ -47,7 +47,7 @@ def labelled_already(labeled: Table, pool: Table, row_id: str | None) -> Array:
     return np.asarray(found, dtype=None if found else np.int64)
 
 
-def tell(left_out: Array, rows: int) -> None:
+def warn_left_out(left_out: Array, rows: int) -> None:
     """Warn that rows of the pool are left out."""
     if len(left_out):
         shown = ", ".join(map(repr, left_out[:3].tolist()))

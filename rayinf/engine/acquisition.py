@@ -249,7 +249,7 @@ def labelled_already(task: Task, labeled: Any, pool: Any) -> np.ndarray[Any, Any
     others = [task.label, *([task.group] if task.group else [])]
     first, rest = (as_table(t, task.feature_columns, others, n) for t, n in ((labeled, "train"), (pool, "pool")))
     found = overlap.labelled_already(first, rest, task.row_id)
-    overlap.tell(found, rest.num_rows)
+    overlap.warn_left_out(found, rest.num_rows)
     return found
 
 

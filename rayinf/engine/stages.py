@@ -299,7 +299,7 @@ class SelfScore(Scoring):
         scaled = {k: v / self.scale if k.startswith("D/") or k == "dense" else v for k, v in arrays.items()}
         held = self.worker.tensors(scaled, self.worker.dtype)
         self.dense = held.get("dense")
-        self.turns = {n: (held.get(f"q_a/{n}"), held.get(f"q_g/{n}"), held[f"D/{n}"]) for n in names}
+        self.eigenbases = {n: (held.get(f"q_a/{n}"), held.get(f"q_g/{n}"), held[f"D/{n}"]) for n in names}
         self.flat = frozenset(n for n in names if not arrays[f"D/{n}"].any())
 
     def values(self, forward_pass: ForwardPass, cotangent_bc: Tensor, scale_b1: Tensor) -> Tensor:
@@ -308,7 +308,7 @@ class SelfScore(Scoring):
             rows = dense_rows(forward_pass, cotangent_bc)
             found = ((rows @ self.dense) * rows).sum(1, keepdim=True)
         else:
-            found = self_products(forward_pass, cotangent_bc, self.turns, self.flat)[:, None]
+            found = self_products(forward_pass, cotangent_bc, self.eigenbases, self.flat)[:, None]
         found = found * scale_b1.square()
         return found.to(self.worker.dtype) if self.scale == 1 else found * self.scale
 

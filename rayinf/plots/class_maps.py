@@ -70,7 +70,7 @@ def _names(axes: Any, held: ClassMap) -> None:
     for which, names in (("y", held.rows), ("x", held.columns)):
         shown = shown_names(names)
         texts = [n if len(n) <= 16 else f"{n[:15]}\u2026" for n in (names[k] for k in shown)]
-        turned = which == "x" and max(map(len, texts)) * len(texts) > 45
-        getattr(axes, f"set_{which}ticks")(shown, texts, rotation=90 if turned else 0, fontsize=8, parse_math=False)
+        vertical = which == "x" and max(map(len, texts)) * len(texts) > 45
+        getattr(axes, f"set_{which}ticks")(shown, texts, rotation=90 if vertical else 0, fontsize=8, parse_math=False)
     axes.set_ylabel(held.labels[0])
     axes.set_xlabel(held.labels[1])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import rayinf
 from rayinf import Objective
 from rayinf.core.objective_parser import parse
-from rayinf.core.objectives import LABEL, Target, query_vectors, sources, tell
+from rayinf.core.objectives import LABEL, Target, objective_details, query_vectors, sources
 from rayinf.core.objectives import weights as group_weights
 from rayinf.errors import InputError
 
@@ -186,7 +186,7 @@ def test_combined_groups_in_a_half() -> None:
     queries = query_vectors(sums, [target], [block], halves=True)
     truth = torch.tensor([10 / 7 - 5 / 3, 2 / 3 - 1 / 2, 8 / 4 - 4 / 1], dtype=torch.float64)
     torch.testing.assert_close(queries["layer"].flatten(), truth)
-    assert tell(sums, [target]) == {"gap": {"value": pytest.approx(10 / 7 - 6 / 3)}}
+    assert objective_details(sums, [target]) == {"gap": {"value": pytest.approx(10 / 7 - 6 / 3)}}
 
 
 def test_objectives_of_one_function_share_its_backward_pass() -> None:

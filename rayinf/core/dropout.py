@@ -2,7 +2,7 @@
 
 A mask has shape `[1, *features]` and is drawn from (seed, dropout module, call, sample) alone. Supported are the
 modules of torch and their subclasses: `Dropout`, `Dropout1d`, `Dropout2d`, `Dropout3d` (whole channels, axis 1),
-`AlphaDropout` and `FeatureAlphaDropout`. Dropout that is no module of its own (`torch.nn.functional.dropout`, the
+`AlphaDropout` and `FeatureAlphaDropout`. Dropout that is not a module of its own (`torch.nn.functional.dropout`, the
 `dropout=` of an LSTM or of attention) stays off, as in eval mode.
 """
 
@@ -36,13 +36,13 @@ class Masks:
         self.begin(0)
 
     def begin(self, sample: int) -> None:
-        """Turn to a sample, before its forward pass."""
+        """Begin a sample, before its forward pass."""
         self._sample = sample
         self._calls: dict[int, int] = {}
         self._lengths: set[int] = set()
 
     def check(self, batch: int) -> None:
-        """After a forward pass: whether its dropout ran, along the batch.
+        """Check after a forward pass that its dropout ran, along the batch.
 
         Raises:
             InputError: no dropout module ran, or one whose first axis is not the batch.
@@ -63,7 +63,7 @@ class Masks:
         features = tuple(x.shape[1:])
         if isinstance(module, _CHANNELS):
             features = features[:1] + (1,) * (x.dim() - 2)
-        # NumPy's generator takes the four numbers as they are, and gives the same mask for every device.
+        # NumPy's generator is seeded by all four numbers, and gives the same mask on every device.
         generator = np.random.default_rng([self._seed, index, call, self._sample])
         kept = generator.random((1, *features), dtype=np.float32) >= module.p
         keep = torch.from_numpy(kept).to(x.device, x.dtype)
@@ -76,7 +76,7 @@ class Masks:
 
 
 def require_dropout(model: nn.Module) -> None:
-    """Find a model that dropout cannot vary, before any work.
+    """Refuse a model without dropout, before any work.
 
     Raises:
         InputError: no dropout module of the model has p > 0.
@@ -87,7 +87,7 @@ def require_dropout(model: nn.Module) -> None:
 
 @contextmanager
 def consistent_dropout(model: nn.Module, seed: int) -> Generator[Masks]:
-    """Eval mode, with dropout under consistent masks; everything the model had before is put back on leaving.
+    """Eval mode, with dropout under consistent masks; hooks and modes are restored on leaving.
 
     Args:
         model: with dropout (`require_dropout`).

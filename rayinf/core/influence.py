@@ -16,8 +16,8 @@ from rayinf.core.layer_inputs import SUM_TILES, LayerInputs, rotate, tiles
 from rayinf.core.row_gradients import loose_row_gradients, row_gradient_slices
 from rayinf.errors import InputError
 
-# Columns of a product of rows with queries that is made, multiplied and summed before the next: a few queries at a
-# time are a third faster than all ten at once.
+# Width of the products of rows with queries that are computed at a time: they stay in the cache. A few queries at a
+# time are a third faster than ten at once.
 _HALF_WIDTH = 512
 Queries = dict[str, Tensor]
 # Q_A and Q_G (None: as it is), and the inverse eigenvalues [r, o, i].
@@ -26,7 +26,7 @@ Eigenbasis = tuple[Tensor | None, Tensor | None, Tensor]
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """A batch after its forward pass: everything that row gradients are made of.
+    """A batch after its forward pass: all that row gradients are computed from.
 
     Attributes:
         model: in eval mode.
@@ -75,7 +75,7 @@ class ForwardPass:
 
 @dataclass(frozen=True)
 class _Lazy:
-    """Tiles made anew at every iteration: unfolded inputs of all layers are never held at once."""
+    """Tiles that are computed again at every iteration, so that unfolded inputs are in memory for one layer only."""
 
     block: Block
     module: nn.Module
@@ -90,7 +90,7 @@ class _Lazy:
 def add_queries(sums: Sums, forward_pass: ForwardPass, cotangent_bc: Tensor, weights_bq: Tensor, prefix: str) -> None:
     """Add a batch to the queries `V_q = sum_b w_bq (row gradient of b)`, `[Q, r, o, i]` under `<prefix>/<block>`.
 
-    Rows of weight 0 are left out, so that K categories cost what one total does. Multiplied in the model's
+    Rows of weight 0 are skipped, so that K categories cost as much as one total. Multiplied in the model's
     precision, added in float64. The batch's graph is kept, for further functions of its rows.
 
     Args:
@@ -166,7 +166,7 @@ def _products_one(tile: LayerInputs, u_qroi: Tensor) -> Tensor:
 
 
 def _products_many(tile: LayerInputs, u_qroi: Tensor) -> Tensor:
-    """The row gradient once, in slices, and all products with it: Q is then nearly free."""
+    """The row gradient is computed once, in slices, for its products with all queries: these add little cost."""
     total = tile.a_brti.new_zeros(len(tile.a_brti), len(u_qroi))
     for where, gradient in row_gradient_slices(tile.a_brti, tile.g_brto):
         # Few queries on the left: three times as fast as the other way round.
@@ -186,7 +186,7 @@ def dense_rows(
         forward_pass: the batch.
         cotangent_bc: gradient of the row function in the logits.
         last: release the graph.
-        eigenbases: give them in the eigenbasis; blocks without factors are then zero.
+        eigenbases: per block, to return the gradients in; blocks without one are then zero.
     """
     parts = []
     for block, block_parts in forward_pass.block_tiles(cotangent_bc, last):
@@ -206,7 +206,7 @@ def in_eigenbasis(tile: LayerInputs, eigenbasis: Eigenbasis | None) -> tuple[Ten
 
 
 def check_flat(block: Block, tile: LayerInputs) -> None:
-    """Refuse a layer whose curvature is 0 though a row has a gradient there: its values would all be 0.
+    """Refuse a layer whose curvature is 0 though a row has a gradient there: all values would be 0.
 
     Raises:
         InputError: the layer.

@@ -45,7 +45,7 @@ def add(sums: Sums, key: str, value: Tensor) -> None:
 
 @contextmanager
 def scaled(sums: Sums, scale: float, prefix: str, power: int = 2) -> Generator[Sums]:
-    """Sums to add a batch to, of which those under the prefix are to count `scale ** power` times."""
+    """Sums to add a batch to; those under the prefix are multiplied by `scale ** power` on leaving."""
     if scale == 1:
         yield sums
         return
@@ -58,7 +58,7 @@ def scaled(sums: Sums, scale: float, prefix: str, power: int = 2) -> Generator[S
 def add_gram(sums: Sums, key: str, x_rni: Tensor) -> None:
     """Add the lower triangle of `x' x` of each group, multiplied and added in float64.
 
-    With float32 products the eigenbasis of small eigenvalues is not determined, and scores move with the batch size.
+    Float32 products leave the eigenvectors of small eigenvalues undetermined: scores then depend on the batch size.
     """
     r, _, i = x_rni.shape
     x = x_rni.to(torch.float64)
@@ -80,7 +80,7 @@ def add_covariance(
     columns_sbc: Tensor,
     mask_bt: Tensor | None = None,
 ) -> None:
-    """Add a batch to A and G ("expand": every position is a sample; each row enters A once, never once a label).
+    """Add a batch to A and G ("expand": every position is a sample; each row enters A once, not once for every label).
 
     Cost a row: `T i^2 / 2 + S T o^2 / 2` float64 multiply-adds a layer, and S backward passes without weights.
     """
@@ -120,7 +120,7 @@ def add_lambda(
         basis: of the block.
         tile: rows of the layer; its `a_brti` is used.
         g_sbrto: output gradients of every Fisher column, for the tile's rows.
-        halves: also add even columns alone under `L_even/<block>`, to tell how far drawn labels agree.
+        halves: also add even columns alone under `L_even/<block>`, to estimate the error of drawn labels.
     """
     a = tile.a_brti
     if tile.one:
@@ -175,7 +175,7 @@ def kfac_lambda(basis: Basis, rows: float) -> Tensor:
 
 
 def _kept(mask_bt: Tensor | None, words_bt: Tensor | None, positions: int) -> Tensor | None:
-    """LayerInputs that enter the factors: those of the mask, where a layer has the positions that it speaks of."""
+    """Positions that enter the factors: those of the mask, in layers that have as many positions as it has."""
     mask = mask_bt if mask_bt is not None and mask_bt.shape[1] == positions else None
     if words_bt is None or mask is None:
         return words_bt if mask is None else mask

@@ -1,8 +1,8 @@
 """The mixed derivative `M = d_x d_theta l` of every row, by its products alone: `M'U`, `M f`, `M'M f`; never `p x d`.
 
-Everything lives in layer inputs and output gradients (`positions.py`): a row's gradient is `sum_t g_t a_t'`, and both
-are functions of its input x. `M'U` is the gradient in x of the product of that with U (reverse over reverse), and
-`M f` its tangent in direction f (forward over reverse).
+All products are made from layer inputs and output gradients (`layer_inputs.py`): a row's gradient is `sum_t g_t a_t'`,
+and both are functions of its input x. `M'U` is the gradient in x of the product of that with U (reverse over reverse),
+and `M f` its tangent in direction f (forward over reverse).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rayinf.core.row_gradients import map_tensors, without_fast_path
 from rayinf.errors import InputError
 from rayinf.task import RowLoss
 
-# The captured's name for the model's own input.
+# The name under which the capture holds the model's own input.
 _INPUT = "<input>"
 _ONE_TILE = 1 << 40
 
@@ -37,7 +37,7 @@ _ONE_TILE = 1 << 40
 class Inverse:
     """The inverse curvature `(n Hbar)^-1`: one dense matrix `[p, p]`, or eigenvectors and inverse eigenvalues a block.
 
-    Blocks without an eigenbasis contribute nothing. `kept` holds what was made of the matrix once, for all batches.
+    Blocks without an eigenbasis contribute nothing. `kept` caches what is computed from the matrix, for all batches.
     """
 
     dense_pp: Tensor | None
@@ -68,7 +68,7 @@ class MixedRows(Protocol):
 
 
 class RecordedRows:
-    """Any model, on the tape of one forward pass that can be differentiated twice.
+    """Any model, by the graph of one forward pass, which can be differentiated twice.
 
     Args:
         model: in eval mode, all of whose blocks have a rule.
@@ -145,7 +145,7 @@ class RecordedRows:
                 if basis is None:
                     continue
                 d_roi = tile.narrow(basis[2])
-                a_fixed = a.detach()  # the same inputs, which a wide layer turns at more cost than all else
+                a_fixed = a.detach()  # the same inputs: to rotate those of a wide layer costs more than all else
                 g_fixed = rotate(tile.g_brto, basis[1])
                 if tile.one:
                     half = torch.matmul((g * g_fixed)[:, :, 0].transpose(0, 1), d_roi)
@@ -209,7 +209,7 @@ class RecordedRows:
         return torch.cat(out, 1)
 
     def _tangent(self, block: Block, parts: Sequence[LayerInputs], eigenbasis: Eigenbasis | None) -> Tensor:
-        """The tangents of one block's row gradients, `[B, r, o, i]`, times its inverse eigenvalues if it has an eigenbasis."""
+        """Tangents of a block's row gradients, `[B, r, o, i]`; with an eigenbasis, times the inverse eigenvalues."""
         rows = self.logits.new_zeros(len(self.logits), *block.shape)
         for tile in parts:
             a, g = in_eigenbasis(tile, eigenbasis)
@@ -219,7 +219,7 @@ class RecordedRows:
         return rows if eigenbasis is None else rows * eigenbasis[2]
 
     def _leaf(self, v: Tensor) -> Tensor:
-        """A part of the input, on the tape as if it were a layer's output."""
+        """A part of the input, recorded as if it were a layer's output."""
         if not v.is_floating_point():
             return v
         leaf = v.detach().requires_grad_(True)

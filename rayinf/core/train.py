@@ -59,7 +59,7 @@ def fit_softmax(batches: Batches, classes: int, rows: int, width: int, l2: float
 
 
 class _Softmax:
-    """Value, gradient and curvature of the objective; the last forward pass is kept for its gradient."""
+    """Value, gradient and Hessian of the objective; value and gradient of the last point are cached."""
 
     def __init__(self, batches: Batches, classes: int, rows: int, width: int, l2: float) -> None:
         self._batches, self._rows, self._l2 = batches, rows, l2
@@ -117,7 +117,7 @@ class _Softmax:
 
 
 def _newton(problem: _Softmax, theta: np.ndarray) -> np.ndarray:
-    """Newton steps, halved until the value falls; directions without curvature (a class shift) are left alone."""
+    """Newton steps, halved until the value falls; directions without curvature (a shift of classes) are left out."""
     for _ in range(_MOST_STEPS):
         slope = problem.gradient(theta)
         if np.linalg.norm(slope) <= GRADIENT_NORM / 10:

@@ -22,7 +22,7 @@ _MOST_WHOLE, _MOST_EXACT = 2**63 - 1, 2.0**53
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are read, and as what; a pool has no label."""
+    """The columns of a table that are read, by their use; a pool is without a label."""
 
     features: tuple[str, ...]
     single: bool
@@ -291,7 +291,7 @@ def mix(z: Array) -> Array:
 
 
 def _no_nulls(column: pa.Array, name: str, table: str, start: int, width: int = 1) -> None:
-    """Refuse nulls, those in the values of a dictionary too; `width` values of `column` make a row."""
+    """Refuse nulls, also in the values of a dictionary; `width` values of `column` make a row."""
     if pa.types.is_dictionary(column.type) and column.dictionary.null_count:
         column = column.dictionary_decode()
     if column.null_count:

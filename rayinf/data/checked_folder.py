@@ -57,10 +57,10 @@ class Entry:
 
 
 class CheckedFolder:
-    """Files by name, each with a checksum. A file that is not listed, or differs from its line, does not exist here.
+    """Files by name, each with a checksum. A file that is not listed, or differs from its line, counts as missing.
 
-    A file is written first and listed afterwards: a crash between the two costs the work of that file, and nothing
-    else. One process writes the manifest; others may write files and hand over their entries (`add`).
+    A file is written first and listed afterwards: a crash between the two loses the work of that file alone. One
+    process writes the manifest; others may write files, whose entries it lists (`add`).
 
     Args:
         path: the folder.
@@ -96,7 +96,7 @@ class CheckedFolder:
         self._held[entry.file] = entry.sha256 + numbers + (_CHECKED if checked else b"\0")
 
     def entry(self, name: str) -> Entry | None:
-        """What the manifest says of a file."""
+        """The manifest's line of a file; None where it is not listed."""
         held = self._held.get(name)
         if held is None:
             return None
@@ -138,14 +138,14 @@ class CheckedFolder:
         try_to_remove(self.path / name)
 
     def clean(self) -> None:
-        """Remove files that are off the list and still on the disk: their process was killed between the two."""
+        """Remove files that are off the list and still on the disk: the process was killed between the two steps."""
         for name in self._gone:
             try_to_remove(self.path / name)
         self._gone.clear()
         self._lines.clean()
 
     def is_sound(self, name: str, rows: int | None = None) -> bool:
-        """Whether a file is listed, there, and the same to the last bit. It is read once by this object.
+        """Whether a file is listed, exists, and has its checksum. This object reads it once.
 
         Args:
             name: of the file.
@@ -154,7 +154,7 @@ class CheckedFolder:
         entry = self.entry(name)
         if entry is None or (rows is not None and rows != entry.rows):
             return False
-        # What this object has written to a store, or read there, is asked for once: every look is a request.
+        # In a store every look is a request: what this object has written or read there is not checked again.
         seen = self._held[name][-1:] == _CHECKED
         if seen and (isinstance(self.path, StorePath) or (self.path / name).exists()):
             return True
@@ -197,7 +197,7 @@ class CheckedFolder:
 
     @contextmanager
     def _reread(self, name: str) -> Generator[Path | None]:
-        """A local file (of a store: a copy), found to be sound now: it may have changed since it was checked. Or None.
+        """A local file (of a store: a copy), checked again now, since it may have changed; None where it is not sound.
 
         Raises:
             RayinfError: a store does not answer, or refuses.
@@ -228,7 +228,7 @@ class CheckedFolder:
         self._change(self._lines.join)
 
     def close(self) -> str:
-        """Write the manifest anew, its lines in the order of `names`.
+        """Write the whole manifest again, its lines in the order of `names`.
 
         Returns:
             The manifest's own SHA-256.
@@ -273,7 +273,7 @@ def differs(folder: AnyPath, entry: Entry) -> str | None:
 
 
 def read_lines(path: AnyPath) -> Iterator[dict[str, Any]]:
-    """The lines of a manifest, its header first. A line that was cut or damaged is passed over.
+    """The lines of a manifest, its header first. Lines that are cut or damaged are skipped.
 
     Raises:
         RayinfError: a store does not answer, or refuses.

@@ -1,4 +1,4 @@
-"""One writer a run folder: a lease file that its holder keeps young, on one machine or on a shared folder."""
+"""One writer a run folder: a lease file whose holder renews it, on one machine or in a shared folder."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from rayinf.store.places import AnyPath, StorePath
 LEASE = "run.lock"
 # The holder renews the file's modification time this often.
 _BEAT_SECONDS = 5.0
-# A lease from another machine that stands still for so long is dead. Clocks are never compared, only changes seen.
+# A lease from another machine that is not renewed for so long is dead. Machines' clocks are never compared: a change of
+# the file's time, seen by one process, is the sign of life.
 _STALE_SECONDS = 30.0
 _POLL_SECONDS = 0.5
-# Leases that this process holds: a file that names this process and none of these is left over.
+# Names of the leases that this process holds: a file with this process's number and another name is left over.
 _held: set[str] = set()
 
 
 class Lease:
-    """Held from `acquire` to `release`. A thread renews it; a process that dies leaves it to stand still."""
+    """Held from `acquire` to `release`. A thread renews it until the process ends."""
 
     def __init__(self, path: AnyPath, name: str, held: store_lease.LeaseObject | None = None) -> None:
         self._path, self._name = path, name
@@ -40,7 +41,7 @@ class Lease:
 
     @classmethod
     def acquire(cls, folder: AnyPath) -> Lease:
-        """Take the lease of a folder, also that of a process which is dead.
+        """Take the lease of a folder, also from a process that is dead.
 
         Raises:
             InputError: another process holds it.
@@ -95,19 +96,19 @@ class Lease:
         return cls(path, name, held)
 
     def check(self) -> None:
-        """Stop where another process has taken the folder.
+        """Raise an error if another process has taken the folder.
 
         Raises:
-            RunError: it has.
+            RunError: another process has taken it.
         """
         if self._heart.lost:
             raise RunError(
-                f"{self._path.parent} was taken over by another process, since this one stood still for too long.",
+                f"{self._path.parent} was taken over by another process: this one did not renew its lease in time.",
                 "let the other run end; the same command then finds it finished.",
             )
 
     def release(self) -> None:
-        """Let another process have the folder."""
+        """Give the lease up, so that another process can take it."""
         _held.discard(self._name)
         self._heart.stop(1.0 if isinstance(self._path, Path) else 5.0)
         if not self._heart.lost and (_read(self._path) or {}).get("name") == self._name:
@@ -115,7 +116,7 @@ class Lease:
                 disk.used.remove(self._path)
 
     def _renew(self) -> bool:
-        """Make the file young; whether it is still this one's."""
+        """Renew the file's time; whether the lease is still this one's."""
         assert isinstance(self._path, Path)
         try:
             os.utime(self._path)  # takes no room, so that a full disk does not end the lease
@@ -126,7 +127,7 @@ class Lease:
 
 
 def clear_dead(folder: AnyPath) -> None:
-    """Remove a lease whose holder died on this machine, from a folder that nobody needs to write to any more."""
+    """Remove a lease whose holder died on this machine, from a folder that is finished."""
     seen = _read(folder / LEASE)
     if seen is not None and _is_here(seen) and not _runs(seen):
         with suppress(OSError):
@@ -140,7 +141,7 @@ def clear_dead(folder: AnyPath) -> None:
 def holder(folder: AnyPath) -> dict[str, Any] | None:
     """Who holds a folder: `host`, `pid`, `since` (UTC) and `age` (seconds since the last sign of life, by this clock).
 
-    None where nobody does, or the holder is known to be dead.
+    None where the folder is free, or the holder is known to be dead.
     """
     path = folder / LEASE
     seen = _read(path)
@@ -165,7 +166,7 @@ def _take(path: Path, name: str) -> bool:
 
 
 def _content(name: str) -> dict[str, Any]:
-    """What a lease says of its holder."""
+    """The content of a lease: its holder."""
     return {
         "name": name,
         "machine": process.machine(),
@@ -178,7 +179,7 @@ def _content(name: str) -> dict[str, Any]:
 
 
 def _in_use(folder: AnyPath, seen: dict[str, Any]) -> tuple[str, str]:
-    """What is said of a folder that another process writes to, and how to mend it."""
+    """Message and fix for a folder that another process writes to."""
     return (
         f"{folder} is in use: {_shown(seen)}.",
         "wait until that run has ended, stop it, or pass another folder as out.",
@@ -186,7 +187,11 @@ def _in_use(folder: AnyPath, seen: dict[str, Any]) -> tuple[str, str]:
 
 
 def _set_aside(path: Path, seen: dict[str, Any] | None) -> None:
-    """Remove a dead lease. Of several processes that find it one succeeds; a newer lease is put back."""
+    """Remove a dead lease.
+
+    Of several processes that find it, one succeeds in renaming it. Between a process's look and its rename another one
+    may have replaced it: a newer lease is put back.
+    """
     with temporary(path) as aside:
         try:
             os.rename(path, aside)
@@ -199,7 +204,7 @@ def _set_aside(path: Path, seen: dict[str, Any] | None) -> None:
 
 
 def _is_alive(path: Path, seen: dict[str, Any]) -> bool:
-    """Whether the holder of a lease lives: its process, on this machine; else whether it renews the lease."""
+    """Whether the holder of a lease is alive: on this machine, its process; else whether it renews the lease."""
     if _is_here(seen):
         return _runs(seen)
     end, first = time.monotonic() + _STALE_SECONDS, _age_mark(path)

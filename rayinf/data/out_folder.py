@@ -1,4 +1,4 @@
-"""Where a run may write: not among the rows that it reads, and only where a folder can be made."""
+"""Checks of `out`: not among the files that the run reads, and where a folder can be made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rayinf.store.places import AnyPath, StorePath, open_place
 def check_out(out: str | AnyPath | None, tables: Mapping[str, Table]) -> None:
     """Refuse an `out` that would be read as data, that is a file of a table, or that cannot be made; before any work.
 
-    Nothing is left behind: whether a new folder can be made is tried with a temporary one beside it.
+    Whether a new folder can be made is tried with a temporary one beside it, which is removed.
 
     Args:
         out: a folder or file, or None.
@@ -49,7 +49,7 @@ def check_out(out: str | AnyPath | None, tables: Mapping[str, Table]) -> None:
 
 
 def _check_in_store(place: StorePath, tables: Mapping[str, Table]) -> None:
-    """The same of a place in a store; whether it can be written shows when the run takes it, before any work.
+    """The same of a place in a store. Whether it can be written shows when the run takes its lease, before any work.
 
     Raises:
         InputError: why it cannot be used.
@@ -66,7 +66,8 @@ def _check_in_store(place: StorePath, tables: Mapping[str, Table]) -> None:
         ) from error
     if bucket.type == pafs.FileType.NotFound:
         raise InputError(
-            f"out={str(place)!r}: there is no bucket or container {place.root!r}.", "create it, or correct its name."
+            f"out={str(place)!r}: the bucket or container {place.root!r} does not exist.",
+            "create it, or correct its name.",
         )
     _check_outside(place, place.path, tables, place.filesystem, str)
 
@@ -103,11 +104,11 @@ def _check_outside(
 
 
 def _try_folder(place: Path) -> None:
-    """Find out whether a new folder can be made: another one is, for a moment, in the nearest folder above it.
+    """Try whether a new folder can be made, with a temporary one in the nearest folder above it.
 
     Raises:
-        InputError: there is a file in its way.
-        OSError: it cannot.
+        InputError: a file is in its way.
+        OSError: it cannot be made.
     """
     if place.exists():
         return

@@ -1,4 +1,4 @@
-"""A mapping whose names mostly end in a number: those names take no room."""
+"""A mapping for names that mostly end in a number, which are stored as positions instead of text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, MutableMapping
 
 _NUMBERED = re.compile(r"([^0-9]*)([0-9]+)([^0-9]*)")
 _DIGITS = 5
-# A number may be so much larger than the last one of its kind: the places between are reserved.
+# A number may be so much larger than the last one of its kind: memory for the places between is reserved.
 _FARTHEST = 1 << 16
 
 

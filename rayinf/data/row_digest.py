@@ -13,7 +13,7 @@ import numpy as np
 from rayinf.data.batches import Array, mix
 
 _LANES = 2
-# Numbers are hashed in words of 32 bits times odd 64-bit numbers: in sums of full words, two flipped signs may cancel.
+# Rows are hashed as sums of 32-bit words times odd 64-bit numbers. With 64-bit words, two flipped sign bits may cancel.
 _WORD = 4
 
 

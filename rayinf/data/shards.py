@@ -1,4 +1,4 @@
-"""A table's rows in pieces: a table of numbers, since there may be 100,000 of them and more."""
+"""The shards of a table, held as an array of numbers, since there may be 100,000 of them and more."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Shard:
 
 
 class Shards(Sequence[Shard]):
-    """Shards in order. Held as numbers, 40 bytes each; a `Shard` is made when it is asked for."""
+    """Shards in order. Held as numbers, 40 bytes each; a `Shard` is made on access."""
 
     def __init__(self, shards: Iterable[Shard]) -> None:
-        """Hold the shards of a table, of any length; they are taken one by one. Those of one file stand together."""
+        """Hold the shards of a table, of any length, from an iterator. Those of one file are consecutive."""
         files: list[str] = []
 
         def numbers() -> Iterator[tuple[int, ...]]:
@@ -65,11 +65,11 @@ class Shards(Sequence[Shard]):
 
 
 class ByIndex(Mapping[int, Shard]):
-    """Some shards of a table by their index, without a dict of them.
+    """Some shards of a table by their index, without holding them.
 
     Args:
         shards: of the table, the k-th of which has the index k.
-        keys: of those that are meant, in order; None: all.
+        keys: their indices, in order; None: all.
     """
 
     def __init__(self, shards: Sequence[Shard], keys: Sequence[int] | np.ndarray[Any, Any] | None = None) -> None:
@@ -85,5 +85,5 @@ class ByIndex(Mapping[int, Shard]):
         return (int(k) for k in self._keys)
 
     def __len__(self) -> int:
-        """How many are meant."""
+        """How many."""
         return len(self._keys)

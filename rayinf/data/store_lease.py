@@ -1,7 +1,8 @@
-"""One writer a run in a store: a lease object, put on condition where the store can do so; else by a heartbeat alone.
+"""One writer a run in a store: a lease object, by conditional puts where the store has them; else by a heartbeat alone.
 
-With conditions: created only where there is none, taken over and renewed only over the very one that was read, so that
-of several processes one succeeds. Without: written, and read again after a while in which any other writer shows.
+With conditional puts the object is created only where there is none, and taken over or renewed only over the version
+that was read, so that of several processes one succeeds. Without them it is written, and read again after a delay in
+which any other writer would have written too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rayinf.store.places import StorePath
 
 # The holder renews the object this often; one that stands still for so long is dead. Each renewal is a request.
 BEAT_SECONDS, STALE_SECONDS = 10.0, 60.0
-# Between writing a lease and believing in it, where there are no conditions.
+# Between writing a lease and reading it again, in stores without conditional puts.
 SETTLE_SECONDS = 2.0
 _POLL_SECONDS = 1.0
 Content = dict[str, Any]
@@ -31,7 +32,7 @@ class LeaseObject:
 
     Args:
         place: of the object.
-        content: what it says of its holder, with a `name` of its own.
+        content: its holder, with a `name` that is unique.
     """
 
     def __init__(self, place: StorePath, content: Content) -> None:
@@ -47,7 +48,7 @@ class LeaseObject:
         Raises:
             OSError: it cannot be written.
         """
-        if self.read() is not None:  # a store that looks at no condition would put another one over it
+        if self.read() is not None:  # a store that ignores conditions would overwrite it
             return False
         if self._conditions:
             try:
@@ -62,20 +63,20 @@ class LeaseObject:
             try:
                 disk.used.link(held, self._place)
             except FileExistsError:
-                return self._is_mine()  # an answer that was lost may have been a success
+                return self._is_mine()  # the put may have succeeded and its answer been lost
         if not self._is_mine():
             return False
-        try:  # a store that looks at no condition would put this one too
+        try:  # a second create must fail: a store that ignores conditions accepts it
             self._object.create(_text(self._content).encode())
         except ConflictError:
             return True
         raise UnsupportedError(str(self._place))
 
     def take_over(self, seen: Content | None) -> bool:
-        """Put the lease in the place of a dead one; False where another process was faster.
+        """Replace a dead lease; False where another process was faster.
 
         Args:
-            seen: of the dead one; None where it cannot be read.
+            seen: its content; None where it cannot be read.
 
         Raises:
             OSError: it cannot be written.
@@ -96,7 +97,7 @@ class LeaseObject:
         return self._settle()
 
     def _settle(self) -> bool:
-        """Write the lease, and see after a while whether it is still there: the last one who wrote has it.
+        """Write the lease, and read it again after a delay: the last writer has it.
 
         Raises:
             OSError: it cannot be written.
@@ -125,11 +126,11 @@ class LeaseObject:
         return True
 
     def read(self) -> Content | None:
-        """What the lease says; None where there is none, or no sound one."""
+        """The content of the lease; None where it is missing or damaged."""
         return read(self._place)
 
     def _is_mine(self) -> bool:
-        """Whether the lease that is there was made by this object; its tag is remembered."""
+        """Whether the lease in the store is this object's; if so, its tag is kept for the next renewal."""
         if not self._conditions:
             return (self.read() or {}).get("name") == self._content["name"]
         found = self._object.read()
@@ -168,7 +169,7 @@ class Heartbeat:
 
 
 def stands_still(place: StorePath, waits: Callable[[float], object] = time.sleep) -> bool:
-    """Whether a lease is not renewed for so long that its holder is dead. Clocks are never compared."""
+    """Whether a lease is not renewed for `STALE_SECONDS`: its holder is dead. Clocks are never compared."""
     end, first = time.monotonic() + STALE_SECONDS, read(place)
     while time.monotonic() < end:
         waits(_POLL_SECONDS)
@@ -179,7 +180,7 @@ def stands_still(place: StorePath, waits: Callable[[float], object] = time.sleep
 
 
 def read(place: StorePath) -> Content | None:
-    """What a lease says; None where there is none, or no sound one."""
+    """The content of a lease; None where it is missing or damaged."""
     try:
         return content_of(place.read_bytes())
     except FileNotFoundError:
@@ -187,7 +188,7 @@ def read(place: StorePath) -> Content | None:
 
 
 def content_of(held: bytes) -> Content | None:
-    """What the bytes of a lease say; None where they are damaged."""
+    """The content of a lease from its bytes; None where they are damaged."""
     try:
         found = json.loads(held)
     except ValueError:

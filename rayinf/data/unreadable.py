@@ -1,4 +1,4 @@
-"""Why a file cannot be read as Parquet, in words: damaged, of another format, out of reach, or not permitted."""
+"""Errors for files that cannot be read as Parquet: damaged, of another format, unreachable, or not permitted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rayinf.store.failures import has_no_bucket, is_denied, may_pass, short
 _LOAD = "pass arrays (X, y) that numpy.load(...) gives."
 _CONVERT = "convert it first: {}, then .to_parquet(...); or pass a pandas.DataFrame, or arrays (X, y)."
 _RESTORE = "restore or rewrite the file."
-# What files of other formats begin with: how they are called, and what makes Parquet of them.
+# The first bytes of files of other formats, the format's name, and what reads it.
 _FORMATS = (
     (b"ARROW1", "an Arrow (Feather) file", "pyarrow.feather.read_table(...)"),
     (b"\x93NUMPY", "a NumPy file", _LOAD),
@@ -25,7 +25,7 @@ _FORMATS = (
 
 
 def shown(path: str) -> str:
-    """A path or URI without the password that may stand in it."""
+    """A path or URI, shortened and without secrets."""
     path = redact(path)
     return path if len(path) <= 300 else f"{path[:200]}...{path[-80:]}"
 
@@ -35,7 +35,7 @@ def corrupt(file: str, where: str, error: object, ends: tuple[bytes, bytes] | No
 
     Args:
         file: its path.
-        where: in it.
+        where: the part of the file, such as "footer".
         error: what was raised.
         ends: its first bytes and its last four, where they could be read.
     """
@@ -49,8 +49,8 @@ def corrupt(file: str, where: str, error: object, ends: tuple[bytes, bytes] | No
 
 
 def unreachable(path: str, error: object) -> RayinfError | None:
-    """The error for what is out of reach or not permitted; None where something else is wrong."""
-    if isinstance(error, RayinfError):  # that of a store says so itself
+    """The error for a file that is unreachable or not permitted; None for other causes."""
+    if isinstance(error, RayinfError):  # already the error of a store
         return error
     place = shown(path)
     if isinstance(error, FileNotFoundError):
@@ -83,7 +83,7 @@ def unreachable(path: str, error: object) -> RayinfError | None:
 
 
 def _other_format(file: str, head: bytes, tail: bytes) -> tuple[str, str]:
-    """What a file is that does not begin and end as Parquet does, and how to mend it."""
+    """What a file is that does not begin and end as Parquet does, and the fix."""
     suffix = file.rpartition(".")[2].lower()
     if not head:
         return "the file is empty (0 bytes)", "write it again: whatever wrote it was stopped."

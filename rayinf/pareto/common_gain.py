@@ -34,17 +34,17 @@ class Optimum:
 def common_gain(p_nk: Array, rest_k: Array | None = None) -> Optimum:
     """`max t : sum_i delta_i P_i^k + rest_k >= t for all k, |delta_i| <= 1`, whose dual is the best y in the simplex.
 
-    Dual simplex turns the signs of all rows that y passes over, at a cost that grows with their square: so it starts
-    from the y and the basis that a sample of the rows gives, where few are left to turn.
+    The dual simplex changes the sign of every row that the hyperplane of y moves across, at a cost that grows with the
+    square of their number. So it starts from the y and the basis of a sample of the rows, from where few change.
 
     Args:
         p_nk: influence vectors, each class in units of its `b_k`.
-        rest_k: what rows that are not among them give.
+        rest_k: the sums over all other rows, whose deltas are fixed.
 
     Raises:
         RunError: HiGHS gave up.
 
-    Cost: about `5 K` steps of a pass over the rows each. At 100,000 rows and 10 classes the start saves 95% of it.
+    Cost: about `5 K` steps of a pass over the rows each. At 100,000 rows and 10 classes the start saves 95%.
     """
     rows, classes = p_nk.shape
     # HiGHS's tolerances are absolute: bring the entries to about 1. It scales what is left of their spread itself.
@@ -53,14 +53,15 @@ def common_gain(p_nk: Array, rest_k: Array | None = None) -> Optimum:
     start = _start(p_nk, rest_k) if rows > _FEW else None
     goal = Goal(np.zeros(classes), np.ones(classes))
     found = solve(p_nk * scale, np.zeros((0, classes)), -rest, goal, {}, start)
-    assert found is not None  # any demand is met at some height
+    assert found is not None  # feasible: any demand is met at some t
     return Optimum(found.prices / found.prices.sum(), found.v, found.basis)
 
 
 def _start(p_nk: Array, rest_k: Array | None) -> highspy.HighsBasis:
     """A basis near the optimum: that of a sample of rows drawn by their size, the others at the bounds of their signs.
 
-    It is dual feasible but for the sample's weights, which do not move a hyperplane.
+    It is dual feasible: the sample's weights scale its rows, and do not change on which side of the hyperplane they
+    lie.
     """
     rows = len(p_nk)
     size, count = np.abs(p_nk).sum(1), max(_FEW, rows // _ONE_IN)

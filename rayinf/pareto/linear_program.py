@@ -34,8 +34,8 @@ MASTER: Options = {"solver": "simplex", "simplex_scale_strategy": 0, "small_matr
 class Highs(highspy.Highs):
     """A serial solver that prints nothing.
 
-    HiGHS has one scheduler a process. It refuses a number of threads other than the one with which somebody has started
-    it, unless that is left open; without `parallel` the simplex is serial either way.
+    HiGHS has one scheduler a process. It refuses a number of threads other than the one that it was started with,
+    perhaps by other code, unless `threads` is 0; without `parallel` the simplex is serial either way.
 
     Args:
         options: of HiGHS, by name.
@@ -108,7 +108,7 @@ def solve(
 
     Args:
         rows: `[R, D]`, what a unit of each explicit row's v adds to the sums.
-        points: `[J, D]`, sums of all other rows. None at all: then there are no other rows.
+        points: `[J, D]`, sums of all other rows. J = 0: there are no other rows.
         floor: `[D]`; minus infinity: no demand.
         goal: what is maximised.
         options: of HiGHS, beside those that every program has.
@@ -124,7 +124,7 @@ def solve(
     a[:free, :demands], a[free : free + mixed, :demands] = rows, points
     a[free : free + mixed, demands:] = 1.0
     cost = a[:, :demands] @ goal.gain
-    # A share is at most 1 anyway; with both bounds, any prices are a start for the dual simplex.
+    # A share is at most 1 anyway; with both bounds, the dual simplex can start from any prices.
     lower, upper = np.r_[np.full(free, -1.0), np.zeros(n - free)], np.ones(n)
     if goal.lift is not None:
         a[-1, :demands], cost[-1], lower[-1], upper[-1] = -goal.lift, 1.0, -np.inf, goal.most

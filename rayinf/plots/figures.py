@@ -1,4 +1,4 @@
-"""Saving a figure, and colours that the colour-blind can tell apart (Okabe and Ito)."""
+"""Saving a figure, heat maps, and colours that the colour-blind can distinguish (Okabe and Ito)."""
 
 from __future__ import annotations
 

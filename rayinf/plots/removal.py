@@ -94,7 +94,7 @@ def _scatter(axes: Axes, held: SideMaps) -> None:
         axes.scatter(held.predicted[mask], held.loss[mask], s=22, color=colour, marker=marker, alpha=0.75, label=label)
     for name, values in (("x", held.predicted), ("y", held.loss)):
         largest = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
-        # A power of ten: else the ticks around 0 lie on each other.
+        # A power of ten: with another threshold, the ticks around 0 overlap.
         getattr(axes, f"set_{name}scale")("symlog", linthresh=10 ** np.floor(np.log10(_LINEAR * largest)), linscale=0.7)
     axes.axhline(0, color="black", linewidth=0.6)
     axes.axvline(0, color="black", linewidth=0.6)

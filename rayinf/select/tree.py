@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 _LARGEST = float(np.finfo(np.float32).max)  # scikit-learn's trees hold features as float32
-_TELL = "pass X [n, d] of numbers, one value a row, max_depth and min_samples_leaf of at least 1."
+_FIX = "pass X [n, d] of numbers, one value a row, max_depth and min_samples_leaf of at least 1."
 
 
 class InfluenceTree(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -88,15 +88,17 @@ class InfluenceTree(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
         Raises:
             InputError: a parameter out of its range, NaN or infinite numbers, lengths that do not fit, or labels that
-                are none.
+                are neither
+                integers nor text.
         """
         if not (isinstance(self.shrinkage, Real) and 0 <= self.shrinkage < float("inf")):
             raise InputError(
-                f"shrinkage={self.shrinkage!r} is no number >= 0.", "pass 0 for plain CART, 10 by default."
+                f"shrinkage={self.shrinkage!r} must be a number >= 0.", "pass 0 for plain CART; the default is 10."
             )
-        told = _target(y, values)
-        with _explained(_TELL):
-            held, target = validate_data(self, X, told, dtype=np.float64, y_numeric=True, ensure_all_finite=False)
+        with _explained(_FIX):
+            held, target = validate_data(
+                self, X, _target(y, values), dtype=np.float64, y_numeric=True, ensure_all_finite=False
+            )
         _check_features(held)
         labels = y if values is not None and self.append_label else None
         self.classes_ = None
@@ -113,7 +115,7 @@ class InfluenceTree(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         self._pairs = [*map(_two_sides, names, held.T), *pairs_of_label]
         self._digits = _threshold_digits(held)
         q = self._columns(held, labels)
-        with _explained(_TELL):
+        with _explained(_FIX):
             self.tree_ = DecisionTreeRegressor(
                 max_depth=self.max_depth, min_samples_leaf=self.min_samples_leaf, random_state=self.random_state
             ).fit(q, target)
@@ -152,7 +154,7 @@ class InfluenceTree(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         if (y is None) != (self.classes_ is None):
             raise InputError(
                 "The tree was grown "
-                + ("without labels." if y is not None else "with labels, and there are none here."),
+                + ("without labels." if y is not None else "with labels, and none are passed here."),
                 "leave y out." if y is not None else "pass y, or grow it with append_label=False.",
             )
         leaves: Array = self.tree_.apply(self._columns(held, y))
@@ -216,8 +218,8 @@ class InfluenceTree(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
             title: over it.
 
         Raises:
-            InputError: other than two features, groups or removed of another length, a boundary that is no line, or as
-                `predict` and `plot` do.
+            InputError: other than two features, groups or removed of another length, a boundary that is not a line, or
+                as `predict` and `plot` do.
         """
         from rayinf.plots import regions  # matplotlib is imported where something is drawn
 
@@ -283,7 +285,7 @@ class InfluenceTree(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
 
 def _two_sides(name: str, values: Array) -> tuple[str, str] | None:
-    """How both sides of any split of a column `[n]` read, where it holds two whole numbers alone; else None."""
+    """What holds on both sides of any split of a column `[n]` of two whole numbers; None of other columns."""
     found = np.unique(values)
     if len(found) != 2 or (found != np.rint(found)).any():
         return None
@@ -312,7 +314,7 @@ def shrink(tree: Any, shrinkage: float) -> Array:
 
 @contextmanager
 def _explained(fix: str) -> Iterator[None]:
-    """What scikit-learn refuses, in the form of our errors."""
+    """Raise an InputError for a ValueError of scikit-learn."""
     try:
         yield
     except ValueError as error:
@@ -320,7 +322,7 @@ def _explained(fix: str) -> Iterator[None]:
 
 
 def _target(y: Any, values: Any) -> Any:
-    """The values, wherever they were passed; those that are called so are checked here, to be told from labels."""
+    """The influence values, which are `y` where `values` is left out. Errors about `values` name it."""
     if values is None:
         return y
     with _explained("pass numbers [n]."):
@@ -365,17 +367,17 @@ def _labels(y: Any, rows: int) -> Array:
         )
     if held.dtype.kind == "f":
         if not (np.isfinite(held).all() and (held == held.round()).all()):
-            raise InputError("y holds fractions, which are no labels.", "pass integers or strings.")
+            raise InputError("y holds fractions, which cannot be labels.", "pass integers or strings.")
         return held.astype(np.int64)
     if held.dtype.kind == "O":
         held = np.array(held.tolist())
     if held.dtype.kind not in "iubU":
-        raise InputError(f"y holds {held.dtype}, which are no labels.", "pass integers or strings.")
+        raise InputError(f"y holds {held.dtype}, which cannot be labels.", "pass integers or strings.")
     return held
 
 
 def _mark(name: str, given: Any, rows: int, kind: type | None = None) -> Array | None:
-    """What a picture marks rows by, `[n]`, of the kind that it must have."""
+    """Values that set how rows are marked in a picture, `[n]`, of the given type."""
     held = None if given is None else np.asarray(given)
     if held is not None and (held.shape != (rows,) or (kind is not None and held.dtype != kind)):
         raise InputError(
@@ -390,5 +392,5 @@ def _checked_line(boundary: tuple[Any, float] | None) -> tuple[Array, float] | N
         return None
     w, b = np.asarray(boundary[0], float), float(boundary[1])
     if w.shape != (2,) or not w.any() or not np.isfinite([*w, b]).all():
-        raise InputError(f"boundary={boundary!r} is no line.", "pass (w, b), w two numbers of which one is not 0.")
+        raise InputError(f"boundary={boundary!r} is not a line.", "pass (w, b), w two numbers of which one is not 0.")
     return w, b

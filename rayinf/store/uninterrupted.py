@@ -1,4 +1,4 @@
-"""Calls that Ctrl-C does not cut in two."""
+"""Calls in threads of their own, which Ctrl-C does not interrupt."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from concurrent.futures import Future, wait
 from typing import TypeVar
 
 T = TypeVar("T")
-# A second Ctrl-C, or so many seconds, end the wait.
+# After Ctrl-C the call is waited for at most so long; a second Ctrl-C ends the wait.
 _SECONDS = 30.0
 
 
 def in_thread(call: Callable[[], T]) -> Future[T]:
-    """What a call will give. Its thread does not keep the process alive."""
+    """The future result of a call in a daemon thread."""
     done: Future[T] = Future()
 
     def run() -> None:
@@ -27,10 +27,10 @@ def in_thread(call: Callable[[], T]) -> Future[T]:
 
 
 def uninterrupted(call: Callable[[], T]) -> T:
-    """What a call gives. It runs in another thread, to which Ctrl-C is not sent: it is waited for first.
+    """The result of a call that Ctrl-C does not interrupt: it runs in another thread, and is waited for.
 
     Raises:
-        KeyboardInterrupt: it was pressed meanwhile.
+        KeyboardInterrupt: Ctrl-C was pressed meanwhile.
     """
     done = in_thread(call)
     try:

@@ -236,9 +236,9 @@ def test_an_unknown_objective_is_refused(given: object) -> None:
 
 
 def test_no_objective_and_one_twice_are_refused() -> None:
-    with pytest.raises(InputError, match="asks for nothing"):
+    with pytest.raises(InputError, match="is empty"):
         parse([])
-    with pytest.raises(InputError, match="'total' is asked for twice"):
+    with pytest.raises(InputError, match="'total' is named twice"):
         parse(["total", Objective("total", rows=brier)])
 
 

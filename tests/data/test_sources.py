@@ -311,5 +311,5 @@ def test_a_bucket_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_bucket_without_a_path() -> None:
-    with pytest.raises(rayinf.InputError, match=r"names no folder or file|cannot be opened"):
+    with pytest.raises(rayinf.InputError, match=r"must name a folder or file|cannot be opened"):
         value("s3://?region=us-east-1")

@@ -69,10 +69,10 @@ def test_positions_count_where_labels_are_not_known() -> None:
     unknown = Vectors.of(Scores.from_numpy(P[:, :2], ["x", "y"]))
     assert unknown.find([1]) == unknown.find(np.array([1])) == [1]
     for bad in (2, -1, True, 0.5, "z"):
-        with pytest.raises(InputError, match="is no class of the scores"):
+        with pytest.raises(InputError, match="is not a class of the scores"):
             unknown.find(bad)
     # Where they are, a number is a label.
-    with pytest.raises(InputError, match=r"0 is no class of the scores.*'b', 'a', 7"):
+    with pytest.raises(InputError, match=r"0 is not a class of the scores.*'b', 'a', 7"):
         Vectors.of(labelled()).find([0])
 
 

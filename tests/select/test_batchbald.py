@@ -111,6 +111,6 @@ def test_a_long_batch_does_not_underflow() -> None:
 
 
 def test_more_rows_than_candidates() -> None:
-    with pytest.raises(InputError, match="batch of 4 rows was asked of 3 candidates"):
+    with pytest.raises(InputError, match="batch of 4 rows cannot be picked from 3 candidates"):
         pick_batch(draws(2, 3, 2), 4, seed=0)
     assert pick_batch(draws(2, 3, 2), 0, seed=0)[0].shape == (0,)

@@ -224,7 +224,7 @@ def test_numbers_that_are_none_are_refused() -> None:
     refused(lambda: InfluenceTree().fit(x, y, np.stack([values, values], 1)), r"values has the shape \(300, 2\)")
     refused(lambda: InfluenceTree().fit(x, y, values[:9]), "inconsistent")
     refused(lambda: InfluenceTree().fit(x, np.where(y == 1, "a", None), values), "have no label")
-    refused(lambda: InfluenceTree().fit(x, y.astype("datetime64[D]"), values), "are no labels")
+    refused(lambda: InfluenceTree().fit(x, y.astype("datetime64[D]"), values), "cannot be labels")
     refused(lambda: InfluenceTree(max_depth=0).fit(x, y, values), "max_depth")
     refused(lambda: InfluenceTree().fit(x, y, values, feature_names=["a"]), "1 feature_names for 4")
     refused(lambda: InfluenceTree().fit(x, y, values).export_text(decimals=0), "decimals=0")

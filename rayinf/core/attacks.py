@@ -48,7 +48,7 @@ def robustness(
         clip: of "fgsm" and "pgd": the range that inputs stay in, such as (0, 1) for images.
 
     Returns:
-        An Objective called `robustness`. Beside its value stands the model's accuracy on the attacked rows.
+        An Objective called `robustness`. The model's accuracy on the attacked rows is reported beside its value.
 
     Raises:
         InputError: an unknown attack, gamma <= 1, or "fgsm" or "pgd" without a budget epsilon > 0.
@@ -100,7 +100,7 @@ class _Closest:
             margin = logits[:, 1] - logits[:, 0]
             slopes = torch.autograd.grad(margin.sum(), leaves)
         square = torch.stack([s.flatten(1).square().sum(1) for s in slopes]).sum(0)
-        # Where the margin does not depend on the input there is no boundary to cross.
+        # Where the margin does not depend on the input, the row stays as it is: there is no boundary to cross.
         factor = torch.where(square > 0, self.gamma * margin.detach() / square, 0.0)
         return _moved(x, [-factor.view(-1, *[1] * (s.ndim - 1)) * s for s in slopes])
 

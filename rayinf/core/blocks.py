@@ -97,7 +97,7 @@ def find_blocks(model: nn.Module, parameters: str | Sequence[str]) -> tuple[Bloc
             names = [_last(model)]
         else:
             _check_names(model, names)
-        # By identity: a tied weight stands under the first of its names.
+        # By identity: a tied weight is listed under the first of its names.
         every = list(model.named_parameters(remove_duplicate=False))
         wanted = {id(v) for n, v in every if any(_inside(n, name) for name in names)}
         own = dict(model.named_parameters())

@@ -49,7 +49,7 @@ class ForwardPass:
     ) -> list[tuple[Block, Iterable[LayerInputs]]]:
         """Every block's row gradients of one cotangent, as tiles of positions.
 
-        A loose block's row gradient stands as its own input at a single position with output gradient 1.
+        Of a loose block, the row gradient itself is the input, at a single position with output gradient 1.
 
         Args:
             cotangent_bc: gradient of the row function in the logits.

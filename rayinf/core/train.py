@@ -45,7 +45,7 @@ def fit_softmax(batches: Batches, classes: int, rows: int, width: int, l2: float
     else:
         from scipy.optimize import minimize
 
-        solve: Any = minimize  # whose overloads do not know arrays of any shape
+        solve: Any = minimize  # whose stubs lack overloads for arrays of any shape
         options = {"gtol": GRADIENT_NORM / 2, "maxiter": _MOST_STEPS}
         slope, product = problem.gradient, problem.product
         theta = solve(problem.value, theta, jac=slope, hessp=product, method="trust-ncg", options=options).x

@@ -51,7 +51,7 @@ class Entry:
         return cls(file, *file_sha256(folder / file), rows)
 
     def to_line(self) -> bytes:
-        """As it stands in the manifest."""
+        """The line in the manifest."""
         held = {"file": self.file, "rows": self.rows, "bytes": self.size, "sha256": self.sha256.hex()}
         return _line(held)
 

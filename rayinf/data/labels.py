@@ -34,7 +34,7 @@ class Classes:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Labels as they stand in column names."""
+        """Labels as they are written in column names."""
         return tuple(str(v) for v in self.labels)
 
 

@@ -80,7 +80,7 @@ class Lease:
         try:
             while not held.take():
                 seen = store_lease.read(path)
-                if seen is not None and (_runs(seen) if _is_here(seen) else not store_lease.stands_still(path)):
+                if seen is not None and (_runs(seen) if _is_here(seen) else not store_lease.is_dead(path)):
                     raise InputError(*_in_use(path.parent, seen))
                 if held.take_over(seen):
                     break

@@ -12,7 +12,7 @@ _FARTHEST = 1 << 16
 
 
 class Numbered(MutableMapping[str, bytes]):
-    """Values of one size in bytes, by name. `scores/part-00012.parquet` has the 12th place of an array of its kind.
+    """Values of one size in bytes, by name. `scores/part-00012.parquet` is at position 12 of the array of its kind.
 
     Names are iterated in order, numbers by their value.
 
@@ -22,7 +22,7 @@ class Numbered(MutableMapping[str, bytes]):
 
     def __init__(self, size: int) -> None:
         self._step = 1 + size
-        # Before each value stands whether it is there.
+        # Each value is preceded by a byte: 1 where it is set.
         self._arrays: dict[tuple[str, str], bytearray] = {}
         self._others: dict[str, bytes] = {}
         self._count = 0
@@ -60,7 +60,7 @@ class Numbered(MutableMapping[str, bytes]):
         self._count -= 1
 
     def __iter__(self) -> Iterator[str]:
-        """The names in order; an array of numbered names stands where its first name would."""
+        """The names in order; an array of numbered names is at the place of its first name."""
         heads: list[tuple[list[str | int], str, tuple[str, str] | None]]
         heads = [(in_order(name), name, None) for name in self._others]
         heads += [(in_order(f"{kind[0]}0{kind[1]}"), "", kind) for kind in self._arrays]
@@ -87,7 +87,7 @@ class Numbered(MutableMapping[str, bytes]):
 
 
 def _kind(name: str) -> tuple[tuple[str, str], int] | None:
-    """What stands before and after a name's one number, and the number; None of another form."""
+    """The text before and after a name's one number, and the number; None for other names."""
     found = _NUMBERED.fullmatch(name)
     if found is None or f"{int(found[2]):0{_DIGITS}d}" != found[2]:
         return None

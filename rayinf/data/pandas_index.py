@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 UNNAMED = "__index_level_0__"
-# The key of the schema's metadata under which the name of the index column stands; empty for the default index.
+# The key of the schema's metadata that holds the name of the index column; empty for the default index.
 _KEY = b"rayinf.index"
 
 

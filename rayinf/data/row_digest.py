@@ -26,7 +26,7 @@ class ColumnDigest:
         self._sum = np.frombuffer(raw, np.uint64).copy()
 
     def add(self, rows: Array, start: int) -> None:
-        """Add rows `[B, ...]` that stand at `start` in the table."""
+        """Add rows `[B, ...]` whose first is at `start` in the table."""
         at = np.arange(start, start + len(rows), dtype=np.uint64)[:, None]
         lanes = np.arange(1, _LANES + 1, dtype=np.uint64) << np.uint64(56)
         with np.errstate(over="ignore"):

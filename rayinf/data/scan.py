@@ -55,11 +55,11 @@ class TableScan:
         digests: of the features, the labels, the ids and each column of groups, in the table's order; the same however
             the rows are cut.
         layout: a digest of the sizes of the shards.
-        counts: per column, how often each value stands there.
+        counts: per column, how often each value occurs.
         shape: of a row's features.
         dtype: of the features.
         increasing: whether row ids do.
-        joint: per column of groups, per group, how often each label stands there.
+        joint: per column of groups, per group, how often each label occurs.
     """
 
     rows: int

@@ -19,7 +19,7 @@ from rayinf.data.files import temporary
 from rayinf.store.conditional import ConditionalObject, ConflictError, UnsupportedError
 from rayinf.store.places import StorePath
 
-# The holder renews the object this often; one that stands still for so long is dead. Each renewal is a request.
+# The holder renews the object this often; one that is not renewed for so long is dead. Each renewal is a request.
 BEAT_SECONDS, STALE_SECONDS = 10.0, 60.0
 # Between writing a lease and reading it again, in stores without conditional puts.
 SETTLE_SECONDS = 2.0
@@ -168,7 +168,7 @@ class Heartbeat:
                     return
 
 
-def stands_still(place: StorePath, waits: Callable[[float], object] = time.sleep) -> bool:
+def is_dead(place: StorePath, waits: Callable[[float], object] = time.sleep) -> bool:
     """Whether a lease is not renewed for `STALE_SECONDS`: its holder is dead. Clocks are never compared."""
     end, first = time.monotonic() + STALE_SECONDS, read(place)
     while time.monotonic() < end:

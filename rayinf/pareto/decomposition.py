@@ -163,7 +163,9 @@ class Search:
             floor = self.reachable(floor)
             found = self._climb(goal, floor, np.zeros(len(floor)) if first is None else first)
         if found is None:
-            raise RunError("HiGHS finds no point in a program that has one.", "scale the scores, or ask for less.")
+            raise RunError(
+                "HiGHS finds no feasible point in a program that has one.", "scale the scores, or ask for less."
+            )
         return found
 
     def reachable(self, floor: Array) -> Array:

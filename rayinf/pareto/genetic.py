@@ -52,7 +52,7 @@ class Breeding:
         """The first population `[size, genes]`.
 
         Alphas are uniform in [0.5, 1], and radii are spread evenly over (0, 1]. One candidate, a third of the way up,
-        has alphas of 1: it asks for a gain of the targets that costs no other class anything, to first order.
+        has alphas of 1: a gain of the targets without a loss for any other class, to first order.
         """
         drawn = [self._random(_generator(seed, 0, s), s, self.size) for s in range(self.size)]
         population = np.stack(drawn)

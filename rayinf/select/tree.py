@@ -302,7 +302,7 @@ def _threshold_digits(columns: Array) -> int:
 
 
 def shrink(tree: Any, shrinkage: float) -> Array:
-    """Shrunk values of all nodes, from scikit-learn's arrays of a tree; a parent stands before its children."""
+    """Shrunk values of all nodes, from scikit-learn's arrays of a tree; a parent precedes its children."""
     mean, rows = tree.value[:, 0, 0], tree.n_node_samples
     out: Array = mean.astype(float).copy()
     for parent in range(tree.node_count if shrinkage else 0):  # without, to the last bit CART's own

@@ -124,7 +124,7 @@ def test_query_vectors_are_gradients(name: str, scores: rayinf.Scores) -> None:
 
 @pytest.mark.parametrize("name", ["gap", "spread", "squared", "margin", "category_1"])
 def test_query_vectors_are_finite_differences(name: str, scores: rayinf.Scores) -> None:
-    """A step against row 3's gradient moves the objective by what the row's score says."""
+    """A step against row 3's gradient moves the objective by the row's score."""
     model, task, train, valid = problem()
     x, y = tensors(task, train.iloc[3:4])
     parameters = list(model.parameters())
@@ -166,12 +166,12 @@ def test_halves_are_the_rows_own(scores: rayinf.Scores) -> None:
     """Which half a row is in depends on the row and the seed, not on the order of the table."""
     _, task, train, valid = problem()
     how: dict[str, Any] = {"objective": ALL, "curvature": "identity", "halves": True}
-    turned = rayinf.influence(task, train, valid.iloc[::-1], **how)
+    reversed_rows = rayinf.influence(task, train, valid.iloc[::-1], **how)
     other = rayinf.influence(task, train, valid, seed=1, **how)
     assert scores.halves is not None
-    assert turned.halves is not None
+    assert reversed_rows.halves is not None
     assert other.halves is not None
-    np.testing.assert_allclose(turned.halves[0].to_numpy(), scores.halves[0].to_numpy(), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(reversed_rows.halves[0].to_numpy(), scores.halves[0].to_numpy(), rtol=1e-9, atol=1e-12)
     assert error(*(torch.from_numpy(s.halves[0].to_numpy()) for s in (other, scores))) > 1e-2
 
 

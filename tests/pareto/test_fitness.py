@@ -1,4 +1,4 @@
-"""Line 7 against A's formula written out, its branches and its ties."""
+"""Line 7 of Algorithm 1 against the formula of Nahin 2025 written out, its branches and its ties."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rayinf.pareto.fitness import HOPELESS, fitness, rank, relative_change
 
 
 def written_out(delta: list[float], targets: list[int]) -> float:
-    """A's sums, where an indicator of 0 contributes nothing."""
+    """The sums of Nahin 2025, where an indicator of 0 contributes nothing."""
     first = sum(-math.inf for k in targets if delta[k] <= 0) / len(targets)
     others = [k for k in range(len(delta)) if k not in targets]
     second = sum(delta[k] for k in others if delta[k] < 0) / len(others) if others else 0.0

@@ -1,4 +1,4 @@
-"""Drawings of trees and regions: they are there, they show something, and they say what is wrong."""
+"""Drawings of trees and regions: files, their text and colours, and errors."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ def drawn_text(path: Path) -> str:
     return unescape(" ".join(re.findall(r"<!-- (.*?) -->", path.read_text(), re.S)))
 
 
-def test_what_is_drawn_is_said_in_full(tmp_path: Path) -> None:
-    """A long name loses its middle, never its threshold; a dollar is no formula."""
+def test_the_text_of_a_drawing_is_complete(tmp_path: Path) -> None:
+    """A long name loses its middle, never its threshold; a dollar does not start a formula."""
     x = np.r_[np.zeros((1200, 1)), np.full((1, 1), 2.5)]
     name = "the share of the income of the whole household that goes into $rent$ and heating and light"
     tree = InfluenceTree(max_depth=1, shrinkage=0.0).fit(x, None, x[:, 0] - 0.5, feature_names=[name])
@@ -123,7 +123,7 @@ def test_what_is_drawn_is_said_in_full(tmp_path: Path) -> None:
     assert r"a $ and $ \frac" in drawn_text(price.plot(tmp_path / "b.svg"))
 
 
-def test_the_legend_says_what_is_marked(tmp_path: Path) -> None:
+def test_the_legend_names_what_is_marked(tmp_path: Path) -> None:
     tree, x, y = grown(2)
     text = drawn_text(tree.plot_regions(tmp_path / "a.svg", x, y, groups=np.array(["m", "f"])[y]))
     assert "group m" in text

@@ -55,7 +55,7 @@ def test_a_uri_that_went_through_pathlib():
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "expected"),
     [
         ("https://host/run", "web server"),
         ("s3://bucket", "must name a folder or file"),
@@ -64,11 +64,11 @@ def test_a_uri_that_went_through_pathlib():
         ("hdfs://localhost:1/x", None),
     ],
 )
-def test_what_leads_nowhere(given, told):
-    if told is None:
-        assert open_place(given).path == "/x"  # found out when it is asked
+def test_uris_that_cannot_be_opened(given, expected):
+    if expected is None:
+        assert open_place(given).path == "/x"  # found out at the first request
         return
-    with pytest.raises(InputError, match=rf"{told}.*Fix: "):
+    with pytest.raises(InputError, match=rf"{expected}.*Fix: "):
         open_place(given)
 
 

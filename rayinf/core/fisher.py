@@ -78,22 +78,22 @@ def _precise(loss: RowLoss, logits: Tensor) -> Tensor:
     return logits.double() if getattr(loss, "doubles", False) else logits
 
 
-def carried(gradient_bc: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def scale_rows(gradient_bc: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Gradients of rows as `(g [B, C] in dtype, s [B, 1] in float64)`, `gradient = s g`, s a power of two.
 
     `s` is 1 but for rows whose gradient is under `LEAST_GRADIENT`: of these g is of size 1.
     """
-    scale_b1 = _carrier(gradient_bc.abs().amax(1, keepdim=True))
+    scale_b1 = _power_of_two(gradient_bc.abs().amax(1, keepdim=True))
     return (gradient_bc / scale_b1).to(dtype), scale_b1
 
 
-def carried_together(gradient: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
+def scale_together(gradient: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
     """The same with one power of two for all rows, for what is summed over them."""
-    scale = _carrier(gradient.abs().amax())
+    scale = _power_of_two(gradient.abs().amax())
     return (gradient / scale).to(dtype), float(scale)
 
 
-def _carrier(size: Tensor) -> Tensor:
+def _power_of_two(size: Tensor) -> Tensor:
     size = size.detach().double()
     exponent = torch.frexp(size).exponent
     small = (size > 0) & (size < LEAST_GRADIENT)

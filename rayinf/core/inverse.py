@@ -49,7 +49,7 @@ def out_of_range(queries: Queries) -> bool:
     return not bool(((size_q <= _MOST) & (size_q >= 1 / _MOST)).all())
 
 
-def carried_queries(queries: Queries) -> tuple[Queries, Tensor]:
+def scale_queries(queries: Queries) -> tuple[Queries, Tensor]:
     """Queries of size 1, and the power of two `[Q]` of each."""
     size_q = _sizes(queries).double()
     exponent = torch.frexp(size_q).exponent

@@ -113,7 +113,7 @@ def precondition(vectors: dict[str, Tensor], source: Arrays, solver: Solver) -> 
     with _threads(sum(v.numel() for v in vectors.values()) > _LARGE_QUERIES):
         solved = _solved(vectors, held, solver, dtype)
         if dtype is torch.float32 and inverse.out_of_range({k: v.to(dtype) for k, v in solved.items()}):
-            solved, scale_q = inverse.carried_queries(_solved(vectors, held, solver, torch.float64))
+            solved, scale_q = inverse.scale_queries(_solved(vectors, held, solver, torch.float64))
             scale = {} if bool((scale_q == 1).all()) else {"scale": scale_q.numpy()}
     flat = {f"flat/{name}": np.ones(1) for name in _flat(held, solver)}
     return {**{f"U/{k}": v.numpy().astype(solver.dtype, copy=False) for k, v in solved.items()}, **scale, **flat}

@@ -9,7 +9,7 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 # The rank of a candidate that could not be trained: the last one.
-HOPELESS = (-np.inf, -np.inf)
+UNTRAINED = (-np.inf, -np.inf)
 
 
 def relative_change(new: Array, old: Array) -> Array:

@@ -14,7 +14,7 @@ from rayinf.store.failures import StoreAwayError, away, lasting, may_pass, short
 
 T = TypeVar("T")
 # How long requests to a store are repeated; for less where it has never answered, since its address may be wrong.
-PATIENCE_SECONDS, FIRST_SECONDS = 120.0, 20.0
+RETRY_SECONDS, FIRST_SECONDS = 120.0, 20.0
 # The first pause, the longest, and after how long a message is printed.
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 0.1, 5.0
 _QUIET_SECONDS = 2.0
@@ -41,14 +41,14 @@ class Retries:
         self._answered = self._reported = False
 
     @property
-    def patience(self) -> float:
+    def limit(self) -> float:
         """Seconds for which requests are repeated."""
-        return PATIENCE_SECONDS if self._answered else FIRST_SECONDS
+        return RETRY_SECONDS if self._answered else FIRST_SECONDS
 
     @property
     def longest(self) -> float:
         """Seconds after which any request has ended or been given up; 0 before the store has ever answered."""
-        return PATIENCE_SECONDS + 6 * _LONGEST_SECONDS if self._answered else 0.0
+        return RETRY_SECONDS + 6 * _LONGEST_SECONDS if self._answered else 0.0
 
     def call(self, request: Callable[[], T], place: str) -> T:
         """The answer to a request that may be made again.
@@ -79,7 +79,7 @@ class Retries:
                         raise
                     raise problem from error
                 waited = self._failed(begin, error)
-                if waited > self.patience:
+                if waited > self.limit:
                     raise StoreAwayError(*away(place, waited, error)) from error
             else:
                 self._succeeded()
@@ -96,7 +96,7 @@ class Retries:
             reports = waited > _QUIET_SECONDS and not self._reported
             self._reported = self._reported or reports
         if reports:
-            _report(f"{self.name} does not answer ({short(error)}): trying again for up to {self.patience:.0f} s.")
+            _report(f"{self.name} does not answer ({short(error)}): trying again for up to {self.limit:.0f} s.")
         return waited
 
     def _succeeded(self) -> None:

@@ -128,38 +128,9 @@ class StorePath:
             found.append(place)
         return tuple(found)
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The names below the store's root."""
-        return tuple(self.inner.split("/"))
-
     def with_name(self, name: str) -> StorePath:
         """Another file in the same folder."""
         return self.parent / name
-
-    def relative_to(self, other: StorePath) -> PurePosixPath:
-        """The path from another place to this one.
-
-        Raises:
-            ValueError: this one does not lie there.
-        """
-        return PurePosixPath(self.path).relative_to(other.path)
-
-    def as_posix(self) -> str:
-        """As text."""
-        return str(self)
-
-    def as_uri(self) -> str:
-        """As text."""
-        return str(self)
-
-    def expanduser(self) -> StorePath:
-        """Itself."""
-        return self
-
-    def absolute(self) -> StorePath:
-        """Itself."""
-        return self
 
     def _info(self) -> pafs.FileInfo:
         return self.filesystem.get_file_info(self.path)
@@ -175,10 +146,6 @@ class StorePath:
     def is_dir(self) -> bool:
         """Whether it is a folder; in an object store, whether any object is below it."""
         return bool(self._info().type == pafs.FileType.Directory)
-
-    def is_symlink(self) -> bool:
-        """False."""
-        return False
 
     def stat(self) -> Stat:
         """Its size and the time of its last change.

@@ -348,7 +348,7 @@ def test_such_a_layer_is_refused_by_the_whole_job(length: int, curvature: str) -
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_tiny_gradients(half: torch.dtype) -> None:
-    """Gradients of sure rows are of size 1e-7: under what fp16 holds, were they not carried larger."""
+    """Gradients of sure rows are of size 1e-7: under what fp16 holds, were they not scaled."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).eval()
     x, y = torch.randn(8, 6), torch.arange(8) % 3

@@ -223,7 +223,7 @@ def test_an_attack_stays_in_its_range() -> None:
 
 @lru_cache
 def toy() -> tuple[rayinf.Task, pd.DataFrame, pd.DataFrame]:
-    """The toy of Chhabra 2024: two isotropic Gaussians in the plane, 150 + 100 rows, a group that goes with the class."""
+    """The toy of Chhabra 2024: two isotropic Gaussians in the plane, 150 + 100 rows, a group that follows the class."""
     rng = np.random.default_rng(11)
 
     def draw(n: int) -> pd.DataFrame:

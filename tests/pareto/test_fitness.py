@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from rayinf.pareto.fitness import HOPELESS, fitness, rank, relative_change
+from rayinf.pareto.fitness import UNTRAINED, fitness, rank, relative_change
 
 
 def written_out(delta: list[float], targets: list[int]) -> float:
@@ -46,7 +46,7 @@ def test_ties_go_to_the_higher_mean_gain_of_the_targets():
 
 def test_at_minus_infinity_the_worst_target_ranks():
     better, worse = rank(np.array([-0.1, 0.9, 0]), [0, 1]), rank(np.array([-0.2, 5.0, 0]), [0, 1])
-    assert better > worse > HOPELESS and better[0] == worse[0] == -math.inf
+    assert better > worse > UNTRAINED and better[0] == worse[0] == -math.inf
     assert rank(np.array([0.1, 0.1, -5.0]), [0, 1]) > better
 
 

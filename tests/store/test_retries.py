@@ -51,7 +51,7 @@ def test_a_long_wait_is_reported_once_and_its_end_too(messages, monkeypatch):
 
 
 def test_it_gives_up_and_later_requests_do_not_wait(messages, monkeypatch):
-    monkeypatch.setattr(retries, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(retries, "RETRY_SECONDS", 0.3)
     held = Retries("s3://b")
     assert held.call(Request(0), "s3://b/x") == "answer"
     with pytest.raises(

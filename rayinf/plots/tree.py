@@ -51,7 +51,7 @@ class TreeView:
 
 
 def export_text(view: TreeView, decimals: int) -> str:
-    """The rules of a tree as text, with the value and the rows of every leaf.
+    """The rules of a tree as text, a line a node, with its value and its rows.
 
     Args:
         view: of the tree.
@@ -64,20 +64,14 @@ def export_text(view: TreeView, decimals: int) -> str:
     if depth > _DEEPEST:  # scikit-learn descends by recursion
         raise InputError(f"A tree of {depth:,} levels cannot be read as text.", "pass a smaller max_depth, such as 4.")
     text: str = sklearn.tree.export_text(view.tree, max_depth=max(depth, 1), decimals=view.digits)
-    # Leaves are numbered in the order of the text.
-    leaves = iter(np.flatnonzero(view.tree.tree_.children_left < 0))
-
-    def leaf(found: re.Match[str]) -> str:
-        k = int(next(leaves))
-        return f"{view.values[k]:+.{decimals}g} ({view.rows(k)})"
-
-    def split(found: re.Match[str]) -> str:
-        k, sign = int(found[1]), found[2]
-        pair = view.pairs[k]
-        return f"{view.names[k]} {sign} {found[3]}" if pair is None else pair[sign == ">"]
-
-    text = re.sub(r"value: \[.*\]$", leaf, text.rstrip("\n"), flags=re.MULTILINE)
-    return re.sub(r"feature_(\d+) (<=|>) +(\S+)$", split, text, flags=re.MULTILINE)
+    lines = [f"all rows: {view.values[0]:+.{decimals}g} ({view.rows(0)})"]
+    # A node has one line with its rule; nodes are numbered in the order of these. Further lines repeat leaves' values.
+    for found in re.finditer(r"^([| ]*\|--- )feature_(\d+) (<=|>) +(\S+)$", text, re.MULTILINE):
+        node, column, sign = len(lines), int(found[2]), found[3]
+        pair = view.pairs[column]
+        rule = f"{view.names[column]} {sign} {found[4]}" if pair is None else pair[sign == ">"]
+        lines.append(f"{found[1]}{rule}: {view.values[node]:+.{decimals}g} ({view.rows(node)})")
+    return "\n".join(lines)
 
 
 def draw(view: TreeView, path: str | AnyPath, title: str) -> AnyPath:

@@ -161,7 +161,7 @@ class InfluenceTree(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         return leaves
 
     def export_text(self, decimals: int = 3) -> str:
-        """The tree as text, by scikit-learn's `export_text`: the rules, and of each leaf the shrunk value and rows.
+        """The tree as text, by scikit-learn's `export_text`: a line a node, its rule, its shrunk value and its rows.
 
         Thresholds are rounded as the columns allow; `tree_` has them in full.
 

@@ -108,6 +108,7 @@ def capture(
     captured = Capture(half, attached)
     modules = dict(model.named_modules())
     ruled = [b for b in blocks if b.kind != "loose"]
+    # Gradients are needed of the valued weights' layers alone: others are not recorded by autograd.
     wanted = {name for b in ruled for name in b.parameters}
     before = {name: value.requires_grad for name, value in model.named_parameters()}
     handles = []

@@ -172,4 +172,4 @@ def _signed(sums: Tensor, counts: Tensor) -> Tensor:
 
 def _absolute(sums: Tensor, counts: Tensor) -> Tensor:
     gap = _signed(sums, counts)
-    return torch.where(gap >= 0, gap, -gap)
+    return torch.where(gap >= 0, gap, -gap)  # not abs(), whose derivative at 0 is 0

@@ -224,7 +224,7 @@ class RecordedRows:
             return v
         leaf = v.detach().requires_grad_(True)
         self._leaves.append(leaf)
-        out = leaf * 1
+        out = leaf * 1  # a leaf has no edge through which gradients could be recorded
         self._captured.record(_INPUT, leaf, out)
         return out
 

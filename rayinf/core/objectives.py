@@ -283,6 +283,7 @@ def _mixture(target: Target, totals: Tensor, counts: Tensor) -> tuple[Tensor | N
     combine = target.objective.combine
     if combine is None:
         return None, totals
+    # `combine` is linearised at the sums: its slopes are the weights with which group queries add up.
     leaf = totals.detach().clone().requires_grad_(True)
     with torch.enable_grad():
         with user_code(

@@ -266,6 +266,7 @@ def row_keys(x: Array, labels: Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
         padded = np.zeros((len(x), -(-raw.shape[1] // 8) * 8), np.uint8)
         padded[:, : raw.shape[1]] = raw
         words = padded.view(np.uint64)
+    # Odd multipliers, one a word: words that change places give another sum, and no bit of a word is lost.
     odd = mix(np.arange(1, words.shape[1] + 1, dtype=np.uint64)) | np.uint64(1)
     with np.errstate(over="ignore"):
         key = (mix(words) * odd).sum(axis=1, dtype=np.uint64)

@@ -27,7 +27,7 @@ from rayinf.data.files import (
     write_part,
     write_whole,
 )
-from rayinf.data.packed_names import Numbered
+from rayinf.data.packed_names import PackedNames
 from rayinf.errors import RayinfError
 from rayinf.store.places import AnyPath, StorePath
 
@@ -70,7 +70,7 @@ class CheckedFolder:
     def __init__(self, path: AnyPath, owner: str) -> None:
         self.path, self._owner = path, owner
         # Packed, since a run may have 100,000 files and more: SHA-256, bytes, rows, and whether the file was checked.
-        self._held = Numbered(_SHA + 2 * _NUMBER + len(_CHECKED))
+        self._held = PackedNames(_SHA + 2 * _NUMBER + len(_CHECKED))
         self._gone: set[str] = set()
         self._begun = False
         self._lines = AppendedFile(path / MANIFEST)

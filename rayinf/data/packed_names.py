@@ -11,7 +11,7 @@ _DIGITS = 5
 _FARTHEST = 1 << 16
 
 
-class Numbered(MutableMapping[str, bytes]):
+class PackedNames(MutableMapping[str, bytes]):
     """Values of one size in bytes, by name. `scores/part-00012.parquet` is at position 12 of the array of its kind.
 
     Names are iterated in order, numbers by their value.

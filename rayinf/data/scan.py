@@ -253,6 +253,7 @@ def repeated_ids(read: Callable[[], Iterator[Array]], rows: int) -> list[Any]:
 
     passes = -(-rows // _IDS_PER_PASS)
     for k in range(passes):
+        # A pass takes the ids of one remainder of the hash: equal ids are always in the same pass.
         kept = [ids[_hash(ids) % np.uint64(passes) == k] if passes > 1 else ids for ids in read()]
         series = pd.Series(np.concatenate(kept))
         if twice := series[series.duplicated()].tolist():

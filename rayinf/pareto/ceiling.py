@@ -123,9 +123,9 @@ def find(source: Source, options: Options) -> Found:
     active = [k for k, held in enumerate(used) if len(held) > 1]
     searches = {k: _Search(first, k, used[k], options) for k in active}
     _pass_until_done(source, searches, options.passes)
-    draws = _Draws(min(first.rows, GROUPS), options)
-    gain = _gain(searches[0], absolute[0], draws) if 0 in searches else None
-    cross = _cross_fit((searches[1], searches[2]), absolute, draws) if 1 in searches else None
+    bootstrap = _Bootstrap(min(first.rows, GROUPS), options)
+    gain = _gain(searches[0], absolute[0], bootstrap) if 0 in searches else None
+    cross = _cross_fit((searches[1], searches[2]), absolute, bootstrap) if 1 in searches else None
     shown = thinned(first.samples[0], options.near, options.seed)
     in_halves = np.isin(np.arange(len(total)), used[1]) if len(used) > 1 else None
     return Found(first.regions, first.moments, total, shown, gain, cross, in_halves)
@@ -201,7 +201,7 @@ def _pass_until_done(source: Source, searches: dict[int, _Search], passes: int) 
             search.close()
 
 
-class _Draws:
+class _Bootstrap:
     """The bootstrap: multinomial weights of groups of rows, the same for every ratio that is resampled."""
 
     def __init__(self, groups: int, options: Options) -> None:
@@ -220,7 +220,7 @@ class _Draws:
         return np.concatenate(found)
 
 
-def _gain(search: _Search, absolute: Array, draws: _Draws) -> Gain:
+def _gain(search: _Search, absolute: Array, bootstrap: _Bootstrap) -> Gain:
     """The certificate over all classes, with its interval: a first-order bootstrap at fixed prices.
 
     `gain = min over pi >= 0 of sum_i |P_i pi| / sum_k pi_k b_k`, whose slope in the weights of rows at the best pi is
@@ -231,11 +231,11 @@ def _gain(search: _Search, absolute: Array, draws: _Draws) -> Gain:
     y, prices = np.zeros(len(total)), np.zeros(len(total))
     y[used] = found.y
     prices[used] = found.y / total[used]
-    low, high = np.quantile(draws.ratios(found.values, absolute @ prices), _LEVELS)
+    low, high = np.quantile(bootstrap.ratios(found.values, absolute @ prices), _LEVELS)
     return Gain(found.upper, found.lower, (float(low), float(high)), y, prices, total, used, found.passes)
 
 
-def _cross_fit(searches: tuple[_Search, _Search], absolute: list[Array], draws: _Draws) -> CrossFit:
+def _cross_fit(searches: tuple[_Search, _Search], absolute: list[Array], bootstrap: _Bootstrap) -> CrossFit:
     """Both directions, their mean, and an interval over rows at fixed weights."""
     used = searches[0].used
     by_class = np.full((2, absolute[0].shape[1]), np.nan)
@@ -244,7 +244,7 @@ def _cross_fit(searches: tuple[_Search, _Search], absolute: list[Array], draws: 
         sums = absolute[2 - k][:, used]  # of the half that judges
         by_class[k, used] = search.judged.sum(0) / sums.sum(0)
         least.append(float(by_class[k, used].min()))
-        ends.append(_of_least(by_class[k, used], draws.ratios(search.judged, sums)))
+        ends.append(_of_least(by_class[k, used], bootstrap.ratios(search.judged, sums)))
     low, high = np.mean(ends, axis=0)
     gains = (searches[0].certifier.upper, searches[1].certifier.upper)
     return CrossFit((least[0] + least[1]) / 2, (float(low), float(high)), (least[0], least[1]), by_class, gains)

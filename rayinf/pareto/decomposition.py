@@ -233,6 +233,7 @@ class Search:
             if found is None:
                 return None
             gap = bound - found.value
+            # The bounds have met; or they are as near as rounding allows, and this pass did not halve their distance.
             met = gap <= _GAP * scale or (gap <= _ROUNDING * scale and bound > before - gap / 2)
             if met or (enough < np.inf and (found.value >= enough or bound < enough)):
                 return self._optimum(found, best)

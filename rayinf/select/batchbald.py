@@ -83,7 +83,7 @@ class _Configurations:
 
     def posterior(self) -> tuple[Array, Array]:
         """The weight `[m]` of each configuration, and the samples' probabilities given it, `[m, S]`."""
-        most_m1 = self.logs_ms.max(1, keepdims=True)
+        most_m1 = self.logs_ms.max(1, keepdims=True)  # subtracted before exp, which would underflow
         p_ms = np.exp(self.logs_ms - most_m1)
         total_m1 = p_ms.sum(1, keepdims=True)
         count, samples = p_ms.shape

@@ -88,10 +88,11 @@ class Retries:
             pause = min(2 * pause, _LONGEST_SECONDS)
 
     def _failed(self, begin: float, error: BaseException) -> float:
-        """Seconds since which the store has not answered, or this request has failed, whichever is less."""
+        """Seconds since the store has stopped answering or this request began, whichever is longer ago."""
         now = time.monotonic()
         with self._lock:
             self._since = now if self._since is None else self._since
+            # A request that began before the store failed has been waiting for longer than the store has failed.
             waited = now - min(begin, self._since)
             reports = waited > _QUIET_SECONDS and not self._reported
             self._reported = self._reported or reports

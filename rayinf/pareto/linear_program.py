@@ -16,10 +16,10 @@ import numpy as np
 from rayinf.errors import RunError
 
 Array = np.ndarray[Any, Any]
-Options = Mapping[str, bool | int | float | str]
+HighsOptions = Mapping[str, bool | int | float | str]
 _DUAL, _PRIMAL = 1, 4
 # Of every program; `threads` and `parallel`: see `Highs`.
-_COMMON: Options = {
+_COMMON: HighsOptions = {
     "output_flag": False,
     "threads": 1,
     "parallel": "off",
@@ -28,7 +28,7 @@ _COMMON: Options = {
     "dual_feasibility_tolerance": 1e-9,
 }
 # Of programs whose rows come in units that fit; HiGHS's own scaling has made it give up there.
-MASTER: Options = {"solver": "simplex", "simplex_scale_strategy": 0, "small_matrix_value": 1e-12}
+MASTER: HighsOptions = {"solver": "simplex", "simplex_scale_strategy": 0, "small_matrix_value": 1e-12}
 
 
 class Highs(highspy.Highs):
@@ -41,7 +41,7 @@ class Highs(highspy.Highs):
         options: of HiGHS, by name.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: HighsOptions) -> None:
         super().__init__()
         for name, value in {**_COMMON, **options}.items():
             self.setOptionValue(name, value)
@@ -101,7 +101,7 @@ def solve(
     points: Array,
     floor: Array,
     goal: Goal,
-    options: Options = MASTER,
+    options: HighsOptions = MASTER,
     start: highspy.HighsBasis | None = None,
 ) -> Mixture | None:
     """The best mixture of points, with some rows free in their bounds; None where the demands cannot be met.

@@ -145,7 +145,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Where in the user's own files an error was raised, if it was there."""
+    """The file and line of the user's own code at which an error was raised; empty without one."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*_NOT_THEIRS, "<"))]
     theirs = [f for f in frames if "site-packages" not in f.filename]
     return f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""

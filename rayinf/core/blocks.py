@@ -160,7 +160,7 @@ def require_rules(model: nn.Module, blocks: Iterable[Block], who: str) -> None:
 
 
 def _shared(model: nn.Module, block: Block) -> str:
-    """Of a tied weight, the other names that it has."""
+    """The other names of a tied weight."""
     own = dict(model.named_parameters())[block.parameters[0]]
     names = [n for n, v in model.named_parameters(remove_duplicate=False) if v is own and n != block.parameters[0]]
     return f", tied to {' and '.join(names)}" if names else ""

@@ -81,14 +81,14 @@ def _precise(loss: RowLoss, logits: Tensor) -> Tensor:
 def scale_rows(gradient_bc: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Gradients of rows as `(g [B, C] in dtype, s [B, 1] in float64)`, `gradient = s g`, s a power of two.
 
-    `s` is 1 but for rows whose gradient is under `LEAST_GRADIENT`: of these g is of size 1.
+    `s` is 1, except for rows whose gradient is under `LEAST_GRADIENT`: their g is scaled to a size of 1.
     """
     scale_b1 = _power_of_two(gradient_bc.abs().amax(1, keepdim=True))
     return (gradient_bc / scale_b1).to(dtype), scale_b1
 
 
 def scale_together(gradient: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
-    """The same with one power of two for all rows, for what is summed over them."""
+    """The same with one power of two for all rows, so that sums over rows can be scaled back."""
     scale = _power_of_two(gradient.abs().amax())
     return (gradient / scale).to(dtype), float(scale)
 
@@ -194,7 +194,7 @@ def _hessian_factor(logits: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
 
 
 def _logit_hessian(logits: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
-    """By a second backward pass for each logit, for all rows at once: rows do not mix.
+    """The Hessian by a second backward pass for each logit, for all rows at once: rows do not mix.
 
     Raises:
         InputError: the loss cannot be differentiated twice.

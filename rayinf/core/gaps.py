@@ -38,7 +38,7 @@ class Gap(Objective):
         return (self.name,) if len(levels) <= 2 else tuple(f"{self.name}_{level}" for level in levels)
 
     def settle(self, labels: tuple[Any, ...]) -> Objective:
-        """The same with the favourable class as its logit.
+        """The same objective, with the favourable class as its position among the logits.
 
         Raises:
             InputError: no such label, or none given among more than two.

@@ -45,7 +45,7 @@ class LayerInputs:
         return self.a_brti.shape[2] == 1
 
     def narrow(self, u: Tensor) -> Tensor:
-        """Of a matrix over all `i` columns, those that the tile has."""
+        """The tile's columns of a matrix over all `i` columns."""
         return u if self.columns is None else u[..., self.columns]
 
     def add_to(self, out: Tensor, value: Tensor) -> None:

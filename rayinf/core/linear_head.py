@@ -142,7 +142,7 @@ class HeadRows:
         return z_bce, ez_bei
 
     def _in_eigenbasis(self, inverse: Inverse) -> tuple[Tensor, Tensor]:
-        """The same in an eigenbasis: `U_c = Q_G [(Q_G' e_c) (a~'Q_A) * D] Q_A'`."""
+        """As `_dense`, in an eigenbasis: `U_c = Q_G [(Q_G' e_c) (a~'Q_A) * D] Q_A'`."""
         k, i = self._w_cd.shape[0], self._a_bi.shape[1]
         eigenbasis = inverse.eigenbases.get(self._name)
         if eigenbasis is None:

@@ -55,7 +55,7 @@ class MixedRows(Protocol):
         ...
 
     def jacobians(self, inverse: Inverse) -> tuple[Tensor, Tensor]:
-        """Of every contrast of logits: `J_x`, and `M' (n Hbar)^-1 J_theta'`, each `[B, K - 1, d]`."""
+        """`J_x` and `M' (n Hbar)^-1 J_theta'` of every contrast of logits, each `[B, K - 1, d]`."""
         ...
 
     def columns(self, f_bdk: Tensor, inverse: Inverse | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a training row's value is measured by: an objective is a differentiable function of the validation rows.
+"""Objectives: differentiable functions of the validation rows, by which the training rows are valued.
 
 Each objective needs group sums `S_k = sum of rows(logits, labels) over the validation rows of group k`, which
 merge over shards, and either takes each group as a column of its own or combines them into one number.
@@ -171,7 +171,7 @@ def weights(targets: Sequence[Target], codes: Mapping[str, Tensor], half: Tensor
 
 
 def _chosen(objective: Objective, labels: Tensor) -> Tensor:
-    """Which rows an objective takes, `[B]`.
+    """Whether each row enters an objective, `[B]`.
 
     Raises:
         InputError: `where` raises, or does not return one value a row.
@@ -279,7 +279,7 @@ def query_vectors(
 
 
 def _mixture(target: Target, totals: Tensor, counts: Tensor) -> tuple[Tensor | None, Tensor]:
-    """How a target mixes its group sums, `[columns, W]` (the slope of `combine`; None: not at all), and its values."""
+    """The weights of a target's group sums, `[columns, W]` (the slope of `combine`; None without it), and its values."""
     combine = target.objective.combine
     if combine is None:
         return None, totals

@@ -1,4 +1,4 @@
-"""How uncertain a model is of a row: the larger, the more useful is its label. Pure functions, in float64.
+"""Measures of a model's uncertainty about a row: the larger, the more useful is its label. Pure, in float64.
 
 For logits `[B, C]`: `entropy`, `margin`, `least_confidence`. For draws of a model with dropout: `bald`.
 """

@@ -58,7 +58,7 @@ class AppendedFile:
             self.flush()
 
     def hold(self, line: bytes) -> None:
-        """Of a store: add a line that is written with the next one."""
+        """Add a line that is written with the next one (in a store)."""
         self._waiting.append(line)
 
     def flush(self) -> None:
@@ -103,7 +103,7 @@ class AppendedFile:
         return found
 
     def join(self) -> None:
-        """Of a store: put the lines of all parts into the file.
+        """Put the lines of all parts into the file (in a store).
 
         Raises:
             OSError: it cannot be read or written.
@@ -118,7 +118,7 @@ class AppendedFile:
             self.replace(write)
 
     def clean(self) -> None:
-        """Of a store: remove parts of an earlier file, which a crash has left."""
+        """Remove parts of an earlier file, which a crash has left (in a store)."""
         if isinstance(self.path, StorePath):
             tag = self._find()[0]
             for part in parts(self.path):

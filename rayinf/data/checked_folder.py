@@ -104,7 +104,7 @@ class CheckedFolder:
         return Entry(name, size, held[:_SHA], rows)
 
     def names(self) -> Iterator[str]:
-        """Of all files that are listed, in order, numbers by their value."""
+        """The names of all listed files, in order, numbers by their value."""
         return iter(self._held)
 
     def add(self, entry: Entry, soon: bool = False) -> None:
@@ -173,7 +173,7 @@ class CheckedFolder:
         self.add(Entry(name, *write_json(self.path / name, value)))
 
     def json(self, name: str) -> Any:
-        """What a JSON file holds; None where it is not sound."""
+        """The content of a JSON file; None where it is not sound."""
         with self._reread(name) as file:
             return None if file is None else json.loads(file.read_text())
 
@@ -220,7 +220,7 @@ class CheckedFolder:
                 yield held if sound else None
 
     def join(self) -> None:
-        """Of a store: put the parts of the manifest together.
+        """Join the parts of the manifest (in a store).
 
         Raises:
             RunError: it cannot be written.
@@ -258,7 +258,7 @@ class CheckedFolder:
 
 
 def differs(folder: AnyPath, entry: Entry) -> str | None:
-    """How a file differs from its line in the manifest; None where it does not."""
+    """The difference of a file from its line in the manifest; None without one."""
     path = folder / entry.file
     try:
         if path.stat().st_size != entry.size:

@@ -15,7 +15,7 @@ _TABLES = {
     "pool": "the pool",
     "labeled": "the labelled table",
 }
-# Of a table's description: how its rows are cut.
+# The key of a table's description for the sizes of its shards.
 SHARDS = "shards"
 _NAMES = {
     "loss": "the loss function",

@@ -24,7 +24,7 @@ from rayinf.store.places import AnyPath, StorePath
 Arrays = dict[str, np.ndarray[Any, Any]]
 _TEMPORARY = re.compile(r"\.tmp\.([0-9a-f]{32})$")
 _READ_BYTES = 1 << 20
-# What begins the names of local temporaries of files that go to a store.
+# The prefix of local temporaries of files that go to a store.
 _OF_STORES, _LONGEST_NAME = "rayinf-", 80
 CHECKSUM = "checksum"
 

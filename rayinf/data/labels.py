@@ -39,7 +39,7 @@ class Classes:
 
 
 def make_classes(counts: Mapping[Any, int], logits: int, given: Sequence[Any] | None = None) -> Classes:
-    """Which label stands for which logit.
+    """The label of every logit.
 
     Integer labels that all lie in `[0, logits)` name their logit, and so does text that writes such integers. Other
     labels are taken in sorted order, numbers that are written as text by their value, if there are as many as logits

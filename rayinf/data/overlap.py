@@ -39,7 +39,7 @@ def labelled_already(labeled: Table, pool: Table, row_id: str | None) -> Array:
         if _kind(ids.type) != _kind(known.type):
             raise InputError(
                 f"labeled has row ids of type {known.type} ({columns[0]!r}), and pool of type {ids.type} "
-                f"({columns[1]!r}): so it is unknown which rows of the pool are labelled already.",
+                f"({columns[1]!r}); which of the pool's rows are labelled already is unknown.",
                 "store both as integers, or both as text.",
             )
         common = pa.decimal128(20) if pa.types.is_integer(ids.type) and ids.type != known.type else ids.type

@@ -74,7 +74,7 @@ class PackedNames(MutableMapping[str, bytes]):
                     yield f"{kind[0]}{k:0{_DIGITS}d}{kind[1]}"
 
     def __len__(self) -> int:
-        """How many names have a value."""
+        """The number of names with a value."""
         return self._count
 
     def _find(self, name: str) -> tuple[bytearray | None, int]:

@@ -24,7 +24,7 @@ _FETCHED = 64 << 20
 
 @dataclass(frozen=True)
 class PartPlace:
-    """Where a stage writes the parts of its shards; picklable.
+    """The folder to which a stage writes the parts of its shards; picklable.
 
     Attributes:
         run: the run's folder.

@@ -1,7 +1,7 @@
 """The digest of a column: of its rows in their order, the same however they are cut into files, shards and batches.
 
 Each row has a 128-bit hash of its bytes, mixed with its position; a column's digest is the sum of these. A changed
-value, a row more, and two rows that are swapped each give another one, but for a chance of about 2^-64.
+value, a further row, and two swapped rows each give another digest, except with a probability of about 2^-64.
 """
 
 from __future__ import annotations

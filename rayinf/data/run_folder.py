@@ -23,9 +23,9 @@ from rayinf.store.retries import listeners
 RECORD = "run.json"
 LOG = "log.jsonl"
 RUNNING, FINISHED = "running", "finished"
-# Where the parts of the scored table lie.
+# The folder of the parts of the scored table.
 SCORES = "scores"
-# Where they lie before a forest has ranked them.
+# Their folder before a forest has ranked them.
 UNRANKED = "unranked"
 
 

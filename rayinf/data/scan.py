@@ -78,7 +78,7 @@ class TableScan:
         return {"rows": self.rows, **self.digests}
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it: counts as pairs, since its keys are text alone."""
+        """The scan as JSON: counts as pairs, since keys of JSON are text."""
         joint = {k: [(g, list(v.items())) for g, v in found.items()] for k, found in self.joint.items()}
         return {**asdict(self), "counts": {k: list(v.items()) for k, v in self.counts.items()}, "joint": joint}
 

@@ -165,7 +165,7 @@ class Scores:
         return self.source.to_table(columns)
 
     def batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """The same, some thousand rows at a time."""
+        """Columns of the source, in row order, some thousand rows at a time."""
         if isinstance(self.source, pa.Table):
             yield from self.source.select(columns).to_batches(max_chunksize=READ_ROWS)
         else:

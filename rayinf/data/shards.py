@@ -52,7 +52,7 @@ class Shards(Sequence[Shard]):
         return Shard(index, start, rows, self._files[file], group, offset)
 
     def __len__(self) -> int:
-        """How many."""
+        """The number of shards."""
         return len(self._held)
 
     def __eq__(self, other: object) -> bool:
@@ -60,7 +60,7 @@ class Shards(Sequence[Shard]):
         return isinstance(other, Sequence) and len(other) == len(self) and all(a == b for a, b in zip(self, other))  # noqa: B905
 
     def __hash__(self) -> int:
-        """By the numbers."""
+        """The hash of the numbers."""
         return hash(self._held.tobytes())
 
 
@@ -85,5 +85,5 @@ class ByIndex(Mapping[int, Shard]):
         return (int(k) for k in self._keys)
 
     def __len__(self) -> int:
-        """How many."""
+        """The number of shards."""
         return len(self._keys)

@@ -194,7 +194,7 @@ def could_hold(root: str, place: str) -> bool:
 
 
 def _data(filesystem: pafs.FileSystem, files: list[str], root: str, listed: set[str] | None) -> list[str]:
-    """Those files that are data: not hidden, and not of a run folder, below the part that was given."""
+    """The files that are data: below the path that was given, neither hidden nor in a run folder."""
     base = base_of(root)
     named = [p for p in root[len(base) :].strip("/").split("/") if p.startswith((".", "_"))]
     runs: dict[str, bool] = {}

@@ -105,7 +105,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def plain_record(record: pa.RecordBatch) -> pa.RecordBatch:
-    """The same of a record batch."""
+    """A record batch whose views of text and bytes are converted."""
     kinds = [plain_type(f.type) for f in record.schema]
     if kinds == record.schema.types:
         return record
@@ -208,7 +208,7 @@ def _column(array: np.ndarray[Any, Any], name: str, column: str) -> pa.Array:
 
 
 def _mixed(array: np.ndarray[Any, Any]) -> str:
-    """Where an array of objects first changes its type."""
+    """The first two rows of an array of objects that differ in type, as text."""
     import pandas as pd
 
     if array.dtype != object or array.ndim != 1:

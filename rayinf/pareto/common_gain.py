@@ -11,7 +11,7 @@ import numpy as np
 from rayinf.pareto.linear_program import Goal, solve
 
 Array = np.ndarray[Any, Any]
-# Above so many rows the solve starts from the optimum over a sample of one row in so many.
+# With more rows, the solve starts from the optimum over a sample of one row in `_ONE_IN`.
 _FEW, _ONE_IN = 2000, 8
 _LOWER, _UPPER, _BASIC = (getattr(highspy.HighsBasisStatus, name) for name in ("kLower", "kUpper", "kBasic"))
 

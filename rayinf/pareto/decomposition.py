@@ -115,7 +115,7 @@ class Optimum:
         out = np.zeros(len(block))
         for direction, share in zip(self.directions, self.shares, strict=True):
             out += share * np.sign(_times(block, direction))
-        # Shares add up to 1 but for rounding; where all points agree, the row is at its bound.
+        # Shares add up to 1 up to rounding; where all points agree, the row is at its bound.
         out = np.where(np.abs(out) > 1.0 - _UNUSED, np.sign(out), out)
         first, last = np.searchsorted(self.positions, (start, start + len(block)))
         out[self.positions[first:last] - start] = self.v[first:last]

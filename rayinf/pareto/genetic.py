@@ -17,7 +17,7 @@ _LEAST_RADIUS = 1e-3
 
 @dataclass(frozen=True)
 class Breeding:
-    """How the next population is made. The defaults are those of Nahin 2025, Table 2.
+    """The settings of selection, crossover and mutation. The defaults are those of Nahin 2025, Table 2.
 
     Attributes:
         classes: K. A candidate's genes are K alphas and, with `radius`, one more: `[K + 1]`.

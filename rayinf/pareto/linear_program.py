@@ -18,7 +18,7 @@ from rayinf.errors import RunError
 Array = np.ndarray[Any, Any]
 HighsOptions = Mapping[str, bool | int | float | str]
 _DUAL, _PRIMAL = 1, 4
-# Of every program; `threads` and `parallel`: see `Highs`.
+# Options of every program; for `threads` and `parallel` see `Highs`.
 _COMMON: HighsOptions = {
     "output_flag": False,
     "threads": 1,
@@ -27,7 +27,7 @@ _COMMON: HighsOptions = {
     "primal_feasibility_tolerance": 1e-9,
     "dual_feasibility_tolerance": 1e-9,
 }
-# Of programs whose rows come in units that fit; HiGHS's own scaling has made it give up there.
+# Options of programs whose rows are scaled already: with its own scaling, HiGHS has failed on some of them.
 MASTER: HighsOptions = {"solver": "simplex", "simplex_scale_strategy": 0, "small_matrix_value": 1e-12}
 
 
@@ -62,7 +62,7 @@ class Highs(highspy.Highs):
 
 @dataclass(frozen=True)
 class Goal:
-    """What is maximised: `gain'x + height`, `x >= floor + height lift`, x the sums that the rows' v give.
+    """The objective to maximise: `gain'x + height`, `x >= floor + height lift`, x the sums that the rows' v give.
 
     Attributes:
         gain: `[D]`, what a unit of each sum is worth.

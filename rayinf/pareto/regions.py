@@ -60,7 +60,7 @@ class Regions:
 
     @classmethod
     def of(cls, p_bk: Array, codes: Array | None = None) -> Regions:
-        """Of some rows.
+        """The counts of some rows.
 
         Args:
             p_bk: influence vectors.
@@ -119,7 +119,7 @@ class Moments:
 
     @classmethod
     def of(cls, p_bk: Array) -> Moments:
-        """Of one or more rows."""
+        """The moments of one or more rows."""
         mean = p_bk.mean(0)
         centred = p_bk - mean
         return cls(len(p_bk), mean, centred.T @ centred)

@@ -14,9 +14,9 @@ from rayinf.errors import InputError, RayinfError
 from rayinf.store.places import AnyPath, draw_into, open_place
 
 Array = np.ndarray[Any, Any]
-# Above so many rows or columns the cells of a heat map are too small for numbers.
+# With more rows or columns, the cells of a heat map are too small for numbers.
 MOST_NUMBERS = 12
-# Above so many, axes are too short for all names.
+# With more names, an axis is too short for all of them.
 _MOST_NAMES = 30
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B", "#7F7F7F")
 

@@ -18,13 +18,13 @@ from rayinf.store.places import AnyPath
 
 Array = np.ndarray[Any, Any]
 HELPS, HARMS, MIXED = COLOURS[2], COLOURS[1], COLOURS[0]
-# Farther out than this share of the values, rows are drawn at the edge.
+# The axes show this share of the values; rows farther out are drawn at the edge.
 _INSIDE = 0.998
 
 
 @dataclass(frozen=True)
 class Plane:
-    """What is drawn.
+    """The content of the figure.
 
     Attributes:
         points: `[m, 2]`, values of the rows for both classes.

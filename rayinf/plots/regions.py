@@ -1,4 +1,4 @@
-"""Where a model of two features is positive and where negative, with the rows that it was fitted to.
+"""The regions in which a model of two features is positive or negative, with the rows that it was fitted to.
 
 See Chhabra 2024, Figure 1.
 """

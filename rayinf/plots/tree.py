@@ -28,7 +28,7 @@ _LETTERS, _LINES = 24, 3
 
 @dataclass(frozen=True)
 class TreeView:
-    """What is shown of a tree.
+    """A tree with the values and names to show.
 
     Attributes:
         tree: a fitted `DecisionTreeRegressor`.

@@ -57,7 +57,7 @@ def _through_fsspec(uri: str, scheme: str) -> tuple[pafs.FileSystem, str]:
 
 @dataclass(frozen=True)
 class Connection:
-    """How a store is reached: picklable, and connected in every process that uses it.
+    """A connection to a store: picklable, and opened in every process that uses it.
 
     Attributes:
         uri: with its credentials. Never shown.
@@ -107,19 +107,19 @@ class RetriedHandler(pafs.FileSystemHandler):  # type: ignore[misc]
         return self.connection.retries.call(request, f"{scheme}://{str(path).lstrip('/')}")
 
     def get_type_name(self) -> str:
-        """Of the plain file system."""
+        """The type of the plain file system."""
         return f"py::rayinf+{self.connection.plain.type_name}"
 
     def normalize_path(self, path: str) -> str:
-        """As the plain file system does."""
+        """The path as the plain file system normalises it."""
         return self.connection.plain.normalize_path(path)
 
     def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
-        """Of some paths."""
+        """Information about some paths."""
         return self._call(lambda: self.connection.plain.get_file_info(paths), paths[0] if paths else "")
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
-        """Of a folder's entries."""
+        """Information about a folder's entries."""
         return self._call(lambda: self.connection.plain.get_file_info(selector), selector.base_dir)
 
     def create_dir(self, path: str, recursive: bool) -> None:

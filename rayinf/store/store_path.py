@@ -70,17 +70,17 @@ class StorePath:
 
     @property
     def path(self) -> str:
-        """As pyarrow has it."""
+        """The path in pyarrow's form."""
         return f"{self.root}/{self.inner}" if self.inner else self.root or "/"
 
     @property
     def filesystem(self) -> pafs.FileSystem:
-        """Of the store, with retries."""
+        """The store's file system, with retries."""
         return self.connection.filesystem
 
     @property
     def scheme(self) -> str:
-        """Of the URI."""
+        """The scheme of the URI."""
         return self.connection.name.partition("://")[0]
 
     def __str__(self) -> str:
@@ -111,7 +111,7 @@ class StorePath:
 
     @property
     def suffix(self) -> str:
-        """Of the name."""
+        """The suffix of the name."""
         return PurePosixPath(self.path).suffix
 
     @property

@@ -279,7 +279,7 @@ def query_vectors(
 
 
 def _mixture(target: Target, totals: Tensor, counts: Tensor) -> tuple[Tensor | None, Tensor]:
-    """The weights of a target's group sums, `[columns, W]` (the slope of `combine`; None without it), and its values."""
+    """The weights of a target's group sums, `[columns, W]` (the slope of `combine`; None without), and its values."""
     combine = target.objective.combine
     if combine is None:
         return None, totals

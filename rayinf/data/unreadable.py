@@ -6,7 +6,7 @@ import re
 
 from rayinf.errors import InputError, RayinfError
 from rayinf.redaction import redact
-from rayinf.store.failures import has_no_bucket, is_denied, may_pass, short
+from rayinf.store.failures import lasting, may_pass, short
 
 _LOAD = "pass arrays (X, y) that numpy.load(...) gives."
 _CONVERT = "convert it first: {}, then .to_parquet(...); or pass a pandas.DataFrame, or arrays (X, y)."
@@ -61,19 +61,14 @@ def unreachable(path: str, error: object) -> RayinfError | None:
         return InputError(f"{place} is a folder, not a file.", "pass the folder, or the files in it.")
     if not isinstance(error, OSError):
         return None
-    if is_denied(error):
-        return InputError(
-            f"{place}: access is denied ({short(error)}).",
-            "check the credentials (environment, profile or role), and that they may list and read there.",
-        )
+    if (known := lasting(path, error)) is not None:
+        return known
     remote = re.search("AWS Error|google::cloud|Azure|HDFS", str(error))
     if remote and (may_pass(error) or re.search("resolve host|connect", str(error))):
         return InputError(
             f"{place} cannot be reached ({short(error)}).",
             "check the network, the endpoint and the region, or copy the table to a local folder.",
         )
-    if has_no_bucket(error) or re.search("NO_SUCH_KEY|RESOURCE_NOT_FOUND|[Nn]ot found|does not exist", str(error)):
-        return InputError(f"{place} does not exist ({short(error)}).", "check the bucket and the path.")
     if remote:
         return InputError(
             f"{place} cannot be read ({short(error)}).",

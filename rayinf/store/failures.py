@@ -65,7 +65,7 @@ def away(place: str, seconds: float, error: BaseException) -> tuple[str, str]:
     )
 
 
-def lasting(place: str, error: BaseException) -> OSError | None:
+def lasting(place: str, error: BaseException) -> StoreDeniedError | StoreMissingError | None:
     """The error for denied access or a bucket that does not exist; None for other causes."""
     if has_no_bucket(error):
         return StoreMissingError(

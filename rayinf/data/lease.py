@@ -10,10 +10,10 @@ import uuid
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from rayinf.data import disk, process, store_lease
 from rayinf.data.files import temporary
+from rayinf.data.store_lease import Content, Heartbeat, LeaseObject
 from rayinf.errors import InputError, RayinfError, RunError
 from rayinf.store.places import AnyPath, StorePath
 
@@ -31,13 +31,9 @@ _held: set[str] = set()
 class Lease:
     """Held from `acquire` to `release`. A thread renews it until the process ends."""
 
-    def __init__(self, path: AnyPath, name: str, held: store_lease.LeaseObject | None = None) -> None:
+    def __init__(self, path: AnyPath, name: str, held: _FileLease | LeaseObject) -> None:
         self._path, self._name = path, name
-        self._heart = (
-            store_lease.Heartbeat(self._renew, _BEAT_SECONDS)
-            if held is None
-            else store_lease.Heartbeat(held.renew, store_lease.BEAT_SECONDS)
-        )
+        self._heart = Heartbeat(held.renew, _BEAT_SECONDS if isinstance(path, Path) else store_lease.BEAT_SECONDS)
 
     @classmethod
     def acquire(cls, folder: AnyPath) -> Lease:
@@ -45,43 +41,19 @@ class Lease:
 
         Raises:
             InputError: another process holds it.
+            RayinfError: a store refuses, or does not answer.
             RunError: it cannot be written.
         """
-        name = uuid.uuid4().hex
-        if isinstance(folder, StorePath):
-            return cls._acquire_in_store(folder / LEASE, name)
-        path = folder / LEASE
-        try:
-            disk.used.make_folder(folder)
-            while not _take(path, name):
-                seen = _read(path)
-                if seen is not None and _is_alive(path, seen):
-                    raise InputError(*_in_use(folder, seen))
-                _set_aside(path, seen)
-        except OSError as error:
-            raise RunError(
-                f"{path} cannot be written: {str(error).rstrip('.')}.",
-                "free space or mend the permissions, or pass another folder as out.",
-            ) from error
-        _held.add(name)
-        return cls(path, name)
-
-    @classmethod
-    def _acquire_in_store(cls, path: StorePath, name: str) -> Lease:
-        """Take the lease of a folder in a store.
-
-        Raises:
-            InputError: another process holds it.
-            RayinfError: the store refuses, or does not answer.
-            RunError: it cannot be written.
-        """
-        held = store_lease.LeaseObject(path, _content(name))
+        name, path = uuid.uuid4().hex, folder / LEASE
+        content = _content(name)
+        held = LeaseObject(path, content) if isinstance(path, StorePath) else _FileLease(path, content)
         _held.add(name)  # before the lease is there for others to see
         try:
+            disk.used.make_folder(folder)
             while not held.take():
-                seen = store_lease.read(path)
-                if seen is not None and (_runs(seen) if _is_here(seen) else not store_lease.is_dead(path)):
-                    raise InputError(*_in_use(path.parent, seen))
+                seen = held.read()
+                if seen is not None and (_runs(seen) if _is_here(seen) else held.is_renewed()):
+                    raise InputError(*_in_use(folder, seen))
                 if held.take_over(seen):
                     break
         except RayinfError:
@@ -91,7 +63,7 @@ class Lease:
             _held.discard(name)
             raise RunError(
                 f"{path} cannot be written: {str(error).rstrip('.')}.",
-                "check the store and the credentials, or pass another place as out.",
+                "free space or mend the permissions, or pass another folder as out.",
             ) from error
         return cls(path, name, held)
 
@@ -115,15 +87,49 @@ class Lease:
             with suppress(OSError):
                 disk.used.remove(self._path)
 
-    def _renew(self) -> bool:
-        """Renew the file's time; whether the lease is still this one's."""
-        assert isinstance(self._path, Path)
+
+class _FileLease:
+    """The lease of a local or shared folder, with the methods of `LeaseObject`."""
+
+    def __init__(self, path: Path, content: Content) -> None:
+        self._path, self._content = path, content
+
+    def take(self) -> bool:
+        """Make the lease file, whole; False where there is one."""
+        with temporary(self._path) as held:
+            disk.used.fill(held, lambda p: p.write_text(json.dumps(self._content) + "\n"))
+            try:
+                disk.used.link(held, self._path)
+            except FileExistsError:
+                return False
+        return True
+
+    def read(self) -> Content | None:
+        """The content of the lease; None where it is missing or damaged."""
+        return _read(self._path)
+
+    def is_renewed(self) -> bool:
+        """Whether the lease of a process on another machine is renewed within `_STALE_SECONDS`."""
+        end, first = time.monotonic() + _STALE_SECONDS, _age_mark(self._path)
+        while time.monotonic() < end:
+            time.sleep(_POLL_SECONDS)
+            if _age_mark(self._path) != first:
+                return self.read() is not None
+        return False
+
+    def take_over(self, seen: Content | None) -> bool:
+        """Remove a dead lease, so that `take` can be tried again; always False."""
+        _set_aside(self._path, seen)
+        return False
+
+    def renew(self) -> bool:
+        """Renew the file's time; False where another process has the lease."""
         try:
             os.utime(self._path)  # takes no room, so that a full disk does not end the lease
         except FileNotFoundError:
             return False
         # A file that cannot be read now may be renewed again later.
-        return (_read(self._path) or {"name": self._name}).get("name") == self._name
+        return (self.read() or self._content)["name"] == self._content["name"]
 
 
 def clear_dead(folder: AnyPath) -> None:
@@ -138,7 +144,7 @@ def clear_dead(folder: AnyPath) -> None:
                 _set_aside(path, seen)
 
 
-def holder(folder: AnyPath) -> dict[str, Any] | None:
+def holder(folder: AnyPath) -> Content | None:
     """Who holds a folder: `host`, `pid`, `since` (UTC) and `age` (seconds since the last sign of life, by this clock).
 
     None where the folder is free, or the holder is known to be dead.
@@ -153,19 +159,7 @@ def holder(folder: AnyPath) -> dict[str, Any] | None:
     return None
 
 
-def _take(path: Path, name: str) -> bool:
-    """Make the lease file, whole; False where there is one."""
-    content = _content(name)
-    with temporary(path) as held:
-        disk.used.fill(held, lambda p: p.write_text(json.dumps(content) + "\n"))
-        try:
-            disk.used.link(held, path)
-        except FileExistsError:
-            return False
-    return True
-
-
-def _content(name: str) -> dict[str, Any]:
+def _content(name: str) -> Content:
     """The content of a lease: its holder."""
     return {
         "name": name,
@@ -178,7 +172,7 @@ def _content(name: str) -> dict[str, Any]:
     }
 
 
-def _in_use(folder: AnyPath, seen: dict[str, Any]) -> tuple[str, str]:
+def _in_use(folder: AnyPath, seen: Content) -> tuple[str, str]:
     """Message and fix for a folder that another process writes to."""
     return (
         f"{folder} is in use: {_shown(seen)}.",
@@ -186,7 +180,7 @@ def _in_use(folder: AnyPath, seen: dict[str, Any]) -> tuple[str, str]:
     )
 
 
-def _set_aside(path: Path, seen: dict[str, Any] | None) -> None:
+def _set_aside(path: Path, seen: Content | None) -> None:
     """Remove a dead lease.
 
     Of several processes that find it, one succeeds in renaming it. Between a process's look and its rename another one
@@ -203,18 +197,6 @@ def _set_aside(path: Path, seen: dict[str, Any] | None) -> None:
                 disk.used.link(aside, path)
 
 
-def _is_alive(path: Path, seen: dict[str, Any]) -> bool:
-    """Whether the holder of a lease is alive: on this machine, its process; else whether it renews the lease."""
-    if _is_here(seen):
-        return _runs(seen)
-    end, first = time.monotonic() + _STALE_SECONDS, _age_mark(path)
-    while time.monotonic() < end:
-        time.sleep(_POLL_SECONDS)
-        if _age_mark(path) != first:
-            return _read(path) is not None
-    return False
-
-
 def _age_mark(path: Path) -> int | None:
     try:
         return path.stat().st_mtime_ns
@@ -222,18 +204,18 @@ def _age_mark(path: Path) -> int | None:
         return None
 
 
-def _read(path: AnyPath) -> dict[str, Any] | None:
+def _read(path: AnyPath) -> Content | None:
     try:
         return store_lease.content_of(path.read_bytes())
     except OSError:
         return None
 
 
-def _is_here(seen: dict[str, Any]) -> bool:
+def _is_here(seen: Content) -> bool:
     return seen.get("machine") == process.machine()
 
 
-def _runs(seen: dict[str, Any]) -> bool:
+def _runs(seen: Content) -> bool:
     """Whether the process of a lease of this machine is alive and still holds it."""
     if seen.get("pid") == os.getpid():
         return seen.get("name") in _held
@@ -243,5 +225,5 @@ def _runs(seen: dict[str, Any]) -> bool:
         return False
 
 
-def _shown(seen: dict[str, Any]) -> str:
+def _shown(seen: Content) -> str:
     return f"process {seen.get('pid')} on {seen.get('host')} has been writing there since {seen.get('since')}"

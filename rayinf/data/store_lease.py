@@ -127,7 +127,20 @@ class LeaseObject:
 
     def read(self) -> Content | None:
         """The content of the lease; None where it is missing or damaged."""
-        return read(self._place)
+        try:
+            return content_of(self._place.read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def is_renewed(self) -> bool:
+        """Whether the lease is renewed within `STALE_SECONDS`; else its holder is dead. Clocks are never compared."""
+        end, first = time.monotonic() + STALE_SECONDS, self.read()
+        while time.monotonic() < end:
+            time.sleep(_POLL_SECONDS)
+            now = self.read()
+            if now != first:
+                return now is not None
+        return False
 
     def _is_mine(self) -> bool:
         """Whether the lease in the store is this object's; if so, its tag is kept for the next renewal."""
@@ -166,25 +179,6 @@ class Heartbeat:
                 if not self._renew() and not self._stop.is_set():
                     self.lost = True
                     return
-
-
-def is_dead(place: StorePath, waits: Callable[[float], object] = time.sleep) -> bool:
-    """Whether a lease is not renewed for `STALE_SECONDS`: its holder is dead. Clocks are never compared."""
-    end, first = time.monotonic() + STALE_SECONDS, read(place)
-    while time.monotonic() < end:
-        waits(_POLL_SECONDS)
-        now = read(place)
-        if now != first:
-            return now is None
-    return True
-
-
-def read(place: StorePath) -> Content | None:
-    """The content of a lease; None where it is missing or damaged."""
-    try:
-        return content_of(place.read_bytes())
-    except FileNotFoundError:
-        return None
 
 
 def content_of(held: bytes) -> Content | None:

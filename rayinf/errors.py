@@ -1,4 +1,4 @@
-"""The errors a user can meet. Each says what happened, with the numbers, and how to mend it; none shows a password."""
+"""The errors that users see. Each states what happened, with the numbers, and how to fix it, without secrets."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class InputError(RayinfError, ValueError):
 
 
 class RunError(RayinfError):
-    """Something broke on the way: a worker that keeps dying, a full disk. What was finished is kept."""
+    """A run failed: a worker that keeps dying, a full disk. Finished work is kept."""
 
 
 class FitWarning(UserWarning):
-    """The model does not fit the rows that it is to value: its values mean little."""
+    """The model fits the rows that it values badly: their values mean little."""

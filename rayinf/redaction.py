@@ -1,4 +1,4 @@
-"""Taking secrets out of URIs in any text: messages, logs, records and metadata never hold a password or a key."""
+"""Removes secrets of URIs from any text, so that messages, logs, records and metadata hold no password or key."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 # What stands before the @ of a URI; a secret key may hold an unescaped slash.
 _USER = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<user>[^\s'\"/@?]*(?::[^\s'\"@?]*)?)@")
-# Options of a URI (or of a signed link) that are secrets, or lead to one.
+# Options of a URI (or of a signed link) that are secrets, or identify one.
 _OPTION = re.compile(
     r"(?P<name>[?&;](?:[\w.-]*(?:secret|passw|token|credential|signature|account_key|access_?key|api_?key|sas)[\w.-]*"
     r"|sig|key|pwd|auth)=)[^&;\s'\"]+",

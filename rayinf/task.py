@@ -25,14 +25,14 @@ Trainer = Callable[["Task", Any, Any, int], nn.Module]
 
 
 def column_name(column: Any) -> Any:
-    """A column that is called by an integer, as in a frame made of an array, by the name that Arrow gives it."""
+    """The name that Arrow gives a column; columns of a frame made from an array are named by integers."""
     whole = isinstance(column, Integral) and not isinstance(column, bool)
     return str(column) if whole else column
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How the model is trained, for the steps that retrain it.
+    """How a model is trained, for the verbs that retrain it.
 
     Args:
         optimizer: "sgd" (with momentum), "adam" or "adamw".
@@ -56,7 +56,7 @@ class Fit:
     fresh: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse what no optimiser could run with.
+        """Refuse arguments of the wrong type or range.
 
         Raises:
             InputError: an argument has the wrong type or range.
@@ -131,7 +131,7 @@ class Task:
     version: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse arguments that no table could make right.
+        """Refuse arguments that are wrong whatever the tables are.
 
         Raises:
             InputError: an argument has the wrong type or range.
@@ -172,7 +172,7 @@ class Task:
         return self.loss == "cross_entropy"
 
     def build(self) -> nn.Module:
-        """A model in eval mode that is the caller's own: a copy of the one given, or the factory's.
+        """A new model in eval mode: a copy of the one given, or the factory's.
 
         Raises:
             InputError: the model cannot be copied, the factory raises or gives no module, or parameters have no values.
@@ -206,8 +206,8 @@ class Task:
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:
-    """The model without `torch.compile`, whose graphs give up the layers' inputs and outputs."""
-    compiling: Any = sys.modules.get("torch._dynamo.eval_frame")  # to import it takes longer than all of torch
+    """The model without `torch.compile`, whose graphs hide the layers' inputs and outputs from hooks."""
+    compiling: Any = sys.modules.get("torch._dynamo.eval_frame")  # importing it takes longer than all of torch
     if compiling is not None and isinstance(model, compiling.OptimizedModule):
         compiled: Any = model
         model = compiled._orig_mod
@@ -215,14 +215,14 @@ def _uncompiled(model: nn.Module) -> nn.Module:
         inner = _uncompiled(child)
         if inner is not child:
             setattr(model, name, inner)
-    # model.compile() keeps the module, and calls what it compiled in its place.
+    # model.compile() keeps the module, and makes its __call__ use the compiled function.
     if getattr(model, "_compiled_call_impl", None) is not None:
         model._compiled_call_impl = None
     return model
 
 
 def check_columns(features: Any, label: Any, group: Any, row_id: Any, owner: str = "") -> None:
-    """Refuse what does not name columns of a table.
+    """Refuse arguments that are not names of columns.
 
     Raises:
         InputError: which argument.
@@ -234,10 +234,10 @@ def check_columns(features: Any, label: Any, group: Any, row_id: Any, owner: str
 
 
 def _check_model(model: Any) -> None:
-    """Refuse what is not a module, and not a function that can be called for one.
+    """Refuse a model that is neither a module nor a function that returns one.
 
     Raises:
-        InputError: which of the usual mistakes it is.
+        InputError: with a fix for each of the usual mistakes.
     """
     if isinstance(model, nn.Module):
         return
@@ -266,7 +266,7 @@ def _check_model(model: Any) -> None:
 
 
 def _required(function: Callable[..., Any]) -> list[str]:
-    """Names of the arguments that a function cannot do without."""
+    """Names of a function's arguments without a default."""
     try:
         held = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # some built-in functions have no signature
@@ -287,15 +287,15 @@ def _classes(given: Any) -> Any:
     if isinstance(given, str | bytes | dict | set | frozenset) or not hasattr(given, "__iter__"):
         refuse("Task.classes", given, expected, 'pass a list, such as classes=["no", "yes"].')
     held = [v.item() if hasattr(v, "item") else v for v in given]
-    if strange := [v for v in held if not isinstance(v, int | str)]:
-        refuse("Task.classes", strange[0], f"{expected}, integers or text", "name every class as the tables do.")
+    if others := [v for v in held if not isinstance(v, int | str)]:
+        refuse("Task.classes", others[0], f"{expected}, integers or text", "name every class as the tables do.")
     if len(set(held)) < max(len(held), 2):
         refuse("Task.classes", given, f"{expected}, at least two and each once", "name every class once.")
     return given if isinstance(given, list | tuple) and all(map(operator.is_, held, given)) else tuple(held)
 
 
 def _check_values(model: nn.Module) -> None:
-    """Refuse a model whose parameters have shapes, or not even these, but no values.
+    """Refuse a model whose parameters have no values.
 
     Raises:
         InputError: lazy parameters, or some on the meta device.

@@ -1,7 +1,7 @@
-"""The user's own code, where we call it: whatever it raises becomes one error that says whose it is and on which rows.
+"""Calls of the user's own code: whatever it raises becomes one error that names the code and the rows.
 
-The code is called deep inside (a loss in `core`, say), where nobody knows which rows are at work; whoever reads the
-rows adds them (`on_rows`). Errors pass between processes with all that they say.
+The code is called deep inside (a loss in `core`, say), where the rows' positions are unknown; the caller that reads the
+rows adds them (`on_rows`). These errors can be pickled.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import torch
 from rayinf.errors import InputError, RayinfError, RunError
 
 _LONGEST = 300
-# Who raised, and how to mend it.
+# Which code raised, and how to fix it.
 MODEL = ("The model", "mend the model's forward, or what it gets (Task(transform=...)).")
 TRANSFORM = ("Task(transform=...)", "mend the transform: it gets the features of any number of rows, one row too.")
 MASK = ("Task(mask=...)", "mend the mask: the model's input -> a boolean [B, T].")
 LOSS = ("Task(loss=...)", "mend the loss: (logits [B, C], labels [B]) -> losses [B], of any number of rows.")
 FIT = ("Task(fit=...), a function,", "mend it: (task, train, weights, seed) -> the trained nn.Module.")
 ATTACK = "mend it: (predict, x, labels, loss) -> an input like x."
-# Their own code lies outside of these.
+# The user's own code lies outside of these folders.
 _NOT_THEIRS = (str(Path(torch.__file__ or "").parent), str(Path(__file__).parent))
 
 
@@ -32,7 +32,7 @@ class UserCodeError(InputError):
     """The user's own code raised an error, or returned what cannot be used."""
 
     def __init__(self, what: str, fix: str, rows: str = "") -> None:
-        """An error that says on which rows it happened, once that is known."""
+        """An error with the rows on which it happened, once they are known."""
         super().__init__(f"{what}, on {rows}." if rows else f"{what}.", fix)
         self.parts = (what, fix, rows)
 
@@ -43,11 +43,11 @@ class UserCodeError(InputError):
 
 @contextmanager
 def user_code(who: str, fix: str) -> Generator[None]:
-    """Turn what the user's code raises into an error that says so.
+    """Convert what the user's code raises into a UserCodeError.
 
     Args:
-        who: what raised, as a user calls it: "The model", "Task(transform=...)".
-        fix: how to mend it.
+        who: the code, as a user calls it: "The model", "Task(transform=...)".
+        fix: how to fix it.
 
     Raises:
         UserCodeError: what was raised, and where.
@@ -64,7 +64,7 @@ def user_code(who: str, fix: str) -> Generator[None]:
 
 @contextmanager
 def on_rows(rows: Callable[[], str]) -> Generator[None]:
-    """Say on which rows the user's code failed, where that is not said yet.
+    """Add the rows on which the user's code failed, unless the error names them already.
 
     Args:
         rows: gives "rows 0 to 63 of train", say, at the time of the error.
@@ -83,7 +83,7 @@ def on_rows(rows: Callable[[], str]) -> Generator[None]:
 
 @contextmanager
 def sendable() -> Generator[None]:
-    """Turn what pickling says of the user's code into an error that says what to do.
+    """Convert an error of pickling the user's code into one with a fix.
 
     Raises:
         InputError: something that workers need cannot be pickled.
@@ -95,8 +95,8 @@ def sendable() -> Generator[None]:
         raise
     except Exception as error:
         text = str(error)
-        said = next((line.strip() for line in text.splitlines()[1:] if "cannot pickle" in line.lower()), "")
-        what = said or one_line(error.__cause__ or error)
+        reason = next((line.strip() for line in text.splitlines()[1:] if "cannot pickle" in line.lower()), "")
+        what = reason or one_line(error.__cause__ or error)
         raise InputError(
             f"What the workers need (the Task, its functions, tables in memory) cannot be sent to them: {what}.",
             "let model be a function without arguments that builds the model, and keep open files, locks and "
@@ -105,26 +105,26 @@ def sendable() -> Generator[None]:
 
 
 def from_worker(cause: BaseException) -> RayinfError:
-    """What a worker raised that was not expected, as an error on one line."""
-    said = one_line(cause)
-    if "No module named" in said or "Can't get attribute" in said or isinstance(cause, ImportError):
+    """An unexpected error of a worker, as an error on one line."""
+    text = one_line(cause)
+    if "No module named" in text or "Can't get attribute" in text or isinstance(cause, ImportError):
         return InputError(
-            f"A worker cannot import the code of the Task: {_missing(said)}.",
+            f"A worker cannot import the code of the Task: {_missing(text)}.",
             'send the code, Cluster(runtime_env={"working_dir": "folder/of/the/code"}), or install it on every node.',
         )
     return RunError(
-        f"A worker raised {said}, which rayinf did not expect.",
+        f"A worker raised {text}, which rayinf did not expect.",
         "look at the worker's log for where; if your own code has no part in it, report it.",
     )
 
 
-def _missing(said: str) -> str:
-    at = max(said.rfind("No module named"), said.rfind("Can't get attribute"))
-    return said[at:] if at >= 0 else said
+def _missing(text: str) -> str:
+    at = max(text.rfind("No module named"), text.rfind("Can't get attribute"))
+    return text[at:] if at >= 0 else text
 
 
 def torch_said(error: RuntimeError | UserCodeError) -> str:
-    """What torch said of a model that it cannot differentiate, on one line.
+    """Torch's message about a model that it cannot differentiate, on one line.
 
     Args:
         error: as torch raised it, or from within the model.
@@ -138,14 +138,14 @@ def torch_said(error: RuntimeError | UserCodeError) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The kind of an error and what it says, on one line without a full stop."""
-    said = " ".join(str(error).split()).rstrip(".")
-    short = said if len(said) <= _LONGEST else said[: _LONGEST - 3] + "..."
+    """The type and the message of an error, on one line without a full stop."""
+    text = " ".join(str(error).split()).rstrip(".")
+    short = text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
     return f"{type(error).__name__}: {short}" if short else type(error).__name__
 
 
 def _place(error: BaseException) -> str:
-    """Where in the user's own files an error was raised, if it was there."""
+    """The file and line of the user's own code at which an error was raised; empty without one."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*_NOT_THEIRS, "<"))]
     theirs = [f for f in frames if "site-packages" not in f.filename]
     return f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""

@@ -76,7 +76,7 @@ def test_features_of_mixed_lengths(refused: Refused, tmp_path: Path) -> None:
     pq.write_table(lists(ragged), tmp_path / "ragged.parquet")
     refused(message, train=tmp_path / "ragged.parquet")
     refused("valid", "different lengths", "row 9", valid=lists(ragged))
-    refused("train holds lists that make no array", train=(ragged, Y))
+    refused("train holds lists that cannot be made an array", train=(ragged, Y))
     (tmp_path / "folder").mkdir()
     for name, width in (("a", 4), ("b", 3)):
         pq.write_table(lists(X[:, :width].tolist()), tmp_path / "folder" / f"{name}.parquet")

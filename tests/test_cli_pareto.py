@@ -77,7 +77,7 @@ class TestReweight:
     @pytest.mark.parametrize(
         ("change", "said"),
         [
-            ("targets=[7]", "targets: 7 is no class of the scores"),
+            ("targets=[7]", "targets: 7 is not a class of the scores"),
             ("targets=yes", "should be a class or a list of classes"),
             ("search.elites=-1", "search.elites=-1: elites must be an integer >= 0"),
             ("search.elits=1", "is an unknown key (did you mean 'elites'?)"),

@@ -471,7 +471,7 @@ def test_two_gaps_over_two_columns_in_one_call() -> None:
 
 
 def test_the_advice_about_two_gaps_of_one_name_works() -> None:
-    with pytest.raises(InputError, match=r"asked for twice.*named\('demographic_parity_2'\)"):
+    with pytest.raises(InputError, match=r"named twice.*named\('demographic_parity_2'\)"):
         rayinf.influence(
             rayinf.Task(trained(2)), *with_groups()[:2], objective=[rayinf.demographic_parity(group="sex")] * 2
         )

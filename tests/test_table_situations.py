@@ -345,7 +345,10 @@ NO_TABLES: dict[str, tuple[Any, str]] = {
     "named fields": ((np.zeros(90, [("a", "f4")]), Y), "int64 or float64"),
     "huge integers": ((X, np.array([2**70] * 90, dtype=object)), "'label' of object values.*int64 or float64"),
     "no values": ((X[:, :0], Y), r"features of shape \(90, 0\)"),
-    "mixed columns": (pd.DataFrame({"features": [1, "b"] * 45, "label": Y}), "makes no table.*row 0 holds 1 .*'b'"),
+    "mixed columns": (
+        pd.DataFrame({"features": [1, "b"] * 45, "label": Y}),
+        "cannot be made a table.*row 0 holds 1 .*'b'",
+    ),
     "repeated columns": (pd.concat([frame(), frame()], axis=1), "two columns called 'f0'"),
     "an empty path": ("", "empty path"),
     "a path that cannot be": ("a\0b", "cannot be opened"),

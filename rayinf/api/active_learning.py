@@ -18,7 +18,7 @@ from rayinf.arguments import plain
 from rayinf.core.fisher import FisherKind
 from rayinf.data.batches import Array, BatchReader, Columns
 from rayinf.data.out_folder import check_out
-from rayinf.data.overlap import labelled_already, tell
+from rayinf.data.overlap import labelled_already, warn_left_out
 from rayinf.data.run_folder import RunFolder, owner_of
 from rayinf.data.tables import READ_ROWS, Table, as_table
 from rayinf.engine.acquisition import AcquisitionSpec
@@ -231,7 +231,7 @@ def _open(given: _Given, options: Options, out: str | AnyPath | None) -> _Opened
     check_out(out, tables)
     left_out = labelled_already(tables["labeled"], tables["pool"], task.row_id)
     _check_rounds(given.rounds, given.n, tables["pool"].num_rows, len(left_out))
-    tell(left_out, tables["pool"].num_rows)
+    warn_left_out(left_out, tables["pool"].num_rows)
     identity: dict[str, Any] = {}
     for spec, asked in specs.items():
         job, own = _try(given, options, spec, {**asked, "test": tables["test"]})

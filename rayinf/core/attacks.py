@@ -17,7 +17,7 @@ from rayinf.errors import InputError
 from rayinf.task import RowLoss
 
 Predict = Callable[[Any], Tensor]
-# (logits of an input, the input, labels [B], loss of each row) -> the attacked input, rows apart from each other.
+# (logits of an input, the input, labels [B], loss of each row) -> the attacked input, each row by itself.
 Attack = Callable[[Predict, Any, Tensor, RowLoss], Any]
 Clip = tuple[float, float]
 
@@ -36,11 +36,11 @@ def robustness(
     Args:
         attack: "linear", the closest point across the boundary of a two-class model,
             `x' = x - gamma m(x) / |grad m|^2 grad m`, with m the difference of both logits (Chhabra 2024, section 2;
-            exact for a
-            linear model, the first-order point for others); "fgsm", `x' = x + epsilon sign(grad loss)`; "pgd", `steps`
-            such steps of size `step`, each brought back to within epsilon of x in every coordinate; or a picklable
-            function `(predict, x, labels, loss) -> x'`, with `predict` from an input to logits `[B, C]` and `loss`
-            that of the task, one value a row. What is attacked is the model's input, after `Task(transform=...)`.
+            exact for a linear model, the first-order point for others); "fgsm", `x' = x + epsilon sign(grad loss)`;
+            "pgd", `steps` such steps of size `step`, each brought back to within epsilon of x in every coordinate; or a
+            picklable function `(predict, x, labels, loss) -> x'`, with `predict` from an input to logits `[B, C]` and
+            `loss` that of the task, one value a row. What is attacked is the model's input, after
+            `Task(transform=...)`.
         gamma: of "linear": over 1 crosses the boundary, by `gamma - 1` times the way to it.
         epsilon: of "fgsm" and "pgd": the largest change of a coordinate, in the input's own unit.
         steps: of "pgd".
@@ -48,7 +48,7 @@ def robustness(
         clip: of "fgsm" and "pgd": the range that inputs stay in, such as (0, 1) for images.
 
     Returns:
-        An Objective called `robustness`; the share of attacked rows that the model gets right is told beside its value.
+        An Objective called `robustness`. The model's accuracy on the attacked rows is reported beside its value.
 
     Raises:
         InputError: an unknown attack, gamma <= 1, or "fgsm" or "pgd" without a budget epsilon > 0.
@@ -100,7 +100,7 @@ class _Closest:
             margin = logits[:, 1] - logits[:, 0]
             slopes = torch.autograd.grad(margin.sum(), leaves)
         square = torch.stack([s.flatten(1).square().sum(1) for s in slopes]).sum(0)
-        # Where the margin does not depend on the input there is no boundary to cross.
+        # Where the margin does not depend on the input, the row stays as it is: there is no boundary to cross.
         factor = torch.where(square > 0, self.gamma * margin.detach() / square, 0.0)
         return _moved(x, [-factor.view(-1, *[1] * (s.ndim - 1)) * s for s in slopes])
 
@@ -152,7 +152,7 @@ class _Right:
 def _budget(attack: str, epsilon: float | None) -> float:
     if epsilon is None or (isinstance(epsilon, Real) and not 0 < epsilon < float("inf")):
         raise InputError(
-            f"robustness({attack!r}, epsilon={epsilon!r}) has no budget.",
+            f"robustness({attack!r}, epsilon={epsilon!r}) must have a budget.",
             "pass epsilon > 0, the largest change of a coordinate of the model's input.",
         )
     return float(number("robustness.epsilon", epsilon, "> 0"))
@@ -162,7 +162,7 @@ def _leaves(x: Any) -> tuple[list[Tensor], Any]:
     """The floating tensors of an input as leaves, and the input made of them.
 
     Raises:
-        InputError: there are none.
+        InputError: there are no floating tensors.
     """
     found: list[Tensor] = []
 

@@ -22,8 +22,8 @@ class Block:
     """One matrix (or one a group) of parameters.
 
     Attributes:
-        name: of the module; for a loose block (parameters without a rule), of the parameter.
-        kind: the rule; "loose" has none, and only `exact`, `ggn` and `identity` take it.
+        name: of the module; for a loose block (parameters without a K-FAC rule), of the parameter.
+        kind: the rule; "loose" is without one, and only `exact`, `ggn` and `identity` take it.
         shape: `(r, o, i)`, the groups, outputs and inputs; `i` counts the bias.
         parameters: names of the weight and, if there is one, the bias.
     """
@@ -97,7 +97,7 @@ def find_blocks(model: nn.Module, parameters: str | Sequence[str]) -> tuple[Bloc
             names = [_last(model)]
         else:
             _check_names(model, names)
-        # By identity: a tied weight stands under the first of its names.
+        # By identity: a tied weight is listed under the first of its names.
         every = list(model.named_parameters(remove_duplicate=False))
         wanted = {id(v) for n, v in every if any(_inside(n, name) for name in names)}
         own = dict(model.named_parameters())
@@ -126,7 +126,7 @@ def _last(model: nn.Module) -> str:
     """The name of the last linear layer.
 
     Raises:
-        InputError: there is none.
+        InputError: the model has no linear layer.
     """
     linear = [name for name, module in model.named_modules() if _rule(module)[1] == "linear"]
     if not linear:
@@ -160,7 +160,7 @@ def require_rules(model: nn.Module, blocks: Iterable[Block], who: str) -> None:
 
 
 def _shared(model: nn.Module, block: Block) -> str:
-    """Of a tied weight, the other names that it has."""
+    """The other names of a tied weight."""
     own = dict(model.named_parameters())[block.parameters[0]]
     names = [n for n, v in model.named_parameters(remove_duplicate=False) if v is own and n != block.parameters[0]]
     return f", tied to {' and '.join(names)}" if names else ""
@@ -169,7 +169,7 @@ def _shared(model: nn.Module, block: Block) -> str:
 def _ruled(model: nn.Module, wanted: Collection[str]) -> list[Block]:
     """Blocks of all modules that have a rule and share no parameter with another module.
 
-    A bias that is not wanted is left out of its block; one that is wanted alone has no rule.
+    A bias that is not valued is left out of its block; a bias that is valued without its weight is loose.
     """
     names = {id(value): name for name, value in model.named_parameters()}
     uses = Counter(
@@ -179,7 +179,7 @@ def _ruled(model: nn.Module, wanted: Collection[str]) -> list[Block]:
     for module_name, module in model.named_modules():
         own = [value for value in (getattr(module, "weight", None), getattr(module, "bias", None)) if value is not None]
         shape, kind = _rule(module)
-        # A parametrised weight (spectral norm) is no parameter, and a tied one has a gradient from two places.
+        # A parametrised weight (spectral norm) is not a parameter, and a tied weight gets its gradient from two places.
         if not kind or not all(id(v) in names and uses[id(v)] == 1 for v in own):
             continue
         held = tuple(n for v in own if (n := names[id(v)]) in wanted)

@@ -1,4 +1,4 @@
-"""One forward pass that remembers, for every valued layer, its input and where its output's gradient will pass."""
+"""A forward pass that records, for every valued layer, its input and the edge through which gradients reach it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rayinf.core.blocks import Block
 from rayinf.errors import InputError
 from rayinf.user_code import MODEL, UserCodeError, user_code
 
-# fp16 gradients under 6e-8 vanish: they are carried this much larger, and scaled back in float32.
+# fp16 gradients under 6e-8 are 0: cotangents are multiplied by this, and gradients divided by it in float32.
 HALF_SCALE = 1024.0
 
 
@@ -30,8 +30,8 @@ class Capture:
         self._closed = False
 
     def record(self, name: str, x: Tensor, output: Tensor) -> None:
-        """Append one call of a layer. The edge is taken now, since an in-place ReLU may follow."""
-        if self._closed:  # activation checkpointing runs layers again while gradients pass
+        """Record one call of a layer. The edge is read at once: an in-place ReLU that follows replaces it."""
+        if self._closed:  # activation checkpointing runs layers again in the backward pass
             return
         if output.grad_fn is None:
             raise InputError(
@@ -47,13 +47,13 @@ class Capture:
     ) -> dict[str, list[Tensor]]:
         """Gradients of `(logits * cotangent).sum()` in the output of every call of every layer.
 
-        Weight gradients are not formed: two thirds of a training step's backward.
+        Weight gradients are not computed: the cost is two thirds of a training step's backward pass.
 
         Args:
             logits: what the captured forward pass returned, `[B, C]`, or what was made of it, `[B, ...]`.
             cotangent_bc: the row's gradient in its logits, `[B, C]`.
-            last: release the graph, since no further cotangent follows.
-            attached: let the gradients be differentiated again.
+            last: release the graph; no further cotangent follows.
+            attached: the gradients can be differentiated again.
 
         Raises:
             InputError: a layer whose first axis is not the batch.
@@ -97,17 +97,18 @@ class Capture:
 def capture(
     model: nn.Module, blocks: Sequence[Block], half: bool = False, attached: bool = False
 ) -> Generator[Capture]:
-    """Hook the layers of `blocks`; everything the model had before is put back on leaving.
+    """Hook the layers of `blocks`; hooks and `requires_grad` are restored on leaving.
 
     Args:
         model: in eval mode.
         blocks: those with a rule; loose blocks are passed over.
         half: the forward pass runs in fp16, so gradients are scaled on their way.
-        attached: keep inputs on the graph, so that they can be differentiated in what they were made of.
+        attached: keep the layers' inputs on the graph, so that gradients can pass through them.
     """
     captured = Capture(half, attached)
     modules = dict(model.named_modules())
     ruled = [b for b in blocks if b.kind != "loose"]
+    # Gradients are needed of the valued weights' layers alone: others are not recorded by autograd.
     wanted = {name for b in ruled for name in b.parameters}
     before = {name: value.requires_grad for name, value in model.named_parameters()}
     handles = []
@@ -128,7 +129,7 @@ def capture(
 
 
 def _recorder(captured: Capture, name: str, weight: Tensor) -> Callable[..., None]:
-    """A hook that records calls with the layer's own weight: functional calls with another are none of the tape's."""
+    """A hook that records calls with the layer's own weight; functional calls with another weight are ignored."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         if module.weight is weight:
@@ -138,7 +139,10 @@ def _recorder(captured: Capture, name: str, weight: Tensor) -> Callable[..., Non
 
 
 def _whole(output: Tensor) -> Tensor:
-    """What an output is a view of (a linear layer over tokens gives one): an in-place ReLU cuts views off the graph."""
+    """The tensor that an output is a view of (over tokens, a linear layer returns a view).
+
+    An in-place ReLU that follows gives a view another edge, and gradients would not pass through the one recorded.
+    """
     base = output._base
     same = base is not None and base.numel() == output.numel() and base.is_contiguous() and output.is_contiguous()
     return base if base is not None and same and base.grad_fn is not None else output
@@ -177,7 +181,7 @@ def forward(model: nn.Module, x: Any, autocast: torch.dtype | None = None) -> Te
 
 
 def _refuse_output(output: Any) -> NoReturn:
-    """Say what a model returned that is not logits, and how to wrap the model.
+    """Refuse an output that is not logits, with how to wrap the model.
 
     Raises:
         UserCodeError: always.

@@ -2,7 +2,7 @@
 
 A mask has shape `[1, *features]` and is drawn from (seed, dropout module, call, sample) alone. Supported are the
 modules of torch and their subclasses: `Dropout`, `Dropout1d`, `Dropout2d`, `Dropout3d` (whole channels, axis 1),
-`AlphaDropout` and `FeatureAlphaDropout`. Dropout that is no module of its own (`torch.nn.functional.dropout`, the
+`AlphaDropout` and `FeatureAlphaDropout`. Dropout that is not a module of its own (`torch.nn.functional.dropout`, the
 `dropout=` of an LSTM or of attention) stays off, as in eval mode.
 """
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from rayinf.core.row_gradients import without_fast_path
 from rayinf.errors import InputError
 
 _CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout)
@@ -35,13 +36,13 @@ class Masks:
         self.begin(0)
 
     def begin(self, sample: int) -> None:
-        """Turn to a sample, before its forward pass."""
+        """Begin a sample, before its forward pass."""
         self._sample = sample
         self._calls: dict[int, int] = {}
         self._lengths: set[int] = set()
 
     def check(self, batch: int) -> None:
-        """After a forward pass: whether its dropout ran, along the batch.
+        """Check after a forward pass that its dropout ran, along the batch.
 
         Raises:
             InputError: no dropout module ran, or one whose first axis is not the batch.
@@ -62,7 +63,7 @@ class Masks:
         features = tuple(x.shape[1:])
         if isinstance(module, _CHANNELS):
             features = features[:1] + (1,) * (x.dim() - 2)
-        # NumPy's generator takes the four numbers as they are, and gives the same mask for every device.
+        # NumPy's generator is seeded by all four numbers, and gives the same mask on every device.
         generator = np.random.default_rng([self._seed, index, call, self._sample])
         kept = generator.random((1, *features), dtype=np.float32) >= module.p
         keep = torch.from_numpy(kept).to(x.device, x.dtype)
@@ -75,7 +76,7 @@ class Masks:
 
 
 def require_dropout(model: nn.Module) -> None:
-    """Find a model that dropout cannot vary, before any work.
+    """Refuse a model without dropout, before any work.
 
     Raises:
         InputError: no dropout module of the model has p > 0.
@@ -86,7 +87,7 @@ def require_dropout(model: nn.Module) -> None:
 
 @contextmanager
 def consistent_dropout(model: nn.Module, seed: int) -> Generator[Masks]:
-    """Eval mode, with dropout under consistent masks; everything the model had before is put back on leaving.
+    """Eval mode, with dropout under consistent masks; hooks and modes are restored on leaving.
 
     Args:
         model: with dropout (`require_dropout`).
@@ -97,19 +98,16 @@ def consistent_dropout(model: nn.Module, seed: int) -> Generator[Masks]:
     """
     masks = Masks(seed)
     training = [m for m in model.modules() if m.training]
-    fast = torch.backends.mha.get_fastpath_enabled()
     handles = []
     try:
         model.eval()
-        # The fused transformer layer of eval mode would pass over its dropout modules.
-        torch.backends.mha.set_fastpath_enabled(False)
         for index, dropout in enumerate(_active(model)):
             handles.append(dropout.register_forward_hook(_hook(masks, index)))
-        yield masks
+        with without_fast_path():
+            yield masks
     finally:
         for handle in handles:
             handle.remove()
-        torch.backends.mha.set_fastpath_enabled(fast)
         for module in training:
             module.training = True
 

@@ -21,15 +21,15 @@ EpochBatches = Callable[[torch.Generator], Iterable[tuple[Any, Tensor, Tensor | 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a training run is told.
+    """The settings of a training run.
 
     Attributes:
         fit: optimiser, learning rate, schedule, epochs.
         row_loss: `(logits [B, C], labels [B]) -> loss of each row [B]`.
         steps: batches of all epochs, which the schedule runs over.
-        seed: of the first parameters, the order of rows, and dropout.
+        seed: of the initial parameters, the order of rows, and dropout.
         l2: the ridge.
-        ridged: names of the parameters it is on.
+        ridged: names of the parameters that have it.
     """
 
     fit: Fit
@@ -43,12 +43,12 @@ class Recipe:
 def train_epochs(model: nn.Module, epoch_batches: EpochBatches, recipe: Recipe) -> None:
     """Train a model in place on `mean_batch w_i l_i + l2/2 ||theta||^2` a step; it is left in eval mode.
 
-    The same seed gives the same weights on one machine, and the caller's own random numbers are not moved.
+    The same seed gives the same weights on one machine, and torch's global generators are left as they were.
 
     Args:
         model: on its device. Frozen parameters stay as they are.
         epoch_batches: called once an epoch.
-        recipe: how.
+        recipe: the settings.
 
     Raises:
         InputError: no parameter is trainable, or parameters that cannot be initialised anew.
@@ -90,10 +90,10 @@ def train_epochs(model: nn.Module, epoch_batches: EpochBatches, recipe: Recipe) 
 
 
 def reinitialise(model: nn.Module) -> None:
-    """Call `reset_parameters()` of every module that has it, from torch's random numbers; frozen modules stay.
+    """Call `reset_parameters()` of every module that has it, from torch's random numbers; frozen modules are skipped.
 
     Raises:
-        InputError: trainable parameters of a module that cannot reset them: they would start trained.
+        InputError: trainable parameters of a module that cannot reset them: training would start from trained ones.
     """
 
     def reset(module: nn.Module) -> None:
@@ -131,7 +131,7 @@ def _optimizer(parameters: list[nn.Parameter], fit: Fit) -> torch.optim.Optimize
 
 @contextmanager
 def _own_randomness(device: torch.device, seed: int) -> Generator[None]:
-    """Random numbers from a seed inside, the caller's again after."""
+    """Seeded random numbers inside; torch's generators are restored after."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

@@ -1,4 +1,4 @@
-"""Exact Hessian and generalised Gauss-Newton for few parameters: the user's own oracle."""
+"""Exact Hessian and generalised Gauss-Newton for few parameters, which approximations can be compared with."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def add_head_hessian(sums: Sums, a_bi: Tensor, logits_bc: Tensor) -> None:
     h = sums["H"].view(k, i, k, i)
     for c in range(k):
         for e in range(c + 1):
-            # 1 - P_c as the sum of the others: exact for a sure row too.
+            # 1 - P_c as the sum of the others: exact where P_c is nearly 1 too.
             weight = p[:, c] * ((p.sum(1) - p[:, c]) if c == e else -p[:, e])
             part = (a * weight[:, None]).T @ a
             h[c, :, e] += part
@@ -64,7 +64,7 @@ def add_hessian(sums: Sums, model: nn.Module, blocks: Sequence[Block], x: Any, l
     Cost: p Hessian-vector products a batch, 32 at a time.
 
     Raises:
-        InputError: `torch.func` cannot pass the model (an LSTM, say).
+        InputError: `torch.func` cannot differentiate the model (an LSTM, say).
     """
     add(sums, "rows", torch.tensor(float(len(labels))))
     theta, column = _hessian_column(model, blocks, x, labels, loss)
@@ -106,7 +106,7 @@ def extreme_directions(product: Callable[[Tensor], Tensor], start_p: Tensor, ste
         images.append(product(basis[-1]))
         held = torch.stack(basis)
         rest = images[-1] - held.T @ (held @ images[-1])
-        rest = rest - held.T @ (held @ rest)  # once more: rounding brings lost directions back
+        rest = rest - held.T @ (held @ rest)  # once more: rounding leaves components in the basis
         if len(basis) == min(steps, len(start_p)) or float(rest.norm()) <= 1e-6 * float(images[-1].norm()):
             break
         basis.append(rest / rest.norm())
@@ -135,7 +135,7 @@ def _hessian_column(
 
 @contextmanager
 def _twice() -> Generator[None]:
-    """Say of whatever `torch.func` cannot pass that it is so."""
+    """Raise an InputError where `torch.func` cannot take second derivatives."""
     try:
         yield
     except (RuntimeError, UserCodeError) as error:

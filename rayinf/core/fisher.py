@@ -17,9 +17,9 @@ from rayinf.user_code import LOSS, user_code
 
 FisherKind = Literal["true", "empirical"]
 
-# Gradients under this are carried by a power of two, so that neither they nor their squares vanish in float32.
+# Gradients under this are scaled by a power of two, so that neither they nor their squares underflow in float32.
 LEAST_GRADIENT = 2.0**-30
-# Up to here the expectation over labels is taken whole; above, this many labels a row are drawn.
+# Up to so many classes the expectation over labels is exact; above, DRAWS labels a row are drawn.
 MOST_CLASSES = 32
 DRAWS = 8
 
@@ -78,22 +78,22 @@ def _precise(loss: RowLoss, logits: Tensor) -> Tensor:
     return logits.double() if getattr(loss, "doubles", False) else logits
 
 
-def carried(gradient_bc: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def scale_rows(gradient_bc: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Gradients of rows as `(g [B, C] in dtype, s [B, 1] in float64)`, `gradient = s g`, s a power of two.
 
-    `s` is 1 but for rows whose gradient is under `LEAST_GRADIENT`: of these g is of size 1.
+    `s` is 1, except for rows whose gradient is under `LEAST_GRADIENT`: their g is scaled to a size of 1.
     """
-    scale_b1 = _carrier(gradient_bc.abs().amax(1, keepdim=True))
+    scale_b1 = _power_of_two(gradient_bc.abs().amax(1, keepdim=True))
     return (gradient_bc / scale_b1).to(dtype), scale_b1
 
 
-def carried_together(gradient: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
-    """The same with one power of two for all rows, for what is summed over them."""
-    scale = _carrier(gradient.abs().amax())
+def scale_together(gradient: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
+    """The same with one power of two for all rows, so that sums over rows can be scaled back."""
+    scale = _power_of_two(gradient.abs().amax())
     return (gradient / scale).to(dtype), float(scale)
 
 
-def _carrier(size: Tensor) -> Tensor:
+def _power_of_two(size: Tensor) -> Tensor:
     size = size.detach().double()
     exponent = torch.frexp(size).exponent
     small = (size > 0) & (size < LEAST_GRADIENT)
@@ -103,7 +103,7 @@ def _carrier(size: Tensor) -> Tensor:
 def columns(logits: Tensor, labels: Tensor, loss: str | RowLoss, kind: FisherKind, draws: Tensor | None) -> Tensor:
     """Columns `[S, B, C]` with `sum_s c_s c_s' = ` the Fisher of each row in its logits.
 
-    In the logits' own precision, but for rows that are all sure: float64 where float32 would lose them.
+    In the logits' own precision; in float64 where all rows are so sure that float32 would underflow.
 
     Args:
         logits: `[B, C]`.
@@ -130,7 +130,7 @@ def columns(logits: Tensor, labels: Tensor, loss: str | RowLoss, kind: FisherKin
     assert callable(loss)
     if many:
         raise InputError(
-            f"The true Fisher of a callable loss over {logits.shape[1]} classes has no cheap factor.",
+            f"The true Fisher of a callable loss over {logits.shape[1]} classes cannot be factored cheaply.",
             'pass fisher="empirical", or loss="cross_entropy".',
         )
     return _hessian_factor(_precise(loss, logits), labels, loss)
@@ -146,7 +146,7 @@ def logit_error(loss: str | RowLoss, logits: Tensor, labels: Tensor) -> Tensor:
             (gradient,) = torch.autograd.grad(losses.sum(), leaf, create_graph=True)
         return gradient
     one_hot = torch.nn.functional.one_hot(labels, logits.shape[1])
-    # P_y - 1 as minus the sum of the others, which a sure row would lose.
+    # P_y - 1 as minus the sum of the others: the difference is 0 in float32 where P_y is nearly 1.
     others = logits.softmax(1) * (1 - one_hot)
     return others - one_hot * others.sum(1, keepdim=True)
 
@@ -160,9 +160,9 @@ def logit_hessian(loss: str | RowLoss, logits: Tensor, labels: Tensor) -> Tensor
 
 
 def _softmax_factor(logits: Tensor) -> Tensor:
-    """K - 1 columns of `diag P - P P'`: a reference class r = argmax P drops out.
+    """K - 1 columns of `diag P - P P'`, without one for the reference class r = argmax P.
 
-    Column k (not r) is `sqrt(P_k) [(e_k - e_r) - (P - e_r) / (1 + sqrt P_r)]`; no difference of near-equal numbers.
+    Column k (not r) is `sqrt(P_k) [(e_k - e_r) - (P - e_r) / (1 + sqrt P_r)]`; no differences of nearly equal numbers.
     """
     n, k = logits.shape
     p = logits.softmax(1)
@@ -171,7 +171,7 @@ def _softmax_factor(logits: Tensor) -> Tensor:
     others = others + (others >= r)
     root = p.gather(1, others).sqrt()
     e_r = torch.zeros_like(p).scatter_(1, r, 1.0)
-    # P - e_r with its r-th entry as minus the sum of the others, which 1 - P_r would lose for a sure row.
+    # P - e_r with its r-th entry as minus the sum of the others, since 1 - P_r is 0 in float32 where P_r is nearly 1.
     away = (p * (1 - e_r)) - e_r * (p * (1 - e_r)).sum(1, keepdim=True)
     shared = away / (1 + p.gather(1, r).sqrt())
     out = torch.zeros(n, k - 1, k, dtype=p.dtype, device=p.device).scatter_(2, others[..., None], 1.0)
@@ -194,7 +194,7 @@ def _hessian_factor(logits: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
 
 
 def _logit_hessian(logits: Tensor, labels: Tensor, loss: RowLoss) -> Tensor:
-    """By a second pass backward for each logit: rows do not mix, so one serves all rows.
+    """The Hessian by a second backward pass for each logit, for all rows at once: rows do not mix.
 
     Raises:
         InputError: the loss cannot be differentiated twice.

@@ -17,7 +17,7 @@ from rayinf.core.objectives import Objective
 from rayinf.errors import InputError
 
 Kind = Literal["demographic_parity", "equal_opportunity"]
-# Stands for Task(group=...) until the task is known.
+# A placeholder for Task(group=...), until the task is known.
 GROUP = "<group>"
 
 
@@ -27,7 +27,7 @@ class Gap(Objective):
 
     Attributes:
         kind: what is compared between the groups, whatever the objective's name is.
-        favourable: the label that is good to get; None: the highest of two.
+        favourable: the label of the favourable outcome; None: the highest of two.
     """
 
     kind: Kind = "demographic_parity"
@@ -38,7 +38,7 @@ class Gap(Objective):
         return (self.name,) if len(levels) <= 2 else tuple(f"{self.name}_{level}" for level in levels)
 
     def settle(self, labels: tuple[Any, ...]) -> Objective:
-        """The same with the favourable class as its logit.
+        """The same objective, with the favourable class as its position among the logits.
 
         Raises:
             InputError: no such label, or none given among more than two.
@@ -59,7 +59,7 @@ class Gap(Objective):
         return replace(self, where=_IsLabel(index), hard=_IsPredicted(index))
 
     def check(self, labels: tuple[Any, ...], counts: Mapping[Any, Mapping[Any, int]]) -> None:
-        """Refuse groups that no gap can be taken of.
+        """Refuse groups between which the gap is undefined.
 
         Args:
             labels: of all classes.
@@ -82,8 +82,8 @@ class Gap(Objective):
                 "add such rows, merge small groups, or use demographic_parity.",
             )
 
-    def tell(self, totals: Tensor, counts: Tensor, hard: Tensor) -> dict[str, Tensor]:
-        """The gap with its sign, and the absolute gap of what is predicted instead of its probability."""
+    def details(self, totals: Tensor, counts: Tensor, hard: Tensor) -> dict[str, Tensor]:
+        """The gap with its sign (`signed`), and the absolute gap of predicted classes (`hard`)."""
         return {"signed": _signed(totals, counts), "hard": _signed(hard, counts).abs()}
 
 
@@ -92,7 +92,7 @@ def demographic_parity(favourable: Any = None, group: str | None = None, name: s
 
     Groups are the values of a column of the validation rows in sorted order; of more than two, each is compared with
     all the rest, in a column `demographic_parity_<value>`. The value's derivative follows the gap's sign, and a gap of
-    0 counts as positive. With it is told the gap with its sign, and the gap of predicted classes (`hard`).
+    0 counts as positive. Scores' metadata give the gap with its sign too, and the gap of predicted classes (`hard`).
 
     Args:
         favourable: a label; None: the highest of two.
@@ -172,4 +172,4 @@ def _signed(sums: Tensor, counts: Tensor) -> Tensor:
 
 def _absolute(sums: Tensor, counts: Tensor) -> Tensor:
     gap = _signed(sums, counts)
-    return torch.where(gap >= 0, gap, -gap)
+    return torch.where(gap >= 0, gap, -gap)  # not abs(), whose derivative at 0 is 0

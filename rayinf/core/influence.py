@@ -16,17 +16,17 @@ from rayinf.core.layer_inputs import SUM_TILES, LayerInputs, rotate, tiles
 from rayinf.core.row_gradients import loose_row_gradients, row_gradient_slices
 from rayinf.errors import InputError
 
-# Columns of a product of rows with queries that is made, multiplied and summed before the next: a few queries at a
-# time are a third faster than all ten at once.
+# Width of the products of rows with queries that are computed at a time: they stay in the cache. A few queries at a
+# time are a third faster than ten at once.
 _HALF_WIDTH = 512
 Queries = dict[str, Tensor]
 # Q_A and Q_G (None: as it is), and the inverse eigenvalues [r, o, i].
-Turn = tuple[Tensor | None, Tensor | None, Tensor]
+Eigenbasis = tuple[Tensor | None, Tensor | None, Tensor]
 
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """A batch after its forward pass: everything that row gradients are made of.
+    """A batch after its forward pass: all that row gradients are computed from.
 
     Attributes:
         model: in eval mode.
@@ -49,7 +49,7 @@ class ForwardPass:
     ) -> list[tuple[Block, Iterable[LayerInputs]]]:
         """Every block's row gradients of one cotangent, as tiles of positions.
 
-        A loose block's row gradient stands as its own input at a single position with output gradient 1.
+        Of a loose block, the row gradient itself is the input, at a single position with output gradient 1.
 
         Args:
             cotangent_bc: gradient of the row function in the logits.
@@ -75,7 +75,7 @@ class ForwardPass:
 
 @dataclass(frozen=True)
 class _Lazy:
-    """Tiles made anew at every iteration: unfolded inputs of all layers are never held at once."""
+    """Tiles that are computed again at every iteration, so that unfolded inputs are in memory for one layer only."""
 
     block: Block
     module: nn.Module
@@ -90,7 +90,7 @@ class _Lazy:
 def add_queries(sums: Sums, forward_pass: ForwardPass, cotangent_bc: Tensor, weights_bq: Tensor, prefix: str) -> None:
     """Add a batch to the queries `V_q = sum_b w_bq (row gradient of b)`, `[Q, r, o, i]` under `<prefix>/<block>`.
 
-    Rows of weight 0 are left out, so that K categories cost what one total does. Multiplied in the model's
+    Rows of weight 0 are skipped, so that K categories cost as much as one total. Multiplied in the model's
     precision, added in float64. The batch's graph is kept, for further functions of its rows.
 
     Args:
@@ -114,10 +114,7 @@ def add_queries(sums: Sums, forward_pass: ForwardPass, cotangent_bc: Tensor, wei
                 a = tile.a_brti[rows].transpose(0, 1).flatten(1, 2)
                 g = (tile.g_brto[rows] * w[rows][:, None, None, None]).transpose(0, 1).flatten(1, 2)
                 value = torch.bmm(g.transpose(1, 2), a).to(torch.float64)
-                if tile.columns is None:
-                    sums[key][q] += value
-                else:
-                    sums[key][q].index_add_(2, tile.columns, value)
+                tile.add_to(sums[key][q], value)
 
 
 def row_products(
@@ -144,8 +141,8 @@ def row_products(
             if block.name in flat:
                 check_flat(block, tile)
                 continue
-            u_tile = u if tile.columns is None else u[..., tile.columns]
-            out[tile.rows] += _products_one(tile, u_tile) if tile.one else _products_many(tile, u_tile)
+            products = _products_one if tile.one else _products_many
+            out[tile.rows] += products(tile, tile.narrow(u))
     return out
 
 
@@ -169,7 +166,7 @@ def _products_one(tile: LayerInputs, u_qroi: Tensor) -> Tensor:
 
 
 def _products_many(tile: LayerInputs, u_qroi: Tensor) -> Tensor:
-    """The row gradient once, in slices, and all products with it: Q is then nearly free."""
+    """The row gradient is computed once, in slices, for its products with all queries: these add little cost."""
     total = tile.a_brti.new_zeros(len(tile.a_brti), len(u_qroi))
     for where, gradient in row_gradient_slices(tile.a_brti, tile.g_brto):
         # Few queries on the left: three times as fast as the other way round.
@@ -178,7 +175,10 @@ def _products_many(tile: LayerInputs, u_qroi: Tensor) -> Tensor:
 
 
 def dense_rows(
-    forward_pass: ForwardPass, cotangent_bc: Tensor, last: bool = True, turns: Mapping[str, Turn] | None = None
+    forward_pass: ForwardPass,
+    cotangent_bc: Tensor,
+    last: bool = True,
+    eigenbases: Mapping[str, Eigenbasis] | None = None,
 ) -> Tensor:
     """Row gradients `[B, p]` over all blocks in order. For small p or few rows: a batch is held whole.
 
@@ -186,31 +186,27 @@ def dense_rows(
         forward_pass: the batch.
         cotangent_bc: gradient of the row function in the logits.
         last: release the graph.
-        turns: give them in the eigenbasis; blocks without factors are then zero.
+        eigenbases: per block, to return the gradients in; blocks without one are then zero.
     """
     parts = []
     for block, block_parts in forward_pass.block_tiles(cotangent_bc, last):
         rows = cotangent_bc.new_zeros(len(cotangent_bc), *block.shape)
-        turn = None if turns is None else turns.get(block.name)
-        for tile in () if turns is not None and turn is None else block_parts:
-            a, g = turn_positions(tile, turn)
-            value = torch.matmul(g.transpose(2, 3), a)
-            if tile.columns is None:
-                rows[tile.rows] = value
-            else:
-                rows[tile.rows].index_add_(3, tile.columns, value)
+        eigenbasis = None if eigenbases is None else eigenbases.get(block.name)
+        for tile in () if eigenbases is not None and eigenbasis is None else block_parts:
+            a, g = in_eigenbasis(tile, eigenbasis)
+            tile.add_to(rows[tile.rows], torch.matmul(g.transpose(2, 3), a))
         parts.append(rows.flatten(1))
     return torch.cat(parts, dim=1)
 
 
-def turn_positions(tile: LayerInputs, turn: Turn | None) -> tuple[Tensor, Tensor]:
+def in_eigenbasis(tile: LayerInputs, eigenbasis: Eigenbasis | None) -> tuple[Tensor, Tensor]:
     """A tile's inputs and output gradients in a block's eigenbasis."""
-    q_a, q_g, _ = turn or (None, None, None)
+    q_a, q_g, _ = eigenbasis or (None, None, None)
     return rotate(tile.a_brti, q_a), rotate(tile.g_brto, q_g)
 
 
 def check_flat(block: Block, tile: LayerInputs) -> None:
-    """Refuse a layer whose curvature is 0 though a row has a gradient there: its values would all be 0.
+    """Refuse a layer whose curvature is 0 though a row has a gradient there: all values would be 0.
 
     Raises:
         InputError: the layer.
@@ -229,14 +225,17 @@ def check_flat(block: Block, tile: LayerInputs) -> None:
 
 
 def self_products(
-    forward_pass: ForwardPass, cotangent_bc: Tensor, turns: Mapping[str, Turn], flat: Collection[str] = frozenset()
+    forward_pass: ForwardPass,
+    cotangent_bc: Tensor,
+    eigenbases: Mapping[str, Eigenbasis],
+    flat: Collection[str] = frozenset(),
 ) -> Tensor:
     """`l' H^-1 l` of every row gradient l, `[B]`, in the eigenbasis.
 
     Args:
         forward_pass: the batch.
         cotangent_bc: gradient of the loss in the logits.
-        turns: per block.
+        eigenbases: per block.
         flat: blocks whose curvature is 0: no row may have a gradient there.
 
     Raises:
@@ -244,15 +243,15 @@ def self_products(
     """
     out = cotangent_bc.new_zeros(len(cotangent_bc))
     for block, parts in forward_pass.block_tiles(cotangent_bc):
-        if block.name not in turns:  # never called, so without factors
+        if block.name not in eigenbases:  # never called, so without factors
             continue
-        inverse = turns[block.name][2]
+        inverse = eigenbases[block.name][2]
         for tile in parts:
             if block.name in flat:
                 check_flat(block, tile)
                 continue
-            a, g = turn_positions(tile, turns[block.name])
-            d = inverse if tile.columns is None else inverse[..., tile.columns]
+            a, g = in_eigenbasis(tile, eigenbases[block.name])
+            d = tile.narrow(inverse)
             if tile.one:
                 half = torch.matmul(g[:, :, 0].square().transpose(0, 1), d)
                 out[tile.rows] += (half * a[:, :, 0].square().transpose(0, 1)).sum((0, 2))

@@ -1,4 +1,4 @@
-"""The influence measure FI (B sections 2-4) from total logit Jacobians: a factor of rank K - 1, never `d x d`.
+"""The influence measure FI (Yu 2025, sections 2-4) from total logit Jacobians: a factor of rank K - 1, never `d x d`.
 
 A row's perturbation w moves the fit by `d theta = -(n Hbar)^-1 M w`, `M = d_x d_theta l`, so its logits move by
 `T w = (J_x - J_theta (n Hbar)^-1 M) w`. The metric is `G = T' (diag P - P P') T = S' S`, `S` of K - 1 rows.
@@ -12,15 +12,15 @@ from torch import Tensor
 # Directions of the metric with a singular value under this share of the largest are dropped: at 1e-3 the ranks of FI
 # change (a rank correlation of 0.76 on digits), and in float64 nothing is gained below.
 KEPT_SHARE = 1e-5
-# A metric whose factor is under this is that of a one-hot row: its square is no number any more.
+# A metric whose factor is under this counts as that of a one-hot row: its square underflows.
 LEAST_METRIC = 1e-150
 
 
 def contrasts(logits_bc: Tensor) -> Tensor:
     """Cotangents `e_c - e_r`, `[B, K - 1, K]`: every class c against the row's likeliest, r.
 
-    A shift of all logits has no share in them, so that a curvature which is singular there (a softmax head without a
-    ridge) does no harm.
+    They are orthogonal to a shift of all logits, so a curvature that is singular there (a softmax head without a ridge)
+    does no harm.
     """
     k = logits_bc.shape[1]
     likeliest, others = _order(logits_bc)
@@ -54,7 +54,7 @@ def measure(logits_bc: Tensor, total_bkd: Tensor, slope_bd: Tensor) -> tuple[Ten
     Args:
         logits_bc: of the rows.
         total_bkd: as in `metric_factor`.
-        slope_bd: v, the derivative of the loss that is watched in the row's input.
+        slope_bd: v, the derivative in the row's input of the loss whose sensitivity is measured.
 
     Returns:
         `[B]` in float64, and `[B]` bool.
@@ -89,7 +89,7 @@ def _directions(s_bkd: Tensor) -> tuple[Tensor, Tensor]:
     if scaled.shape[1] >= scaled.shape[2]:
         _, values_bk, vectors_bkd = torch.linalg.svd(scaled, full_matrices=False)
         return vectors_bkd, values_bk * scale_b[:, None]
-    # A long thin matrix is first turned into a square one, at a third of the cost.
+    # A long thin matrix is reduced to a square one by QR first, at a third of the cost.
     q_bdk, r_bkk = torch.linalg.qr(scaled.transpose(1, 2))
     u_bkk, values_bk, _ = torch.linalg.svd(r_bkk)
     return (q_bdk @ u_bkk).transpose(1, 2), values_bk * scale_b[:, None]

@@ -19,9 +19,9 @@ from rayinf.errors import InputError
 RELATIVE_DAMPING = 0.1
 # The share of a query's norm that may lie where the curvature is singular before the answer is refused.
 LOST_SHARE = 1e-6
-# Queries and inverse eigenvalues that are larger (or smaller) than this are carried by a power of two.
+# Queries and inverse eigenvalues that are larger (or smaller) than this are scaled by a power of two.
 _MOST = 2.0**60
-# A reciprocal condition this many times over `p eps` is taken as none of an eigenvalue being lost in rounding.
+# Where the reciprocal condition is more than this many times `p eps`, no eigenvalue is lost in rounding.
 _SAFE = 10.0
 
 
@@ -38,18 +38,18 @@ def eigen_inverse(lambda_roi: Tensor, rows: float, l2: float, damping: float | N
 
 
 def power_over(arrays: Sequence[np.ndarray[Any, Any]]) -> float:
-    """A power of two that brings values which float32 might not hold down to 1; 1 for all others."""
+    """The power of two that scales values too large for float32 down to 1; 1 for all others."""
     largest = max((float(np.abs(a).max()) for a in arrays if a.size), default=0.0)
     return 1.0 if largest <= _MOST else 2.0 ** math.ceil(math.log2(largest))
 
 
 def out_of_range(queries: Queries) -> bool:
-    """Whether float32 may have lost a query: it is not finite, larger than it should be, or so small as to vanish."""
+    """Whether a query is not finite, or so large or small that float32 may overflow or underflow."""
     size_q = _sizes(queries)
     return not bool(((size_q <= _MOST) & (size_q >= 1 / _MOST)).all())
 
 
-def carried_queries(queries: Queries) -> tuple[Queries, Tensor]:
+def scale_queries(queries: Queries) -> tuple[Queries, Tensor]:
     """Queries of size 1, and the power of two `[Q]` of each."""
     size_q = _sizes(queries).double()
     exponent = torch.frexp(size_q).exponent
@@ -78,12 +78,12 @@ def solve_eigen(
     singular = not bool(inverse_roi.all()) and bool(inverse_roi.any())
     out = torch.empty(v_qroi.shape, dtype=dtype)
     for k, v_roi in enumerate(v_qroi):
-        turned = torch.matmul(basis.q_g_roo.transpose(1, 2), v_roi)
-        turned = turned if q_a is None else torch.matmul(turned, q_a)
+        rotated = torch.matmul(basis.q_g_roo.transpose(1, 2), v_roi)
+        rotated = rotated if q_a is None else torch.matmul(rotated, q_a)
         if singular:
-            flat = turned.flatten()[None]
+            flat = rotated.flatten()[None]
             _check_lost(flat * (inverse_roi.flatten() == 0), flat, shown(block.name))
-        solved = torch.matmul(back_g, turned.mul_(inverse_roi).to(dtype))
+        solved = torch.matmul(back_g, rotated.mul_(inverse_roi).to(dtype))
         out[k] = solved if back_a is None else torch.matmul(solved, back_a)
     return out
 
@@ -100,7 +100,7 @@ def solve_dense(v_qp: Tensor, inverse_pp: Tensor, null_pk: Tensor) -> Tensor:
 
 
 def dense_inverse(mean_pp: Tensor, rows: float, shift: float, eps: float) -> tuple[Tensor, Tensor]:
-    """`(n (H + l2 + damping))^-1` `[p, p]`, and the directions `[p, k]` in which that is singular and has no share.
+    """`(n (H + l2 + damping))^-1` `[p, p]`, and the null directions `[p, k]`, which contribute 0.
 
     By Cholesky's factor where the matrix is well conditioned; else by its eigenvectors without those under
     `p eps max`, at twenty times the cost.
@@ -112,7 +112,7 @@ def dense_inverse(mean_pp: Tensor, rows: float, shift: float, eps: float) -> tup
         eps: machine epsilon of the precision that the curvature was computed in.
 
     Raises:
-        InputError: an eigenvalue is negative beyond rounding: the fit is no minimum.
+        InputError: an eigenvalue is negative beyond rounding: the fit is not at a minimum.
     """
     p = len(mean_pp)
     level_pp = mean_pp + shift * torch.eye(p, dtype=mean_pp.dtype)
@@ -163,7 +163,7 @@ def _inverse(level: Tensor, size: int, eps: float = torch.finfo(torch.float64).e
 
 
 def _share(share: float) -> str:
-    """A share in words that are never "0.00%"."""
+    """A share as text; a small one is not rounded to "0.00%"."""
     return f"{share:.2%}" if share >= 1e-4 else f"a share of {share:.1e}"
 
 

@@ -45,7 +45,7 @@ def add(sums: Sums, key: str, value: Tensor) -> None:
 
 @contextmanager
 def scaled(sums: Sums, scale: float, prefix: str, power: int = 2) -> Generator[Sums]:
-    """Sums to add a batch to, of which those under the prefix are to count `scale ** power` times."""
+    """Sums to add a batch to; those under the prefix are multiplied by `scale ** power` on leaving."""
     if scale == 1:
         yield sums
         return
@@ -58,7 +58,7 @@ def scaled(sums: Sums, scale: float, prefix: str, power: int = 2) -> Generator[S
 def add_gram(sums: Sums, key: str, x_rni: Tensor) -> None:
     """Add the lower triangle of `x' x` of each group, multiplied and added in float64.
 
-    With float32 products the eigenbasis of small eigenvalues is not determined, and scores move with the batch size.
+    Float32 products leave the eigenvectors of small eigenvalues undetermined: scores then depend on the batch size.
     """
     r, _, i = x_rni.shape
     x = x_rni.to(torch.float64)
@@ -80,7 +80,7 @@ def add_covariance(
     columns_sbc: Tensor,
     mask_bt: Tensor | None = None,
 ) -> None:
-    """Add a batch to A and G ("expand": every position is a sample; each row enters A once, never once a label).
+    """Add a batch to A and G ("expand": every position is a sample; each row enters A once, not once for every label).
 
     Cost a row: `T i^2 / 2 + S T o^2 / 2` float64 multiply-adds a layer, and S backward passes without weights.
     """
@@ -120,7 +120,7 @@ def add_lambda(
         basis: of the block.
         tile: rows of the layer; its `a_brti` is used.
         g_sbrto: output gradients of every Fisher column, for the tile's rows.
-        halves: also add even columns alone under `L_even/<block>`, to tell how far drawn labels agree.
+        halves: also add even columns alone under `L_even/<block>`, to estimate the error of drawn labels.
     """
     a = tile.a_brti
     if tile.one:
@@ -132,18 +132,18 @@ def add_lambda(
             _add_columns(sums, block, tile, even, "L_even")
         return
     t, (_, o, i) = a.shape[2], block.shape
-    turn_a = basis.q_a_rii is not None and t <= len(g_sbrto) * o
-    turn_g = t <= i
-    if turn_a:
+    rotate_a = basis.q_a_rii is not None and t <= len(g_sbrto) * o
+    rotate_g = t <= i
+    if rotate_a:
         a = rotate(a, basis.q_a_rii)
     total = a.new_zeros(block.shape[0], o, a.shape[3])
     even_total = total.clone()
     for s, g_brto in enumerate(g_sbrto):
-        g = rotate(g_brto, basis.q_g_roo) if turn_g else g_brto
-        for where, gradient in row_gradient_slices(a, g, whole=not turn_g):
-            if not turn_g:
+        g = rotate(g_brto, basis.q_g_roo) if rotate_g else g_brto
+        for where, gradient in row_gradient_slices(a, g, whole=not rotate_g):
+            if not rotate_g:
                 gradient = torch.matmul(basis.q_g_roo.transpose(1, 2), gradient)
-            if not turn_a and basis.q_a_rii is not None:
+            if not rotate_a and basis.q_a_rii is not None:
                 gradient = torch.matmul(gradient, basis.q_a_rii)
             squares = gradient.square().sum(0)
             total[:, where] += squares
@@ -175,7 +175,7 @@ def kfac_lambda(basis: Basis, rows: float) -> Tensor:
 
 
 def _kept(mask_bt: Tensor | None, words_bt: Tensor | None, positions: int) -> Tensor | None:
-    """LayerInputs that enter the factors: those of the mask, where a layer has the positions that it speaks of."""
+    """Positions that enter the factors: those of the mask, in layers that have as many positions as it has."""
     mask = mask_bt if mask_bt is not None and mask_bt.shape[1] == positions else None
     if words_bt is None or mask is None:
         return words_bt if mask is None else mask
@@ -208,9 +208,6 @@ def _rotate_one(a_brti: Tensor, q_rii: Tensor) -> Tensor:
 
 def _add_columns(sums: Sums, block: Block, tile: LayerInputs, value_roi: Tensor, prefix: str = "L") -> None:
     key = f"{prefix}/{block.name}"
-    if tile.columns is None:
-        add(sums, key, value_roi)
-        return
     if key not in sums:
         sums[key] = torch.zeros(block.shape, dtype=torch.float64, device=value_roi.device)
-    sums[key].index_add_(2, tile.columns, value_roi.to(torch.float64))
+    tile.add_to(sums[key], value_roi.to(torch.float64))

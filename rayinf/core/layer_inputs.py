@@ -1,4 +1,4 @@
-"""What a layer's rule is: its raw inputs and output gradients as rows x groups x positions.
+"""The rule of each kind of layer: its inputs and output gradients as rows x groups x positions.
 
 Whatever the layer, `a_brti` and `g_brto` are such that the gradient of row b is `sum_t g_t a_t'` in each group.
 """
@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from rayinf.core.blocks import Block
 
-# Floats that one tile's unfolded inputs may take (16 MB in float32): a batch of images is never unfolded whole, and
-# row gradients are formed from inputs that are still in the processor's last cache. A quarter of it is as fast on one
-# thread, and half as fast on two.
+# Floats of one tile's unfolded inputs (16 MB in float32): a batch of images is never unfolded whole, and row gradients
+# are formed from inputs that are still in the processor's last cache. With a quarter of it, one thread is as fast, and
+# two are half as fast.
 TILE_FLOATS = 4_000_000
 # Sums over rows (Gram matrices, queries) take tiles this much larger: each reads and writes the whole sum.
 SUM_TILES = 2
@@ -44,6 +44,17 @@ class LayerInputs:
         """Whether there is one position, so that the row gradient has rank one."""
         return self.a_brti.shape[2] == 1
 
+    def narrow(self, u: Tensor) -> Tensor:
+        """The tile's columns of a matrix over all `i` columns."""
+        return u if self.columns is None else u[..., self.columns]
+
+    def add_to(self, out: Tensor, value: Tensor) -> None:
+        """Add a matrix over the tile's columns to one over all `i` columns, their last axis."""
+        if self.columns is None:
+            out += value
+        else:
+            out.index_add_(out.ndim - 1, self.columns, value)
+
 
 def tiles(
     block: Block, module: nn.Module, inputs: Sequence[Tensor], gradients: Sequence[Tensor], times: int = 1
@@ -63,7 +74,7 @@ def tiles(
 
 
 def rotate(x_brtd: Tensor, q_rdd: Tensor | None) -> Tensor:
-    """LayerInputs in another basis (None: their own): one product a group over all rows, not one a row."""
+    """Positions in another basis (None: unchanged): one product a group over all rows, not one a row."""
     if q_rdd is None:
         return x_brtd
     b, r, t, _ = x_brtd.shape
@@ -79,14 +90,14 @@ def output_positions(block: Block, gradients: Sequence[Tensor]) -> Tensor:
 
 
 def words(module: nn.Module, inputs: Sequence[Tensor]) -> Tensor | None:
-    """Where the tokens of an embedding are no padding, `[B, T]`; None where it knows no padding, or is none."""
+    """Where the tokens of an embedding are not padding, `[B, T]`; None without padding, or of another layer."""
     if not isinstance(module, nn.Embedding) or module.padding_idx is None:
         return None
     return torch.cat([x.reshape(x.shape[0], -1) for x in inputs], dim=1) != module.padding_idx
 
 
 def count_positions(block: Block, gradient: Tensor) -> int:
-    """LayerInputs a row of one call, from the shape of its output `[B, ...]`."""
+    """Positions a row of one call, from the shape of its output `[B, ...]`."""
     per_row = gradient[0].numel() if gradient.shape[0] else 0
     return per_row // (block.shape[0] * block.shape[1])
 

@@ -24,7 +24,7 @@ from rayinf.task import RowLoss
 
 # Rows whose products with all of a dense inverse are held at a time, `K^2 i` numbers each.
 _ROWS = 128
-# What a model may do to its input before the head and still hand on the same numbers.
+# Operations between a model's input and its head that leave the numbers as they are.
 _VIEWS = ("ViewBackward", "ReshapeAliasBackward", "UnsafeViewBackward", "AliasBackward", "SqueezeBackward", "Unsqueeze")
 
 
@@ -71,9 +71,9 @@ class HeadRows:
         """`K^2 i^2` multiply-adds a row for a dense inverse, `K i^2` in an eigenbasis."""
         contrast_bkc = contrasts(self.logits)
         direct = torch.matmul(contrast_bkc, self._w_cd)
-        # Of cross-entropy all derivatives in the logits add up to 0, so that classes less the first do.
+        # The derivatives of cross-entropy in the logits add up to 0, so that K - 1 classes, less the first, are enough.
         first = 0 if inverse.dense_pp is None or callable(self._loss) else 1
-        found = self._turned(inverse) if inverse.dense_pp is None else self._dense(inverse, first)
+        found = self._in_eigenbasis(inverse) if inverse.dense_pp is None else self._dense(inverse, first)
         z_bcc, ez_bci = found
         d = self._w_cd.shape[1]
         # Row c of both: for U = (n Hbar)^-1 (e_c a~'), B U a~ and e'U.
@@ -82,12 +82,12 @@ class HeadRows:
         return direct, torch.bmm(contrast_bkc[:, :, first:], moved_bcd)
 
     def columns(self, f_bdk: Tensor, inverse: Inverse | None) -> Tensor:
-        """`K i` numbers a direction, and their product with the inverse; never left in its eigenbasis."""
+        """`K i` numbers a direction, and their product with the inverse, in the parameters' own coordinates."""
         left_bkc = (self._b_bcc @ (self._w_cd @ f_bdk)).transpose(1, 2)
         f_bki = functional.pad(f_bdk.transpose(1, 2), (0, self._a_bi.shape[1] - self._w_cd.shape[1]))
         a_bi, e_bc = self._a_bi, self._e_bc
-        turn = None if inverse is None else inverse.turns.get(self._name)
-        q_a, q_g, d_roi = turn or (None, None, None)
+        eigenbasis = None if inverse is None else inverse.eigenbases.get(self._name)
+        q_a, q_g, d_roi = eigenbasis or (None, None, None)
         if q_a is not None:
             a_bi, f_bki = a_bi @ q_a[0], f_bki @ q_a[0]
         if q_g is not None:
@@ -108,7 +108,7 @@ class HeadRows:
         k, i = self._w_cd.shape[0], self._a_bi.shape[1]
         dense = inverse is not None and inverse.dense_pp is not None
         out_bkci = self.columns(f_bdk, None if dense else inverse).unflatten(2, (k, i))
-        if inverse is None:  # its own classes add up to 0 too
+        if inverse is None:  # these too add up to 0 over classes
             return out_bkci[:, :, 1:].flatten(2)
         if not dense:
             return (out_bkci[:, :, 1:] - out_bkci[:, :, :1]).flatten(2)
@@ -141,13 +141,13 @@ class HeadRows:
         z_bce, ez_bei = (torch.cat(part) for part in zip(*found, strict=True))
         return z_bce, ez_bei
 
-    def _turned(self, inverse: Inverse) -> tuple[Tensor, Tensor]:
-        """The same in an eigenbasis: `U_c = Q_G [(Q_G' e_c) (a~'Q_A) * D] Q_A'`."""
+    def _in_eigenbasis(self, inverse: Inverse) -> tuple[Tensor, Tensor]:
+        """As `_dense`, in an eigenbasis: `U_c = Q_G [(Q_G' e_c) (a~'Q_A) * D] Q_A'`."""
         k, i = self._w_cd.shape[0], self._a_bi.shape[1]
-        turn = inverse.turns.get(self._name)
-        if turn is None:
+        eigenbasis = inverse.eigenbases.get(self._name)
+        if eigenbasis is None:
             return self._a_bi.new_zeros(len(self._a_bi), k, k), self._a_bi.new_zeros(len(self._a_bi), k, i)
-        q_a, q_g, d_roi = turn
+        q_a, q_g, d_roi = eigenbasis
         a_bi = self._a_bi if q_a is None else self._a_bi @ q_a[0]
         g_oo = torch.eye(k, dtype=a_bi.dtype, device=a_bi.device) if q_g is None else q_g[0]
         d_oi = d_roi[0]
@@ -158,7 +158,7 @@ class HeadRows:
 
 
 def contrasted(inverse: Inverse, classes: int, inputs: int) -> Tensor:
-    """A dense inverse between classes less the first, `[(K - 1) i, (K - 1) i]`: all that cross-entropy feels of it."""
+    """A dense inverse between classes less the first, `[(K - 1) i, (K - 1) i]`: all that matters to cross-entropy."""
     if 1 not in inverse.kept:
         assert inverse.dense_pp is not None
         h_cici = inverse.dense_pp.view(classes, inputs, classes, inputs)

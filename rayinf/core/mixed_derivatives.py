@@ -1,8 +1,8 @@
 """The mixed derivative `M = d_x d_theta l` of every row, by its products alone: `M'U`, `M f`, `M'M f`; never `p x d`.
 
-Everything lives in layer inputs and output gradients (`positions.py`): a row's gradient is `sum_t g_t a_t'`, and both
-are functions of its input x. `M'U` is the gradient in x of the product of that with U (reverse over reverse), and
-`M f` its tangent in direction f (forward over reverse).
+All products are made from layer inputs and output gradients (`layer_inputs.py`): a row's gradient is `sum_t g_t a_t'`,
+and both are functions of its input x. `M'U` is the gradient in x of the product of that with U (reverse over reverse),
+and `M f` its tangent in direction f (forward over reverse).
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rayinf.core.blocks import Block
 from rayinf.core.capture import Capture, capture, forward
 from rayinf.core.fisher import logit_error
-from rayinf.core.influence import Queries, Turn, check_flat, turn_positions
+from rayinf.core.influence import Eigenbasis, Queries, check_flat, in_eigenbasis
 from rayinf.core.influence_measure import contrasts
 from rayinf.core.inverse import split_blocks
 from rayinf.core.layer_inputs import LayerInputs, rotate, tiles
-from rayinf.core.row_gradients import map_tensors
+from rayinf.core.row_gradients import map_tensors, without_fast_path
 from rayinf.errors import InputError
 from rayinf.task import RowLoss
 
-# The captured's name for the model's own input.
+# The name under which the capture holds the model's own input.
 _INPUT = "<input>"
 _ONE_TILE = 1 << 40
 
@@ -37,11 +37,11 @@ _ONE_TILE = 1 << 40
 class Inverse:
     """The inverse curvature `(n Hbar)^-1`: one dense matrix `[p, p]`, or eigenvectors and inverse eigenvalues a block.
 
-    Blocks without a turn contribute nothing. `kept` holds what was made of the matrix once, for all batches.
+    Blocks without an eigenbasis contribute nothing. `kept` caches what is computed from the matrix, for all batches.
     """
 
     dense_pp: Tensor | None
-    turns: Mapping[str, Turn]
+    eigenbases: Mapping[str, Eigenbasis]
     kept: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
 
@@ -55,7 +55,7 @@ class MixedRows(Protocol):
         ...
 
     def jacobians(self, inverse: Inverse) -> tuple[Tensor, Tensor]:
-        """Of every contrast of logits: `J_x`, and `M' (n Hbar)^-1 J_theta'`, each `[B, K - 1, d]`."""
+        """`J_x` and `M' (n Hbar)^-1 J_theta'` of every contrast of logits, each `[B, K - 1, d]`."""
         ...
 
     def columns(self, f_bdk: Tensor, inverse: Inverse | None) -> Tensor:
@@ -68,7 +68,7 @@ class MixedRows(Protocol):
 
 
 class RecordedRows:
-    """Any model, on the tape of one forward pass that can be differentiated twice.
+    """Any model, by the graph of one forward pass, which can be differentiated twice.
 
     Args:
         model: in eval mode, all of whose blocks have a rule.
@@ -115,24 +115,24 @@ class RecordedRows:
         total = self.logits.new_zeros(())
         for block in self._blocks:
             for tile in self._live.get(block.name, ()):
-                u_roi = _narrow(query[block.name][0], tile)
+                u_roi = tile.narrow(query[block.name][0])
                 total = total + (torch.matmul(tile.a_brti, u_roi.transpose(1, 2)) * tile.g_brto).sum()
         return self._in_input(total)
 
     def jacobians(self, inverse: Inverse) -> tuple[Tensor, Tensor]:
         """A pass backward to the layers and the input, and one through the whole graph, for each contrast."""
         direct, moved = [], []
-        turned = {n: [turn_positions(t, inverse.turns.get(n)) for t in parts] for n, parts in self._live.items()}
+        rotated = {n: [in_eigenbasis(t, inverse.eigenbases.get(n)) for t in parts] for n, parts in self._live.items()}
         for k in range(self.logits.shape[1] - 1):
             cotangent_bc = contrasts(self.logits.detach())[:, k]
             found = self._captured.gradients(self.logits, cotangent_bc)
             direct.append(_flat(found[_INPUT]))
             fixed = self._positions(self._captured, found, detach=True)
-            moved.append(self._in_input(self._product(turned, fixed, inverse)))
+            moved.append(self._in_input(self._product(rotated, fixed, inverse)))
         return torch.stack(direct, 1), torch.stack(moved, 1)
 
     def _product(
-        self, turned: Mapping[str, Sequence[tuple[Tensor, Tensor]]], fixed: _Parts, inverse: Inverse
+        self, rotated: Mapping[str, Sequence[tuple[Tensor, Tensor]]], fixed: _Parts, inverse: Inverse
     ) -> Tensor:
         """The sum over rows of `<row gradient(x), (n Hbar)^-1 fixed row gradient>`."""
         total = self.logits.new_zeros(())
@@ -140,12 +140,12 @@ class RecordedRows:
             rows = torch.cat([_dense(b, fixed.get(b.name, ()), self.logits).flatten(1) for b in self._blocks], 1)
             return self._against(split_blocks(rows @ inverse.dense_pp, self._blocks))
         for block in self._blocks:
-            basis = inverse.turns.get(block.name)
-            for (a, g), tile in zip(turned.get(block.name, ()), fixed.get(block.name, ()), strict=True):
+            basis = inverse.eigenbases.get(block.name)
+            for (a, g), tile in zip(rotated.get(block.name, ()), fixed.get(block.name, ()), strict=True):
                 if basis is None:
                     continue
-                d_roi = _narrow(basis[2], tile)
-                a_fixed = a.detach()  # the same inputs, which a wide layer turns at more cost than all else
+                d_roi = tile.narrow(basis[2])
+                a_fixed = a.detach()  # the same inputs: to rotate those of a wide layer costs more than all else
                 g_fixed = rotate(tile.g_brto, basis[1])
                 if tile.one:
                     half = torch.matmul((g * g_fixed)[:, :, 0].transpose(0, 1), d_roi)
@@ -178,7 +178,7 @@ class RecordedRows:
         total = self.logits.new_zeros(())
         for block in self._blocks:
             for tile in self._live.get(block.name, ()):
-                u_broi = _narrow(rows[block.name][tile.rows], tile)
+                u_broi = tile.narrow(rows[block.name][tile.rows])
                 total = total + (torch.matmul(tile.a_brti, u_broi.transpose(2, 3)) * tile.g_brto).sum()
         return total
 
@@ -199,32 +199,32 @@ class RecordedRows:
             logits = forward(self._model, map_tensors(self._x, dual))
             gradients = captured.gradients(logits, logit_error(self._loss, logits, self._labels), last=True)
             duals = self._positions(captured, gradients, detach=False)
-            turns = {} if inverse is None else inverse.turns
+            eigenbases = {} if inverse is None else inverse.eigenbases
             out = []
             for block in self._blocks:
-                turn = turns.get(block.name)
-                idle = inverse is not None and inverse.dense_pp is None and turn is None
-                rows = self._tangent(block, () if idle else duals.get(block.name, ()), turn)
+                eigenbasis = eigenbases.get(block.name)
+                idle = inverse is not None and inverse.dense_pp is None and eigenbasis is None
+                rows = self._tangent(block, () if idle else duals.get(block.name, ()), eigenbasis)
                 out.append(rows.flatten(1))
         return torch.cat(out, 1)
 
-    def _tangent(self, block: Block, parts: Sequence[LayerInputs], turn: Turn | None) -> Tensor:
-        """The tangents of one block's row gradients, `[B, r, o, i]`, times its inverse eigenvalues if it has a turn."""
+    def _tangent(self, block: Block, parts: Sequence[LayerInputs], eigenbasis: Eigenbasis | None) -> Tensor:
+        """Tangents of a block's row gradients, `[B, r, o, i]`; with an eigenbasis, times the inverse eigenvalues."""
         rows = self.logits.new_zeros(len(self.logits), *block.shape)
         for tile in parts:
-            a, g = turn_positions(tile, turn)
+            a, g = in_eigenbasis(tile, eigenbasis)
             (a, da), (g, dg) = (_unpack(v) for v in (a, g))
             value = torch.matmul(dg.transpose(2, 3), a) + torch.matmul(g.transpose(2, 3), da)
-            _put(rows[tile.rows], tile, value.detach())
-        return rows if turn is None else rows * turn[2]
+            tile.add_to(rows[tile.rows], value.detach())
+        return rows if eigenbasis is None else rows * eigenbasis[2]
 
     def _leaf(self, v: Tensor) -> Tensor:
-        """A part of the input, on the tape as if it were a layer's output."""
+        """A part of the input, recorded as if it were a layer's output."""
         if not v.is_floating_point():
             return v
         leaf = v.detach().requires_grad_(True)
         self._leaves.append(leaf)
-        out = leaf * 1
+        out = leaf * 1  # a leaf has no edge through which gradients could be recorded
         self._captured.record(_INPUT, leaf, out)
         return out
 
@@ -253,13 +253,8 @@ _Parts = dict[str, list[LayerInputs]]
 @contextmanager
 def _plain_attention() -> Generator[None]:
     """Attention in forms that can be differentiated twice and forward: neither fused kernels nor torch's fast path."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with without_fast_path(), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def float_tensors(x: Any) -> list[Tensor]:
@@ -279,22 +274,10 @@ def _flat(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([v.flatten(1) for v in parts], 1)
 
 
-def _narrow(u: Tensor, tile: LayerInputs) -> Tensor:
-    """The columns that a tile of an embedding stands for."""
-    return u if tile.columns is None else u[..., tile.columns]
-
-
-def _put(rows_broi: Tensor, tile: LayerInputs, value: Tensor) -> None:
-    if tile.columns is None:
-        rows_broi.copy_(value)
-    else:
-        rows_broi.index_add_(3, tile.columns, value)
-
-
 def _dense(block: Block, parts: Sequence[LayerInputs], like: Tensor) -> Tensor:
     rows = like.new_zeros(len(like), *block.shape)
     for tile in parts:
-        _put(rows[tile.rows], tile, torch.matmul(tile.g_brto.transpose(2, 3), tile.a_brti))
+        tile.add_to(rows[tile.rows], torch.matmul(tile.g_brto.transpose(2, 3), tile.a_brti))
     return rows
 
 

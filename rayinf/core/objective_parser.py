@@ -1,4 +1,4 @@
-"""Objectives from what a user asks for: names, objects, functions, or a list of these."""
+"""The objectives that an argument names: names, objects, functions, or a list of these."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ KNOWN = f"{_KNOWN}, an Objective, or a function (logits, labels) -> [B]"
 
 
 def parse(objective: object, group: str | None = None) -> tuple[Objective, ...]:
-    """Objectives from what a user passes: a name, an `Objective`, a function, or a list of these.
+    """The objectives of an argument: a name, an `Objective`, a function, or a list of these.
 
     Args:
-        objective: what was asked for.
+        objective: the argument.
         group: of the task, for objectives that compare groups.
 
     Raises:
@@ -34,12 +34,12 @@ def parse(objective: object, group: str | None = None) -> tuple[Objective, ...]:
     """
     given = list(objective) if isinstance(objective, list | tuple) else [objective]
     if not given:
-        raise InputError("objective=[] asks for nothing.", f"pass {KNOWN}, or a list of these.")
+        raise InputError("objective=[] is empty.", f"pass {KNOWN}, or a list of these.")
     found = tuple(_grouped(_parse_one(item), group) for item in given)
     names = [o.name for o in found]
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise InputError(
-            f"Objective {twice[0]!r} is asked for twice.",
+            f"Objective {twice[0]!r} is named twice.",
             f"give every objective a name of its own: Objective.named({twice[0] + '_2'!r}), or "
             'demographic_parity(group=..., name="...").',
         )

@@ -1,6 +1,6 @@
-"""What a row is worth it for: an objective is a sum over validation rows of a function with a gradient.
+"""Objectives: differentiable functions of the validation rows, by which the training rows are valued.
 
-Each objective asks for group sums `S_k = sum of rows(logits, labels) over the validation rows of group k`, which
+Each objective needs group sums `S_k = sum of rows(logits, labels) over the validation rows of group k`, which
 merge over shards, and either takes each group as a column of its own or combines them into one number.
 """
 
@@ -39,8 +39,8 @@ class Objective:
             of group means, say. None: each group is a column.
         where: `labels [B] -> bool [B]`, the rows that enter sums and counts; None: all.
         attack: what is done to the validation rows' inputs before; see `robustness`.
-        hard: `(logits, labels) -> [B]`, told beside the value and never differentiated: predictions, say, where `rows`
-            takes probabilities.
+        hard: `(logits, labels) -> [B]`, whose mean is reported beside the value and never differentiated: predictions,
+            say, where `rows` takes probabilities.
 
     Labels are positions among the logits in all of these.
     """
@@ -81,20 +81,20 @@ class Objective:
         return replace(self, name=name)
 
     def columns(self, levels: tuple[str, ...]) -> tuple[str, ...]:
-        """Names of the columns of scores, for the groups that there are."""
+        """Names of the columns of scores, for the groups of the validation rows."""
         if self.split is None or self.combine is not None:
             return (self.name,)
         return tuple(f"{self.name}_{level}" for level in levels)
 
     def settle(self, labels: tuple[Any, ...]) -> Objective:
-        """The same, now that the labels are known in the order of the logits."""
+        """The same objective, once the labels are known in the order of the logits."""
         return self
 
     def check(self, labels: tuple[Any, ...], counts: Mapping[Any, Mapping[Any, int]]) -> None:
-        """Refuse groups that the objective cannot be taken of; `counts` are each group's rows of every label."""
+        """Refuse groups for which the objective is undefined; `counts` are each group's rows of every label."""
 
-    def tell(self, totals: Tensor, counts: Tensor, hard: Tensor) -> dict[str, Tensor]:
-        """What is told beside the value, `[columns]` each: the mean of `hard`, where there is one."""
+    def details(self, totals: Tensor, counts: Tensor, hard: Tensor) -> dict[str, Tensor]:
+        """What is reported beside the value, `[columns]` each: the mean of `hard`, where there is one."""
         return {} if self.hard is None or self.combine is not None else {"accuracy": hard / counts}
 
 
@@ -137,7 +137,7 @@ def mean_loss(sums: Tensor, counts: Tensor) -> Tensor:
 
 
 def sources(targets: Sequence[Target]) -> list[Source]:
-    """The distinct attacks and functions of rows: one backward pass each serves all objectives that share it."""
+    """The distinct attacks and functions of rows: objectives that share one share its backward pass."""
     out: list[Source] = []
     for target in targets:
         if target.source not in out:
@@ -171,10 +171,10 @@ def weights(targets: Sequence[Target], codes: Mapping[str, Tensor], half: Tensor
 
 
 def _chosen(objective: Objective, labels: Tensor) -> Tensor:
-    """Which rows an objective takes, `[B]`.
+    """Whether each row enters an objective, `[B]`.
 
     Raises:
-        InputError: `where` raises, or does not say it for each row.
+        InputError: `where` raises, or does not return one value a row.
     """
     assert objective.where is not None
     with user_code(f"where of objective {objective.name!r}", "mend it: labels [B] -> whether each row counts [B]."):
@@ -191,7 +191,7 @@ def _chosen(objective: Objective, labels: Tensor) -> Tensor:
 def add_values(
     sums: Sums, j: int, targets: Sequence[Target], values: Tensor, weights_bw: Tensor, outputs: tuple[Tensor, Tensor]
 ) -> None:
-    """Add a batch's group sums `S<j>` of a source's values, `C<j>` of its rows, and `H<j>` of what is told beside.
+    """Add a batch's group sums `S<j>` of a source's values, `C<j>` of its rows, and `H<j>` of `hard`.
 
     Args:
         sums: where to add, float64 `[W]` each.
@@ -214,8 +214,8 @@ def add_values(
     add(sums, f"H{j}", (w * hard_bw.repeat(1, w.shape[1] // hard_bw.shape[1])).sum(0))
 
 
-def tell(sums: Mapping[str, Tensor], targets: Sequence[Target]) -> dict[str, dict[str, float]]:
-    """What every column's objective comes to: `value`, and beside it `signed`, `hard` or `accuracy`.
+def objective_details(sums: Mapping[str, Tensor], targets: Sequence[Target]) -> dict[str, dict[str, float]]:
+    """The value of every column's objective: `value`, and beside it `signed`, `hard` or `accuracy`.
 
     Args:
         sums: of `add_values`, merged; of both halves where these were taken apart.
@@ -224,7 +224,7 @@ def tell(sums: Mapping[str, Tensor], targets: Sequence[Target]) -> dict[str, dic
     out: dict[str, dict[str, float]] = {}
     for target, j, where in _places(targets):
         s, c, h = (_whole(sums[f"{key}{j}"], targets, j)[where] for key in "SCH")
-        found = {"value": _mixture(target, s, c)[1], **target.objective.tell(s, c, h)}
+        found = {"value": _mixture(target, s, c)[1], **target.objective.details(s, c, h)}
         for k, column in enumerate(target.columns):
             out[column] = {name: float(v[k]) for name, v in found.items()}
     return out
@@ -264,7 +264,7 @@ def query_vectors(
     Raises:
         InputError: `combine` returns no differentiable number, or one that is not finite.
     """
-    # Full set, then the halves; each view is a way to read the W group sums of a source.
+    # The full set, then the halves: each view gives the W group sums of a source.
     views: list[Callable[[Tensor], Tensor]] = [lambda v: v]
     if halves:
         views = [lambda v: v[: len(v) // 2] + v[len(v) // 2 :], lambda v: v[: len(v) // 2], lambda v: v[len(v) // 2 :]]
@@ -279,10 +279,11 @@ def query_vectors(
 
 
 def _mixture(target: Target, totals: Tensor, counts: Tensor) -> tuple[Tensor | None, Tensor]:
-    """How a target mixes its group sums, `[columns, W]` (the slope of `combine`; None: not at all), and its values."""
+    """The weights of a target's group sums, `[columns, W]` (the slope of `combine`; None without), and its values."""
     combine = target.objective.combine
     if combine is None:
         return None, totals
+    # `combine` is linearised at the sums: its slopes are the weights with which group queries add up.
     leaf = totals.detach().clone().requires_grad_(True)
     with torch.enable_grad():
         with user_code(

@@ -1,4 +1,4 @@
-"""What a model returns for a row: logits, log-probabilities or probabilities; and its loss as a function of logits.
+"""Whether a model returns logits, log-probabilities or probabilities; and its loss as a function of logits.
 
 A loss of log-probabilities (`NLLLoss` behind `LogSoftmax`) is linear in them, so that its Hessian there is 0, though
 the loss of the row is not linear at all. Log-probabilities are logits too: `softmax(log P) = P`. So the loss is taken
@@ -21,7 +21,7 @@ from rayinf.task import RowLoss
 
 Kind = Literal["logits", "log_probabilities", "probabilities"]
 
-# Parameters are made this much smaller to see whether outputs are normalised by construction, or by chance.
+# Factor on all parameters, to see whether outputs are normalised by construction or by chance.
 _SHRUNK = 0.01
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _HALF_TOLERANCE = 3e-2
@@ -31,15 +31,15 @@ _MOST_CLASSES = 4096
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model returns, and what is to be done with it.
+    """What a model returns, and how its outputs and the loss are treated.
 
     Attributes:
         kind: "logits"; "log_probabilities", `[B, C]` with `logsumexp = 0` in every row; or "probabilities".
         cross_entropy: whether the loss is cross-entropy of the logits: `-log P` of the label.
         logs: whether the logarithm of the model's outputs stands for its logits (probabilities, of which the loss takes
             the logarithm).
-        doubles: whether a loss of the user's takes float64: differences such as `P_y - 1`, which a sure row loses in
-            float32, are then taken there.
+        doubles: whether a loss of the user's takes float64: differences such as `P_y - 1`, which are 0 in float32 where
+            P_y is nearly 1, are then computed there.
     """
 
     kind: Kind = "logits"
@@ -48,7 +48,7 @@ class Outputs:
     doubles: bool = False
 
     def prepare(self, model: nn.Module) -> None:
-        """Let a model of one's own return logits from now on."""
+        """Make a model return logits from now on."""
         if self.logs:
             model.register_forward_hook(_take_log)
 
@@ -66,7 +66,7 @@ class Outputs:
         return _Raw(given) if self.logs and not getattr(given, "takes_logits", False) else given
 
     def require_logits(self, who: str) -> None:
-        """Refuse outputs that probabilities cannot be had from by a softmax.
+        """Refuse outputs whose softmax is not the model's probabilities.
 
         Raises:
             InputError: the model returns probabilities.
@@ -104,7 +104,7 @@ class _Raw:
 
 
 def find_outputs(model: nn.Module, x: Any, loss: str | RowLoss) -> Outputs:
-    """What the model returns, told from a few rows.
+    """What the model returns, determined from a few rows.
 
     Outputs count as (log-)probabilities if they are normalised in every row, and stay so with all parameters a
     hundred times smaller: a sure row's logits may look like log-probabilities.
@@ -172,7 +172,7 @@ def _kind(outputs: Tensor) -> Kind:
 
 
 def _shrunk(model: nn.Module, x: Any, given: Tensor) -> Tensor:
-    """The outputs with smaller parameters; those given where the model cannot be called so."""
+    """The outputs with smaller parameters; those given where the model fails with these."""
     params = {k: v * _SHRUNK for k, v in model.named_parameters() if v.is_floating_point()}
     try:
         found = functional_logits(model, params, x)
@@ -186,7 +186,7 @@ def _shrunk(model: nn.Module, x: Any, given: Tensor) -> Tensor:
 def _is_negative(loss: RowLoss, given: Tensor, kind: Kind, weighted: bool = False) -> bool:
     """Whether the loss is `-log P` of the label, for every label; or that times a weight of the label.
 
-    Tried on outputs from even to sure ones, since a loss that is cut off agrees on many rows.
+    Compared on outputs from uniform to nearly one-hot ones: a clipped loss agrees on many rows.
     """
     classes = given.shape[1]
     if classes > _MOST_CLASSES:

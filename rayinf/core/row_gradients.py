@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from rayinf.core.capture import forward
 from rayinf.errors import InputError
 from rayinf.user_code import UserCodeError, torch_said
 
-# Floats of one slice of row gradients (19 MB in float32): written, used and dropped without leaving the last cache.
+# Floats of one slice of row gradients (19 MB in float32), so that it is used while it is in the last cache.
 SLICE_FLOATS = 4_800_000
 # Fewer outputs than this make thin products, which run at a third of the speed.
 _FEWEST_OUTPUTS = 8
@@ -26,7 +27,7 @@ def row_gradient_slices(a_brti: Tensor, g_brto: Tensor, whole: bool = False) -> 
     Args:
         a_brti: inputs of the layer.
         g_brto: gradients in its outputs.
-        whole: give all outputs at once, for a caller that mixes them.
+        whole: all outputs at once, for a caller that mixes them.
     """
     b, r, _, i = a_brti.shape
     o = g_brto.shape[3]
@@ -47,7 +48,7 @@ def loose_row_gradients(model: nn.Module, blocks: Sequence[Block], x: Any, cotan
         cotangent_bc: the gradient of each row's function in its logits.
 
     Raises:
-        InputError: `torch.func` cannot pass the model (an LSTM, say).
+        InputError: `torch.func` cannot differentiate the model (an LSTM, say).
     """
     if not blocks:
         return {}
@@ -77,10 +78,10 @@ def to_matrix_rows(block: Block, tensors: Sequence[Tensor]) -> Tensor:
 
 
 def functional_logits(model: nn.Module, params: Mapping[str, Tensor], x: Any) -> Tensor:
-    """Logits of the model with other parameters, in a form that `vmap` and second derivatives pass."""
+    """Logits of the model with other parameters, in a form that `vmap` and second derivatives support."""
 
     class _Call(nn.Module):
-        """Lets `forward` unpack tuples and dicts for a functional call too."""
+        """Calls `forward`, which unpacks tuples and dicts, in a functional call too."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -89,8 +90,19 @@ def functional_logits(model: nn.Module, params: Mapping[str, Tensor], x: Any) ->
         def forward(self, x: Any) -> Tensor:
             return forward(self.inner, x)
 
-    with sdpa_kernel(SDPBackend.MATH):  # fused attention has neither
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention supports neither
         return torch.func.functional_call(_Call(), {f"inner.{k}": v for k, v in params.items()}, (x,))
+
+
+@contextmanager
+def without_fast_path() -> Generator[None]:
+    """Transformer layers as written: torch's fused layer of eval mode has no dropout and no second derivatives."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def map_tensors(x: Any, f: Callable[[Tensor], Tensor]) -> Any:

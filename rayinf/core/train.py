@@ -45,7 +45,7 @@ def fit_softmax(batches: Batches, classes: int, rows: int, width: int, l2: float
     else:
         from scipy.optimize import minimize
 
-        solve: Any = minimize  # whose overloads do not know arrays of any shape
+        solve: Any = minimize  # whose stubs lack overloads for arrays of any shape
         options = {"gtol": GRADIENT_NORM / 2, "maxiter": _MOST_STEPS}
         slope, product = problem.gradient, problem.product
         theta = solve(problem.value, theta, jac=slope, hessp=product, method="trust-ncg", options=options).x
@@ -59,7 +59,7 @@ def fit_softmax(batches: Batches, classes: int, rows: int, width: int, l2: float
 
 
 class _Softmax:
-    """Value, gradient and curvature of the objective; the last forward pass is kept for its gradient."""
+    """Value, gradient and Hessian of the objective; value and gradient of the last point are cached."""
 
     def __init__(self, batches: Batches, classes: int, rows: int, width: int, l2: float) -> None:
         self._batches, self._rows, self._l2 = batches, rows, l2
@@ -90,8 +90,8 @@ class _Softmax:
         for x, _, weights in self._batches():
             a = _ones(x)
             p, t = (a @ w.T).softmax(1), a @ u.T
-            turned = p * (t - (p * t).sum(1, keepdim=True))
-            total += (turned if weights is None else turned * weights[:, None]).T @ a
+            curved = p * (t - (p * t).sum(1, keepdim=True))
+            total += (curved if weights is None else curved * weights[:, None]).T @ a
         out: np.ndarray = total.numpy().reshape(-1) / self._rows + self._l2 * v
         return out
 
@@ -117,7 +117,7 @@ class _Softmax:
 
 
 def _newton(problem: _Softmax, theta: np.ndarray) -> np.ndarray:
-    """Newton steps, halved until the value falls; directions without curvature (a class shift) are left alone."""
+    """Newton steps, halved until the value falls; directions without curvature (a shift of classes) are left out."""
     for _ in range(_MOST_STEPS):
         slope = problem.gradient(theta)
         if np.linalg.norm(slope) <= GRADIENT_NORM / 10:

@@ -1,4 +1,4 @@
-"""How unsure a model is of a row: the larger, the better to ask for its label. Pure functions, in float64.
+"""Measures of a model's uncertainty about a row: the larger, the more useful is its label. Pure, in float64.
 
 For logits `[B, C]`: `entropy`, `margin`, `least_confidence`. For draws of a model with dropout: `bald`.
 """
@@ -21,15 +21,15 @@ def margin(logits_bc: Tensor) -> Tensor:
 
 
 def least_confidence(logits_bc: Tensor) -> Tensor:
-    """`1 - max_c P_c` `[B]`, as the sum of the other probabilities, which the difference would lose for a sure row."""
+    """`1 - max_c P_c` `[B]`, as the sum of the other probabilities: exact where the largest is nearly 1."""
     p = _probabilities(logits_bc)
     return p.scatter(1, p.argmax(1, keepdim=True), 0.0).sum(1)
 
 
 def bald(log_probabilities_sbc: Tensor) -> Tensor:
-    """What a row's label would tell of the model, `[B]`, in nats (Houlsby 2011; Gal 2017).
+    """The mutual information of a row's label and the model, `[B]`, in nats (Houlsby 2011; Gal 2017).
 
-    The entropy of the mean less the mean of the entropies: the mutual information of label and model.
+    It is the entropy of the mean less the mean of the entropies.
 
     Args:
         log_probabilities_sbc: `[S, B, C]`, of S draws of the model.

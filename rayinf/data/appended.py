@@ -1,8 +1,8 @@
-"""A file that grows line by line. Stores cannot append: there it grows by further files, which are joined in the end.
+"""A file that grows line by line. Stores cannot append: there each write is a further file; in the end they are joined.
 
 The lines of `log.jsonl` in a store are those of `log.jsonl` itself, if it is there, then those of its parts
 `log.jsonl.parts/<tag>-<number>` in order. The tag is the beginning of the SHA-256 of `log.jsonl`: once that is written
-anew, with the lines of its parts in it, the parts that came after the old one count no more, at once.
+again, with the lines of its parts in it, the tag differs, and the old parts are ignored from that moment on.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from rayinf.data import disk
 from rayinf.data.files import file_sha256, temporary, try_to_remove, write_whole
 from rayinf.store.places import AnyPath, StorePath
 
-# Lines that may wait (`soon`) are put together: what a crash can lose is the work of so many seconds, or lines.
+# Lines that may wait (`soon`) are written together: a crash loses the work of at most so many seconds, or lines.
 FLUSH_SECONDS, FLUSH_LINES = 5.0, 512
-# So many parts are joined into the file before there are more.
+# At so many parts, they are joined into the file.
 MOST_PARTS = 64
 _PARTS, _TAG, _DIGITS = ".parts", 16, 8
 
 
 class AppendedFile:
-    """One process appends to it."""
+    """The writer of such a file; one process at a time."""
 
     def __init__(self, path: AnyPath) -> None:
         self.path = path
@@ -46,7 +46,7 @@ class AppendedFile:
             OSError: it cannot be written; of a store, it is tried again with the next line.
         """
         if isinstance(self.path, Path):
-            # A line that a crash has cut is ended first, or it would take the next one with it.
+            # A line that a crash has cut is ended first: the next one would be joined to it, and both be damaged.
             start = b"" if self._whole_lines or _ends_whole(self.path) else b"\n"
             self._whole_lines = False
             disk.used.append(self.path, start + line)
@@ -58,7 +58,7 @@ class AppendedFile:
             self.flush()
 
     def hold(self, line: bytes) -> None:
-        """Of a store: add a line that is written with the next one."""
+        """Add a line that is written with the next one (in a store)."""
         self._waiting.append(line)
 
     def flush(self) -> None:
@@ -80,7 +80,7 @@ class AppendedFile:
             self.join()
 
     def replace(self, write: Callable[[Path], object]) -> tuple[int, bytes]:
-        """Let `write` write the file anew, whole: its parts, and lines that wait, count no more.
+        """Let `write` write the whole file again: its parts, and lines that wait, are dropped.
 
         Returns:
             Bytes and SHA-256.
@@ -93,7 +93,7 @@ class AppendedFile:
             with temporary(self.path) as draft:
                 write(draft)
                 same = _tag(file_sha256(draft)[1]) == self._find()[0]
-            if same:  # the parts would come after the new file too
+            if same:  # the parts would belong to the new file too
                 self._remove_parts()
         found = write_whole(self.path, write)
         self._whole_lines = True
@@ -103,7 +103,7 @@ class AppendedFile:
         return found
 
     def join(self) -> None:
-        """Of a store: put the lines of all parts into the file.
+        """Put the lines of all parts into the file (in a store).
 
         Raises:
             OSError: it cannot be read or written.
@@ -118,7 +118,7 @@ class AppendedFile:
             self.replace(write)
 
     def clean(self) -> None:
-        """Of a store: remove parts that count no more, which a crash has left."""
+        """Remove parts of an earlier file, which a crash has left (in a store)."""
         if isinstance(self.path, StorePath):
             tag = self._find()[0]
             for part in parts(self.path):
@@ -166,7 +166,7 @@ def read_appended(path: AnyPath) -> Iterator[bytes]:
 
 
 def parts(path: StorePath) -> list[StorePath]:
-    """The parts of a file in a store, in order; also those that count no more."""
+    """The parts of a file in a store, in order, those of earlier files among them."""
     return [p for p in _folder(path).iterdir() if p.name[-_DIGITS:].isdigit()]
 
 

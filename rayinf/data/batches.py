@@ -22,7 +22,7 @@ _MOST_WHOLE, _MOST_EXACT = 2**63 - 1, 2.0**53
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are read, and as what; a pool has no label."""
+    """The columns of a table that are read, by their use; a pool is without a label."""
 
     features: tuple[str, ...]
     single: bool
@@ -145,7 +145,7 @@ def features(column: pa.Array, name: str, table: str, start: int) -> Array:
         width = kind.byte_width
         held = np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width)
         return held.reshape(len(column), width)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if _is_list(kind):
         return _lists(column, name, table, start)
     if pa.types.is_dictionary(kind):
         return features(column.dictionary_decode(), name, table, start)
@@ -166,6 +166,10 @@ def is_text(kind: pa.DataType) -> bool:
     )
 
 
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
 def _lists(column: pa.Array, name: str, table: str, start: int, above: int = 1) -> Array:
     """Lists `[B, d]`, or with more axes for lists of lists; `above` is how many of these lists make a row."""
     flat = column.flatten()
@@ -183,10 +187,8 @@ def _lists(column: pa.Array, name: str, table: str, start: int, above: int = 1) 
             )
     inner = flat.type
     _no_nulls(flat, name, table, start, above * width)
-    if pa.types.is_list(inner) or pa.types.is_large_list(inner) or pa.types.is_fixed_size_list(inner):
-        held = _lists(flat, name, table, start, above * width)
-    else:
-        held = features(flat, name, table, start)
+    nested = _is_list(inner)
+    held = _lists(flat, name, table, start, above * width) if nested else features(flat, name, table, start)
     return held.reshape(len(column), width, *held.shape[1:])
 
 
@@ -264,6 +266,7 @@ def row_keys(x: Array, labels: Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
         padded = np.zeros((len(x), -(-raw.shape[1] // 8) * 8), np.uint8)
         padded[:, : raw.shape[1]] = raw
         words = padded.view(np.uint64)
+    # Odd multipliers, one a word: words that change places give another sum, and no bit of a word is lost.
     odd = mix(np.arange(1, words.shape[1] + 1, dtype=np.uint64)) | np.uint64(1)
     with np.errstate(over="ignore"):
         key = (mix(words) * odd).sum(axis=1, dtype=np.uint64)
@@ -289,7 +292,7 @@ def mix(z: Array) -> Array:
 
 
 def _no_nulls(column: pa.Array, name: str, table: str, start: int, width: int = 1) -> None:
-    """Refuse nulls, those in the values of a dictionary too; `width` values of `column` make a row."""
+    """Refuse nulls, also in the values of a dictionary; `width` values of `column` make a row."""
     if pa.types.is_dictionary(column.type) and column.dictionary.null_count:
         column = column.dictionary_decode()
     if column.null_count:

@@ -27,7 +27,7 @@ from rayinf.data.files import (
     write_part,
     write_whole,
 )
-from rayinf.data.packed_names import Numbered
+from rayinf.data.packed_names import PackedNames
 from rayinf.errors import RayinfError
 from rayinf.store.places import AnyPath, StorePath
 
@@ -51,16 +51,16 @@ class Entry:
         return cls(file, *file_sha256(folder / file), rows)
 
     def to_line(self) -> bytes:
-        """As it stands in the manifest."""
+        """The line in the manifest."""
         held = {"file": self.file, "rows": self.rows, "bytes": self.size, "sha256": self.sha256.hex()}
         return _line(held)
 
 
 class CheckedFolder:
-    """Files by name, each with a checksum. A file that is not listed, or differs from its line, does not exist here.
+    """Files by name, each with a checksum. A file that is not listed, or differs from its line, counts as missing.
 
-    A file is written first and listed afterwards: a crash between the two costs the work of that file, and nothing
-    else. One process writes the manifest; others may write files and hand over their entries (`add`).
+    A file is written first and listed afterwards: a crash between the two loses the work of that file alone. One
+    process writes the manifest; others may write files, whose entries it lists (`add`).
 
     Args:
         path: the folder.
@@ -70,7 +70,7 @@ class CheckedFolder:
     def __init__(self, path: AnyPath, owner: str) -> None:
         self.path, self._owner = path, owner
         # Packed, since a run may have 100,000 files and more: SHA-256, bytes, rows, and whether the file was checked.
-        self._held = Numbered(_SHA + 2 * _NUMBER + len(_CHECKED))
+        self._held = PackedNames(_SHA + 2 * _NUMBER + len(_CHECKED))
         self._gone: set[str] = set()
         self._begun = False
         self._lines = AppendedFile(path / MANIFEST)
@@ -96,7 +96,7 @@ class CheckedFolder:
         self._held[entry.file] = entry.sha256 + numbers + (_CHECKED if checked else b"\0")
 
     def entry(self, name: str) -> Entry | None:
-        """What the manifest says of a file."""
+        """The manifest's line of a file; None where it is not listed."""
         held = self._held.get(name)
         if held is None:
             return None
@@ -104,7 +104,7 @@ class CheckedFolder:
         return Entry(name, size, held[:_SHA], rows)
 
     def names(self) -> Iterator[str]:
-        """Of all files that are listed, in order, numbers by their value."""
+        """The names of all listed files, in order, numbers by their value."""
         return iter(self._held)
 
     def add(self, entry: Entry, soon: bool = False) -> None:
@@ -138,14 +138,14 @@ class CheckedFolder:
         try_to_remove(self.path / name)
 
     def clean(self) -> None:
-        """Remove files that are off the list and still on the disk: their process was killed between the two."""
+        """Remove files that are off the list and still on the disk: the process was killed between the two steps."""
         for name in self._gone:
             try_to_remove(self.path / name)
         self._gone.clear()
         self._lines.clean()
 
     def is_sound(self, name: str, rows: int | None = None) -> bool:
-        """Whether a file is listed, there, and the same to the last bit. It is read once by this object.
+        """Whether a file is listed, exists, and has its checksum. This object reads it once.
 
         Args:
             name: of the file.
@@ -154,7 +154,7 @@ class CheckedFolder:
         entry = self.entry(name)
         if entry is None or (rows is not None and rows != entry.rows):
             return False
-        # What this object has written to a store, or read there, is asked for once: every look is a request.
+        # In a store every look is a request: what this object has written or read there is not checked again.
         seen = self._held[name][-1:] == _CHECKED
         if seen and (isinstance(self.path, StorePath) or (self.path / name).exists()):
             return True
@@ -173,7 +173,7 @@ class CheckedFolder:
         self.add(Entry(name, *write_json(self.path / name, value)))
 
     def json(self, name: str) -> Any:
-        """What a JSON file holds; None where it is not sound."""
+        """The content of a JSON file; None where it is not sound."""
         with self._reread(name) as file:
             return None if file is None else json.loads(file.read_text())
 
@@ -197,7 +197,7 @@ class CheckedFolder:
 
     @contextmanager
     def _reread(self, name: str) -> Generator[Path | None]:
-        """A local file (of a store: a copy), found to be sound now: it may have changed since it was checked. Or None.
+        """A local file (of a store: a copy), checked again now, since it may have changed; None where it is not sound.
 
         Raises:
             RayinfError: a store does not answer, or refuses.
@@ -220,7 +220,7 @@ class CheckedFolder:
                 yield held if sound else None
 
     def join(self) -> None:
-        """Of a store: put the parts of the manifest together.
+        """Join the parts of the manifest (in a store).
 
         Raises:
             RunError: it cannot be written.
@@ -228,7 +228,7 @@ class CheckedFolder:
         self._change(self._lines.join)
 
     def close(self) -> str:
-        """Write the manifest anew, its lines in the order of `names`.
+        """Write the whole manifest again, its lines in the order of `names`.
 
         Returns:
             The manifest's own SHA-256.
@@ -258,7 +258,7 @@ class CheckedFolder:
 
 
 def differs(folder: AnyPath, entry: Entry) -> str | None:
-    """How a file differs from its line in the manifest; None where it does not."""
+    """The difference of a file from its line in the manifest; None without one."""
     path = folder / entry.file
     try:
         if path.stat().st_size != entry.size:
@@ -273,7 +273,7 @@ def differs(folder: AnyPath, entry: Entry) -> str | None:
 
 
 def read_lines(path: AnyPath) -> Iterator[dict[str, Any]]:
-    """The lines of a manifest, its header first. A line that was cut or damaged is passed over.
+    """The lines of a manifest, its header first. Lines that are cut or damaged are skipped.
 
     Raises:
         RayinfError: a store does not answer, or refuses.

@@ -1,4 +1,4 @@
-"""What differs between two configs, in words: only what a user changed, and no digests."""
+"""The differences of two configs as text: what a user changed, without digests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TABLES = {
     "pool": "the pool",
     "labeled": "the labelled table",
 }
-# Of a table's description: how its rows are cut.
+# The key of a table's description for the sizes of its shards.
 SHARDS = "shards"
 _NAMES = {
     "loss": "the loss function",
@@ -31,7 +31,7 @@ FUNCTIONS = "objective functions"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs, an entry each: `key: old -> new`, or in words where digests stand for code or rows."""
+    """One text a difference: `key: old -> new`, or a description where digests stand for code or rows."""
     a, b = (json.loads(json.dumps(v, default=str)) for v in (old, new))
     changed = [k for k in [*a, *(k for k in b if k not in a)] if a.get(k) != b.get(k)]
     found = [_difference(key, a.get(key), b.get(key), changed) for key in changed]
@@ -40,7 +40,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _difference(key: str, old: Any, new: Any, changed: list[str]) -> str | None:
-    """One entry in words; None where another entry that changed explains it."""
+    """One difference as text; None where it follows from another one."""
     # A column of a table's description has the name of the argument that names it: features, label, row_id.
     if key in _TABLES and (isinstance(old, dict) or isinstance(new, dict)):
         return _table(_TABLES[key], old, new, changed)
@@ -54,7 +54,7 @@ def _difference(key: str, old: Any, new: Any, changed: list[str]) -> str | None:
 
 
 def table_differences(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """What differs between two descriptions of a table (`engine.identity`), in what both describe."""
+    """The difference of two descriptions of a table (`engine.identity`), in the entries that both have."""
     return _table(_TABLES.get(name, name), old, new, [])
 
 

@@ -1,4 +1,4 @@
-"""Every change that a run makes to files: one place, so that tests can let any single change fail."""
+"""Every change of files by a run goes through this module, so that tests can make any single change fail."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Disk:
         _force(path)
 
     def rename(self, old: Path, new: AnyPath) -> None:
-        """Give a file another name, in the place of whatever had it, at once."""
+        """Rename a file, atomically, over whatever had the name."""
         if isinstance(new, StorePath):
             new.upload(old)
             old.unlink()
@@ -34,8 +34,8 @@ class Disk:
         """Give a file a second name.
 
         Raises:
-            FileExistsError: another file has that name. Of several processes, one alone succeeds.
-            UnsupportedError: a store that cannot promise this.
+            FileExistsError: another file has that name. Of several processes, exactly one succeeds.
+            UnsupportedError: a store without conditional puts.
         """
         if isinstance(new, StorePath):
             try:
@@ -47,7 +47,7 @@ class Disk:
         _force(new.parent)
 
     def append(self, path: AnyPath, line: bytes) -> None:
-        """Add a line to a file. It is not forced to the device: a line that is lost must cost work, never a result.
+        """Add a line to a file. It is not forced to the device: the loss of a line must cost work, never a result.
 
         Stores cannot append: there the path is that of a new file, which holds the line alone.
         """
@@ -58,7 +58,7 @@ class Disk:
             file.write(line)
 
     def make_folder(self, path: AnyPath) -> None:
-        """Make a folder, and those above it. Stores have none."""
+        """Make a folder, and those above it; nothing in a store."""
         if isinstance(path, Path) and not path.is_dir():
             path.mkdir(parents=True, exist_ok=True)
             _force(path.parent)
@@ -73,7 +73,7 @@ class Disk:
             path.unlink(missing_ok=True)
 
 
-# Tests put another one in its place.
+# Tests replace it.
 used = Disk()
 
 

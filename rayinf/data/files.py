@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: write under a temporary name, then rename."""
+"""Files that are either complete or absent: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rayinf.store.places import AnyPath, StorePath
 Arrays = dict[str, np.ndarray[Any, Any]]
 _TEMPORARY = re.compile(r"\.tmp\.([0-9a-f]{32})$")
 _READ_BYTES = 1 << 20
-# What begins the names of local temporaries of files that go to a store.
+# The prefix of local temporaries of files that go to a store.
 _OF_STORES, _LONGEST_NAME = "rayinf-", 80
 CHECKSUM = "checksum"
 
@@ -38,7 +38,7 @@ def write_whole(path: AnyPath, write: Callable[[Path], object]) -> tuple[int, by
         Bytes and SHA-256 of the file.
 
     Raises:
-        RunError: the file cannot be written (a full disk, say). What stood at `path` still does.
+        RunError: the file cannot be written (a full disk, say). The file that was at `path` before stays.
         RayinfError: a store refuses, or does not answer.
     """
     with temporary(path) as held:
@@ -50,7 +50,7 @@ def write_whole(path: AnyPath, write: Callable[[Path], object]) -> tuple[int, by
             return content
         except RayinfError:
             raise
-        except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        except (OSError, SafetensorError) as error:  # safetensors raises its own error on a full disk
             problem = unwritable(path, error)
             raise problem from error
 
@@ -72,7 +72,7 @@ def unwritable(path: AnyPath, error: Exception) -> RunError:
 
 @contextmanager
 def temporary(path: AnyPath) -> Generator[Path]:
-    """A new name beside `path`, which says what process made it. What has that name at the end is removed.
+    """A new name beside `path`, which identifies the process that made it. A file of that name is removed at the end.
 
     For a file of a store, a local name: in the folder for temporary files.
     """
@@ -94,12 +94,12 @@ def is_temporary(name: str) -> bool:
 
 
 def sweep(folder: AnyPath, pattern: str = "*", *, elsewhere: bool = True) -> None:
-    """Remove temporaries that a dead process left behind. Only names that we give are touched.
+    """Remove temporaries that a dead process left behind. Only names of the form of `temporary` are touched.
 
     Args:
         folder: looked through with all folders in it.
         pattern: of the names of the files that were being written.
-        elsewhere: whether the processes of other machines are known to be dead.
+        elsewhere: whether processes of other machines count as dead.
     """
     if isinstance(folder, StorePath):
         for file in Path(tempfile.gettempdir()).glob(f"{_OF_STORES}*.tmp.*"):
@@ -114,7 +114,7 @@ def sweep(folder: AnyPath, pattern: str = "*", *, elsewhere: bool = True) -> Non
 
 
 def try_to_remove(path: AnyPath) -> None:
-    """Remove what nothing depends on. Tried twice, since shared folders fail now and then; what stays is harmless."""
+    """Remove what nothing depends on. Tried twice, since shared folders fail occasionally; what stays is harmless."""
     for _ in range(2):
         with suppress(OSError):
             remove_tree(path)
@@ -163,13 +163,13 @@ def write_json(path: AnyPath, value: Mapping[str, Any]) -> tuple[int, bytes]:
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The same JSON with a checksum of itself, for a file that no other file vouches for."""
+    """The same JSON with a checksum of itself, for a file whose checksum is in no other file."""
     plain = {_key(k): _plain(v) for k, v in value.items()}
     return {**plain, CHECKSUM: _digest(plain)}
 
 
 def unsealed(held: Any) -> dict[str, Any] | None:
-    """What `sealed` was given, or None where the checksum is missing or wrong."""
+    """The argument of `sealed`, from its result; None where the checksum is missing or wrong."""
     if not isinstance(held, dict):
         return None
     plain = {k: v for k, v in held.items() if k != CHECKSUM}
@@ -203,7 +203,7 @@ def write_arrays(path: AnyPath, arrays: Arrays) -> tuple[int, bytes]:
     Returns:
         Bytes and SHA-256 of the file.
     """
-    # Not ascontiguousarray, which gives a number an axis.
+    # Not ascontiguousarray, which makes a 0-d array 1-d.
     held = {k: np.asarray(arrays[k], order="C") for k in sorted(arrays)}
     return write_whole(path, lambda file: fill_safetensors(file, lambda inner: save_file(held, inner)))
 
@@ -211,7 +211,7 @@ def write_arrays(path: AnyPath, arrays: Arrays) -> tuple[int, bytes]:
 def fill_safetensors(file: Path, save: Callable[[Path], object]) -> None:
     """Let safetensors write a file in a folder of its own, then put it at `file`.
 
-    safetensors makes a temporary that `sweep` would not know, and gives the file to its owner alone.
+    safetensors makes a temporary of a name that `sweep` does not match, and a file that only its owner can read.
     """
     with temporary(file) as folder:
         folder.mkdir()
@@ -232,10 +232,10 @@ def fetched(path: AnyPath) -> Generator[Path]:
 
 
 def readable(path: AnyPath) -> Any:
-    """What pyarrow reads a Parquet file from: a local path, or an open file of a store.
+    """The argument for pyarrow to read a Parquet file from: a local path, or an open file of a store.
 
     Raises:
-        OSError: a store does not have it.
+        OSError: it is missing in the store.
     """
     return path if isinstance(path, Path) else path.open()
 

@@ -1,4 +1,4 @@
-"""Some rows of a table as a table of their own, without a copy: rows that are left out are read past."""
+"""Some rows of a table as a table, without a copy: the others are read and dropped."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class KeptTable:
 
     @property
     def name(self) -> str:
-        """How errors call the table."""
+        """The table's name in errors."""
         return self.table.name
 
     @property

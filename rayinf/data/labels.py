@@ -1,4 +1,4 @@
-"""Labels of any integer or string type, as classes: positions among the model's logits."""
+"""Labels of any integer or string type, as classes, which are positions among the model's logits."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from rayinf.errors import InputError
 
 Array = np.ndarray[Any, Any]
-# Another order of the labels is taken for the right one if it is better by this much accuracy, and closes this share of
-# the gap between the majority class and 1: no order does so of a model that knows its labels, or of one that is not
-# trained.
+# Another order of the labels counts as the right one if its accuracy is better by this much, and if it closes this
+# share of the gap between the majority class and 1. No order does so where the labels are in order, or the model is
+# untrained.
 _BETTER, _SKILL = 0.1, 0.3
-# So many standard errors of a sample's accuracy, as well.
+# It must also be better by so many standard errors of the sample's accuracy.
 _ERRORS = 3.0
 
 
@@ -34,12 +34,12 @@ class Classes:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Labels as they stand in column names."""
+        """Labels as they are written in column names."""
         return tuple(str(v) for v in self.labels)
 
 
 def make_classes(counts: Mapping[Any, int], logits: int, given: Sequence[Any] | None = None) -> Classes:
-    """Which label stands for which logit.
+    """The label of every logit.
 
     Integer labels that all lie in `[0, logits)` name their logit, and so does text that writes such integers. Other
     labels are taken in sorted order, numbers that are written as text by their value, if there are as many as logits
@@ -51,7 +51,7 @@ def make_classes(counts: Mapping[Any, int], logits: int, given: Sequence[Any] | 
         given: `Task(classes=...)`, which settles it.
 
     Raises:
-        InputError: a label has no logit, or the order cannot be told.
+        InputError: a label without a logit, or an order that is ambiguous.
     """
     if given is not None:
         if len(given) != logits or len(set(given)) != len(given):
@@ -73,7 +73,7 @@ def make_classes(counts: Mapping[Any, int], logits: int, given: Sequence[Any] | 
     if not integers:
         raise InputError(
             f"The model has {logits} logits, and the training table has {len(labels)} labels "
-            f"({', '.join(map(repr, labels[:12]))}): which logit is whose cannot be told.",
+            f"({', '.join(map(repr, labels[:12]))}): which logit belongs to which label is unknown.",
             "name the label of every logit in Task(classes=[...]), or use a model with a logit for each.",
         )
     outside = [v for v in labels if v not in inside]
@@ -85,7 +85,7 @@ def make_classes(counts: Mapping[Any, int], logits: int, given: Sequence[Any] | 
 
 
 def is_certain(classes: Classes, counts: Mapping[Any, int], given: Sequence[Any] | None) -> bool:
-    """Whether the labels say themselves whose logits they are: named by the task, or integers from 0 on."""
+    """Whether the order of the labels is certain: given by the task, or integers from 0 on."""
     first = classes.labels[0]
     return given is not None or (isinstance(first, int) and first == 0 and 0 in counts)
 
@@ -131,7 +131,7 @@ def check_order(classes: Classes, halves: Sequence[Array]) -> None:
 
 
 def order_warning(classes: Classes, confusion: Array, table: str) -> str | None:
-    """What to say where another order of labels fits all rows of a table clearly better; None where none does."""
+    """A warning where another order of labels fits all rows of a table clearly better; else None."""
     rows = int(confusion.sum())
     assignment = _best(confusion)
     right = int(confusion[np.arange(len(confusion)), assignment].sum())
@@ -150,7 +150,7 @@ def _is_better(assumed: float, best: float, majority: float, margin: float) -> b
 
 
 def _best(confusion: Array) -> Array:
-    """The logit of every label that makes most rows right; ties go to the order that was taken."""
+    """The assignment of labels to logits with most rows right; ties go to the order that was taken."""
     from scipy.optimize import linear_sum_assignment
 
     favoured = 2.0 * confusion + np.eye(len(confusion)) / len(confusion)
@@ -167,7 +167,7 @@ def _shifted(classes: Classes, confusion: Array) -> int:
 
 
 def _named(classes: Classes, assignment: Array, confusion: Array) -> list[Any]:
-    """Labels in the order of the logits that they are assigned to; of integers, one that has no rows is the next."""
+    """Labels in the order of the logits that they are assigned to; shifted integers go on after the last one."""
     order: list[Any] = [None] * len(assignment)
     for k, logit in enumerate(assignment):
         order[int(logit)] = classes.labels[k]
@@ -199,7 +199,7 @@ def _writes(labels: Sequence[Any], logits: int) -> bool:
 
 
 def check_known(classes: Classes, counts: Mapping[Any, int], table: str) -> None:
-    """Refuse a table with a label that is no class.
+    """Refuse a table with a label that is not a class.
 
     Raises:
         InputError: such labels, with their rows.

@@ -1,88 +1,59 @@
-"""One writer a run folder: a lease file that its holder keeps young, on one machine or on a shared folder."""
+"""One writer a run folder: a lease file whose holder renews it, on one machine or in a shared folder."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
-import threading
 import time
 import uuid
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from rayinf.data import disk, process, store_lease
 from rayinf.data.files import temporary
+from rayinf.data.store_lease import Content, Heartbeat, LeaseObject
 from rayinf.errors import InputError, RayinfError, RunError
 from rayinf.store.places import AnyPath, StorePath
 
 LEASE = "run.lock"
 # The holder renews the file's modification time this often.
 _BEAT_SECONDS = 5.0
-# A lease from another machine that stands still for so long is dead. Clocks are never compared, only changes seen.
+# A lease from another machine that is not renewed for so long is dead. Machines' clocks are never compared: a change of
+# the file's time, seen by one process, is the sign of life.
 _STALE_SECONDS = 30.0
 _POLL_SECONDS = 0.5
-# Leases that this process holds: a file that names this process and none of these is left over.
+# Names of the leases that this process holds: a file with this process's number and another name is left over.
 _held: set[str] = set()
 
 
 class Lease:
-    """Held from `acquire` to `release`. A thread renews it; a process that dies leaves it to stand still."""
+    """Held from `acquire` to `release`. A thread renews it until the process ends."""
 
-    def __init__(self, path: AnyPath, name: str, held: store_lease.LeaseObject | None = None) -> None:
+    def __init__(self, path: AnyPath, name: str, held: _FileLease | LeaseObject) -> None:
         self._path, self._name = path, name
-        self._stop = threading.Event()
-        self._lost = False
-        self._heart = None if held is None else store_lease.Heartbeat(held, store_lease.BEAT_SECONDS)
-        self._thread = threading.Thread(target=self._beat, daemon=True, name="rayinf lease")
-        if held is None:
-            self._thread.start()
+        self._heart = Heartbeat(held.renew, _BEAT_SECONDS if isinstance(path, Path) else store_lease.BEAT_SECONDS)
 
     @classmethod
     def acquire(cls, folder: AnyPath) -> Lease:
-        """Take the lease of a folder, also that of a process which is dead.
+        """Take the lease of a folder, also from a process that is dead.
 
         Raises:
             InputError: another process holds it.
+            RayinfError: a store refuses, or does not answer.
             RunError: it cannot be written.
         """
-        name = uuid.uuid4().hex
-        if isinstance(folder, StorePath):
-            return cls._acquire_in_store(folder / LEASE, name)
-        path = folder / LEASE
-        try:
-            disk.used.make_folder(folder)
-            while not _take(path, name):
-                seen = _read(path)
-                if seen is not None and _is_alive(path, seen):
-                    raise InputError(*_in_use(folder, seen))
-                _set_aside(path, seen)
-        except OSError as error:
-            raise RunError(
-                f"{path} cannot be written: {str(error).rstrip('.')}.",
-                "free space or mend the permissions, or pass another folder as out.",
-            ) from error
-        _held.add(name)
-        return cls(path, name)
-
-    @classmethod
-    def _acquire_in_store(cls, path: StorePath, name: str) -> Lease:
-        """Take the lease of a folder in a store.
-
-        Raises:
-            InputError: another process holds it.
-            RayinfError: the store refuses, or does not answer.
-            RunError: it cannot be written.
-        """
-        held = store_lease.LeaseObject(path, _content(name))
+        name, path = uuid.uuid4().hex, folder / LEASE
+        content = _content(name)
+        held = LeaseObject(path, content) if isinstance(path, StorePath) else _FileLease(path, content)
         _held.add(name)  # before the lease is there for others to see
         try:
+            disk.used.make_folder(folder)
             while not held.take():
-                seen = store_lease.read(path)
-                if seen is not None and (_runs(seen) if _is_here(seen) else not store_lease.stands_still(path)):
-                    raise InputError(*_in_use(path.parent, seen))
+                seen = held.read()
+                if seen is not None and (_runs(seen) if _is_here(seen) else held.is_renewed()):
+                    raise InputError(*_in_use(folder, seen))
                 if held.take_over(seen):
                     break
         except RayinfError:
@@ -92,51 +63,77 @@ class Lease:
             _held.discard(name)
             raise RunError(
                 f"{path} cannot be written: {str(error).rstrip('.')}.",
-                "check the store and the credentials, or pass another place as out.",
+                "free space or mend the permissions, or pass another folder as out.",
             ) from error
         return cls(path, name, held)
 
     def check(self) -> None:
-        """Stop where another process has taken the folder.
+        """Raise an error if another process has taken the folder.
 
         Raises:
-            RunError: it has.
+            RunError: another process has taken it.
         """
-        if self._lost or (self._heart is not None and self._heart.lost):
+        if self._heart.lost:
             raise RunError(
-                f"{self._path.parent} was taken over by another process, since this one stood still for too long.",
+                f"{self._path.parent} was taken over by another process: this one did not renew its lease in time.",
                 "let the other run end; the same command then finds it finished.",
             )
 
     def release(self) -> None:
-        """Let another process have the folder."""
-        if self._heart is not None:
-            _held.discard(self._name)
-            self._heart.stop()
-            self._lost = self._heart.lost
-        else:
-            self._stop.set()
-            _held.discard(self._name)
-            self._thread.join(timeout=1.0)
-        if not self._lost and (_read(self._path) or {}).get("name") == self._name:
+        """Give the lease up, so that another process can take it."""
+        _held.discard(self._name)
+        self._heart.stop(1.0 if isinstance(self._path, Path) else 5.0)
+        if not self._heart.lost and (_read(self._path) or {}).get("name") == self._name:
             with suppress(OSError):
                 disk.used.remove(self._path)
 
-    def _beat(self) -> None:
-        assert isinstance(self._path, Path)
-        while not self._stop.wait(_BEAT_SECONDS):
+
+class _FileLease:
+    """The lease of a local or shared folder, with the methods of `LeaseObject`."""
+
+    def __init__(self, path: Path, content: Content) -> None:
+        self._path, self._content = path, content
+
+    def take(self) -> bool:
+        """Make the lease file, whole; False where there is one."""
+        with temporary(self._path) as held:
+            disk.used.fill(held, lambda p: p.write_text(json.dumps(self._content) + "\n"))
             try:
-                os.utime(self._path)  # takes no room, so that a full disk does not end the lease
-                if (_read(self._path) or {"name": self._name}).get("name") != self._name:
-                    self._lost = True
-            except FileNotFoundError:
-                self._lost = not self._stop.is_set()
-            except OSError:
-                continue
+                disk.used.link(held, self._path)
+            except FileExistsError:
+                return False
+        return True
+
+    def read(self) -> Content | None:
+        """The content of the lease; None where it is missing or damaged."""
+        return _read(self._path)
+
+    def is_renewed(self) -> bool:
+        """Whether the lease of a process on another machine is renewed within `_STALE_SECONDS`."""
+        end, first = time.monotonic() + _STALE_SECONDS, _age_mark(self._path)
+        while time.monotonic() < end:
+            time.sleep(_POLL_SECONDS)
+            if _age_mark(self._path) != first:
+                return self.read() is not None
+        return False
+
+    def take_over(self, seen: Content | None) -> bool:
+        """Remove a dead lease, so that `take` can be tried again; always False."""
+        _set_aside(self._path, seen)
+        return False
+
+    def renew(self) -> bool:
+        """Renew the file's time; False where another process has the lease."""
+        try:
+            os.utime(self._path)  # takes no room, so that a full disk does not end the lease
+        except FileNotFoundError:
+            return False
+        # A file that cannot be read now may be renewed again later.
+        return (self.read() or self._content)["name"] == self._content["name"]
 
 
 def clear_dead(folder: AnyPath) -> None:
-    """Remove a lease whose holder died on this machine, from a folder that nobody needs to write to any more."""
+    """Remove a lease whose holder died on this machine, from a folder that is finished."""
     seen = _read(folder / LEASE)
     if seen is not None and _is_here(seen) and not _runs(seen):
         with suppress(OSError):
@@ -147,10 +144,10 @@ def clear_dead(folder: AnyPath) -> None:
                 _set_aside(path, seen)
 
 
-def holder(folder: AnyPath) -> dict[str, Any] | None:
+def holder(folder: AnyPath) -> Content | None:
     """Who holds a folder: `host`, `pid`, `since` (UTC) and `age` (seconds since the last sign of life, by this clock).
 
-    None where nobody does, or the holder is known to be dead.
+    None where the folder is free, or the holder is known to be dead.
     """
     path = folder / LEASE
     seen = _read(path)
@@ -162,20 +159,8 @@ def holder(folder: AnyPath) -> dict[str, Any] | None:
     return None
 
 
-def _take(path: Path, name: str) -> bool:
-    """Make the lease file, whole; False where there is one."""
-    content = _content(name)
-    with temporary(path) as held:
-        disk.used.fill(held, lambda p: p.write_text(json.dumps(content) + "\n"))
-        try:
-            disk.used.link(held, path)
-        except FileExistsError:
-            return False
-    return True
-
-
-def _content(name: str) -> dict[str, Any]:
-    """What a lease says of its holder."""
+def _content(name: str) -> Content:
+    """The content of a lease: its holder."""
     return {
         "name": name,
         "machine": process.machine(),
@@ -187,16 +172,20 @@ def _content(name: str) -> dict[str, Any]:
     }
 
 
-def _in_use(folder: AnyPath, seen: dict[str, Any]) -> tuple[str, str]:
-    """What is said of a folder that another process writes to, and how to mend it."""
+def _in_use(folder: AnyPath, seen: Content) -> tuple[str, str]:
+    """Message and fix for a folder that another process writes to."""
     return (
         f"{folder} is in use: {_shown(seen)}.",
         "wait until that run has ended, stop it, or pass another folder as out.",
     )
 
 
-def _set_aside(path: Path, seen: dict[str, Any] | None) -> None:
-    """Remove a dead lease. Of several processes that find it one succeeds; a newer lease is put back."""
+def _set_aside(path: Path, seen: Content | None) -> None:
+    """Remove a dead lease.
+
+    Of several processes that find it, one succeeds in renaming it. Between a process's look and its rename another one
+    may have replaced it: a newer lease is put back.
+    """
     with temporary(path) as aside:
         try:
             os.rename(path, aside)
@@ -208,18 +197,6 @@ def _set_aside(path: Path, seen: dict[str, Any] | None) -> None:
                 disk.used.link(aside, path)
 
 
-def _is_alive(path: Path, seen: dict[str, Any]) -> bool:
-    """Whether the holder of a lease lives: its process, on this machine; else whether it renews the lease."""
-    if _is_here(seen):
-        return _runs(seen)
-    end, first = time.monotonic() + _STALE_SECONDS, _age_mark(path)
-    while time.monotonic() < end:
-        time.sleep(_POLL_SECONDS)
-        if _age_mark(path) != first:
-            return _read(path) is not None
-    return False
-
-
 def _age_mark(path: Path) -> int | None:
     try:
         return path.stat().st_mtime_ns
@@ -227,19 +204,18 @@ def _age_mark(path: Path) -> int | None:
         return None
 
 
-def _read(path: AnyPath) -> dict[str, Any] | None:
+def _read(path: AnyPath) -> Content | None:
     try:
-        held = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return store_lease.content_of(path.read_bytes())
+    except OSError:
         return None
-    return held if isinstance(held, dict) and "name" in held else None
 
 
-def _is_here(seen: dict[str, Any]) -> bool:
+def _is_here(seen: Content) -> bool:
     return seen.get("machine") == process.machine()
 
 
-def _runs(seen: dict[str, Any]) -> bool:
+def _runs(seen: Content) -> bool:
     """Whether the process of a lease of this machine is alive and still holds it."""
     if seen.get("pid") == os.getpid():
         return seen.get("name") in _held
@@ -249,5 +225,5 @@ def _runs(seen: dict[str, Any]) -> bool:
         return False
 
 
-def _shown(seen: dict[str, Any]) -> str:
+def _shown(seen: Content) -> str:
     return f"process {seen.get('pid')} on {seen.get('host')} has been writing there since {seen.get('since')}"

@@ -1,10 +1,10 @@
-"""Where a run may write: not among the rows that it reads, and only where a folder can be made."""
+"""Checks of `out`: not among the files that the run reads, and where a folder can be made."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,7 +20,7 @@ from rayinf.store.places import AnyPath, StorePath, open_place
 def check_out(out: str | AnyPath | None, tables: Mapping[str, Table]) -> None:
     """Refuse an `out` that would be read as data, that is a file of a table, or that cannot be made; before any work.
 
-    Nothing is left behind: whether a new folder can be made is tried with a temporary one beside it.
+    Whether a new folder can be made is tried with a temporary one beside it, which is removed.
 
     Args:
         out: a folder or file, or None.
@@ -45,23 +45,11 @@ def check_out(out: str | AnyPath | None, tables: Mapping[str, Table]) -> None:
             f"out={str(out)[:200]!r} cannot be made: {getattr(error, 'strerror', None) or error}.",
             "pass a folder that this user may write.",
         ) from error
-    for name, table in tables.items():
-        table = getattr(table, "table", table)
-        if not isinstance(table, ParquetTable) or not isinstance(table.source.filesystem, pafs.LocalFileSystem):
-            continue
-        if place in {os.path.realpath(f) for f in table.source.files if os.path.basename(f) == os.path.basename(place)}:
-            raise InputError(f"out={str(out)!r} is a file of {name}.", "pass another path as out.")
-        folders = set(table.source.roots).difference(table.source.files)
-        roots = [r for r in table.source.roots if r in folders]
-        if any(could_hold(os.path.realpath(r), place) for r in roots):
-            raise InputError(
-                f"out={str(out)!r} lies inside {name} ({roots[0]}): its files would be read as data.",
-                "pass a folder outside the table as out.",
-            )
+    _check_outside(out, place, tables, pafs.LocalFileSystem(), os.path.realpath)
 
 
 def _check_in_store(place: StorePath, tables: Mapping[str, Table]) -> None:
-    """The same of a place in a store; whether it can be written shows when the run takes it, before any work.
+    """The same of a place in a store. Whether it can be written shows when the run takes its lease, before any work.
 
     Raises:
         InputError: why it cannot be used.
@@ -78,29 +66,50 @@ def _check_in_store(place: StorePath, tables: Mapping[str, Table]) -> None:
         ) from error
     if bucket.type == pafs.FileType.NotFound:
         raise InputError(
-            f"out={str(place)!r}: there is no bucket or container {place.root!r}.", "create it, or correct its name."
+            f"out={str(place)!r}: the bucket or container {place.root!r} does not exist.",
+            "create it, or correct its name.",
         )
+    _check_outside(place, place.path, tables, place.filesystem, str)
+
+
+def _check_outside(
+    out: str | AnyPath, place: str, tables: Mapping[str, Table], filesystem: pafs.FileSystem, real: Callable[[str], str]
+) -> None:
+    """Refuse a place that is a file of a table, or lies where a table's files are looked for.
+
+    Args:
+        out: as it was given.
+        place: its path in the file system.
+        tables: that are read, by name.
+        filesystem: of the place.
+        real: a path with its links resolved.
+
+    Raises:
+        InputError: which table.
+    """
     for name, table in tables.items():
         table = getattr(table, "table", table)
-        if not isinstance(table, ParquetTable) or not table.source.filesystem.equals(place.filesystem):
+        if not isinstance(table, ParquetTable) or not table.source.filesystem.equals(filesystem):
             continue
-        if place.path in table.source.files:
-            raise InputError(f"out={str(place)!r} is a file of {name}.", "pass another path as out.")
-        folders = set(table.source.roots).difference(table.source.files)
-        inside = [r for r in table.source.roots if r in folders and could_hold(r, place.path)]
+        files = table.source.files
+        base = os.path.basename(place)
+        if place in {real(f) for f in files if os.path.basename(f) == base}:
+            raise InputError(f"out={str(out)!r} is a file of {name}.", "pass another path as out.")
+        folders = set(table.source.roots).difference(files)
+        inside = [r for r in table.source.roots if r in folders and could_hold(real(r), place)]
         if inside:
             raise InputError(
-                f"out={str(place)!r} lies inside {name} ({inside[0]}): its files would be read as data.",
+                f"out={str(out)!r} lies inside {name} ({inside[0]}): its files would be read as data.",
                 "pass a folder outside the table as out.",
             )
 
 
 def _try_folder(place: Path) -> None:
-    """Find out whether a new folder can be made: another one is, for a moment, in the nearest folder above it.
+    """Try whether a new folder can be made, with a temporary one in the nearest folder above it.
 
     Raises:
-        InputError: there is a file in its way.
-        OSError: it cannot.
+        InputError: a file is in its way.
+        OSError: it cannot be made.
     """
     if place.exists():
         return

@@ -19,8 +19,8 @@ from rayinf.errors import InputError
 def labelled_already(labeled: Table, pool: Table, row_id: str | None) -> Array:
     """Ids of the pool's rows whose id a labelled row has too; the pool is streamed.
 
-    Only where both tables have a column of ids, or an index with a name: positions, and numbers of rows of an index
-    without a name, say nothing of another table.
+    Only where both tables have a column of ids, or an index with a name: positions, and an index without a name, do not
+    identify rows of another table.
 
     Args:
         labeled: the labelled rows; their ids are held in memory.
@@ -39,7 +39,7 @@ def labelled_already(labeled: Table, pool: Table, row_id: str | None) -> Array:
         if _kind(ids.type) != _kind(known.type):
             raise InputError(
                 f"labeled has row ids of type {known.type} ({columns[0]!r}), and pool of type {ids.type} "
-                f"({columns[1]!r}): which rows of the pool are labelled already cannot be seen.",
+                f"({columns[1]!r}); which of the pool's rows are labelled already is unknown.",
                 "store both as integers, or both as text.",
             )
         common = pa.decimal128(20) if pa.types.is_integer(ids.type) and ids.type != known.type else ids.type
@@ -47,7 +47,7 @@ def labelled_already(labeled: Table, pool: Table, row_id: str | None) -> Array:
     return np.asarray(found, dtype=None if found else np.int64)
 
 
-def tell(left_out: Array, rows: int) -> None:
+def warn_left_out(left_out: Array, rows: int) -> None:
     """Warn that rows of the pool are left out."""
     if len(left_out):
         shown = ", ".join(map(repr, left_out[:3].tolist()))

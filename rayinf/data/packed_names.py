@@ -1,4 +1,4 @@
-"""A mapping whose names mostly end in a number: those names take no room."""
+"""A mapping for names that mostly end in a number, which are stored as positions instead of text."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator, MutableMapping
 
 _NUMBERED = re.compile(r"([^0-9]*)([0-9]+)([^0-9]*)")
 _DIGITS = 5
-# A number may be so much larger than the last one of its kind: the places between are reserved.
+# A number may be so much larger than the last one of its kind: memory for the places between is reserved.
 _FARTHEST = 1 << 16
 
 
-class Numbered(MutableMapping[str, bytes]):
-    """Values of one size in bytes, by name. `scores/part-00012.parquet` has the 12th place of an array of its kind.
+class PackedNames(MutableMapping[str, bytes]):
+    """Values of one size in bytes, by name. `scores/part-00012.parquet` is at position 12 of the array of its kind.
 
     Names are iterated in order, numbers by their value.
 
@@ -22,7 +22,7 @@ class Numbered(MutableMapping[str, bytes]):
 
     def __init__(self, size: int) -> None:
         self._step = 1 + size
-        # Before each value stands whether it is there.
+        # Each value is preceded by a byte: 1 where it is set.
         self._arrays: dict[tuple[str, str], bytearray] = {}
         self._others: dict[str, bytes] = {}
         self._count = 0
@@ -60,7 +60,7 @@ class Numbered(MutableMapping[str, bytes]):
         self._count -= 1
 
     def __iter__(self) -> Iterator[str]:
-        """The names in order; an array of numbered names stands where its first name would."""
+        """The names in order; an array of numbered names is at the place of its first name."""
         heads: list[tuple[list[str | int], str, tuple[str, str] | None]]
         heads = [(in_order(name), name, None) for name in self._others]
         heads += [(in_order(f"{kind[0]}0{kind[1]}"), "", kind) for kind in self._arrays]
@@ -74,7 +74,7 @@ class Numbered(MutableMapping[str, bytes]):
                     yield f"{kind[0]}{k:0{_DIGITS}d}{kind[1]}"
 
     def __len__(self) -> int:
-        """How many names have a value."""
+        """The number of names with a value."""
         return self._count
 
     def _find(self, name: str) -> tuple[bytearray | None, int]:
@@ -87,7 +87,7 @@ class Numbered(MutableMapping[str, bytes]):
 
 
 def _kind(name: str) -> tuple[tuple[str, str], int] | None:
-    """What stands before and after a name's one number, and the number; None of another form."""
+    """The text before and after a name's one number, and the number; None for other names."""
     found = _NUMBERED.fullmatch(name)
     if found is None or f"{int(found[2]):0{_DIGITS}d}" != found[2]:
         return None

@@ -1,4 +1,4 @@
-"""Which training rows help and harm each validation row most: a table, in memory or as Parquet."""
+"""The training rows that help and harm each validation row most: a table, in memory or as Parquet."""
 
 from __future__ import annotations
 

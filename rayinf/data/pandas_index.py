@@ -1,7 +1,7 @@
 """The index of a pandas frame, as a column of its table: the same for the frame and for the Parquet it was written to.
 
-pyarrow stores an index as a column (`__index_level_0__` where it has no name), but a `RangeIndex` only as three numbers
-in the schema's metadata. Here every single index but the default one becomes a column, and the schema says which.
+pyarrow stores an index as a column (`__index_level_0__` without a name), but a `RangeIndex` only as three numbers in
+the schema's metadata. Here every index of one level but the default one becomes a column, which the schema names.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy as np
 import pyarrow as pa
 
 UNNAMED = "__index_level_0__"
-# The key of the schema's metadata under which the name of the index column stands; empty for the default index.
+# The key of the schema's metadata that holds the name of the index column; empty for the default index.
 _KEY = b"rayinf.index"
 
 
 @dataclass(frozen=True)
 class Index:
-    """What the index of a frame is in its table.
+    """The index of a frame, in its table.
 
     Attributes:
         column: of the one index; empty for the default one (0 to n - 1 without a name); None where it has several
-            levels, which give no ids.
-        counts: the columns that are not stored because their values count: name, first value and step of each.
+            levels, which cannot be ids.
+        counts: columns that are ranges and therefore not stored: name, first value and step of each.
     """
 
     column: str | None
@@ -34,9 +34,9 @@ class Index:
 
 
 def read_index(schema: pa.Schema, rows: int) -> Index | None:
-    """The index that pandas left in a schema, or None where there is none.
+    """The index in a schema that pandas wrote; None without one.
 
-    A range of another length than the table belongs to other rows, as after `Table.slice`: pandas ignores it, too.
+    A range of another length than the table belongs to other rows, as after `Table.slice`; pandas too ignores it.
     """
     try:
         levels = json.loads((schema.metadata or {})[b"pandas"])["index_columns"]
@@ -73,7 +73,7 @@ def with_index(table: pa.Table) -> pa.Table:
 
 
 def mark(schema: pa.Schema, index: Index | None) -> pa.Schema:
-    """A schema that names the index column; those that are counted are added at the end."""
+    """A schema that names the index column; columns that are ranges are added at the end."""
     if index is None:
         return schema.remove_metadata()
     for column, _, _ in index.counts:
@@ -86,10 +86,10 @@ def _metadata(index: Index) -> dict[bytes, str] | None:
 
 
 def joined(found: Sequence[Index | None]) -> Index | None:
-    """The index of all files of a table together: stored in all of them, or counted in all of them.
+    """The index of all files of a table together: stored in all of them, or a range in all of them.
 
-    Files that all count from 0 without a name have none but the positions; one such file among others that count is
-    counted too.
+    Where all files have the default index, so has the table; a file with the default index among others with a range
+    is taken as a range too.
     """
     if len(found) == 1:
         return found[0]
@@ -128,16 +128,16 @@ def index_column(schema: pa.Schema) -> str | None:
     return None if held is None else held.decode()
 
 
-def id_column(schema: pa.Schema, asked: str | None) -> str | None:
+def id_column(schema: pa.Schema, row_id: str | None) -> str | None:
     """The column that row ids come from, or None for positions.
 
     Args:
         schema: of a table.
-        asked: `Task(row_id=...)`, which settles it. Else the column `row_id`, else the index of a frame.
+        row_id: `Task(row_id=...)`, which comes first. Else the column `row_id`, else the index of a frame.
     """
-    return asked or ("row_id" if "row_id" in schema.names else index_column(schema) or None)
+    return row_id or ("row_id" if "row_id" in schema.names else index_column(schema) or None)
 
 
 def called(column: str) -> str:
-    """How errors call a column."""
+    """The name of a column in errors."""
     return "the index of the DataFrame" if column == UNNAMED else f"column {column!r}"

@@ -27,7 +27,7 @@ _FETCHED = 64 << 20
 
 @dataclass(frozen=True)
 class PartPlace:
-    """Where a stage writes the parts of its shards; picklable.
+    """The folder to which a stage writes the parts of its shards; picklable.
 
     Attributes:
         run: the run's folder.
@@ -42,15 +42,15 @@ class PartPlace:
         return part_name(self.folder, index)
 
     def write(self, index: int, table: pa.Table) -> Entry:
-        """Write a shard's part; whoever writes the manifest lists it by the entry."""
+        """Write a shard's part; the writer of the manifest lists it by the entry."""
         return Entry(self.name(index), *write_part(self.run / self.name(index), table), table.num_rows)
 
     def read(self, index: int) -> pa.Table:
-        """A shard's part, which the manifest's writer has found to be sound."""
+        """A shard's part, which the manifest's writer has checked."""
         return pq.read_table(readable(self.run / self.name(index)), page_checksum_verification=True)
 
     def schema(self, index: int) -> pa.Schema:
-        """Columns of a shard's part, and what its writer noted beside them."""
+        """Columns of a shard's part, with its metadata."""
         return pq.read_schema(readable(self.run / self.name(index)))
 
 
@@ -84,7 +84,7 @@ class PartFiles:
         """
         first = next(self.entries(), None)
         if first is None:
-            raise InputError(f"The run in {self.run} has no {self.folder}.", "run the same command again.")
+            raise InputError(f"The run in {self.run} is without {self.folder}.", "run the same command again.")
         with self._open(0, first) as file:
             return file.schema_arrow.remove_metadata()
 
@@ -123,9 +123,9 @@ class PartFiles:
         return pa.concat_tables(pieces)
 
     def _open(self, index: int, entry: Entry) -> pq.ParquetFile:
-        """A part, found to be what the manifest says the first time it is opened; later its pages are checked.
+        """A part. Its checksum is compared with the manifest the first time it is opened; later its pages are checked.
 
-        Of a store, a part that is not large is fetched at once, and checked every time.
+        Of a store, a part that is not large is fetched whole, and compared every time.
 
         Raises:
             RayinfError: a store does not answer.

@@ -1,4 +1,4 @@
-"""Which process something belongs to, so that another one can see whether its owner is still alive."""
+"""Marks that identify a process, so that another process can find out whether the owner of a file is alive."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import psutil
 
 # Marks whose context this process is in.
 _marks: set[str] = set()
-_START_UNIT = 100  # of a second: what process tables tell
+_START_UNIT = 100  # hundredths of a second, the resolution of process tables
 
 
 def machine() -> str:
-    """Where process numbers mean the same: this boot of this machine, and this space of process numbers."""
+    """What process numbers refer to: this boot of this machine, and this namespace of process numbers."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -29,7 +29,7 @@ def machine() -> str:
 
 
 def started(pid: int) -> int | None:
-    """When a process began, in hundredths of a second; None where none of that number is alive."""
+    """When a process started, in hundredths of a second; None where no process of that number is alive."""
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else round(process.create_time() * _START_UNIT)
@@ -38,14 +38,14 @@ def started(pid: int) -> int | None:
 
 
 def runs(pid: int, start: int) -> bool:
-    """Whether the process of that number which began then is alive on this machine."""
+    """Whether the process of that number that started then is alive on this machine."""
     now = started(pid)
     return now is not None and abs(now - start) <= 1
 
 
 @contextmanager
 def mark() -> Generator[str]:
-    """32 hexadecimal digits that stand for this machine, this process, and what it does within the context."""
+    """32 hexadecimal digits that identify this machine, this process and this context."""
     made = lasting_mark()
     try:
         yield made
@@ -65,7 +65,7 @@ def is_left_behind(found: str, *, elsewhere: bool) -> bool:
 
     Args:
         found: the mark.
-        elsewhere: what to say of a process of another machine.
+        elsewhere: the answer for a process of another machine.
     """
     here, pid, start = found[:8], int(found[8:16], 16), int(found[16:24], 16)
     if here != _here():

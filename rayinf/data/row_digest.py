@@ -1,7 +1,7 @@
 """The digest of a column: of its rows in their order, the same however they are cut into files, shards and batches.
 
 Each row has a 128-bit hash of its bytes, mixed with its position; a column's digest is the sum of these. A changed
-value, a row more, and two rows that are swapped each give another one, but for a chance of about 2^-64.
+value, a further row, and two swapped rows each give another digest, except with a probability of about 2^-64.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from rayinf.data.batches import Array, mix
 
 _LANES = 2
-# Numbers are hashed in words of 32 bits times odd 64-bit numbers: in sums of full words, two flipped signs may cancel.
+# Rows are hashed as sums of 32-bit words times odd 64-bit numbers. With 64-bit words, two flipped sign bits may cancel.
 _WORD = 4
 
 
@@ -26,7 +26,7 @@ class ColumnDigest:
         self._sum = np.frombuffer(raw, np.uint64).copy()
 
     def add(self, rows: Array, start: int) -> None:
-        """Add rows `[B, ...]` that stand at `start` in the table."""
+        """Add rows `[B, ...]` whose first is at `start` in the table."""
         at = np.arange(start, start + len(rows), dtype=np.uint64)[:, None]
         lanes = np.arange(1, _LANES + 1, dtype=np.uint64) << np.uint64(56)
         with np.errstate(over="ignore"):

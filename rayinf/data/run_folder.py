@@ -23,14 +23,14 @@ from rayinf.store.retries import listeners
 RECORD = "run.json"
 LOG = "log.jsonl"
 RUNNING, FINISHED = "running", "finished"
-# Where the parts of the scored table lie.
+# The folder of the parts of the scored table.
 SCORES = "scores"
-# Where they lie until a forest has ranked them.
+# Their folder before a forest has ranked them.
 UNRANKED = "unranked"
 
 
 class RunFolder:
-    """Paths and state of one run. A context manager that gives the folder free at its end.
+    """Paths and state of one run. A context manager that releases the folder at its end.
 
     Attributes:
         path: the folder.
@@ -44,13 +44,13 @@ class RunFolder:
         self._lease: Lease | None = None
 
     def __enter__(self) -> RunFolder:
-        """Nothing happens before `begin`."""
+        """The folder is taken by `begin`."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the folder free."""
+        """Release the folder."""
         self.release()
 
     @property
@@ -75,14 +75,14 @@ class RunFolder:
         return read_record(self.path)
 
     def begin(self, record: Mapping[str, Any]) -> bool:
-        """Take the folder for a config, or find it taken by the same one.
+        """Take the folder for a config, or resume the run of the same config.
 
         Args:
-            record: what `run.json` shall say; its `identity` decides whether a run is the same.
+            record: the content of `run.json`; its `identity` decides whether a run is the same.
 
         Returns:
-            Whether the run had already finished, and all its files are there and whole. The folder is then only read;
-            else this process alone may write to it, until `release`.
+            Whether the run has finished, and all its files are sound. The folder is then only read; else this process
+            alone may write to it, until `release`.
 
         Raises:
             InputError: the folder belongs to another config, holds other things, or another process writes to it.
@@ -97,7 +97,7 @@ class RunFolder:
             return True
         self._lease = Lease.acquire(self.path)
         if isinstance(self.path, StorePath):
-            listeners.append(self._told)
+            listeners.append(self._log_store)
         try:
             finished = self._is_finished(record)  # by another process, meanwhile
             if not finished:
@@ -114,7 +114,7 @@ class RunFolder:
         return finished
 
     def finish(self, record: Mapping[str, Any]) -> None:
-        """Mark the run as finished: manifests in order, then `run.json`, which vouches for them."""
+        """Mark the run as finished: manifests in order, then `run.json` with their checksums."""
         self.files.close()
         manifests = {relative(m, self.path): file_sha256(m)[1].hex() for m in self._manifests()}
         write_json(self.path / RECORD, sealed({**record, "status": FINISHED, "manifests": manifests}))
@@ -126,7 +126,7 @@ class RunFolder:
         try_to_remove(self.path / folder)
 
     def release(self) -> None:
-        """Let another process write to the folder."""
+        """Give the folder up, so that another process can write to it."""
         if self._lease is None:
             return
         try:
@@ -135,18 +135,18 @@ class RunFolder:
                     self._files.flush()
                 self._log.join()
         finally:
-            if self._told in listeners:
-                listeners.remove(self._told)
+            if self._log_store in listeners:
+                listeners.remove(self._log_store)
             held, self._lease = self._lease, None
             held.release()
 
-    def _told(self, line: str) -> None:
-        """Note in the log that the store is away, or has come back; it is written once it answers."""
+    def _log_store(self, line: str) -> None:
+        """Log that the store does not answer, or answers again; the line is written once it does."""
         held = {"time": round(time.time(), 3), "event": "store", "told": line}
         self._log.hold((redact(json.dumps(held)) + "\n").encode())
 
     def log(self, event: str, **fields: Any) -> None:
-        """Append a line to `log.jsonl`, which nothing depends on: a full disk is reported by what matters."""
+        """Append a line to `log.jsonl`. Nothing depends on it, so errors are ignored: other writes raise them."""
         line = redact(json.dumps({"time": round(time.time(), 3), "event": event, **fields}, default=str)) + "\n"
         with suppress(OSError):
             if isinstance(self.path, StorePath):
@@ -157,7 +157,7 @@ class RunFolder:
                 file.write(line)
 
     def _is_finished(self, record: Mapping[str, Any]) -> bool:
-        """Whether the same run has finished here and is whole; refuses another one."""
+        """Whether the same run has finished here and its files are sound; refuses another run."""
         self._files = CheckedFolder(self.path, owner_of(record))
         held = self.read()
         if held is None:
@@ -188,12 +188,12 @@ class RunFolder:
 
 
 def owner_of(record: Mapping[str, Any]) -> str:
-    """What ties files to a run: a digest of its identity."""
+    """The digest of a run's identity, which its files carry."""
     return hashlib.sha256(json.dumps(record["identity"], sort_keys=True, default=str).encode()).hexdigest()
 
 
 def read_record(folder: AnyPath) -> dict[str, Any] | None:
-    """`run.json` of a folder, or None where there is none.
+    """`run.json` of a folder; None without one.
 
     Raises:
         InputError: it cannot be read, is damaged, or was edited.
@@ -221,7 +221,7 @@ def read_record(folder: AnyPath) -> dict[str, Any] | None:
 
 
 def damage(folder: AnyPath, held: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the files of a finished run, a line each; all of them are read.
+    """The damaged or missing files of a finished run, a line each; all files are read.
 
     Args:
         folder: of the run.

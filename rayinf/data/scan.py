@@ -1,4 +1,4 @@
-"""The one look at a table before any work: what its columns hold, whether it is sound, and its fingerprint."""
+"""The scan of a table before any work: counts of labels and groups, checks of every value, and its fingerprint."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ MOST_LEVELS = 1000
 _IDS_PER_PASS = 4_000_000
 # Arrays of ids are copied into one as soon as there are so many.
 _ARRAYS_PER_BLOCK = 256
-# What a table's digests are of, beside its columns of groups (`column:<name>`).
+# Names of a table's digests, beside those of its columns of groups (`column:<name>`).
 FEATURES, LABEL, ROW_ID, OTHER = "features", "label", "row_id", "column:"
 
 
 @dataclass(frozen=True)
 class ShardScan:
-    """What one shard holds."""
+    """The scan of one shard."""
 
     index: int
     rows: int
@@ -49,19 +49,19 @@ class ShardScan:
 
 @dataclass(frozen=True)
 class TableScan:
-    """What a table holds: rows, counts of every label and group, shape of a row's features, fingerprint.
+    """The scan of a table: rows, counts of every label and group, shape of a row's features, fingerprint.
 
     Attributes:
         rows: in all.
         fingerprint: of every value that is read, and of how the rows are cut into shards.
         digests: of the features, the labels, the ids and each column of groups, in the table's order; the same however
             the rows are cut.
-        layout: a digest of how they are cut into shards.
-        counts: per column, how often each value stands there.
+        layout: a digest of the sizes of the shards.
+        counts: per column, how often each value occurs.
         shape: of a row's features.
         dtype: of the features.
         increasing: whether row ids do.
-        joint: per column of groups, per group, how often each label stands there.
+        joint: per column of groups, per group, how often each label occurs.
     """
 
     rows: int
@@ -76,11 +76,11 @@ class TableScan:
 
     @property
     def content(self) -> dict[str, Any]:
-        """Rows and digests: what the table holds, however it is cut."""
+        """Rows and digests, which do not depend on how the table is cut."""
         return {"rows": self.rows, **self.digests}
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it: counts as pairs, since its keys are text alone."""
+        """The scan as JSON: counts as pairs, since keys of JSON are text."""
         joint = {k: [(g, list(v.items())) for g, v in found.items()] for k, found in self.joint.items()}
         return {**asdict(self), "counts": {k: list(v.items()) for k, v in self.counts.items()}, "joint": joint}
 
@@ -184,7 +184,7 @@ class ScanMerge:
             self._digests.setdefault(name, ColumnDigest()).merge(held)
         for name, found in part.counts.items():
             self._counts.setdefault(name, Counter()).update(found)
-        for name in list(self._counts)[1:]:  # the label comes first, and may have as many classes as it likes
+        for name in list(self._counts)[1:]:  # the label comes first, and may have any number of classes
             if len(self._counts[name]) > MOST_LEVELS:
                 raise InputError(
                     f"{self._table.name}: column {name!r} has {len(self._counts[name]):,} or more different values: "
@@ -228,7 +228,7 @@ def check_unique_ids(table: Table, column: str | None, scan: TableScan) -> None:
     """Refuse duplicate row ids. Ids that increase are unique; others are searched in passes of bounded memory.
 
     Raises:
-        InputError: an id that stands in two rows.
+        InputError: an id in two rows.
     """
     if column is None or scan.increasing:
         return
@@ -245,16 +245,17 @@ def check_unique_ids(table: Table, column: str | None, scan: TableScan) -> None:
 
 
 def repeated_ids(read: Callable[[], Iterator[Array]], rows: int) -> list[Any]:
-    """The ids that stand in an earlier row too, of the first pass that finds any; passes have bounded memory.
+    """The ids that an earlier row has too, of the first pass that finds any; passes have bounded memory.
 
     Args:
-        read: gives all ids from the start, some thousand at a time.
+        read: yields all ids from the start, some thousand at a time.
         rows: how many there are.
     """
     import pandas as pd
 
     passes = -(-rows // _IDS_PER_PASS)
     for k in range(passes):
+        # A pass takes the ids of one remainder of the hash: equal ids are always in the same pass.
         kept = (ids[_hash(ids) % np.uint64(passes) == k] if passes > 1 else ids for ids in read())
         series = pd.Series(np.concatenate([*_blocks(kept)]))
         if twice := series[series.duplicated()].tolist():
@@ -275,20 +276,20 @@ def _blocks(arrays: Iterable[Array]) -> Iterator[Array]:
 
 
 def _refuse_repeated(table: Table, column: str, twice: Sequence[Any]) -> NoReturn:
-    """Refuse ids in several rows: where they come from, and how to do without.
+    """Refuse ids that several rows have, with the column or index that they come from.
 
     Raises:
         InputError: always.
     """
-    told = f"has the id {twice[0]!r} in more than one row ({len(twice)} rows repeat an id)."
+    problem = f"has the id {twice[0]!r} in more than one row ({len(twice)} rows repeat an id)."
     if column != index_column(table.schema):
         raise InputError(
-            f"{table.name}: column {column!r} {told}",
+            f"{table.name}: column {column!r} {problem}",
             "make the ids unique, or leave Task(row_id=...) out to use row positions.",
         )
     named = "" if column == UNNAMED else f" {column!r}"
     raise InputError(
-        f"{table.name}: the index{named} of the DataFrame {told}",
+        f"{table.name}: the index{named} of the DataFrame {problem}",
         "pass df.reset_index(drop=True) (of files, write them with to_parquet(index=False)) to use row positions, or "
         "name a column of unique ids in Task(row_id=...).",
     )
@@ -323,7 +324,7 @@ def read_ids(column: pa.Array, name: str) -> Array:
     """Row ids as NumPy: integers as they are, all else as text.
 
     Raises:
-        InputError: a type that has no text.
+        InputError: a type that cannot be cast to text.
     """
     if pa.types.is_integer(column.type):
         return column.to_numpy(zero_copy_only=False)
@@ -340,11 +341,11 @@ def read_ids(column: pa.Array, name: str) -> Array:
         plain = not isinstance(column.type, pa.BaseExtensionType)
         return np.asarray(pc.cast(column, pa.string() if plain else pa.null()).to_pylist(), dtype=str)
     except (pa.ArrowException, ValueError) as error:
-        raise InputError(f"{shown} of type {column.type} holds no ids.", "store ids as integers or text.") from error
+        raise InputError(f"{shown} of type {column.type} cannot hold ids.", "store ids as integers or text.") from error
 
 
 def _not_finite(x: Array, names: Sequence[str], start: int) -> str | None:
-    """Where the first NaN or infinite feature stands. A finite sum in float64 clears the whole batch."""
+    """The place of the first NaN or infinite feature. If the sum in float64 is finite, so are all features."""
     with np.errstate(over="ignore", invalid="ignore"):
         if x.dtype.kind != "f" or np.isfinite(x.sum(dtype=np.float64)):
             return None

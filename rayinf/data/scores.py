@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 HALVES = ("first_half:", "second_half:")
-# The label of every row, for choices that must know the classes. Like the halves it is no column of values.
+# The label of every row, for choices that depend on the class. Like the halves it is not a column of values.
 LABEL_COLUMN = ":label"
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What every training row is worth. Positive: the row helps, removing it is predicted to raise the objective.
+    """Values of every training row. Positive: the row helps; removing it is predicted to raise the objective.
 
     Attributes:
-        metadata: the config, the sign and unit, the label of every class, values of the objectives, and what the
-            curvature said of itself.
+        metadata: the config, the sign and unit, the label of every class, values of the objectives, and figures of the
+            curvature.
         path: the run's folder, where the scores lie on disk.
     """
 
@@ -42,10 +42,10 @@ class Scores:
 
     @classmethod
     def load(cls, path: str | AnyPath) -> Scores:
-        """Open the scores of a finished run; they are read when asked for.
+        """Open the scores of a finished run; they are read on demand.
 
         Raises:
-            InputError: no run there, or one that is not finished.
+            InputError: the folder holds no run, or one that is not finished.
         """
         check_path("Scores.load.path", path)
         folder = open_place(path)
@@ -82,17 +82,17 @@ class Scores:
             values: finite numbers.
             columns: a name for each column.
             row_ids: `[n]`, all different; None: positions.
-            labels: `[n]`, integers or strings, for choices that must know the classes (`trim(floor=...)`).
+            labels: `[n]`, integers or strings, for choices that depend on the class (`trim(floor=...)`).
             halves: the same values from each half of the validation rows, as `influence(halves=True)` gives them.
 
         Raises:
-            InputError: shapes that do not fit, a value that is not finite, an id that stands twice.
+            InputError: shapes that do not fit, a value that is not finite, an id that two rows have.
         """
         columns = _columns(columns)
         if "row_id" in columns:
-            raise InputError("columns name 'row_id', which is the ids' own.", "pass the ids as row_ids.")
+            raise InputError("columns name 'row_id', which is the column of ids.", "pass the ids as row_ids.")
         if LABEL_COLUMN in columns:
-            raise InputError(f"columns name {LABEL_COLUMN!r}, which is the labels' own.", "pass them as labels.")
+            raise InputError(f"columns name {LABEL_COLUMN!r}, which is the column of labels.", "pass them as labels.")
         held = _values(values, columns, "values")
         if not (halves is None or isinstance(halves, tuple | list)):
             expected = "a pair of arrays of the values' shape, or None"
@@ -124,14 +124,14 @@ class Scores:
 
     @property
     def labels(self) -> np.ndarray[Any, Any] | None:
-        """The label of every row `[n]`, in row order; None where the scores came without."""
+        """The label of every row `[n]`, in row order; None where the scores are without."""
         if LABEL_COLUMN not in self.source.schema.names:
             return None
         return to_numpy(self.select([LABEL_COLUMN])[LABEL_COLUMN])
 
     @property
     def halves(self) -> tuple[Scores, Scores] | None:
-        """Every column for each half of the validation rows; None unless asked for with `halves=True`."""
+        """Every column for each half of the validation rows; None unless computed with `halves=True`."""
         if not any(n.startswith(HALVES) for n in self.source.schema.names):
             return None
         common = [n for n in ("row_id", LABEL_COLUMN) if n in self.source.schema.names]
@@ -159,13 +159,13 @@ class Scores:
         return int(self.source.num_rows)
 
     def select(self, columns: list[str]) -> pa.Table:
-        """Some columns of the source, `row_id` among them or not, in row order; no others are read."""
+        """Columns of the source, in row order; no others are read."""
         if isinstance(self.source, pa.Table):
             return self.source.select(columns)
         return self.source.to_table(columns)
 
     def batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """The same, some thousand rows at a time."""
+        """Columns of the source, in row order, some thousand rows at a time."""
         if isinstance(self.source, pa.Table):
             yield from self.source.select(columns).to_batches(max_chunksize=READ_ROWS)
         else:
@@ -216,7 +216,7 @@ def _columns(given: Any) -> list[str]:
 
 
 def _as_array(name: str, given: Any) -> pa.Array:
-    """Ids or labels as Arrow has them.
+    """Ids or labels as an Arrow array.
 
     Raises:
         InputError: they are not a plain list or array.

@@ -1,4 +1,4 @@
-"""A selection: rows in order of worth, and which of them are kept."""
+"""A selection: rows in order of value, and which of them are kept."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Selection:
     Attributes:
         source: `row_id`, `value`, `kept` and the row's `position` in its table, sorted best first.
         metadata: the rule and its numbers.
-        before: how a model does that is trained on all rows, where one was trained.
-        after: how one does that is trained on the kept rows.
+        before: the evaluation of a model trained on all rows, where one was trained.
+        after: the evaluation of a model trained on the kept rows.
     """
 
     source: pa.Table = field(repr=False)

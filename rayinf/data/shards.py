@@ -1,4 +1,4 @@
-"""A table's rows in pieces: a table of numbers, since there may be 100,000 of them and more."""
+"""The shards of a table, held as an array of numbers, since there may be 100,000 of them and more."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Shard:
 
 
 class Shards(Sequence[Shard]):
-    """Shards in order. Held as numbers, 48 bytes each; a `Shard` is made when it is asked for.
+    """Shards in order. Held as numbers, 48 bytes each; a `Shard` is made on access.
 
     Args:
         shards: of a table, of any length; they are taken one by one.
@@ -56,7 +56,7 @@ class Shards(Sequence[Shard]):
         return Shard(index, start, rows, self._files[file], group, offset)
 
     def __len__(self) -> int:
-        """How many."""
+        """The number of shards."""
         return len(self._held)
 
     def __eq__(self, other: object) -> bool:
@@ -64,16 +64,16 @@ class Shards(Sequence[Shard]):
         return isinstance(other, Sequence) and len(other) == len(self) and all(a == b for a, b in zip(self, other))  # noqa: B905
 
     def __hash__(self) -> int:
-        """By the numbers."""
+        """The hash of the numbers."""
         return hash(self._held.tobytes())
 
 
 class ByIndex(Mapping[int, Shard]):
-    """Some shards of a table by their index, without a dict of them.
+    """Some shards of a table by their index, without holding them.
 
     Args:
         shards: of the table, the k-th of which has the index k.
-        keys: of those that are meant, in order; None: all.
+        keys: their indices, in order; None: all.
     """
 
     def __init__(self, shards: Sequence[Shard], keys: Sequence[int] | np.ndarray[Any, Any] | None = None) -> None:
@@ -89,5 +89,5 @@ class ByIndex(Mapping[int, Shard]):
         return (int(k) for k in self._keys)
 
     def __len__(self) -> int:
-        """How many are meant."""
+        """The number of shards."""
         return len(self._keys)

@@ -1,7 +1,7 @@
-"""The Parquet files that a path, folder, glob or URI stands for, in the order in which they are read.
+"""The Parquet files of a path, folder, glob or URI, in the order in which they are read.
 
 In folders and globs, files and folders whose names begin with `.` or `_` are not data (`.ipynb_checkpoints`,
-`._a.parquet`, `_delta_log`), and neither are run folders of rayinf: their `run.json` says so. A single path is read as
+`._a.parquet`, `_delta_log`), and neither are run folders of rayinf, which have a `run.json`. A single path is read as
 given.
 """
 
@@ -11,14 +11,14 @@ import glob
 import json
 import os
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -29,18 +29,19 @@ from rayinf.data.unreadable import shown, unreachable
 from rayinf.errors import InputError, RayinfError
 from rayinf.store.filesystem import Connection
 from rayinf.store.places import is_uri, open_place
+from rayinf.store.uninterrupted import in_thread
 
 T = TypeVar("T")
 SUFFIXES = (".parquet", ".pq")
-# Seconds until a remote file system must have answered the first question, and listed a folder.
+# Seconds within which a remote file system must answer the first request, and list a folder.
 ANSWER_SECONDS, LIST_SECONDS = 30.0, 600.0
-_FAILED = (pa.ArrowException, OSError, ValueError, RuntimeError)  # the last: a home folder of no one
+_FAILED = (pa.ArrowException, OSError, ValueError, RuntimeError)  # RuntimeError: the home folder of an unknown user
 _MAGIC = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a table on disk is read from.
+    """The files of a table on disk.
 
     Attributes:
         filesystem: where it lies.
@@ -54,7 +55,7 @@ class Source:
 
 
 def find(paths: Sequence[str], name: str) -> Source:
-    """The files that paths stand for: each path's by name, the paths in the given order.
+    """The files of some paths: those of each path by name, the paths in the given order.
 
     Args:
         paths: files, folders, globs or URIs, of one file system.
@@ -86,7 +87,7 @@ def find(paths: Sequence[str], name: str) -> Source:
 
 @dataclass(frozen=True)
 class _Place:
-    """A path as it was given, of a table that errors call `name`."""
+    """A path as the user gave it, and the name of its table in errors."""
 
     name: str
     path: str
@@ -94,43 +95,32 @@ class _Place:
 
     @property
     def local(self) -> bool:
-        """Whether it lies on this machine, or on a folder that it mounts."""
+        """Whether it is on this machine, or in a mounted folder."""
         return self.connection is None
 
-    def ask(self, seconds: float, call: Callable[[], T]) -> T:
-        """What a file system answers; a remote one must do so in time. It is asked in a thread, to be left behind.
+    def request(self, seconds: float, call: Callable[[], T]) -> T:
+        """The result of a request to the file system. A remote one runs in a thread, and is abandoned after a while.
 
         Raises:
             InputError: no answer, access that is denied, or a path that cannot be.
+            RayinfError: raised by the request itself.
         """
-        done: list[Any] = []
-
-        def ask() -> None:
-            try:
-                done.append((call(), None))
-            except BaseException as error:
-                done.append((None, error))
-
-        if self.local:
-            ask()
-        else:
-            thread = threading.Thread(target=ask, daemon=True)
-            thread.start()
-            # What has answered before may be away for a while.
-            thread.join(max(seconds, self.connection.retries.longest if self.connection else 0.0))
-        if not done:
-            raise InputError(
-                f"{self.name}: {shown(self.path)} does not answer within {seconds:.0f} s.",
-                "check the network, the endpoint and the credentials, or copy the table to a local folder.",
-            )
-        answer, error = done[0]
-        if isinstance(error, RayinfError):
-            raise error
-        if isinstance(error, _FAILED):
+        try:
+            if self.connection is None:
+                return call()
+            answer = in_thread(call)
+            # A store that has answered before may be away for a while.
+            wait([answer], max(seconds, self.connection.retries.longest))
+            if answer.done():
+                return answer.result()
+        except RayinfError:
+            raise
+        except _FAILED as error:
             raise self.refusal(error) from error
-        if error is not None:
-            raise error
-        return answer
+        raise InputError(
+            f"{self.name}: {shown(self.path)} does not answer within {seconds:.0f} s.",
+            "check the network, the endpoint and the credentials, or copy the table to a local folder.",
+        )
 
     def refusal(self, error: BaseException) -> RayinfError:
         """The error for a path that cannot be, or is out of reach."""
@@ -164,7 +154,7 @@ def _find(path: str, name: str) -> Source:
     if _MAGIC.search(root) and not (place.local and Path(root).exists()):
         files, seen = _matching(filesystem, root, place)
     else:
-        info = place.ask(ANSWER_SECONDS, lambda: filesystem.get_file_info(root))
+        info = place.request(ANSWER_SECONDS, lambda: filesystem.get_file_info(root))
         if info.type == pafs.FileType.File:
             return Source(filesystem, Names([root], root), (root,))
         seen = _inside(filesystem, root, place) if info.type == pafs.FileType.Directory else []
@@ -177,16 +167,16 @@ def _find(path: str, name: str) -> Source:
 
 
 def _open(path: str, name: str) -> tuple[_Place, pafs.FileSystem, str]:
-    """The file system of a path, and the path there; signs of a glob stay as they are."""
+    """The file system of a path, and the path there; glob patterns are kept."""
     if not path.strip():
         raise InputError(f"{name} is an empty path.", "name a Parquet file or folder.")
     if not is_uri(path):
         place = _Place(name, path)
-        return place, pafs.LocalFileSystem(), place.ask(0, lambda: str(Path(path).expanduser().absolute()))
+        return place, pafs.LocalFileSystem(), place.request(0, lambda: str(Path(path).expanduser().absolute()))
     if path.startswith(("http://", "https://")):
         raise InputError(f"{name}: {shown(path)} lies on a web server.", "download it, and pass the local path.")
     try:
-        found = _Place(name, path).ask(0, lambda: open_place(path, name))
+        found = _Place(name, path).request(0, lambda: open_place(path, name))
     except InputError as error:
         raise error if error.what.startswith(name) else InputError(f"{name}: {error.what}", error.fix) from error
     if isinstance(found, Path):
@@ -199,11 +189,11 @@ def _inside(filesystem: pafs.FileSystem, root: str, place: _Place) -> Iterable[s
     if place.local:
         return _Listing(place, lambda: (os.fsencode(f).decode() for f in walk(root)))
     selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
-    return [i.path for i in place.ask(LIST_SECONDS, lambda: filesystem.get_file_info(selector)) if i.is_file]
+    return [i.path for i in place.request(LIST_SECONDS, lambda: filesystem.get_file_info(selector)) if i.is_file]
 
 
 def _matching(filesystem: pafs.FileSystem, root: str, place: _Place) -> tuple[Iterable[str], Iterable[str]]:
-    """The files that a glob names; and the files that were looked at."""
+    """The files that match a glob; and all files that were listed."""
     if place.local:
         files = _Listing(place, lambda: (f for f in glob.iglob(root, recursive=True) if Path(f).is_file()))
         return files, files
@@ -214,7 +204,7 @@ def _matching(filesystem: pafs.FileSystem, root: str, place: _Place) -> tuple[It
 
 
 def base_of(root: str) -> str:
-    """The folder before the first sign of a glob; a path without one, as it is."""
+    """The folder before the first wildcard of a glob; a path without wildcards is returned unchanged."""
     at = _MAGIC.search(root)
     return root if at is None else root[: root.rindex("/", 0, at.start()) + 1].rstrip("/")
 
@@ -229,7 +219,7 @@ def _matches(names: Sequence[str], parts: Sequence[str]) -> bool:
 
 
 def could_hold(root: str, place: str) -> bool:
-    """Whether a folder or glob would find files in a folder `place` that is to be made."""
+    """Whether a folder or glob would match files in a folder `place` that does not exist yet."""
     base = base_of(root)
     if place != base and not place.startswith(base.rstrip("/") + "/"):
         return False
@@ -243,7 +233,7 @@ def could_hold(root: str, place: str) -> bool:
 
 
 def _data(filesystem: pafs.FileSystem, files: Iterable[str], root: str, listed: set[str] | None) -> Iterator[str]:
-    """Those files that are data: not hidden, and not of a run folder, below the part that was given."""
+    """The files that are data: below the path that was given, neither hidden nor in a run folder."""
     base = base_of(root)
     named = [p for p in root[len(base) :].strip("/").split("/") if p.startswith((".", "_"))]
     runs: dict[str, bool] = {}
@@ -264,7 +254,7 @@ def _data(filesystem: pafs.FileSystem, files: Iterable[str], root: str, listed: 
 
 
 def _is_run(filesystem: pafs.FileSystem, file: str, listed: set[str] | None) -> bool:
-    """Whether a `run.json` is there and not plainly someone else's; `listed`: all files, of a local place None."""
+    """Whether a `run.json` is there that may be of rayinf; `listed`: all files, of a local place None."""
     if not (os.path.isfile(file) if listed is None else file in listed):
         return False
     try:
@@ -282,7 +272,7 @@ def _is_run(filesystem: pafs.FileSystem, file: str, listed: set[str] | None) -> 
 
 
 def _nothing(place: _Place, seen: list[str], filesystem: pafs.FileSystem, root: str) -> InputError:
-    """The error for a path without Parquet files: what there is instead."""
+    """The error for a path without Parquet files, with what there is instead."""
     what = f"{place.name}: no Parquet file at {shown(place.path)}"
     if f"{root}/run.json" in seen and _is_run(filesystem, f"{root}/run.json", set(seen)):
         return InputError(f"{what}: it is the folder of a run.", "pass the table that the run was about.")

@@ -1,7 +1,8 @@
-"""One writer a run in a store: a lease object, put on condition where the store can do so; else by a heartbeat alone.
+"""One writer a run in a store: a lease object, by conditional puts where the store has them; else by a heartbeat alone.
 
-With conditions: created only where there is none, taken over and renewed only over the very one that was read, so that
-of several processes one succeeds. Without: written, and read again after a while in which any other writer shows.
+With conditional puts the object is created only where there is none, and taken over or renewed only over the version
+that was read, so that of several processes one succeeds. Without them it is written, and read again after a delay in
+which any other writer would have written too.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from rayinf.data.files import temporary
 from rayinf.store.conditional import ConditionalObject, ConflictError, UnsupportedError
 from rayinf.store.places import StorePath
 
-# The holder renews the object this often; one that stands still for so long is dead. Each renewal is a request.
+# The holder renews the object this often; one that is not renewed for so long is dead. Each renewal is a request.
 BEAT_SECONDS, STALE_SECONDS = 10.0, 60.0
-# Between writing a lease and believing in it, where there are no conditions.
+# Between writing a lease and reading it again, in stores without conditional puts.
 SETTLE_SECONDS = 2.0
 _POLL_SECONDS = 1.0
 Content = dict[str, Any]
@@ -31,7 +32,7 @@ class LeaseObject:
 
     Args:
         place: of the object.
-        content: what it says of its holder, with a `name` of its own.
+        content: its holder, with a `name` that is unique.
     """
 
     def __init__(self, place: StorePath, content: Content) -> None:
@@ -47,7 +48,7 @@ class LeaseObject:
         Raises:
             OSError: it cannot be written.
         """
-        if self.read() is not None:  # a store that looks at no condition would put another one over it
+        if self.read() is not None:  # a store that ignores conditions would overwrite it
             return False
         if self._conditions:
             try:
@@ -62,20 +63,20 @@ class LeaseObject:
             try:
                 disk.used.link(held, self._place)
             except FileExistsError:
-                return self._is_mine()  # an answer that was lost may have been a success
+                return self._is_mine()  # the put may have succeeded and its answer been lost
         if not self._is_mine():
             return False
-        try:  # a store that looks at no condition would put this one too
+        try:  # a second create must fail: a store that ignores conditions accepts it
             self._object.create(_text(self._content).encode())
         except ConflictError:
             return True
         raise UnsupportedError(str(self._place))
 
     def take_over(self, seen: Content | None) -> bool:
-        """Put the lease in the place of a dead one; False where another process was faster.
+        """Replace a dead lease; False where another process was faster.
 
         Args:
-            seen: of the dead one; None where it cannot be read.
+            seen: its content; None where it cannot be read.
 
         Raises:
             OSError: it cannot be written.
@@ -83,7 +84,7 @@ class LeaseObject:
         if self._conditions:
             with suppress(UnsupportedError):
                 found = self._object.read()
-                if found is None or _content(found[0]) != seen:
+                if found is None or content_of(found[0]) != seen:
                     return False
                 try:
                     self._tag = self._object.replace(_text(self._content).encode(), found[1])
@@ -96,7 +97,7 @@ class LeaseObject:
         return self._settle()
 
     def _settle(self) -> bool:
-        """Write the lease, and see after a while whether it is still there: the last one who wrote has it.
+        """Write the lease, and read it again after a delay: the last writer has it.
 
         Raises:
             OSError: it cannot be written.
@@ -125,63 +126,63 @@ class LeaseObject:
         return True
 
     def read(self) -> Content | None:
-        """What the lease says; None where there is none, or no sound one."""
-        return read(self._place)
+        """The content of the lease; None where it is missing or damaged."""
+        try:
+            return content_of(self._place.read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def is_renewed(self) -> bool:
+        """Whether the lease is renewed within `STALE_SECONDS`; else its holder is dead. Clocks are never compared."""
+        end, first = time.monotonic() + STALE_SECONDS, self.read()
+        while time.monotonic() < end:
+            time.sleep(_POLL_SECONDS)
+            now = self.read()
+            if now != first:
+                return now is not None
+        return False
 
     def _is_mine(self) -> bool:
-        """Whether the lease that is there was made by this object; its tag is remembered."""
+        """Whether the lease in the store is this object's; if so, its tag is kept for the next renewal."""
         if not self._conditions:
             return (self.read() or {}).get("name") == self._content["name"]
         found = self._object.read()
-        if found is None or (_content(found[0]) or {}).get("name") != self._content["name"]:
+        if found is None or (content_of(found[0]) or {}).get("name") != self._content["name"]:
             return False
         self._tag = found[1]
         return True
 
 
 class Heartbeat:
-    """A thread that renews a lease until it is stopped, or finds that another process has it."""
+    """A thread that renews a lease until it is stopped, or finds that another process has it.
 
-    def __init__(self, held: LeaseObject, seconds: float) -> None:
-        self._held, self._seconds = held, seconds
+    Args:
+        renew: a sign of life; False where another process has the lease. It is called again after an OSError.
+        seconds: between two calls.
+    """
+
+    def __init__(self, renew: Callable[[], bool], seconds: float) -> None:
+        self._renew, self._seconds = renew, seconds
         self._stop = threading.Event()
         self.lost = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="rayinf lease")
         self._thread.start()
 
-    def stop(self) -> None:
-        """Renew it no more."""
+    def stop(self, seconds: float) -> None:
+        """Stop renewing it; a call that is under way is waited for, at most so many seconds."""
         self._stop.set()
-        self._thread.join(timeout=5.0)
+        self._thread.join(timeout=seconds)
 
     def _run(self) -> None:
         while not self._stop.wait(self._seconds):
             with suppress(OSError):
-                if not self._held.renew() and not self._stop.is_set():
+                if not self._renew() and not self._stop.is_set():
                     self.lost = True
                     return
 
 
-def stands_still(place: StorePath, waits: Callable[[float], object] = time.sleep) -> bool:
-    """Whether a lease is not renewed for so long that its holder is dead. Clocks are never compared."""
-    end, first = time.monotonic() + STALE_SECONDS, read(place)
-    while time.monotonic() < end:
-        waits(_POLL_SECONDS)
-        now = read(place)
-        if now != first:
-            return now is None
-    return True
-
-
-def read(place: StorePath) -> Content | None:
-    """What a lease says; None where there is none, or no sound one."""
-    try:
-        return _content(place.read_bytes())
-    except FileNotFoundError:
-        return None
-
-
-def _content(held: bytes) -> Content | None:
+def content_of(held: bytes) -> Content | None:
+    """The content of a lease from its bytes; None where they are damaged."""
     try:
         found = json.loads(held)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Tables in memory of every form, as Arrow tables; and what to do with the forms that are not taken."""
+"""Tables in memory of every accepted form as Arrow tables; errors with a fix for other forms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _FAILED = (pa.ArrowException, ValueError, TypeError, NotImplementedError, OverflowError)
 _FORMS = "pass a Parquet path, a pyarrow.Table, a pandas.DataFrame, or arrays (X, y)."
-# Kinds of text and bytes that few kernels of Arrow know, and the plain kinds that are taken for them.
+# Types of text and bytes that few kernels of Arrow support, and the types that they are converted to.
 _VIEWS = {"string_view": pa.large_string(), "binary_view": pa.large_binary()}
 
 
@@ -30,7 +30,7 @@ def from_arrays(arrays: tuple[Any, ...], features: Sequence[str], others: Sequen
         name: how errors call the table.
 
     Raises:
-        InputError: too few or too many arrays, of different lengths, or of values that no column holds.
+        InputError: too few or too many arrays, of different lengths, or of values that cannot be stored in a column.
     """
     if arrays and all(isinstance(a, str) or hasattr(a, "__fspath__") for a in arrays):
         raise InputError(
@@ -81,16 +81,16 @@ def from_pandas(frame: pd.DataFrame, name: str) -> pa.Table:
     try:
         return pa.Table.from_pandas(frame)
     except _FAILED as error:
-        told = ": ".join(map(str, error.args)).replace("column None", "the index")
+        reason = ": ".join(map(str, error.args)).replace("column None", "the index")
         mixed = next((m for c in frame.columns if (m := _mixed(frame[c].to_numpy()))), "")
         raise InputError(
-            f"{name} is a DataFrame that makes no table: {told.rstrip('.')}{mixed}.",
+            f"{name} is a DataFrame that cannot be made a table: {reason.rstrip('.')}{mixed}.",
             "give every column one type and a name of its own.",
         ) from error
 
 
 def plain(table: pa.Table) -> pa.Table:
-    """A table without views of text and bytes: these become plain text and bytes."""
+    """A table whose views of text and bytes are converted to plain text and bytes."""
     for k, field in enumerate(table.schema):
         kind = plain_type(field.type)
         if kind != field.type:
@@ -99,13 +99,13 @@ def plain(table: pa.Table) -> pa.Table:
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type that is taken for a view of text or bytes, also as the values of a dictionary; else the same."""
+    """The plain type for a view of text or bytes, also as the values of a dictionary; else the same type."""
     inner = kind.value_type if pa.types.is_dictionary(kind) else kind
     return _VIEWS.get(str(inner), kind)
 
 
 def plain_record(record: pa.RecordBatch) -> pa.RecordBatch:
-    """The same of a record batch."""
+    """A record batch whose views of text and bytes are converted."""
     kinds = [plain_type(f.type) for f in record.schema]
     if kinds == record.schema.types:
         return record
@@ -118,7 +118,7 @@ def _plain_column(column: Any, kind: pa.DataType) -> Any:
 
 
 def refuse(given: Any, name: str) -> NoReturn:
-    """Refuse what is not a table, with the way to make one of it.
+    """Refuse what is not a table, with a way to convert it.
 
     Raises:
         InputError: always.
@@ -177,20 +177,20 @@ def _array(given: Any, name: str, part: str) -> np.ndarray[Any, Any]:
         if str(given.layout) != "torch.strided":
             raise InputError(f"{name}: {part} is a sparse tensor.", "pass X.to_dense().")
         given = given.detach().cpu()
-        given = given.float() if str(given.dtype) == "torch.bfloat16" else given  # NumPy has no bfloat16
+        given = given.float() if str(given.dtype) == "torch.bfloat16" else given  # NumPy lacks bfloat16
     if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
         raise InputError(f"{name}: {part} has masked values.", "fill or drop such rows.")
     try:
         held = np.asarray(given)
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(
-            f"{name} holds lists that make no array: {error}.", "give every row features of one length."
+            f"{name} holds lists that cannot be made an array: {error}.", "give every row features of one length."
         ) from error
     return held if held.dtype.isnative else held.astype(held.dtype.newbyteorder("="))
 
 
 def _column(array: np.ndarray[Any, Any], name: str, column: str) -> pa.Array:
-    # Only in arrays of objects is NaN a value that is missing: in numbers it stays, and is refused as what it is.
+    # Only in arrays of objects NaN means a missing value; in numbers it is kept, and the scan refuses it as NaN.
     lost = array.dtype == object
     try:
         if array.ndim == 1:
@@ -201,14 +201,14 @@ def _column(array: np.ndarray[Any, Any], name: str, column: str) -> pa.Array:
         return pa.FixedShapeTensorArray.from_numpy_ndarray(array)
     except _FAILED as error:
         raise InputError(
-            f"{name}: column {column!r} of {array.dtype} values makes no column: {str(error).rstrip('.')}"
+            f"{name}: column {column!r} of {array.dtype} values cannot be stored: {str(error).rstrip('.')}"
             f"{_mixed(array)}.",
             "give numbers (int64 or float64, say) or text, of one type.",
         ) from error
 
 
 def _mixed(array: np.ndarray[Any, Any]) -> str:
-    """Where an array of objects first changes its type."""
+    """The first two rows of an array of objects that differ in type, as text."""
     import pandas as pd
 
     if array.dtype != object or array.ndim != 1:

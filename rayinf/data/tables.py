@@ -1,4 +1,4 @@
-"""Every form of table as one thing: a fixed list of shards that can be read again and again, in any process."""
+"""Every form of table behind one interface: a fixed list of shards that can be read repeatedly, in any process."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ MEMORY_SHARDS = 32
 _FEW_ROWS = 1024
 # Footers that are read at a time.
 _READERS = 16
-# What pyarrow raises over damaged files (a ValueError where a column's name is no text any more).
+# What pyarrow raises for damaged files (a ValueError where a column's name is not text any more).
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
 
 
 @runtime_checkable
 class Table(Protocol):
-    """What the engine asks of a table; picklable, and cheap to pickle where it lies on disk."""
+    """The interface of tables; picklable, and cheap to pickle where the table is on disk."""
 
     @property
     def name(self) -> str:
-        """How errors call the table."""
+        """The table's name in errors."""
         ...
 
     @property
     def shards(self) -> Sequence[Shard]:
-        """Its rows in order, in pieces that are worked on one at a time."""
+        """Its rows in order, in pieces that are processed one at a time."""
         ...
 
     @property
@@ -65,7 +65,7 @@ class Table(Protocol):
 
     @property
     def stat(self) -> str:
-        """Changes whenever the table may have changed; empty where only reading it can tell."""
+        """A text that changes whenever the table may have changed; empty where this is unknown without reading it."""
         ...
 
     def open(self, columns: Sequence[str]) -> ShardReader:
@@ -108,7 +108,7 @@ class MemoryTable:
 
     @property
     def stat(self) -> str:
-        """Nothing but its contents tells whether a table in memory has changed."""
+        """Empty: whether a table in memory has changed shows in its contents alone."""
         return ""
 
     def open(self, columns: Sequence[str]) -> ShardReader:
@@ -128,16 +128,16 @@ class _MemoryReader:
 
 @dataclass(frozen=True)
 class ParquetTable:
-    """Parquet files, one shard a row group (large row groups are cut). Nothing is read until a shard is asked for.
+    """Parquet files, one shard a row group (large row groups are cut). Only footers are read before the first shard.
 
     Attributes:
-        name: how errors call the table.
+        name: of the table, in errors.
         source: its files.
         shards: of all files, in order.
         schema: of every file; metadata names the index of a pandas frame.
         stat: of sizes and times.
         read_rows: rows that are decoded at a time.
-        counts: columns that no file stores, since pandas keeps an index that counts as three numbers; of each
+        counts: columns that are not stored, since pandas keeps an index that is a range as three numbers; of each
             `[files, 3]`, every file's first row, its first value and the step.
     """
 
@@ -195,7 +195,7 @@ class _ParquetReader:
                 taken += take
 
     def _whole(self, record: pa.RecordBatch, shard: Shard, skipped: int) -> pa.RecordBatch:
-        """The columns that were asked for, with the values of a counted index."""
+        """The requested columns, with the values of an index that is a range."""
         if self._stored == self._columns:
             return record
         counts, at = self._table.counts, shard.start + skipped
@@ -230,17 +230,17 @@ class _ParquetReader:
 
 
 def as_table(given: Any, features: Sequence[str], others: Sequence[str], name: str) -> Table:
-    """A table from any form of the contract.
+    """A table from any form that verbs accept.
 
     Args:
         given: a path, folder, glob or URI of Parquet, or a list of these, read one after the other; a `pyarrow.Table`;
             a `pandas.DataFrame`; or a tuple of arrays. A pool may be features alone: an array, or a tuple of one.
         features: names for the first array of a tuple: of it as a whole, or of each of its columns.
         others: names for its further arrays: the label and, where there is one, the group.
-        name: how errors call the table ("train", "valid", "pool").
+        name: of the table, in errors ("train", "valid", "pool").
 
     Raises:
-        InputError: nothing there, another form, no rows, or a file that is not Parquet.
+        InputError: a path without files, another form, no rows, or a file that is not Parquet.
     """
     if isinstance(given, Table):
         return given
@@ -268,7 +268,7 @@ def as_table(given: Any, features: Sequence[str], others: Sequence[str], name: s
 
 def files_of(table: Table) -> list[str]:
     """The files of a table in the order in which they are read; none of a table in memory."""
-    table = getattr(table, "table", table)  # of which rows are kept
+    table = getattr(table, "table", table)  # of a KeptTable
     return list(table.source.files) if isinstance(table, ParquetTable) else []
 
 
@@ -304,7 +304,7 @@ def _parquet(paths: Sequence[str], name: str) -> ParquetTable:
 
 
 def _footers(pool: ThreadPoolExecutor, source: Source) -> Iterator[_Footer]:
-    """The footers of all files in order, read side by side; a few are held."""
+    """The footers of all files in order, read concurrently, a few ahead."""
     ahead: deque[Future[_Footer]] = deque()
     for file in source.files:
         if len(ahead) >= 4 * _READERS:
@@ -365,7 +365,7 @@ def _power_of_two(rows: int) -> int:
 
 @dataclass(frozen=True)
 class _Footer:
-    """What a file says of itself."""
+    """The footer of a file."""
 
     groups: list[int]
     size: int

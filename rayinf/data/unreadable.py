@@ -1,4 +1,4 @@
-"""Why a file cannot be read as Parquet, in words: damaged, of another format, out of reach, or not permitted."""
+"""Errors for files that cannot be read as Parquet: damaged, of another format, unreachable, or not permitted."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import re
 
 from rayinf.errors import InputError, RayinfError
 from rayinf.redaction import redact
+from rayinf.store.failures import lasting, may_pass, short
 
 _LOAD = "pass arrays (X, y) that numpy.load(...) gives."
 _CONVERT = "convert it first: {}, then .to_parquet(...); or pass a pandas.DataFrame, or arrays (X, y)."
 _RESTORE = "restore or rewrite the file."
-# What files of other formats begin with: how they are called, and what makes Parquet of them.
+# The first bytes of files of other formats, the format's name, and what reads it.
 _FORMATS = (
     (b"ARROW1", "an Arrow (Feather) file", "pyarrow.feather.read_table(...)"),
     (b"\x93NUMPY", "a NumPy file", _LOAD),
@@ -24,7 +25,7 @@ _FORMATS = (
 
 
 def shown(path: str) -> str:
-    """A path or URI without the password that may stand in it."""
+    """A path or URI, shortened and without secrets."""
     path = redact(path)
     return path if len(path) <= 300 else f"{path[:200]}...{path[-80:]}"
 
@@ -34,7 +35,7 @@ def corrupt(file: str, where: str, error: object, ends: tuple[bytes, bytes] | No
 
     Args:
         file: its path.
-        where: in it.
+        where: the part of the file, such as "footer".
         error: what was raised.
         ends: its first bytes and its last four, where they could be read.
     """
@@ -48,10 +49,10 @@ def corrupt(file: str, where: str, error: object, ends: tuple[bytes, bytes] | No
 
 
 def unreachable(path: str, error: object) -> RayinfError | None:
-    """The error for what is out of reach or not permitted; None where something else is wrong."""
-    if isinstance(error, RayinfError):  # that of a store says so itself
+    """The error for a file that is unreachable or not permitted; None for other causes."""
+    if isinstance(error, RayinfError):  # already the error of a store
         return error
-    place, text = shown(path), str(error)
+    place = shown(path)
     if isinstance(error, FileNotFoundError):
         return InputError(f"{place} is not there any more, or is a broken link.", "restore it, or pass other files.")
     if isinstance(error, PermissionError):
@@ -60,31 +61,24 @@ def unreachable(path: str, error: object) -> RayinfError | None:
         return InputError(f"{place} is a folder, not a file.", "pass the folder, or the files in it.")
     if not isinstance(error, OSError):
         return None
-    remote = "AWS Error" in text or "google::cloud" in text or "Azure" in text or "HDFS" in text
-    if re.search(
-        r"ACCESS_DENIED|Forbidden|\b403\b|PERMISSION_DENIED|INVALID_ACCESS_KEY|InvalidAccessKey|SIGNATURE", text
-    ):
+    if (known := lasting(path, error)) is not None:
+        return known
+    remote = re.search("AWS Error|google::cloud|Azure|HDFS", str(error))
+    if remote and (may_pass(error) or re.search("resolve host|connect", str(error))):
         return InputError(
-            f"{place}: access is denied ({_short(text)}).",
-            "check the credentials (environment, profile or role), and that they may list and read there.",
-        )
-    if re.search(r"NETWORK_CONNECTION|resolve host|[Tt]imed? ?out|SLOW_DOWN|UNAVAILABLE|connect", text) and remote:
-        return InputError(
-            f"{place} cannot be reached ({_short(text)}).",
+            f"{place} cannot be reached ({short(error)}).",
             "check the network, the endpoint and the region, or copy the table to a local folder.",
         )
-    if re.search(r"NO_SUCH_BUCKET|NoSuchBucket|NO_SUCH_KEY|RESOURCE_NOT_FOUND|[Nn]ot found|does not exist", text):
-        return InputError(f"{place} does not exist ({_short(text)}).", "check the bucket and the path.")
     if remote:
         return InputError(
-            f"{place} cannot be read ({_short(text)}).",
+            f"{place} cannot be read ({short(error)}).",
             "check the bucket, the region (`?region=...` at the end of the URI) and the credentials.",
         )
     return None
 
 
 def _other_format(file: str, head: bytes, tail: bytes) -> tuple[str, str]:
-    """What a file is that does not begin and end as Parquet does, and how to mend it."""
+    """What a file is that does not begin and end as Parquet does, and the fix."""
     suffix = file.rpartition(".")[2].lower()
     if not head:
         return "the file is empty (0 bytes)", "write it again: whatever wrote it was stopped."
@@ -110,8 +104,3 @@ def _other_format(file: str, head: bytes, tail: bytes) -> tuple[str, str]:
         lines = "" if suffix == "json" else ", lines=True"
         return f"it is JSON or other text (it begins {line!r})", _CONVERT.format(f"pandas.read_json(...{lines})")
     return f"it is CSV or other text (it begins {line!r})", _CONVERT.format("pandas.read_csv(...)")
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split()).rstrip(".")
-    return text if len(text) <= 160 else text[:157] + "..."

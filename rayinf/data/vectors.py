@@ -1,4 +1,4 @@
-"""Influence vectors: what every training row is worth to each class, read batch by batch from scores."""
+"""Influence vectors: the influence of every training row on each class, read batch by batch from scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rayinf.errors import InputError
 
 Array = np.ndarray[Any, Any]
 _PREFIX = "category_"
-# Columns of scores that are no class's.
+# Columns of scores that do not stand for a class.
 _OTHERS = (
     "total",
     "fi",
@@ -34,7 +34,7 @@ class Vectors:
     Attributes:
         scores: where they come from.
         columns: their K names.
-        labels: the label of each class; the column's own name where the scores do not tell.
+        labels: the label of each class; the column's name where the scores' metadata lack it.
     """
 
     scores: Scores
@@ -51,9 +51,9 @@ class Vectors:
         if not isinstance(scores, Scores):
             raise InputError(f"scores is a {type(scores).__name__}.", "pass rayinf.Scores, or Scores.from_numpy(...).")
         named = [c for c in scores.columns if c.startswith(_PREFIX)]
-        # A gap between groups may have any name; what is told of it has its sign.
-        told = scores.metadata.get("objective_details", {})
-        gaps = {c for c, details in told.items() if "signed" in details}
+        # A gap between groups may have any name; its details include its sign.
+        known_details = scores.metadata.get("objective_details", {})
+        gaps = {c for c, details in known_details.items() if "signed" in details}
         columns = named or [c for c in scores.columns if c not in _OTHERS and c not in gaps]
         if not columns:
             raise InputError(
@@ -69,23 +69,23 @@ class Vectors:
         return tuple(str(label) for label in self.labels)
 
     def find(self, targets: Any) -> list[int]:
-        """LayerInputs among the columns of some classes, in rising order.
+        """Positions among the columns of some classes, in rising order.
 
         Args:
             targets: labels, names of columns or, where labels are not known, positions; or one of these.
 
         Raises:
-            InputError: one is no class, one stands twice, or there are none.
+            InputError: a target that is not a class, a class twice, or none.
         """
         alone = isinstance(targets, str) or not isinstance(targets, Sequence | np.ndarray | set | frozenset)
-        asked = [targets] if alone else list(targets)
-        found = [self._find_one(t.item() if isinstance(t, np.generic) else t) for t in asked]
+        given = [targets] if alone else list(targets)
+        found = [self._find_one(t.item() if isinstance(t, np.generic) else t) for t in given]
         if not found or len(set(found)) < len(found):
             raise InputError(f"targets={targets!r} names no class, or one twice.", f"name some of {self._shown()}.")
         return sorted(found)
 
     def batches(self, half: int | None = None, only: Sequence[int] | None = None) -> Iterator[Array]:
-        """`P` in row order, as float64 `[B, K]`; of the first (0) or second (1) half of the validation rows, if asked.
+        """`P` in row order, as float64 `[B, K]`; or of the first (0) or second (1) half of the validation rows.
 
         Args:
             half: of the validation rows.
@@ -102,11 +102,11 @@ class Vectors:
             start += batch.num_rows
 
     def joint(self, codes: dict[Any, int] | None = None) -> Iterator[tuple[Array, ...]]:
-        """All that is known of the rows, from one reading: `P`, then that of each half, if there are halves.
+        """All influence vectors of the rows from one reading: `P`, then that of each half, if there are halves.
 
         Args:
-            codes: filled with the code of each label of a row as it turns up; the last array of a batch is then the
-                rows' codes `[B]`, -1 where the scores have no labels. None: without.
+            codes: filled with a code for each label, in the order of their first rows; the last array of a batch is
+                then the rows' codes `[B]`, -1 where the scores are without labels. None: without.
 
         Raises:
             InputError: as `batches`.
@@ -150,10 +150,15 @@ class Vectors:
         for held in (self.labels, self.names):
             if not isinstance(target, bool) and target in held:
                 return held.index(target)
-        tells = any(label != column for label, column in zip(self.labels, self.columns, strict=True))
-        if not tells and isinstance(target, int) and not isinstance(target, bool) and 0 <= target < len(self.columns):
+        labelled = any(label != column for label, column in zip(self.labels, self.columns, strict=True))
+        if (
+            not labelled
+            and isinstance(target, int)
+            and not isinstance(target, bool)
+            and 0 <= target < len(self.columns)
+        ):
             return target
-        raise InputError(f"targets: {target!r} is no class of the scores.", f"name some of {self._shown()}.")
+        raise InputError(f"targets: {target!r} is not a class of the scores.", f"name some of {self._shown()}.")
 
     def _shown(self) -> str:
         more = ", ..." if len(self.labels) > 12 else ""
@@ -179,7 +184,7 @@ def _finite(batch: pa.RecordBatch, names: Sequence[str], start: int) -> Array:
 
 
 def _codes(column: pa.Array, known: dict[Any, int]) -> Array:
-    """Codes of labels, numbered in the order in which they turn up."""
+    """Codes of labels, numbered in the order of their first rows."""
     encoded = pc.dictionary_encode(column)
     held = [known.setdefault(v, len(known)) for v in encoded.dictionary.to_pylist()]
     return np.asarray(held, np.int64)[encoded.indices.to_numpy(zero_copy_only=False)]

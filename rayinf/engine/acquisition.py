@@ -18,7 +18,7 @@ from rayinf.arguments import shown
 from rayinf.core import uncertainty
 from rayinf.core.capture import forward
 from rayinf.core.dropout import mc_log_probabilities, require_dropout
-from rayinf.core.fisher import FisherKind, carried, loss_gradient
+from rayinf.core.fisher import FisherKind, loss_gradient, scale_rows
 from rayinf.core.objectives import Objective
 from rayinf.data import overlap
 from rayinf.data.batches import uniforms
@@ -113,7 +113,7 @@ class PoolScore(stages.Score):
             with w.forward_pass(ready.x) as forward_pass:
                 labels = forward_pass.logits.detach().argmax(1)
                 _, gradient = loss_gradient(w.loss, forward_pass.logits, labels)
-                yield ready, self.values(forward_pass, *carried(gradient, w.dtype))
+                yield ready, self.values(forward_pass, *scale_rows(gradient, w.dtype))
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ def labelled_already(task: Task, labeled: Any, pool: Any) -> np.ndarray[Any, Any
     others = [task.label, *([task.group] if task.group else [])]
     first, rest = (as_table(t, task.feature_columns, others, n) for t, n in ((labeled, "train"), (pool, "pool")))
     found = overlap.labelled_already(first, rest, task.row_id)
-    overlap.tell(found, rest.num_rows)
+    overlap.warn_left_out(found, rest.num_rows)
     return found
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rayinf.core import exact, inverse, kfac
 from rayinf.core.blocks import Block
-from rayinf.core.objectives import Target, query_vectors, tell
+from rayinf.core.objectives import Target, objective_details, query_vectors
 from rayinf.data.files import Arrays
 from rayinf.data.scores import HALVES
 from rayinf.engine.fit_quality import PREFIX
@@ -74,7 +74,7 @@ def solve(queries: Arrays, source: Arrays, solver: Solver, targets: Sequence[Tar
         InputError: a singular or negative curvature (see `rayinf.core.inverse`).
     """
     sums = _tensors(queries)
-    vectors, told = query_vectors(sums, targets, solver.blocks, halves), tell(sums, targets).values()
+    vectors, told = query_vectors(sums, targets, solver.blocks, halves), objective_details(sums, targets).values()
     if not any(bool(v.any()) for v in vectors.values()):
         raise InputError(
             f"None of the {int(next(v for k, v in sums.items() if k.startswith('C')).sum()):,} validation rows has a "
@@ -113,7 +113,7 @@ def precondition(vectors: dict[str, Tensor], source: Arrays, solver: Solver) -> 
     with _threads(sum(v.numel() for v in vectors.values()) > _LARGE_QUERIES):
         solved = _solved(vectors, held, solver, dtype)
         if dtype is torch.float32 and inverse.out_of_range({k: v.to(dtype) for k, v in solved.items()}):
-            solved, scale_q = inverse.carried_queries(_solved(vectors, held, solver, torch.float64))
+            solved, scale_q = inverse.scale_queries(_solved(vectors, held, solver, torch.float64))
             scale = {} if bool((scale_q == 1).all()) else {"scale": scale_q.numpy()}
     flat = {f"flat/{name}": np.ones(1) for name in _flat(held, solver)}
     return {**{f"U/{k}": v.numpy().astype(solver.dtype, copy=False) for k, v in solved.items()}, **scale, **flat}

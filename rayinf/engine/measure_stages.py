@@ -54,8 +54,8 @@ class Differentiator:
         self.worker = worker
         held = worker.tensors({k: v for k, v in arrays.items() if not k.startswith(("U/", "R"))}, torch.float64)
         names = [k.removeprefix("D/") for k in held if k.startswith("D/")]
-        turns = {n: (held.get(f"q_a/{n}"), held.get(f"q_g/{n}"), held[f"D/{n}"]) for n in names}
-        self.inverse = Inverse(held.get("dense"), turns)
+        eigenbases = {n: (held.get(f"q_a/{n}"), held.get(f"q_g/{n}"), held[f"D/{n}"]) for n in names}
+        self.inverse = Inverse(held.get("dense"), eigenbases)
         self.flat = [n for n in names if not bool(held[f"D/{n}"].any())]
         self.is_head: bool | None = None
 
@@ -272,8 +272,8 @@ class PairValues(Scoring):
             logits = forward_pass.logits.detach()
             cotangent = logit_error(w.loss, logits, logits.argmax(1)).detach()
             inverse = self.source.inverse
-            turned = not self.source.is_head and inverse.dense_pp is None
-            rows_bp = dense_rows(forward_pass, cotangent, turns=inverse.turns if turned else None)
+            rotated = not self.source.is_head and inverse.dense_pp is None
+            rows_bp = dense_rows(forward_pass, cotangent, eigenbases=inverse.eigenbases if rotated else None)
             return rows_bp if self.solve or inverse.dense_pp is None else rows_bp @ inverse.dense_pp
 
     def _values(self, g_bp: Tensor) -> np.ndarray[Any, Any]:

@@ -209,7 +209,7 @@ class Queries(Summing):
         values, gradient = fisher.loss_gradient(
             w.loss if source[1] is None else outputs.rows(source[1]), forward_pass.logits, ready.y
         )
-        cotangent, scale = fisher.carried_together(gradient, w.dtype)
+        cotangent, scale = fisher.scale_together(gradient, w.dtype)
         codes = {s: codes_of(job.levels[s], ready, s) for s in job.levels}
         weights = objectives.weights(shared, codes, w.halves(ready), ready.y).to(w.dtype)
         objectives.add_values(sums, j, shared, values, weights, (forward_pass.logits.detach(), ready.y))
@@ -265,7 +265,7 @@ class Scoring:
             with w.forward_pass(ready.x) as forward_pass:
                 losses, gradient = fisher.loss_gradient(w.loss, forward_pass.logits, ready.y)
                 self.fit.add(forward_pass.logits, ready.y, losses, gradient)
-                yield ready, self.values(forward_pass, *fisher.carried(gradient, w.dtype))
+                yield ready, self.values(forward_pass, *fisher.scale_rows(gradient, w.dtype))
 
 
 class Score(Scoring):
@@ -299,7 +299,7 @@ class SelfScore(Scoring):
         scaled = {k: v / self.scale if k.startswith("D/") or k == "dense" else v for k, v in arrays.items()}
         held = self.worker.tensors(scaled, self.worker.dtype)
         self.dense = held.get("dense")
-        self.turns = {n: (held.get(f"q_a/{n}"), held.get(f"q_g/{n}"), held[f"D/{n}"]) for n in names}
+        self.eigenbases = {n: (held.get(f"q_a/{n}"), held.get(f"q_g/{n}"), held[f"D/{n}"]) for n in names}
         self.flat = frozenset(n for n in names if not arrays[f"D/{n}"].any())
 
     def values(self, forward_pass: ForwardPass, cotangent_bc: Tensor, scale_b1: Tensor) -> Tensor:
@@ -308,7 +308,7 @@ class SelfScore(Scoring):
             rows = dense_rows(forward_pass, cotangent_bc)
             found = ((rows @ self.dense) * rows).sum(1, keepdim=True)
         else:
-            found = self_products(forward_pass, cotangent_bc, self.turns, self.flat)[:, None]
+            found = self_products(forward_pass, cotangent_bc, self.eigenbases, self.flat)[:, None]
         found = found * scale_b1.square()
         return found.to(self.worker.dtype) if self.scale == 1 else found * self.scale
 
@@ -349,7 +349,7 @@ class RowQueries:
                 with w.forward_pass(ready.x) as forward_pass:
                     losses, gradient = fisher.loss_gradient(w.loss, forward_pass.logits, ready.y)
                     add_valid(fit, forward_pass.logits.detach(), ready.y, losses)
-                    cotangent, scale_b1 = fisher.carried(gradient, w.dtype)
+                    cotangent, scale_b1 = fisher.scale_rows(gradient, w.dtype)
                     parts.append(dense_rows(forward_pass, cotangent).double() * scale_b1)
         queries = split_blocks(torch.cat(parts), w.blocks)
         return {

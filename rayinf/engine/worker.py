@@ -257,7 +257,7 @@ class Worker:
             keys = row_keys(ready.raw.x, ready.raw.labels)
             draws = torch.from_numpy(uniforms(keys, settings.seed, fisher.DRAWS))
         found = fisher.columns(logits, ready.y, self.loss, settings.fisher, draws)
-        return fisher.carried_together(found, logits.dtype)
+        return fisher.scale_together(found, logits.dtype)
 
     @property
     def draws_labels(self) -> bool:

@@ -1,4 +1,4 @@
-"""Rows in blocks of one fixed size, however they come, so that no sum depends on how a table is cut into shards."""
+"""Rows in blocks of one fixed size, so that no sum depends on how the table is cut into shards and batches."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def group_sums(values: Array) -> Array:
 
 
 class Nearest:
-    """The rows of smallest key, up to a capacity, with whatever belongs to them; memory does not grow with rows."""
+    """The rows of smallest key, up to a capacity, with further columns of theirs; memory does not grow with rows."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -62,7 +62,7 @@ class Nearest:
         self._limit = np.inf
 
     def add(self, key: Array, **columns: Array) -> None:
-        """Offer rows: `key [B]`, and columns `[B, ...]`; keys that are not finite are passed over."""
+        """Offer rows: `key [B]`, and columns `[B, ...]`; keys that are not finite are ignored."""
         rows = np.flatnonzero(key < self._limit)
         if len(rows):
             self._parts.append({"key": key[rows], **{name: held[rows] for name, held in columns.items()}})
@@ -71,7 +71,7 @@ class Nearest:
                 self._compact()
 
     def take(self) -> dict[str, Array]:
-        """What is kept, in the order in which it came; an empty dict where nothing was offered."""
+        """The rows that are kept, in the order in which they were added; an empty dict where there are none."""
         if self._parts:
             self._compact()
         return self._parts[0] if self._parts else {}

@@ -24,11 +24,11 @@ _AT_ONCE = 200  # resamples
 
 @dataclass(frozen=True)
 class Options:
-    """How to look for it.
+    """Settings of the search for the certificate.
 
     Attributes:
-        sample: rows that the search starts from; as many as there are: HiGHS solves the whole LP.
-        near: rows that keep a cut of their own.
+        sample: rows that the search starts from. With as many as the table has, HiGHS solves the whole LP.
+        near: rows nearest to the hyperplane of the prices that stand in the LP one by one.
         gap: relative, between the certificate's bounds.
         passes: at most, to close it.
         resamples: of the bootstrap.
@@ -49,13 +49,13 @@ class Gain:
 
     Attributes:
         value: `F(y)`.
-        lower: what the best row weights that were judged give; `value - lower` is the gap.
+        lower: the gain of the best row weights found; `value - lower` is the gap.
         interval: 95% of the bootstrap.
         y: `[K]`, 0 for classes that are left out.
         prices: `[K]`, `y_k / b_k`.
         total: `[K]`, `b_k`.
         used: positions of the classes with `b_k > 0`.
-        passes: that closed the gap.
+        passes: over the rows until the gap was closed.
     """
 
     value: float
@@ -70,11 +70,11 @@ class Gain:
 
 @dataclass(frozen=True)
 class CrossFit:
-    """What row weights chosen on one half give on the other.
+    """The gain on one half of the validation rows of row weights chosen on the other half.
 
     Attributes:
         value: the mean of both directions.
-        interval: 95% at least, by the bootstrap; `value`, a least of estimates, lies in its lower half.
+        interval: 95% at least, by the bootstrap; `value`, the least of several estimates, lies in its lower half.
         directions: chosen on the first half and judged on the second; the other way round.
         by_class: `[2, K]`, what each class gains in each direction, in units of its b; NaN where a class is left out.
         gain: `[2]`, in-sample, of each half.
@@ -89,9 +89,10 @@ class CrossFit:
 
 @dataclass(frozen=True)
 class Found:
-    """All that the passes found; `gain` and `sample` are None where fewer than two classes have any influence.
+    """The results of the passes; `gain` is None where fewer than two classes have any influence.
 
-    `in_halves` `[K]` says which classes have influence in both halves, and so a part in the cross-fit; None without.
+    `in_halves` `[K]`: whether each class has influence in both halves, and takes part in the cross-fit; None without
+    halves.
     """
 
     regions: Regions
@@ -104,11 +105,11 @@ class Found:
 
 
 def find(source: Source, options: Options) -> Found:
-    """Read the rows a few times and say what they leave room for.
+    """Read the rows a few times, and find how much all classes can still gain in common.
 
     Raises:
         RunError: HiGHS gave up.
-        Exception: what the source raises.
+        Exception: raised by the source.
 
     Cost: one pass for regions, moments and the samples, and about three for the certificate; `O(K)` a row and pass,
     `O(K^2)` in the first. Memory does not grow with rows beyond `options.sample`.
@@ -122,9 +123,9 @@ def find(source: Source, options: Options) -> Found:
     active = [k for k, held in enumerate(used) if len(held) > 1]
     searches = {k: _Search(first, k, used[k], options) for k in active}
     _pass_until_done(source, searches, options.passes)
-    draws = _Draws(min(first.rows, GROUPS), options)
-    gain = _gain(searches[0], absolute[0], draws) if 0 in searches else None
-    cross = _cross_fit((searches[1], searches[2]), absolute, draws) if 1 in searches else None
+    bootstrap = _Bootstrap(min(first.rows, GROUPS), options)
+    gain = _gain(searches[0], absolute[0], bootstrap) if 0 in searches else None
+    cross = _cross_fit((searches[1], searches[2]), absolute, bootstrap) if 1 in searches else None
     shown = thinned(first.samples[0], options.near, options.seed)
     in_halves = np.isin(np.arange(len(total)), used[1]) if len(used) > 1 else None
     return Found(first.regions, first.moments, total, shown, gain, cross, in_halves)
@@ -140,7 +141,7 @@ class _First:
 
 
 def _first_pass(source: Source, options: Options) -> _First:
-    """Regions and moments; of each half too: `b_k` by groups of rows `[GROUPS, K]`, and a sample."""
+    """Regions and moments; of the whole and of each half, `b_k` by groups of rows `[GROUPS, K]` and a sample."""
     rng, start = np.random.default_rng(options.seed), 0
     counted: list[tuple[Regions, Moments]] = []
     absolute: list[Array] = []
@@ -160,7 +161,7 @@ def _first_pass(source: Source, options: Options) -> _First:
 
 
 class _Search:
-    """The certificate of one part; of a half also what its weights give on the other half, by groups of rows."""
+    """The certificate of the whole or of a half; of a half also the gain of its weights on the other, by groups."""
 
     def __init__(self, first: _First, part: int, used: Array, options: Options) -> None:
         whole = len(used) == first.samples[part].p.shape[1]
@@ -200,14 +201,14 @@ def _pass_until_done(source: Source, searches: dict[int, _Search], passes: int) 
             search.close()
 
 
-class _Draws:
-    """Multinomial weights of groups of rows, the same for all that is resampled."""
+class _Bootstrap:
+    """The bootstrap: multinomial weights of groups of rows, the same for every ratio that is resampled."""
 
     def __init__(self, groups: int, options: Options) -> None:
         self._groups, self._options = groups, options
 
     def ratios(self, above: Array, below: Array) -> Array:
-        """Ratios of weighted sums of `[GROUPS, ...]`, `[R, ...]`; 0 where a resample has nothing below."""
+        """Ratios of weighted sums of `[GROUPS, ...]`, `[R, ...]`; 0 where the denominator is 0."""
         rng, left, found = np.random.default_rng(self._options.seed), self._options.resamples, []
         while left > 0:
             count = min(left, _AT_ONCE)
@@ -219,8 +220,8 @@ class _Draws:
         return np.concatenate(found)
 
 
-def _gain(search: _Search, absolute: Array, draws: _Draws) -> Gain:
-    """The certificate in terms of all classes, with its interval: prices held, the bootstrap to first order.
+def _gain(search: _Search, absolute: Array, bootstrap: _Bootstrap) -> Gain:
+    """The certificate over all classes, with its interval: a first-order bootstrap at fixed prices.
 
     `gain = min over pi >= 0 of sum_i |P_i pi| / sum_k pi_k b_k`, whose slope in the weights of rows at the best pi is
     that of this ratio at pi (the envelope theorem), so that no resample needs another LP.
@@ -230,12 +231,12 @@ def _gain(search: _Search, absolute: Array, draws: _Draws) -> Gain:
     y, prices = np.zeros(len(total)), np.zeros(len(total))
     y[used] = found.y
     prices[used] = found.y / total[used]
-    low, high = np.quantile(draws.ratios(found.values, absolute @ prices), _LEVELS)
+    low, high = np.quantile(bootstrap.ratios(found.values, absolute @ prices), _LEVELS)
     return Gain(found.upper, found.lower, (float(low), float(high)), y, prices, total, used, found.passes)
 
 
-def _cross_fit(searches: tuple[_Search, _Search], absolute: list[Array], draws: _Draws) -> CrossFit:
-    """Both directions, their mean, and an interval over rows with the chosen weights held."""
+def _cross_fit(searches: tuple[_Search, _Search], absolute: list[Array], bootstrap: _Bootstrap) -> CrossFit:
+    """Both directions, their mean, and an interval over rows at fixed weights."""
     used = searches[0].used
     by_class = np.full((2, absolute[0].shape[1]), np.nan)
     least, ends = [], []
@@ -243,17 +244,17 @@ def _cross_fit(searches: tuple[_Search, _Search], absolute: list[Array], draws: 
         sums = absolute[2 - k][:, used]  # of the half that judges
         by_class[k, used] = search.judged.sum(0) / sums.sum(0)
         least.append(float(by_class[k, used].min()))
-        ends.append(_of_least(by_class[k, used], draws.ratios(search.judged, sums)))
+        ends.append(_of_least(by_class[k, used], bootstrap.ratios(search.judged, sums)))
     low, high = np.mean(ends, axis=0)
     gains = (searches[0].certifier.upper, searches[1].certifier.upper)
     return CrossFit((least[0] + least[1]) / 2, (float(low), float(high)), (least[0], least[1]), by_class, gains)
 
 
 def _of_least(value_k: Array, drawn_rk: Array) -> tuple[float, float]:
-    """An interval for the least of several means, of which the least estimate lies below it when they are close.
+    """An interval for the least of several means, of which the least estimate is too low where they are close.
 
-    Below: the least lower end, since the true least is one of them. Above: the least of upper ends that hold for all
-    classes at once.
+    Lower end: the least of the classes' lower ends, since the least mean is that of one class. Upper end: the least of
+    upper ends that hold for all classes simultaneously.
     """
     error = drawn_rk.std(0)
     apart = np.divide(value_k - drawn_rk, error, out=np.zeros_like(drawn_rk), where=error > 0).max(1)

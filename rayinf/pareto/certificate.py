@@ -4,10 +4,11 @@
 `F(y) = sum_i |sum_k y_k P_i^k / b_k|`, `b_k = sum_i |P_i^k|`. Any y bounds it from above, any delta from below.
 
 A pass at y gives F(y), the cut of all rows, and the rows nearest to the hyperplane of y, which keep a cut each: their
-signs are the only ones that a small step can turn. The model of the next step is those rows, a sample of the others,
-and the linear term that gives it F's slope at y; HiGHS minimises it. Where the least of F lies nearer than the farthest
-row that was kept, it is found exactly. Each pass also judges the row weights that the step proposes, which bound the
-gain from below. (One cut a shard, without the sample, takes 40 to 50 passes for ten classes; this takes about four.)
+signs are the only ones that a small step can change. The model of the next step is those rows, a sample of the
+others, and the linear term that gives it F's slope at y; HiGHS minimises it. Where the least of F lies nearer than the
+farthest row that was kept, it is found exactly. Each pass also computes the gain of the row weights that the step
+proposes, a bound from below. (One cut a shard, without the sample, takes 40 to 50 passes for ten classes; this takes
+about four.)
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _ROUNDING = 1e-10
 
 @dataclass(frozen=True)
 class Policy:
-    """Row weights, `1 + delta`: the sign of `P_i pi`, and other numbers for a few rows.
+    """Row weights `1 + delta`: delta is the sign of `P_i pi`, and another number for a few rows.
 
     Attributes:
         pi: `[K]`, the prices.
@@ -42,7 +43,7 @@ class Policy:
     delta: Array
 
     def signs(self, value_b: Array, size_b: Array, start: int) -> tuple[Array, Array]:
-        """The signs of a block, 0 for rows on the hyperplane but for rounding; and the policy's deltas.
+        """The signs of a block, 0 for rows on the hyperplane up to rounding; and the policy's deltas.
 
         Args:
             value_b: `P_i pi`.
@@ -132,10 +133,10 @@ class Certifier:
         y: `[K]`, in the simplex, with the least F so far.
         upper: F at y.
         values: `[GROUPS]`, the sums that F(y) is made of, by groups of rows.
-        lower: the largest common gain of row weights that were judged.
+        lower: the largest common gain of the row weights of all passes.
         policy: these weights.
-        judged_best: whether the last pass judged them.
-        passes: so many.
+        judged_best: whether they are those of the last pass.
+        passes: over the rows so far.
     """
 
     def __init__(self, b_k: Array, sample: Sample, capacity: int, gap: float) -> None:
@@ -151,11 +152,11 @@ class Certifier:
 
     @property
     def done(self) -> bool:
-        """Whether the bounds have met, or no step moves them any more."""
+        """Whether the bounds have met, or no step improves them any more."""
         return self._stalled or (self.passes > 0 and self.upper - self.lower <= max(self._gap * self.upper, _ZERO))
 
     def add(self, p_bk: Array, start: int) -> Array:
-        """Add a block of rows whose first is `start`; gives the deltas `[B]` of the weights that this pass judges."""
+        """Add a block of rows whose first is `start`; returns the deltas `[B]` of the weights of this pass."""
         value, size = p_bk @ self._trial.pi, np.abs(p_bk) @ (1.0 / self._b)
         absolute, rows = np.abs(value), np.arange(start, start + len(p_bk))
         sign, delta = self._trial.signs(value, size, start)
@@ -167,7 +168,7 @@ class Certifier:
         return delta
 
     def close(self) -> None:
-        """End a pass: take what it found, and choose the y of the next."""
+        """End a pass: update the bounds, and choose the y of the next."""
         value, gained = float(self._values.sum()), float((self._judged / self._b).min())
         self.passes += 1
         self.judged_best = gained > self.lower or self.passes == 1
@@ -179,17 +180,18 @@ class Certifier:
         if self.done:
             return
         if value > was * (1 + _ROUNDING):
-            # The model promised too much; it falls along the way, so that half of it must do at last.
+            # The step overshot. F falls in its direction at first, so that halving it must succeed at last.
             self._open((self.y + self._y) / 2, np.zeros(0, np.int64), np.zeros(0))
             return
         if value > was * (1 - _ROUNDING) and not self.judged_best:
-            # Rows on the hyperplane balance the others exactly; rows that stand for many others would do so in vain.
+            # No progress: the next step leaves out the sample, since rows near the hyperplane balance the others
+            # exactly, which sampled rows with large weights cannot. A second pass without progress ends the search.
             self._stalled, self._sampled = not self._sampled, False
         if not self._stalled:
             self._step()
 
     def _step(self) -> None:
-        """Minimise the model around this pass's y, and go there."""
+        """Minimise the model around this pass's y, and begin a pass at its minimum."""
         near, sample = self._near.take(), self._sample
         p = near["p"] / self._b
         others = ~np.isin(sample.rows, near["rows"], assume_unique=True) & self._sampled
@@ -200,7 +202,7 @@ class Certifier:
         self._open(found.y, np.concatenate([near["rows"], sample.rows[others]]), found.delta)
 
     def _open(self, y: Array, rows: Array, delta: Array) -> None:
-        """Begin a pass at y that judges the signs of it, and the deltas of some rows."""
+        """Begin a pass at y, with the weights given by its signs and the deltas of some rows."""
         order = np.argsort(rows)
         self._y, self._trial = y, Policy(y / self._b, rows[order], delta[order])
         self._near = Nearest(self._capacity)

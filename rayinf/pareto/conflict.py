@@ -1,4 +1,4 @@
-"""What stands in the way where no weights meet all demands: a smallest set of classes, and how much can be asked."""
+"""Demands that cannot be met together: a smallest set of classes that conflict, and the largest feasible alpha."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class InfeasibleError(InputError):
 
     Attributes:
         classes: positions of a smallest set of classes whose demands conflict: without any one of them they do not.
-        largest_alpha: the largest alpha that all classes can have in common; infinite where there is no largest.
+        largest_alpha: the largest alpha that all classes can have in common; infinite where it is unbounded.
     """
 
     def __init__(self, what: str, fix: str, classes: Sequence[int] = (), largest_alpha: float = np.nan) -> None:
@@ -37,31 +37,31 @@ def conflict(
 
     Args:
         search: over the rows.
-        demands: too much.
+        demands: which cannot be met.
         survey: of the rows.
         unit: of the search, `[K]`.
         called: the names of the classes, and the slack.
-        prices: `[K]`, which prove that it is too much.
+        prices: `[K]`, the proof (Farkas) that they cannot.
     """
     floor = demands.of_v(demands.floor, survey.total, unit)
     classes = _smallest(search, floor, prices)
     at_zero = demands.floor - demands.alpha * demands.slope
     largest = search.highest(demands.slope / (demands.half * unit), demands.of_v(at_zero, survey.total, unit))
     names, slack = called
-    told = []
+    described = []
     for k in classes:
         gain = slack == "paper" and survey.total[k] < 0 and demands.alpha[k] < 1
         why = ", which is negative: an alpha under 1 demands a gain" if gain else ""
-        asked = f"alpha {demands.alpha[k]:.4g}: w'P >= {demands.floor[k]:.4g}"
-        told.append(f"{names[k]} ({asked}; the sum of P is {survey.total[k]:.4g}{why})")
+        demand = f"alpha {demands.alpha[k]:.4g}: w'P >= {demands.floor[k]:.4g}"
+        described.append(f"{names[k]} ({demand}; the sum of P is {survey.total[k]:.4g}{why})")
     common = (
         "all classes can have any larger alpha in common"
         if np.isinf(largest)
         else f"the largest alpha that all classes can have in common is {_down(largest)}"
     )
     return InfeasibleError(
-        f"No weights meet the demands of class{'es' * (len(told) > 1)} {' and '.join(told)}"
-        f"{' together' * (len(told) > 1)}, {_box(demands)}.",
+        f"No weights meet the demands of class{'es' * (len(described) > 1)} {' and '.join(described)}"
+        f"{' together' * (len(described) > 1)}, {_box(demands)}.",
         f"{_advice(names, classes, demands)}; {common}.",
         classes,
         largest,
@@ -69,7 +69,7 @@ def conflict(
 
 
 def _smallest(search: Search, floor: Array, prices: Array) -> list[int]:
-    """By deletion: a demand without which the others still conflict goes. Only those of a proof are looked at."""
+    """By deletion: demands without which the others still conflict are dropped. Only those of a proof are tried."""
     left = np.flatnonzero(prices > 0)
     for k in left[np.argsort(prices[left], kind="stable")]:
         if k not in left:
@@ -85,13 +85,13 @@ def _smallest(search: Search, floor: Array, prices: Array) -> list[int]:
 
 
 def _advice(names: Sequence[str], classes: Sequence[int], demands: Demands) -> str:
-    """Which alphas to move, and where to: a class of negative sum is asked for less by a larger one."""
+    """Which alphas to change, and how: for a class of negative sum, a larger alpha is the weaker demand."""
     falls = [names[k] for k in classes if demands.slope[k] >= 0]
     rises = [names[k] for k in classes if demands.slope[k] < 0]
-    told = [
+    changes = [
         f"{verb} the alpha of {' or '.join(named)}" for verb, named in (("lower", falls), ("raise", rises)) if named
     ]
-    return ", or ".join(told)
+    return ", or ".join(changes)
 
 
 def _box(demands: Demands) -> str:
@@ -100,7 +100,7 @@ def _box(demands: Demands) -> str:
 
 
 def _down(value: float) -> str:
-    """Four digits, rounded down: what is told can be asked for."""
+    """Four digits, rounded down, so that the alpha that is shown is feasible."""
     if value == 0 or not np.isfinite(value):
         return f"{value:.4g}"
     step = 10.0 ** (np.floor(np.log10(abs(value))) - 3)

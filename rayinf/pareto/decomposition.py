@@ -1,4 +1,4 @@
-"""Dantzig-Wolfe decomposition of the reweighting LP: passes over the rows, and a small master that mixes the finds.
+"""Dantzig-Wolfe decomposition of the reweighting LP: passes over the rows generate points, a small master mixes them.
 
 `max gain'x, x_k = sum_i v_i a_ik >= floor_k, |v_i| <= 1`, with `a_ik` the influence of row i in the class's unit. For
 prices y of the demands the best v of a row is the sign of `a_i (gain + y)`: a pass over the rows gives the sums x of
@@ -7,10 +7,11 @@ for HiGHS, mixes the points of all passes; its optimum is a bound from below, it
 Points hold for any floor and any goal.
 
 Plain Dantzig-Wolfe takes 50 to 200 passes. Here the rows whose sign is least certain, those nearest to the hyperplane
-of the prices, stand in the master one by one, each with a v of its own, and the points speak for the others. Then four
-to ten passes do, from the prices of a sample; at the end one point is left, so that the optimum is a vertex: all v are
--1 or 1 but for as many as there are binding demands. What the master held is representable in the next one (rows that
-differ from the points in use stay explicit), so its optimum never falls, and the method ends as Dantzig-Wolfe does.
+of the prices, stand in the master one by one, each with a v of its own; the points give the values of all others. Then
+four to ten passes are enough, from the prices of a sample. At the end one point is left, so that the optimum is a
+vertex: all v are -1 or 1 except for as many as there are binding demands. The optimum of one master is feasible in the
+next one (rows that differ from the points in use stay explicit), so it never falls, and the method ends as
+Dantzig-Wolfe does.
 
 Rows are added up in blocks of one size, column by column, without BLAS: the same bits whatever the threads and shards.
 """
@@ -26,7 +27,7 @@ import numpy as np
 from rayinf.errors import InputError, RunError
 from rayinf.pareto.blocks import Nearest
 from rayinf.pareto.certificate import Sample, Sampler
-from rayinf.pareto.master import Goal, Mixture, solve
+from rayinf.pareto.linear_program import Goal, Mixture, solve
 
 Array = np.ndarray[Any, Any]
 Blocks = Callable[[], Iterator[Array]]
@@ -45,13 +46,13 @@ _UNUSED = 1e-12
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass over the n training rows of `P [n, K]` tells.
+    """Sums over the n training rows of `P [n, K]`, and a sample, from one pass.
 
     Attributes:
         rows: n.
         total: `S_k = sum_i P_i^k`.
         absolute: `b_k = sum_i |P_i^k|`.
-        sample: some rows.
+        sample: of the rows, drawn by their size.
     """
 
     rows: int
@@ -87,7 +88,7 @@ class Survey:
 
 @dataclass(frozen=True)
 class Optimum:
-    """Row values v, as few numbers as tell them: of explicit rows, and signs of `P_i direction` mixed in shares.
+    """Row values v: one number for each explicit row, and signs of `P_i direction`, mixed in shares, for all others.
 
     Attributes:
         value: of the goal.
@@ -114,7 +115,7 @@ class Optimum:
         out = np.zeros(len(block))
         for direction, share in zip(self.directions, self.shares, strict=True):
             out += share * np.sign(_times(block, direction))
-        # Shares add up to 1 but for rounding; where all points agree, the row is at its bound.
+        # Shares add up to 1 up to rounding; where all points agree, the row is at its bound.
         out = np.where(np.abs(out) > 1.0 - _UNUSED, np.sign(out), out)
         first, last = np.searchsorted(self.positions, (start, start + len(block)))
         out[self.positions[first:last] - start] = self.v[first:last]
@@ -122,7 +123,7 @@ class Optimum:
 
 
 class InfeasibleDemands(Exception):  # noqa: N818
-    """The demands cannot be met together: `prices` prove it, and only those above 0 take part in the proof."""
+    """The demands cannot be met together: `prices` prove it (Farkas); demands with a price above 0 conflict."""
 
     def __init__(self, prices: Array) -> None:
         super().__init__()
@@ -141,7 +142,7 @@ class Search:
     def __init__(self, blocks: Blocks, survey: Survey, unit: Array) -> None:
         self._blocks, self._survey, self._unit = blocks, survey, unit
         classes = len(unit)
-        # The first point is v = 0, for which no pass is needed.
+        # The first point is v = 0, whose sums are 0 without a pass.
         self._directions, self._points = np.zeros((1, classes)), np.zeros((1, classes))
         self._explicit, self._positions = np.zeros((0, classes)), np.zeros(0, np.int64)
         self._passes = 0
@@ -153,7 +154,7 @@ class Search:
 
         Raises:
             InfeasibleDemands: there are none.
-            RunError: no end in sight.
+            RunError: the bounds do not meet within 500 passes.
         """
         goal = Goal(gain)
         first = self._of_sample(goal, floor)
@@ -162,15 +163,17 @@ class Search:
             floor = self.reachable(floor)
             found = self._climb(goal, floor, np.zeros(len(floor)) if first is None else first)
         if found is None:
-            raise RunError("HiGHS finds no point in a program that has one.", "scale the scores, or ask for less.")
+            raise RunError(
+                "HiGHS finds no feasible point in a program that has one.", "scale the scores, or ask for less."
+            )
         return found
 
     def reachable(self, floor: Array) -> Array:
-        """The demands, lowered by what rounding may ask for.
+        """The demands, lowered where they are missed by rounding alone.
 
         Raises:
             InfeasibleDemands: they cannot be met together.
-            RunError: no end in sight.
+            RunError: the bounds do not meet within 500 passes.
         """
         goal = Goal(np.zeros(len(floor)), np.ones(len(floor)), 0.0)
         missed = _MISSED * self._whole
@@ -181,10 +184,10 @@ class Search:
         return floor + min(found.height, 0.0)
 
     def highest(self, lift: Array, floor: Array) -> float:
-        """The largest height with `x >= floor + height lift`; infinite where there is none.
+        """The largest height with `x >= floor + height lift`; infinite where it is unbounded.
 
         Raises:
-            RunError: no end in sight.
+            RunError: the bounds do not meet within 500 passes.
         """
         if (lift[np.isfinite(floor)] <= 0).all():
             return np.inf
@@ -194,7 +197,7 @@ class Search:
         return found.height
 
     def _of_sample(self, goal: Goal, floor: Array) -> Array | None:
-        """Prices as a sample of the rows tells them; None where the sample cannot meet the demands."""
+        """The prices of a sample of the rows; None where the sample cannot meet the demands."""
         sample = self._survey.sample
         rows = sample.p * (sample.weight[:, None] / self._unit)
         found = solve(rows, np.zeros((1, len(floor))), floor, goal)
@@ -206,30 +209,31 @@ class Search:
         return found
 
     def _climb(self, goal: Goal, floor: Array, prices: Array, enough: float = np.inf) -> Optimum | None:
-        """Passes and masters in turn until the bounds meet; None where the master cannot meet the demands (yet).
+        """Alternate passes and masters until the bounds meet; None where the master cannot meet the demands (yet).
 
         Args:
             goal: what is maximised.
             floor: the demands.
             prices: those of the first pass.
-            enough: a value that will do, and less than which will not.
+            enough: stop as soon as this value is reached, or known to be out of reach.
 
         Raises:
-            RunError: no end in sight.
+            RunError: the bounds do not meet within 500 passes.
         """
-        asked = np.where(np.isfinite(floor), floor, 0.0)
+        demanded = np.where(np.isfinite(floor), floor, 0.0)
         bound, scale, best = np.inf, 1.0, prices
         for _ in range(_MOST_PASSES):
             worth = self._pass(goal.gain + prices)
-            above, before = worth - float(asked @ prices), bound
+            above, before = worth - float(demanded @ prices), bound
             if above < bound:
-                bound, scale, best = above, max(worth + abs(float(asked @ prices)), self._whole), prices
+                bound, scale, best = above, max(worth + abs(float(demanded @ prices)), self._whole), prices
             signs = np.stack([np.sign(_times(self._explicit, d)) for d in self._directions])
             rows = self._explicit / self._unit
             found = solve(rows, self._points - signs @ rows, floor, goal)
             if found is None:
                 return None
             gap = bound - found.value
+            # The bounds have met; or they are as near as rounding allows, and this pass did not halve their distance.
             met = gap <= _GAP * scale or (gap <= _ROUNDING * scale and bound > before - gap / 2)
             if met or (enough < np.inf and (found.value >= enough or bound < enough)):
                 return self._optimum(found, best)
@@ -241,7 +245,7 @@ class Search:
         )
 
     def _pass(self, direction: Array) -> float:
-        """Add the point of a direction, and the rows that it is least certain of; gives what it is worth there."""
+        """Add the point of a direction, and the rows nearest to its hyperplane; returns `sum_i |P_i direction|`."""
         d, inverse = direction / self._unit, 1.0 / self._unit
         near, sums, worth, start = Nearest(EXPLICIT), np.zeros(len(d)), 0.0, 0
         for block in self._blocks():
@@ -265,7 +269,7 @@ class Search:
         return worth
 
     def _prune(self, found: Mixture, signs: Array) -> None:
-        """Leave the rows that the points in use do not speak for; the next master can still say what this one said."""
+        """Keep explicit the rows that differ from the points in use: this optimum stays feasible in the next master."""
         kept = (signs[found.shares > _UNUSED] != found.v).any(0)
         self._positions, self._explicit = self._positions[kept], self._explicit[kept]
 

@@ -1,4 +1,4 @@
-"""What is demanded of every class: the right-hand sides and the box of the reweighting LP, in one form for both."""
+"""The demands of the reweighting LP: right-hand sides for every class and the box of the weights."""
 
 from __future__ import annotations
 
@@ -42,13 +42,12 @@ class Demands:
             alpha: one number, or one a class.
             upper: `0 <= w <= upper`, where there is no radius.
             radius: `|w - 1| <= radius`.
-            slack: "paper" (Nahin 2025, Algorithm 1, line 4): `floor_k = alpha_k S_k`, which for a class with `S_k <
-            0` and
-                alpha < 1 is above `S_k`: it demands a gain. "scaled": `S_k - (1 - alpha_k) b_k`, and with a radius
+            slack: "paper" (Nahin 2025, Algorithm 1, line 4): `floor_k = alpha_k S_k`, which for a class with `S_k < 0`
+                and alpha < 1 is above `S_k`: it demands a gain. "scaled": `S_k - (1 - alpha_k) b_k`, and with a radius
                 `S_k - (1 - alpha_k) radius b_k`: alpha < 1 allows a loss to every class, whatever the sign of S_k.
 
         Raises:
-            InputError: one of these makes no sense, see `checked`.
+            InputError: as `checked`.
         """
         held = checked(alpha, len(survey.total), upper, radius, slack)
         centre, half = (upper / 2, upper / 2) if radius is None else (1.0, float(radius))
@@ -57,13 +56,13 @@ class Demands:
         return cls(held, centre, half, floor, slope)
 
     def of_v(self, floor: Array, total: Array, unit: Array) -> Array:
-        """What a floor of `w'P^k` asks of `sum_i v_i P_i^k / unit_k`."""
-        asked: Array = (floor - self.centre * total) / (self.half * unit)
-        return asked
+        """The floor of `sum_i v_i P_i^k / unit_k` that a floor of `w'P^k` implies."""
+        of_v: Array = (floor - self.centre * total) / (self.half * unit)
+        return of_v
 
 
 def checked(alpha: Any, classes: int, upper: float, radius: float | None, slack: str) -> Array:
-    """Alphas `[K]`, where all of a candidate's numbers make sense.
+    """Alphas `[K]`, once all of a candidate's numbers are checked.
 
     Raises:
         InputError: an alpha that is not finite, or not one a class; upper <= 0; a radius outside (0, 1]; another slack.
@@ -83,10 +82,10 @@ def checked(alpha: Any, classes: int, upper: float, radius: float | None, slack:
 
 
 def check_slack(slack: str) -> None:
-    """Refuse a slack that is not known.
+    """Refuse an unknown slack.
 
     Raises:
-        InputError: it is not.
+        InputError: it is neither "paper" nor "scaled".
     """
     if not isinstance(slack, str) or slack not in SLACKS:
         raise InputError(f"slack={shown(slack)} is unknown.", 'pass "paper" or "scaled".')

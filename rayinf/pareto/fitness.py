@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-# What ranks last: a candidate that could not be trained.
-HOPELESS = (-np.inf, -np.inf)
+# The rank of a candidate that could not be trained: the last one.
+UNTRAINED = (-np.inf, -np.inf)
 
 
 def relative_change(new: Array, old: Array) -> Array:
@@ -20,7 +20,7 @@ def relative_change(new: Array, old: Array) -> Array:
 def fitness(delta: Array, targets: Sequence[int]) -> float:
     """Line 7: minus infinity if a target has not gained, else the mean of the other classes' losses (0 of no others).
 
-    A writes indicators times (minus infinity), which is not a number where they are 0: here they are branches.
+    The paper multiplies indicators by minus infinity, which gives NaN where they are 0; here they are branches.
 
     Args:
         delta: `[K]`, of `relative_change`.
@@ -33,10 +33,10 @@ def fitness(delta: Array, targets: Sequence[int]) -> float:
 
 
 def rank(delta: Array, targets: Sequence[int]) -> tuple[float, float]:
-    """The higher the better: the fitness, and what settles ties.
+    """The fitness, then a tie-breaker; the higher the better.
 
-    The fitness is 0 for all who cost no other class anything: among equals the higher mean gain of the targets counts.
-    At minus infinity it is the worst target, so that a search that starts there finds its way out.
+    The fitness is 0 for all candidates that cost no other class anything: among equals the higher mean gain of the
+    targets wins. At minus infinity the gain of the worst target counts, so that a search that starts there improves.
     """
     found, gains = fitness(delta, targets), delta[list(targets)]
     return found, float(gains.mean() if np.isfinite(found) else gains.min())

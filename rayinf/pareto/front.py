@@ -44,5 +44,5 @@ def non_dominated(gain: Array, others: Array) -> Array:
 
 
 def value(gain: float, others: float, price: float) -> float:
-    """What a point is worth to who gives `price` points of the targets' gain for a point of the others'."""
+    """The targets' gain plus `price` times the others' change: a point's worth at that rate of exchange."""
     return gain + price * others

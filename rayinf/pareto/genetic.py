@@ -17,7 +17,7 @@ _LEAST_RADIUS = 1e-3
 
 @dataclass(frozen=True)
 class Breeding:
-    """How the next population is made. The defaults are those of Nahin 2025, Table 2.
+    """The settings of selection, crossover and mutation. The defaults are those of Nahin 2025, Table 2.
 
     Attributes:
         classes: K. A candidate's genes are K alphas and, with `radius`, one more: `[K + 1]`.
@@ -52,7 +52,7 @@ class Breeding:
         """The first population `[size, genes]`.
 
         Alphas are uniform in [0.5, 1], and radii are spread evenly over (0, 1]. One candidate, a third of the way up,
-        has alphas of 1: it asks for a gain of the targets that costs no other class anything to first order.
+        has alphas of 1: a gain of the targets without a loss for any other class, to first order.
         """
         drawn = [self._random(_generator(seed, 0, s), s, self.size) for s in range(self.size)]
         population = np.stack(drawn)
@@ -64,7 +64,7 @@ class Breeding:
 
         Args:
             ranked: the population before, best first, no candidate twice; at least one.
-            seed: with the generation and the slot it fixes every draw, so that who computes it moves nothing.
+            seed: with the generation and the slot it fixes every draw, whichever process makes it.
             generation: of the population that is made, from 1.
         """
         out = [ranked[s % len(ranked)] for s in range(self.elites)]
@@ -86,7 +86,7 @@ class Breeding:
         """A copy of which each gene has mutated with the rate's probability, and one at least."""
         genes = len(parent)
         hit, one = rng.uniform(size=genes) < self.mutation_rate, rng.integers(genes)
-        if self.mutation_rate > 0 and not hit.any():  # a copy would be a place in the population that is lost
+        if self.mutation_rate > 0 and not hit.any():  # an unchanged copy would waste a place in the population
             hit[one] = True
         steps, factor = rng.normal(0.0, self.strength, self.classes), np.exp(rng.normal(0.0, _RADIUS_STRENGTH))
         out = parent.copy()

@@ -1,4 +1,4 @@
-"""The reweighting LP: row weights that lift the targets and keep what the others must keep.
+"""The reweighting LP: row weights that raise the targets' gain and meet a demand for every class.
 
 See Nahin 2025, Algorithm 1, line 4.
 """
@@ -18,7 +18,7 @@ from rayinf.pareto.decomposition import InfeasibleDemands, Search, Survey
 from rayinf.pareto.demands import Array, Demands, check_slack
 
 __all__ = ["InfeasibleError", "ReweightLP", "Solution"]
-# In units of a class's `b_k`: a demand that is exceeded by less is met with equality; one missed by more is a fault.
+# In units of a class's `b_k`: a demand that is exceeded by less binds; one that is missed by more is an error.
 _EQUAL = 1e-9
 
 
@@ -27,8 +27,9 @@ class Solution:
     """An optimum.
 
     Attributes:
-        weights: `[n]`; empty where they were handed on, block by block.
-        prices: `[K]`, by how much the objective would fall for one more unit of `w'P^k` demanded; 0: for nothing.
+        weights: `[n]`; empty where they were passed to `take`, block by block.
+        prices: `[K]`, by how much the objective would fall for one more unit of `w'P^k` demanded; 0 where the demand
+            does not bind.
         objective: `sum over targets of w'P^k`.
         predicted_change: `[K]`, `w'P^k - S_k`: by how much the class's summed validation loss is predicted to fall.
         binding: positions of the classes whose demand is met with equality.
@@ -48,17 +49,18 @@ class Solution:
 class ReweightLP:
     """`max sum over targets of w'P^k, w'P^k >= floor_k, 0 <= w <= upper` or `|w - 1| <= radius`, for many alphas.
 
-    Every solve stands alone and gives the same bits wherever and whenever it runs: it remembers nothing, counts in one
-    thread, and starts from one sample of the rows. Optimal to about 1e-12 of the rows' summed worth, feasible to 1e-9
-    of each `b_k` (checked). Weights are at a bound but for as many rows as demands bind. A row without any influence
+    A solve depends on its arguments alone and gives the same bits everywhere: it has no state, uses one thread, and
+    starts from a fixed sample of the rows. Optimal to about 1e-12 of the rows' summed worth, feasible to 1e-9 of each
+    `b_k` (checked). All weights are at a bound, except for as many rows as demands bind. A row without any influence
     has the weight 1 (or `upper`, where that is less).
 
     Cost: 4 to 15 passes over `P` and as many linear programs of some thousand columns: 0.2 s for 200,000 rows and ten
-    classes, 1 s where the demands are nearly too much. Memory: `P`, or none of it where it streams.
+    classes, 1 s where the demands are nearly infeasible. Memory: `P`, or none of it where it streams.
 
     Args:
-        p_nk: influence vectors `[n, K]`, finite; or a function that gives batches `[B, K]` of them, anew at every call.
-        targets: positions of the classes to lift.
+        p_nk: influence vectors `[n, K]`, finite; or a function that returns an iterator over batches `[B, K]` of them,
+            a new one at every call.
+        targets: positions of the classes whose gain is maximised.
         slack: "paper" or "scaled", see `Demands`.
         names: of the classes, for messages; None: their positions.
 
@@ -93,17 +95,17 @@ class ReweightLP:
             alpha_k: `[K]`, or one number.
             upper: of the weights, where there is no radius.
             radius: of the trust region.
-            take: is handed the weights in row order, some thousand at a time; then they are not collected.
+            take: is called with the weights in row order, some thousand at a time; then they are not collected.
 
         Raises:
             InfeasibleError: no weights meet the demands.
-            InputError: an alpha, upper or radius that makes no sense.
-            RunError: HiGHS gave up, or the weights are not what they should be.
+            InputError: an alpha, upper or radius out of its range.
+            RunError: HiGHS gave up, or the weights miss a demand.
         """
         survey, demands = self.survey, Demands.of(self.survey, alpha_k, upper, radius, self._slack)
         root = np.sqrt(survey.rows)
-        # In these units the rows' influences on a class add up, in absolute value, to the root of n: between the two
-        # scales that meet in the master, those of one row and of all.
+        # In these units the absolute influences on a class add up to the root of n: the geometric mean of the two
+        # scales in the master, that of one row and that of all.
         unit = np.where(survey.absolute > 0, survey.absolute, 1.0) / root
         cost = float(survey.absolute[self._targets].sum()) / root or 1.0
         gain = np.zeros(len(unit))

@@ -1,4 +1,4 @@
-"""The certificate of two classes alone: how much each pair can gain in common."""
+"""The certificate for pairs of classes: how much each pair can gain in common."""
 
 from __future__ import annotations
 

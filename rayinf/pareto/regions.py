@@ -19,19 +19,19 @@ def jointly_helpful(p_bk: Array) -> Array:
 
 
 def jointly_harmful(p_bk: Array) -> Array:
-    """Whether a row's values are all <= 0, `[B]`; rows of zeros are among them, as in A."""
+    """Whether a row's values are all <= 0, `[B]`; rows of zeros are among them, as in Nahin 2025."""
     return np.asarray((p_bk <= 0).all(1))
 
 
 @dataclass(frozen=True)
 class Regions:
-    """How many rows lie where; counts over `n` rows, `K` classes and `L` labels of rows. They add up over shards.
+    """Counts of rows by the signs of their values, over `n` rows, `K` classes and `L` labels. They add up over shards.
 
     Attributes:
         rows: n.
         jointly_helpful: all values > 0.
         jointly_harmful: all values <= 0, `zero` included.
-        zero: all values 0: rows that the fit does not feel.
+        zero: all values 0: rows without any effect on the fit.
         helpful: `[K]`, rows whose value for a class is > 0.
         harmful: `[K]`, rows whose value for a class is < 0.
         both_helpful: `[K, K]`, rows whose values for both classes are > 0.
@@ -60,11 +60,11 @@ class Regions:
 
     @classmethod
     def of(cls, p_bk: Array, codes: Array | None = None) -> Regions:
-        """Of some rows.
+        """The counts of some rows.
 
         Args:
             p_bk: influence vectors.
-            codes: `[B]`, the rows' labels as 0 to L - 1; None where they are not known.
+            codes: `[B]`, the rows' labels as 0 to L - 1; None where they are unknown.
         """
         above, below = p_bk > 0, p_bk < 0
         up, down = above.astype(np.float32), (~above).astype(np.float32)  # sums of a block are exact in float32
@@ -102,7 +102,7 @@ def _by_label(mask: Array, codes: Array | None, labels: int) -> Array:
 
 
 def _longer(a: Array, b: Array) -> Array:
-    """The sum of two tables `[L, K]`, one of which may not know the last labels yet."""
+    """The sum of two tables `[L, K]`, one of which may lack the last labels."""
     long, short = (a, b) if len(a) >= len(b) else (b, a)
     out = long.copy()
     out[: len(short)] += short
@@ -119,7 +119,7 @@ class Moments:
 
     @classmethod
     def of(cls, p_bk: Array) -> Moments:
-        """Of one or more rows."""
+        """The moments of one or more rows."""
         mean = p_bk.mean(0)
         centred = p_bk - mean
         return cls(len(p_bk), mean, centred.T @ centred)

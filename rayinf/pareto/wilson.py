@@ -1,4 +1,4 @@
-"""An interval for a share: Wilson's, which stays inside [0, 1] and is sound for few rows and for shares of 0 or 1."""
+"""Wilson's confidence interval for a share: inside [0, 1], and valid for few rows and for shares of 0 or 1."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Figures, from plain tables: this package knows nothing of runs."""
+"""Figures, from plain values and tables. No runs, no scores."""

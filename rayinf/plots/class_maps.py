@@ -10,15 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from rayinf.plots.figures import save
+from rayinf.plots.figures import heat_map, save, shown_names
 from rayinf.store.places import AnyPath
 
 Array = np.ndarray[Any, Any]
-# Above so many cells a side they are too small for numbers, and axes for all names.
-_MOST_NUMBERS, _MOST_NAMES = 12, 30
 
 
 @dataclass(frozen=True)
@@ -61,29 +58,19 @@ def plot(maps: Sequence[ClassMap], path: str | AnyPath) -> AnyPath:
     height = max(3.4, max(0.48 * min(len(m.rows), 16) for m in maps))
     figure = Figure(figsize=(sum(sides) + 1.8 * len(maps), height + 1.2), layout="constrained")
     for axes, held in zip(figure.subplots(1, len(maps), squeeze=False, width_ratios=sides)[0], maps, strict=True):
-        low, high = (0.0, float(np.nanmax(held.values, initial=0.0)) or 1.0)
-        shades = colormaps[held.colours].with_extremes(bad="#cccccc")
-        image = axes.imshow(np.ma.masked_invalid(held.values), cmap=shades, vmin=low, vmax=high, aspect="auto")
-        figure.colorbar(image, ax=axes, pad=0.02, fraction=0.06).ax.tick_params(labelsize=8)
+        largest = float(np.nanmax(held.values, initial=0.0)) or 1.0
+        heat_map(axes, held.values, held.colours, held.format.format, vmin=0.0, vmax=largest)
         _names(axes, held)
         axes.set_title(held.title, fontsize=11)
-        if max(held.values.shape) <= _MOST_NUMBERS:
-            for (row, column), value in np.ndenumerate(held.values):
-                if np.isfinite(value):
-                    shade = image.cmap(image.norm(value))
-                    light = 0.2126 * shade[0] + 0.7152 * shade[1] + 0.0722 * shade[2]
-                    ink = "black" if light > 0.45 else "white"
-                    text = held.format.format(value)
-                    axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=ink)
     return save(figure, path)
 
 
 def _names(axes: Any, held: ClassMap) -> None:
     """Ticks: every name, or every other one where there are many."""
     for which, names in (("y", held.rows), ("x", held.columns)):
-        shown = range(0, len(names), -(-len(names) // _MOST_NAMES))
+        shown = shown_names(names)
         texts = [n if len(n) <= 16 else f"{n[:15]}\u2026" for n in (names[k] for k in shown)]
-        turned = which == "x" and max(map(len, texts)) * len(texts) > 45
-        getattr(axes, f"set_{which}ticks")(shown, texts, rotation=90 if turned else 0, fontsize=8, parse_math=False)
+        vertical = which == "x" and max(map(len, texts)) * len(texts) > 45
+        getattr(axes, f"set_{which}ticks")(shown, texts, rotation=90 if vertical else 0, fontsize=8, parse_math=False)
     axes.set_ylabel(held.labels[0])
     axes.set_xlabel(held.labels[1])

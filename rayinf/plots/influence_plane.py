@@ -18,19 +18,19 @@ from rayinf.store.places import AnyPath
 
 Array = np.ndarray[Any, Any]
 HELPS, HARMS, MIXED = COLOURS[2], COLOURS[1], COLOURS[0]
-# Farther out than this share of the values, rows are drawn at the edge.
+# The axes show this share of the values; rows farther out are drawn at the edge.
 _INSIDE = 0.998
 
 
 @dataclass(frozen=True)
 class Plane:
-    """What is drawn.
+    """The content of the figure.
 
     Attributes:
         points: `[m, 2]`, values of the rows for both classes.
         names: of the classes.
         scale: `[2]`, `b` of the classes: the line `y = -x` is drawn for values in these units.
-        counts: rows of the whole table that help both, harm neither's opposite: `(++, -+, --, +-)`, first class first.
+        counts: rows of the whole table by the signs of both values: `(++, -+, --, +-)`, the first class first.
         rows: of the whole table.
     """
 
@@ -69,17 +69,17 @@ def draw(axes: Axes, plane: Plane) -> None:
     x, y = plane.points.T
     reach = [max(float(np.quantile(np.abs(v), _INSIDE)) if len(v) else 0.0, 1e-300) * 1.12 for v in (x, y)]
     colours = np.where((x > 0) & (y > 0), HELPS, np.where((x <= 0) & (y <= 0), HARMS, MIXED))
-    # Counts of mixed rows stand near the vertical axis, where the line is not.
+    # Counts of mixed rows are written near the vertical axis: the dashed line runs through the corners.
     corners = (
         (1, 1, HELPS, " help both", 0.98),
         (-1, 1, MIXED, "", 0.48),
         (-1, -1, HARMS, " harm both", 0.02),
         (1, -1, MIXED, "", 0.52),
     )
-    for (right, up, colour, told, place), count in zip(corners, plane.counts, strict=True):
+    for (right, up, colour, suffix, place), count in zip(corners, plane.counts, strict=True):
         axes.fill_between([0, right * reach[0]], 0, up * reach[1], color=colour, alpha=0.07, linewidth=0)
         axes.annotate(
-            f"{count:,}{told}",
+            f"{count:,}{suffix}",
             (place, 0.98 if up > 0 else 0.02),
             xycoords="axes fraction",
             ha="right" if place > 0.9 or right < 0 < up else "left",

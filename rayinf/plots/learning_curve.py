@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rayinf.plots.figures import COLOURS, save
 from rayinf.store.places import AnyPath
 
-# With the colours, nine lines that can be told apart also in print.
+# With the colours, nine lines that can be distinguished in print too.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 
 

@@ -1,4 +1,4 @@
-"""Where a model of two features is positive and where negative, with the rows it was made of.
+"""The regions in which a model of two features is positive or negative, with the rows that it was fitted to.
 
 See Chhabra 2024, Figure 1.
 """
@@ -34,7 +34,7 @@ class Panel:
         rows: `[n, 2]`.
         value: of points `[m, 2]`, `[m]`.
         group: `[n]`, sets the markers.
-        gone: `[n]`, whether a row is ringed.
+        gone: `[n]`, whether a ring is drawn around a row (it was trimmed).
     """
 
     title: str
@@ -87,7 +87,7 @@ def draw(
 
 
 def _keys(groups: Sequence[Any], gone: bool, line: bool) -> list[Line2D]:
-    """The legend, one for all panels, where it hides no row: markers without a class's colour."""
+    """The entries of one legend for all panels: markers, without a class's colour."""
     marks = [(_marker(j), "#444444", f"group {g}") for j, g in enumerate(groups)]
     keys = [Line2D([], [], linestyle="", marker=m, color=c, markersize=5, label=n) for m, c, n in marks]
     if gone:
@@ -114,7 +114,7 @@ def _rows(axes: Axes, panel: Panel, groups: Sequence[Any], colour: str) -> None:
 
 
 def _line(axes: Axes, w: Array, b: float, low: Array, high: Array) -> None:
-    """The line `w'x + b = 0`, drawn along the axis that it is less steep over."""
+    """The line `w'x + b = 0`, as a function of that coordinate over which its slope is at most 1."""
     along = 0 if abs(w[1]) >= abs(w[0]) else 1
     t = np.array([low[along], high[along]])
     other = -(w[along] * t + b) / w[1 - along]

@@ -7,18 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from rayinf.plots.figures import COLOURS, save
+from rayinf.plots.figures import COLOURS, heat_map, save, shown_names
 from rayinf.store.places import AnyPath
 
 Array = np.ndarray[Any, Any]
-# Above so many classes, cells are too small for numbers and axes for all names.
-_MOST_NUMBERS, _MOST_NAMES = 12, 30
 # Cells within this share of the largest are coloured in proportion, the others by their logarithm: the diagonal is far
 # larger than the rest.
 _LINEAR = 0.05
@@ -72,27 +69,18 @@ def _map(axes: Axes, values: Array, names: Sequence[str], title: str, colours: s
     """One heat map, with the classes' own cells in bold borders."""
     largest = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
     norm = SymLogNorm(_LINEAR * largest, vmin=-largest, vmax=largest)
-    shades = colormaps[colours].with_extremes(bad="#cccccc")
-    image = axes.imshow(np.ma.masked_invalid(values), cmap=shades, norm=norm, aspect="auto")
-    bar = axes.figure.colorbar(image, ax=axes, pad=0.02, fraction=0.06)
-    bar.ax.tick_params(labelsize=8)
+    bar = heat_map(axes, values, colours, lambda value: _short(value, largest), norm=norm)
     ticks = [-largest, -largest / 5, 0.0, largest / 5, largest]
     bar.set_ticks(ticks, labels=[_short(t, largest) for t in ticks])
     bar.minorticks_off()
     for k in range(len(names)):
         axes.add_patch(Rectangle((k - 0.5, k - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.8))
-    shown = range(0, len(names), -(-len(names) // _MOST_NAMES))
+    shown = shown_names(names)
     upright = max(len(names[k]) for k in shown) * len(shown) < 50
     axes.set_xticks(shown, [names[k] for k in shown], rotation=0 if upright else 90)
     axes.set_yticks(shown, [names[k] for k in shown])
     axes.set_xlabel("Class that is measured")
     axes.set_title(title, fontsize=11)
-    if len(names) <= _MOST_NUMBERS:
-        for (row, column), value in np.ndenumerate(values):
-            if np.isfinite(value):
-                dark = abs(norm(value) - 0.5) > 0.32
-                text = _short(value, largest)
-                axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color="white" if dark else "black")
 
 
 def _scatter(axes: Axes, held: SideMaps) -> None:
@@ -106,7 +94,7 @@ def _scatter(axes: Axes, held: SideMaps) -> None:
         axes.scatter(held.predicted[mask], held.loss[mask], s=22, color=colour, marker=marker, alpha=0.75, label=label)
     for name, values in (("x", held.predicted), ("y", held.loss)):
         largest = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
-        # A power of ten: else the ticks around 0 lie on each other.
+        # A power of ten: with another threshold, the ticks around 0 overlap.
         getattr(axes, f"set_{name}scale")("symlog", linthresh=10 ** np.floor(np.log10(_LINEAR * largest)), linscale=0.7)
     axes.axhline(0, color="black", linewidth=0.6)
     axes.axvline(0, color="black", linewidth=0.6)

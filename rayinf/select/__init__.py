@@ -1,1 +1,1 @@
-"""Pure choices: scores in, rows out."""
+"""Which rows to choose: scores in, rows out. No files, no Ray."""

@@ -1,6 +1,6 @@
-"""BatchBALD (Kirsch et al. 2019): rows whose labels, taken together, tell most of the model.
+"""BatchBALD (Kirsch et al. 2019): the batch whose labels together have the greatest mutual information with the model.
 
-Rows of high BALD often tell the same; here each row counts by what it adds to those already picked.
+Rows of high BALD are often redundant; here a row counts by the information that it adds to the rows already picked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 CONFIGURATIONS = 2_000
 # Numbers of one chunk of candidates: configurations x candidates x classes, and samples x candidates x classes.
 _CHUNK_FLOATS = 1 << 18
-# Probabilities of 0 as the least that float64 can hold: logarithms stay finite.
+# The logarithm of a probability of 0 becomes that of the least positive float64, so that products stay finite.
 _LEAST_LOG = -745.0
 
 
@@ -49,7 +49,9 @@ def pick_batch(log_probabilities_snc: Array, n: int, seed: int, most: int = CONF
     """
     candidates = log_probabilities_snc.shape[1]
     if n > candidates:
-        raise InputError(f"A batch of {n} rows was asked of {candidates} candidates.", f"ask for n <= {candidates}.")
+        raise InputError(
+            f"A batch of {n} rows cannot be picked from {candidates} candidates.", f"pass n <= {candidates}."
+        )
     generator = np.random.default_rng(seed)
     given_sample = _sample_entropies(log_probabilities_snc)
     state = _Configurations.of_no_rows(log_probabilities_snc.shape[0])
@@ -81,7 +83,7 @@ class _Configurations:
 
     def posterior(self) -> tuple[Array, Array]:
         """The weight `[m]` of each configuration, and the samples' probabilities given it, `[m, S]`."""
-        most_m1 = self.logs_ms.max(1, keepdims=True)
+        most_m1 = self.logs_ms.max(1, keepdims=True)  # subtracted before exp, which would underflow
         p_ms = np.exp(self.logs_ms - most_m1)
         total_m1 = p_ms.sum(1, keepdims=True)
         count, samples = p_ms.shape
@@ -98,7 +100,7 @@ class _Configurations:
         return _Configurations(drawn.logs_ms + logs_sc.T[labels_m], drawn.source_m)
 
     def _draw(self, most: int, generator: np.random.Generator) -> _Configurations:
-        """Draws from the joint distribution of those listed; every sample gives as many, if there is one for each."""
+        """Draws from the joint distribution of those listed, as many from every sample where `most` allows it."""
         samples = self.logs_ms.shape[1]
         source_m = np.repeat(generator.permutation(samples)[:most], max(1, most // samples))
         which_m = _draw_each(np.exp(self.logs_ms.T)[source_m], generator)
@@ -137,7 +139,7 @@ def _label_entropies(logs_snc: Array, state: _Configurations) -> Array:
 
 
 def _chunks(logs_snc: Array, configurations: int) -> list[slice]:
-    """Candidates in pieces that bound the memory."""
+    """Slices of the candidates, so small that memory stays bounded."""
     samples, candidates, classes = logs_snc.shape
     step = max(1, _CHUNK_FLOATS // (max(samples, configurations) * classes))
     return [slice(at, at + step) for at in range(0, candidates, step)]

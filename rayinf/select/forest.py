@@ -17,7 +17,7 @@ Array = np.ndarray[Any, Any]
 
 # Rows that a subsample must be expected to hold. What is drawn may be fewer, and so few are still fitted.
 LEAST_ROWS, _FEWEST = 20, 5
-# More rows add time and memory (a forest on these takes about 120 MB), and hardly any knowledge.
+# More rows add time and memory (a forest on these takes about 120 MB), and hardly improve the ranks.
 MOST_ROWS = 50_000
 _TREES = 100
 
@@ -49,7 +49,7 @@ class RankForest:
             jobs: threads that share the trees.
 
         Raises:
-            InputError: fewer than 5 rows, or features that are no numbers.
+            InputError: fewer than 5 rows, or features that are not numbers.
         """
         from sklearn.ensemble import RandomForestRegressor  # a second to import, and few runs need it
 
@@ -57,7 +57,7 @@ class RankForest:
         if rows < _FEWEST:
             grow = f"a subsample {2 * LEAST_ROWS / rows:.2g} times as large, or " if rows else ""
             raise InputError(
-                f"The subsample holds {rows} scored rows: a forest of ranks needs some {LEAST_ROWS}.",
+                f"The subsample holds {rows} scored rows: a forest of ranks needs about {LEAST_ROWS}.",
                 f"pass {grow}subsample=1.0.",
             )
         ranks = rank_of(values, np.sort(values))
@@ -67,7 +67,7 @@ class RankForest:
             _TREES, max_features=1 / 3, min_samples_leaf=3, oob_score=True, random_state=start, n_jobs=jobs
         )
         model.fit(_columns(features, labels), ranks)
-        model.n_jobs = 1  # threads would add up the trees in any order, and change the last bits
+        model.n_jobs = 1  # threads would sum the trees in any order, which changes the last bits
         return cls(model, _rank_correlation(model.oob_prediction_, ranks))
 
     def predict(self, features: Array, labels: Array | None) -> Array:
@@ -78,7 +78,7 @@ class RankForest:
             labels: `[B]`, if and only if `fit` had them.
 
         Raises:
-            InputError: features that are no numbers.
+            InputError: features that are not numbers.
         """
         if not len(features):
             return np.zeros(0)

@@ -12,7 +12,7 @@ SIDES: tuple[Side, ...] = ("helpful", "harmful")
 
 
 def top_share(values: Array, share: float, side: Side) -> Array:
-    """Whether each row is among the top, `[n]`: `share` of the rows of that sign, at least one; none if none has it.
+    """Whether each row is among the top, `[n]`: `share` of the rows of that sign, at least one if there is any.
 
     Args:
         values: of one column `[n]`; positive values help.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin
@@ -18,15 +18,15 @@ from sklearn.tree import DecisionTreeRegressor
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 
 from rayinf.errors import InputError
-from rayinf.plots import regions
-from rayinf.plots import tree as drawing
-from rayinf.plots.tree import Column, Node, read_column
 from rayinf.store.places import AnyPath
+
+if TYPE_CHECKING:
+    from rayinf.plots.tree import TreeView
 
 Array = np.ndarray[Any, Any]
 
 _LARGEST = float(np.finfo(np.float32).max)  # scikit-learn's trees hold features as float32
-_TELL = "pass X [n, d] of numbers, one value a row, max_depth and min_samples_leaf of at least 1."
+_FIX = "pass X [n, d] of numbers, one value a row, max_depth and min_samples_leaf of at least 1."
 
 
 class InfluenceTree(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -56,7 +56,8 @@ class InfluenceTree(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
     values_: Array
     classes_: Array | None
     feature_names_: list[str]
-    _read: list[Column]
+    _pairs: list[tuple[str, str] | None]
+    _digits: int
 
     def __init__(
         self,
@@ -87,15 +88,17 @@ class InfluenceTree(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
         Raises:
             InputError: a parameter out of its range, NaN or infinite numbers, lengths that do not fit, or labels that
-                are none.
+                are neither
+                integers nor text.
         """
         if not (isinstance(self.shrinkage, Real) and 0 <= self.shrinkage < float("inf")):
             raise InputError(
-                f"shrinkage={self.shrinkage!r} is no number >= 0.", "pass 0 for plain CART, 10 by default."
+                f"shrinkage={self.shrinkage!r} must be a number >= 0.", "pass 0 for plain CART; the default is 10."
             )
-        told = _target(y, values)
-        with _explained(_TELL):
-            held, target = validate_data(self, X, told, dtype=np.float64, y_numeric=True, ensure_all_finite=False)
+        with _explained(_FIX):
+            held, target = validate_data(
+                self, X, _target(y, values), dtype=np.float64, y_numeric=True, ensure_all_finite=False
+            )
         _check_features(held)
         labels = y if values is not None and self.append_label else None
         self.classes_ = None
@@ -106,10 +109,13 @@ class InfluenceTree(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
                     f"y holds one label, {self.classes_[0].item()!r}.",
                     "pass rows of two classes, or append_label=False.",
                 )
-        self._read = self._columns_read(self._named(feature_names), held)
-        self.feature_names_ = [column.name for column in self._read]
+        names = self._named(feature_names)
+        names_of_label, pairs_of_label = self._label_columns()
+        self.feature_names_ = [*names, *names_of_label]
+        self._pairs = [*map(_two_sides, names, held.T), *pairs_of_label]
+        self._digits = _threshold_digits(held)
         q = self._columns(held, labels)
-        with _explained(_TELL):
+        with _explained(_FIX):
             self.tree_ = DecisionTreeRegressor(
                 max_depth=self.max_depth, min_samples_leaf=self.min_samples_leaf, random_state=self.random_state
             ).fit(q, target)
@@ -148,33 +154,33 @@ class InfluenceTree(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         if (y is None) != (self.classes_ is None):
             raise InputError(
                 "The tree was grown "
-                + ("without labels." if y is not None else "with labels, and there are none here."),
+                + ("without labels." if y is not None else "with labels, and none are passed here."),
                 "leave y out." if y is not None else "pass y, or grow it with append_label=False.",
             )
         leaves: Array = self.tree_.apply(self._columns(held, y))
         return leaves
 
     def export_text(self, decimals: int = 3) -> str:
-        """The tree as text, a line a node: its condition, its shrunk value, its training rows.
+        """The tree as text, by scikit-learn's `export_text`: a line a node, its rule, its shrunk value and its rows.
 
-        Thresholds are rounded as the column allows; `tree_` has them in full.
+        Thresholds are rounded as the columns allow; `tree_` has them in full.
 
         Args:
             decimals: significant digits of a value, at least 1.
 
         Raises:
-            InputError: fewer digits.
+            InputError: fewer digits, or a tree too deep to be read.
         """
         if decimals < 1:
             raise InputError(f"decimals={decimals} leaves no digit of a value.", "pass 1 or more.")
-        lines = []
-        for node in self.nodes():
-            head = "|  " * (node.depth - 1) + "|- " if node.depth else ""
-            lines.append(f"{head}{node.condition}: {node.value:+.{decimals}g} ({node.size})")
-        return "\n".join(lines)
+        from rayinf.plots.tree import export_text
+
+        return export_text(self._view(), decimals)
 
     def plot(self, path: str | AnyPath, title: str = "Influence tree") -> AnyPath:
-        """Draw the tree: every node's condition, shrunk value and rows, red where rows harm and blue where they help.
+        """Draw the tree by scikit-learn's `plot_tree`: a box a node, with its rule, its shrunk value and its rows.
+
+        The left branch is where the rule holds. Boxes are red where rows harm and blue where they help.
 
         Args:
             path: of the figure; its suffix says which format (.png, .pdf, .svg).
@@ -183,7 +189,9 @@ class InfluenceTree(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         Raises:
             InputError: a format that is unknown, a place that cannot be written, or a tree too wide to be read.
         """
-        return drawing.draw(self.nodes(), path, title)
+        from rayinf.plots.tree import draw
+
+        return draw(self._view(), path, title)
 
     def plot_regions(
         self,
@@ -210,9 +218,11 @@ class InfluenceTree(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
             title: over it.
 
         Raises:
-            InputError: other than two features, groups or removed of another length, a boundary that is no line, or as
-                `predict` and `plot` do.
+            InputError: other than two features, groups or removed of another length, a boundary that is not a line, or
+                as `predict` and `plot` do.
         """
+        from rayinf.plots import regions  # matplotlib is imported where something is drawn
+
         self.apply(X, y)
         held = check_array(X, dtype=np.float64)
         if held.shape[1] != 2:
@@ -233,29 +243,11 @@ class InfluenceTree(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         found: Array = self.values_[self.tree_.apply(self._columns(points, labels))]
         return found
 
-    def nodes(self) -> list[Node]:
-        """All nodes, each before its children, the left child first."""
-        check_is_fitted(self)
-        t = self.tree_.tree_
-        out: list[Node] = []
-        todo: list[tuple[int, int | None, str, int]] = [(0, None, "all rows", 0)]
-        while todo:  # no recursion: a tree without max_depth may be thousands deep
-            k, parent, condition, depth = todo.pop()
-            out.append(Node(parent, depth, condition, float(self.values_[k]), int(t.n_node_samples[k])))
-            if t.children_left[k] >= 0:
-                below, above = self._read[int(t.feature[k])].conditions(float(t.threshold[k]))
-                place = len(out) - 1
-                todo.append((int(t.children_right[k]), place, above, depth + 1))
-                todo.append((int(t.children_left[k]), place, below, depth + 1))
-        return out
+    def _view(self) -> TreeView:
+        from rayinf.plots.tree import TreeView
 
-    def _columns_read(self, names: list[str], held: Array) -> list[Column]:
-        """How splits of every column read."""
-        read = [read_column(name, held[:, k]) for k, name in enumerate(names)]
-        classes = [] if self.classes_ is None else [f"label = {c}" for c in self.classes_]
-        if len(classes) == 2:
-            return [*read, Column("label", (classes[0], classes[1]))]
-        return [*read, *(Column(c, (c.replace("label =", "label is not", 1), c)) for c in classes)]
+        check_is_fitted(self)
+        return TreeView(self.tree_, self.values_, self.feature_names_, self._pairs, self._digits)
 
     def _named(self, given: Any) -> list[str]:
         """Names of the features."""
@@ -267,6 +259,13 @@ class InfluenceTree(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
                 f"There are {len(names)} feature_names for {self.n_features_in_} features.", "name each once."
             )
         return [*map(str, names)]
+
+    def _label_columns(self) -> tuple[list[str], list[tuple[str, str]]]:
+        """Names of the label's columns, and what holds left and right of a split of each."""
+        named = [] if self.classes_ is None else [f"label = {c}" for c in self.classes_]
+        if len(named) == 2:
+            return ["label"], [(named[0], named[1])]
+        return named, [(n.replace("=", "is not", 1), n) for n in named]
 
     def _columns(self, x: Array, y: Any) -> Array:
         """Features with the label's columns, `[n, d]`, `[n, d + 1]` or `[n, d + K]`."""
@@ -285,8 +284,25 @@ class InfluenceTree(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sci
         return np.column_stack([x, np.eye(len(self.classes_))[codes]])
 
 
+def _two_sides(name: str, values: Array) -> tuple[str, str] | None:
+    """What holds on both sides of any split of a column `[n]` of two whole numbers; None of other columns."""
+    found = np.unique(values)
+    if len(found) != 2 or (found != np.rint(found)).any():
+        return None
+    if "=" in name and found.tolist() == [0, 1]:  # a column of a one-hot code
+        return f"not {name}", name
+    return f"{name} = {found[0]:.0f}", f"{name} = {found[1]:.0f}"
+
+
+def _threshold_digits(columns: Array) -> int:
+    """Digits after the point that show thresholds to a thousandth of each column's range `[n, d]`, 2 at least."""
+    fine = (columns != np.rint(columns)).any(0)  # between whole numbers, a split lies on a half
+    spans = np.ptp(columns[:, fine], axis=0)
+    return int(np.clip(3 - np.floor(np.log10(spans[spans > 0].min(initial=10.0))), 2, 17))
+
+
 def shrink(tree: Any, shrinkage: float) -> Array:
-    """Shrunk values of all nodes, from scikit-learn's arrays of a tree; a parent stands before its children."""
+    """Shrunk values of all nodes, from scikit-learn's arrays of a tree; a parent precedes its children."""
     mean, rows = tree.value[:, 0, 0], tree.n_node_samples
     out: Array = mean.astype(float).copy()
     for parent in range(tree.node_count if shrinkage else 0):  # without, to the last bit CART's own
@@ -298,7 +314,7 @@ def shrink(tree: Any, shrinkage: float) -> Array:
 
 @contextmanager
 def _explained(fix: str) -> Iterator[None]:
-    """What scikit-learn refuses, in the form of our errors."""
+    """Raise an InputError for a ValueError of scikit-learn."""
     try:
         yield
     except ValueError as error:
@@ -306,7 +322,7 @@ def _explained(fix: str) -> Iterator[None]:
 
 
 def _target(y: Any, values: Any) -> Any:
-    """The values, wherever they were passed; those that are called so are checked here, to be told from labels."""
+    """The influence values, which are `y` where `values` is left out. Errors about `values` name it."""
     if values is None:
         return y
     with _explained("pass numbers [n]."):
@@ -351,17 +367,17 @@ def _labels(y: Any, rows: int) -> Array:
         )
     if held.dtype.kind == "f":
         if not (np.isfinite(held).all() and (held == held.round()).all()):
-            raise InputError("y holds fractions, which are no labels.", "pass integers or strings.")
+            raise InputError("y holds fractions, which cannot be labels.", "pass integers or strings.")
         return held.astype(np.int64)
     if held.dtype.kind == "O":
         held = np.array(held.tolist())
     if held.dtype.kind not in "iubU":
-        raise InputError(f"y holds {held.dtype}, which are no labels.", "pass integers or strings.")
+        raise InputError(f"y holds {held.dtype}, which cannot be labels.", "pass integers or strings.")
     return held
 
 
 def _mark(name: str, given: Any, rows: int, kind: type | None = None) -> Array | None:
-    """What a picture marks rows by, `[n]`, of the kind that it must have."""
+    """Values that set how rows are marked in a picture, `[n]`, of the given type."""
     held = None if given is None else np.asarray(given)
     if held is not None and (held.shape != (rows,) or (kind is not None and held.dtype != kind)):
         raise InputError(
@@ -376,5 +392,5 @@ def _checked_line(boundary: tuple[Any, float] | None) -> tuple[Array, float] | N
         return None
     w, b = np.asarray(boundary[0], float), float(boundary[1])
     if w.shape != (2,) or not w.any() or not np.isfinite([*w, b]).all():
-        raise InputError(f"boundary={boundary!r} is no line.", "pass (w, b), w two numbers of which one is not 0.")
+        raise InputError(f"boundary={boundary!r} is not a line.", "pass (w, b), w two numbers of which one is not 0.")
     return w, b

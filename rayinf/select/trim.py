@@ -1,4 +1,4 @@
-"""Which rows to trim: the worst of a column, at most a budget of them, and never a class under its floor."""
+"""Which rows to trim: the worst of a column, at most a budget of them, while each class keeps its floor of rows."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-# Columns without a sign, of which the largest are the worst (Yu 2025, Algorithm 3), where the scores do not say of
-# which verb
-# they are. Of all others the most negative are, and a row of value 0 or more is never trimmed (Chhabra 2024,
-# Algorithm 2).
+# Columns without a sign, whose largest values are the worst (Yu 2025, Algorithm 3), for scores whose metadata do not
+# name their verb. In all others the most negative are the worst, and a row of value 0 or more is never trimmed
+# (Chhabra 2024, Algorithm 2).
 UNSIGNED = ("fi", "fi_rank", "self_influence")
 
 
 def worst_first(values: Array, signed: bool) -> Array:
-    """LayerInputs `[n]` from the worst to the best. Ties: the earlier row first; rows without a value (NaN) last.
+    """Positions `[n]` from the worst to the best. Ties: the earlier row first; rows without a value (NaN) last.
 
     Args:
         values: `[n]`.
@@ -31,7 +30,7 @@ def candidates(values: Array, signed: bool) -> Array:
 
 
 def pick(order: Array, may: Array, budget: int, labels: Array | None = None, floor: int = 0) -> Array:
-    """Whether each row is trimmed, `[n]`: the first `budget` candidates, passing over classes at their floor.
+    """Whether each row is trimmed, `[n]`: the first `budget` candidates, without classes at their floor.
 
     Args:
         order: positions `[n]`, worst first.
@@ -42,7 +41,10 @@ def pick(order: Array, may: Array, budget: int, labels: Array | None = None, flo
     """
     ranked = order[may[order]]
     if labels is not None and floor:
-        ranked = ranked[_rank_in_class(labels[ranked]) < _spare(labels, floor)[ranked]]
+        import pandas as pd
+
+        earlier = pd.Series(labels[ranked]).groupby(labels[ranked]).cumcount().to_numpy()  # rows of the same label
+        ranked = ranked[earlier < _spare(labels, floor)[ranked]]
     trimmed = np.zeros(len(order), bool)
     trimmed[ranked[:budget]] = True
     return trimmed
@@ -67,19 +69,8 @@ def use_up(order: Array, trimmed: Array, values: Array, gap: float) -> Array:
     return out
 
 
-def _rank_in_class(labels: Array) -> Array:
-    """How many earlier rows have the row's label."""
-    grouped = np.argsort(labels, kind="stable")
-    held = labels[grouped]
-    first = np.flatnonzero(np.r_[True, held[1:] != held[:-1]]) if len(held) else np.zeros(0, int)
-    sizes = np.diff(np.r_[first, len(held)])
-    rank = np.empty(len(labels), int)
-    rank[grouped] = np.arange(len(held)) - np.repeat(first, sizes)
-    return rank
-
-
 def _spare(labels: Array, floor: int) -> Array:
-    """How many rows the row's class can lose."""
+    """How many rows may be removed from the class of each row."""
     _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     spare: Array = np.maximum(counts - floor, 0)[codes]
     return spare

@@ -1,6 +1,6 @@
-"""Objects that are put only where there is none, or only over the one that was read: what a lease needs.
+"""Conditional puts, which a lease needs: an object is put only where there is none, or only over a known version.
 
-`pyarrow.fs` has no conditional put, so that it goes through obstore, where the store and its credentials allow.
+`pyarrow.fs` lacks them, so they go through obstore, where the store and its credentials allow.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from rayinf.store.uris import Parts
 
 T = TypeVar("T")
 _CONTAINER_SCHEMES = ("abfs", "abfss")
-# One try: `Retries` makes further ones.
+# obstore tries once: `Retries` tries again.
 _RETRY: Any = {"max_retries": 0}
 _S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
 
 
 class UnsupportedError(Exception):
-    """The store, or the way to it, has no conditional put."""
+    """The store, or the way to it, lacks conditional puts."""
 
 
 class ConflictError(Exception):
@@ -33,7 +33,7 @@ class ConflictError(Exception):
 
 @dataclass(frozen=True)
 class ConditionalObject:
-    """An object that several processes compete for.
+    """An object that several processes may try to put.
 
     Attributes:
         place: of the object.
@@ -42,25 +42,25 @@ class ConditionalObject:
     place: StorePath
 
     def create(self, content: bytes) -> str:
-        """Put it where there is none; its tag.
+        """Put it where there is none; returns its tag.
 
         Raises:
             ConflictError: there is one.
-            UnsupportedError: the store has no such thing.
+            UnsupportedError: the store lacks conditional puts.
         """
         return self._put(content, "create")
 
     def replace(self, content: bytes, tag: str) -> str:
-        """Put it over the one with a tag; the new tag.
+        """Put it over the version with a tag; returns the new tag.
 
         Raises:
-            ConflictError: it has another one, or is gone.
-            UnsupportedError: the store has no such thing.
+            ConflictError: the object has another tag, or is gone.
+            UnsupportedError: the store lacks conditional puts.
         """
         return self._put(content, {"e_tag": tag})
 
     def read(self) -> tuple[bytes, str] | None:
-        """What it holds and its tag; None where it is not there.
+        """Its content and its tag; None where it does not exist.
 
         Raises:
             UnsupportedError: the store cannot be reached in this way.
@@ -133,7 +133,7 @@ def _connect(uri: str) -> Any:
 
 
 def _s3_options(parts: Parts, options: dict[str, str]) -> dict[str, Any]:
-    """What pyarrow is told by the URI and the environment, in the words of obstore."""
+    """Options of obstore for what pyarrow reads from the URI and the environment."""
     found: dict[str, Any] = {"retry_config": _RETRY, "virtual_hosted_style_request": False}
     endpoint = options.get("endpoint_override") or os.environ.get("AWS_ENDPOINT_URL_S3")
     endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL")

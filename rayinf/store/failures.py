@@ -1,4 +1,4 @@
-"""What an error of a store means: it may pass, access is denied, or the place is not there."""
+"""The causes of a store's errors: temporary, access denied, or a place that does not exist."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rayinf.errors import InputError, RunError
 from rayinf.redaction import redact
 
 _LONGEST = 160
-# Errors that a later try may not meet: too many requests, faults of the server, a line that broke.
+# Temporary errors: too many requests, faults of the server, a broken connection.
 _PASSING = re.compile(
     r"SLOW_?DOWN|SlowDown|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|InternalError|THROTTL|Throttl|REQUEST_TIMEOUT|"
     r"NETWORK_CONNECTION|UNAVAILABLE|RESOURCE_EXHAUSTED|TooManyRequests|ServerBusy|OperationTimedOut|NO_SUCH_UPLOAD|"
@@ -26,15 +26,15 @@ _NO_BUCKET = re.compile(r"NO_SUCH_BUCKET|NoSuchBucket|ContainerNotFound|The spec
 
 
 class StoreAwayError(RunError, OSError):
-    """A store has not answered for so long that the run gives up; what is finished is kept."""
+    """A store has not answered for so long that the run ends; finished work is kept."""
 
 
 class StoreDeniedError(InputError, OSError):
-    """A store refuses these credentials."""
+    """A store denies access to these credentials."""
 
 
 class StoreMissingError(InputError, OSError):
-    """There is no such bucket or container."""
+    """The bucket or container does not exist."""
 
 
 def may_pass(error: BaseException) -> bool:
@@ -57,7 +57,7 @@ def has_no_bucket(error: BaseException) -> bool:
 
 
 def away(place: str, seconds: float, error: BaseException) -> tuple[str, str]:
-    """What is said of a store that does not answer, and how to mend it."""
+    """Message and fix for a store that does not answer."""
     return (
         f"{redact(place)} cannot be reached: tried for {seconds:.0f} s ({short(error)}).",
         "check the network, the endpoint and the state of the store, then run the same command again: what is "
@@ -65,8 +65,8 @@ def away(place: str, seconds: float, error: BaseException) -> tuple[str, str]:
     )
 
 
-def lasting(place: str, error: BaseException) -> OSError | None:
-    """The error for access that is denied or a bucket that is not there; None for anything else."""
+def lasting(place: str, error: BaseException) -> StoreDeniedError | StoreMissingError | None:
+    """The error for denied access or a bucket that does not exist; None for other causes."""
     if has_no_bucket(error):
         return StoreMissingError(
             f"The bucket or container of {redact(place)} does not exist ({short(error)}).",

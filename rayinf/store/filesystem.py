@@ -1,4 +1,4 @@
-"""A file system of pyarrow whose every request is made again where the store fails for a while."""
+"""A file system of pyarrow that repeats its requests while a store fails."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def connect(uri: str) -> tuple[pafs.FileSystem, str]:
     """The plain file system of a URI, and the path there; one object for each URI and process.
 
     Raises:
-        InputError: a scheme that nothing installed here knows.
+        InputError: a scheme that no installed package supports.
         OSError: the file system cannot be opened.
     """
     scheme = uri.partition("://")[0]
@@ -43,7 +43,7 @@ def _through_fsspec(uri: str, scheme: str) -> tuple[pafs.FileSystem, str]:
         import fsspec
     except ImportError as error:
         raise InputError(
-            f"pyarrow has no file system for {scheme}://, and fsspec, which may have one, is not installed.",
+            f"pyarrow does not support {scheme}://, and fsspec, which may support it, is not installed.",
             "pip install fsspec, with its package for this scheme.",
         ) from error
     try:
@@ -57,10 +57,10 @@ def _through_fsspec(uri: str, scheme: str) -> tuple[pafs.FileSystem, str]:
 
 @dataclass(frozen=True)
 class Connection:
-    """A way to a store: picklable, since it is made anew in every process.
+    """A connection to a store: picklable, and opened in every process that uses it.
 
     Attributes:
-        uri: with whatever credentials it was given with. Never shown.
+        uri: with its credentials. Never shown.
         name: the same without path, options and secrets.
     """
 
@@ -74,7 +74,7 @@ class Connection:
 
     @property
     def retries(self) -> Retries:
-        """Shared by all that is asked of the store in this process."""
+        """Shared by all requests to the store in this process."""
         return retries_of(self.uri, self.name)
 
     @property
@@ -88,13 +88,13 @@ class Connection:
 
 
 class RetriedHandler(pafs.FileSystemHandler):  # type: ignore[misc]
-    """Passes every request on to a plain file system, and again where it fails for a while."""
+    """Passes every request to a plain file system, and repeats it while the store fails."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
     def __eq__(self, other: object) -> bool:
-        """Whether both lead to the same files."""
+        """Whether both are the same file system."""
         if not isinstance(other, RetriedHandler):
             return NotImplemented
         same = self.connection == other.connection
@@ -107,19 +107,19 @@ class RetriedHandler(pafs.FileSystemHandler):  # type: ignore[misc]
         return self.connection.retries.call(request, f"{scheme}://{str(path).lstrip('/')}")
 
     def get_type_name(self) -> str:
-        """Of the plain file system."""
+        """The type of the plain file system."""
         return f"py::rayinf+{self.connection.plain.type_name}"
 
     def normalize_path(self, path: str) -> str:
-        """As the plain file system does."""
+        """The path as the plain file system normalises it."""
         return self.connection.plain.normalize_path(path)
 
     def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
-        """Of some paths."""
+        """Information about some paths."""
         return self._call(lambda: self.connection.plain.get_file_info(paths), paths[0] if paths else "")
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
-        """Of a folder's entries."""
+        """Information about a folder's entries."""
         return self._call(lambda: self.connection.plain.get_file_info(selector), selector.base_dir)
 
     def create_dir(self, path: str, recursive: bool) -> None:
@@ -135,7 +135,7 @@ class RetriedHandler(pafs.FileSystemHandler):  # type: ignore[misc]
         self._call(lambda: self.connection.plain.delete_dir_contents(path, missing_dir_ok=missing_dir_ok), path)
 
     def delete_root_dir_contents(self) -> None:
-        """Never done."""
+        """Not supported."""
         raise NotImplementedError
 
     def delete_file(self, path: str) -> None:
@@ -159,16 +159,16 @@ class RetriedHandler(pafs.FileSystemHandler):  # type: ignore[misc]
         return pa.PythonFile(RetriedFile(self, path), mode="r")
 
     def open_output_stream(self, path: str, metadata: Any) -> pa.NativeFile:
-        """Files are written to a local one first, which `StorePath.upload` sends whole."""
+        """Not supported: files are written locally, and sent whole by `StorePath.upload`."""
         raise NotImplementedError
 
     def open_append_stream(self, path: str, metadata: Any) -> pa.NativeFile:
-        """Stores cannot append."""
+        """Not supported: stores cannot append."""
         raise NotImplementedError
 
 
 class RetriedFile(io.RawIOBase):
-    """A file that is read from a store; where a read fails, the file is opened again and the read made again."""
+    """A file in a store, for reading; where a read fails, the file is opened again and the read repeated."""
 
     def __init__(self, handler: RetriedHandler, path: str) -> None:
         super().__init__()
@@ -189,25 +189,25 @@ class RetriedFile(io.RawIOBase):
         return self._handler._call(request, self._path)
 
     def readable(self) -> bool:
-        """It is."""
+        """True."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """True."""
         return True
 
     def tell(self) -> int:
-        """Where the next read begins."""
+        """The position of the next read."""
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place."""
+        """Set the position of the next read."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         self._at = max(start + offset, 0)
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        """So many bytes, fewer at the end alone."""
+        """So many bytes; fewer only at the end of the file."""
         left = max(self._size - self._at, 0)
         wanted = left if size is None or size < 0 else min(size, left)
         if not wanted:
@@ -234,6 +234,6 @@ class RetriedFile(io.RawIOBase):
         return len(found)
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file."""
         self._file = None
         super().close()

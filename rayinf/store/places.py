@@ -1,4 +1,4 @@
-"""Where something lies: a local path or a place in a store, from whatever a user gave."""
+"""A local path, or a place in a store, from the path or URI of a user."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["AnyPath", "StorePath", "draw_into", "is_uri", "open_place", "relativ
 
 
 def open_place(given: str | Path | StorePath, name: str = "path") -> AnyPath:
-    """The place that a user's path or URI means, the same in any process.
+    """The place of a user's path or URI, absolute, so that it is the same in any process.
 
     Args:
         given: a path, or a URI. `file://` is local.
         name: of the argument, for errors.
 
     Raises:
-        InputError: the home folder of a user who does not exist, a URI without a path, a scheme that nothing knows.
+        InputError: the home folder of an unknown user, a URI without a path, or an unknown scheme.
     """
     if isinstance(given, StorePath):
         return given
@@ -45,7 +45,9 @@ def open_place(given: str | Path | StorePath, name: str = "path") -> AnyPath:
     except ValueError as error:
         raise InputError(f"{name}={text!r}: {redact(str(error))}.", "pass s3://bucket/path, say.") from error
     if not found.inner:
-        raise InputError(f"{name}={text!r} names no folder or file.", "write a path after the bucket's name.")
+        raise InputError(
+            f"{name}={text!r} must name a folder or file in a bucket.", "add a path after the bucket's name."
+        )
     return found
 
 
@@ -63,7 +65,7 @@ def _posix(place: AnyPath) -> str:
 
 
 def draw_into(place: AnyPath, draw: Callable[[Path], object]) -> None:
-    """Let `draw` make a file, whose suffix says of which kind it is; of a store, in a local folder first."""
+    """Let `draw` write a file, in the format of its suffix; for a store, in a local folder first."""
     if isinstance(place, Path):
         place.parent.mkdir(parents=True, exist_ok=True)
         draw(place)

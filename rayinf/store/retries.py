@@ -1,4 +1,4 @@
-"""Trying again where a store fails: with growing pauses, for a bounded time, and not in silence."""
+"""Repeats requests to a store that fails: with growing pauses, for a bounded time, and with a message."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import TypeVar
 from rayinf.store.failures import StoreAwayError, away, lasting, may_pass, short
 
 T = TypeVar("T")
-# A store that has answered before may be away for so long; one that never has, for less: its address may be wrong.
-PATIENCE_SECONDS, FIRST_SECONDS = 120.0, 20.0
-# The first pause, the longest, and from when on a wait is told.
+# How long requests to a store are repeated; for less where it has never answered, since its address may be wrong.
+RETRY_SECONDS, FIRST_SECONDS = 120.0, 20.0
+# The first pause, the longest, and after how long a message is printed.
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 0.1, 5.0
 _QUIET_SECONDS = 2.0
 
@@ -24,44 +24,44 @@ def _print(line: str) -> None:
     print(f"rayinf: {line}", file=sys.stderr, flush=True)
 
 
-# Called with a line when a wait begins and when it has ended.
+# Called with a line when the store does not answer, and when it answers again.
 listeners: list[Callable[[str], None]] = [_print]
 
 
 class Retries:
-    """Of one store in one process: all requests share what is known of its absence.
+    """The retries of one store in one process. Requests share the time since which it has not answered.
 
-    Once a request has been given up, others are tried once and not waited for, until one succeeds.
+    Once a request has been given up, further ones are tried once, without waiting, until one succeeds.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._lock = threading.Lock()
         self._since: float | None = None
-        self._answered = self._told = False
+        self._answered = self._reported = False
 
     @property
-    def patience(self) -> float:
-        """Seconds for which the store may be away."""
-        return PATIENCE_SECONDS if self._answered else FIRST_SECONDS
+    def limit(self) -> float:
+        """Seconds for which requests are repeated."""
+        return RETRY_SECONDS if self._answered else FIRST_SECONDS
 
     @property
     def longest(self) -> float:
-        """Seconds after which a request has surely ended, or been given up; 0 before the store has ever answered."""
-        return PATIENCE_SECONDS + 6 * _LONGEST_SECONDS if self._answered else 0.0
+        """Seconds after which any request has ended or been given up; 0 before the store has ever answered."""
+        return RETRY_SECONDS + 6 * _LONGEST_SECONDS if self._answered else 0.0
 
     def call(self, request: Callable[[], T], place: str) -> T:
         """The answer to a request that may be made again.
 
         Args:
-            request: is made once or more often.
-            place: that it is about, for errors.
+            request: is called once or more often.
+            place: of the request, for errors.
 
         Raises:
-            FileNotFoundError: what is asked for is not there.
+            FileNotFoundError: the file does not exist.
             StoreAwayError: no answer for too long.
             StoreDeniedError: access is denied.
-            StoreMissingError: the bucket is not there.
+            StoreMissingError: the bucket does not exist.
         """
         begin, pause = time.monotonic(), _SHORTEST_SECONDS
         while True:
@@ -79,7 +79,7 @@ class Retries:
                         raise
                     raise problem from error
                 waited = self._failed(begin, error)
-                if waited > self.patience:
+                if waited > self.limit:
                     raise StoreAwayError(*away(place, waited, error)) from error
             else:
                 self._succeeded()
@@ -88,28 +88,29 @@ class Retries:
             pause = min(2 * pause, _LONGEST_SECONDS)
 
     def _failed(self, begin: float, error: BaseException) -> float:
-        """How long the store is away, or this one request has failed."""
+        """Seconds since the store has stopped answering or this request began, whichever is longer ago."""
         now = time.monotonic()
         with self._lock:
             self._since = now if self._since is None else self._since
+            # A request that began before the store failed has been waiting for longer than the store has failed.
             waited = now - min(begin, self._since)
-            tells = waited > _QUIET_SECONDS and not self._told
-            self._told = self._told or tells
-        if tells:
-            _tell(f"{self.name} does not answer ({short(error)}): trying again for up to {self.patience:.0f} s.")
+            reports = waited > _QUIET_SECONDS and not self._reported
+            self._reported = self._reported or reports
+        if reports:
+            _report(f"{self.name} does not answer ({short(error)}): trying again for up to {self.limit:.0f} s.")
         return waited
 
     def _succeeded(self) -> None:
         if self._since is None and self._answered:
             return
         with self._lock:
-            since, told = self._since, self._told
-            self._since, self._told, self._answered = None, False, True
-        if told and since is not None:
-            _tell(f"{self.name} answers again after {time.monotonic() - since:.0f} s.")
+            since, reported = self._since, self._reported
+            self._since, self._reported, self._answered = None, False, True
+        if reported and since is not None:
+            _report(f"{self.name} answers again after {time.monotonic() - since:.0f} s.")
 
 
-def _tell(line: str) -> None:
+def _report(line: str) -> None:
     for listener in tuple(listeners):
         listener(line)
 
@@ -119,7 +120,7 @@ def retries_of(uri: str, name: str) -> Retries:
     """The retries of a store in this process.
 
     Args:
-        uri: how it is reached.
-        name: how it is called, without secrets.
+        uri: of the store, with its credentials.
+        name: of the store, without secrets.
     """
     return Retries(name)

@@ -1,4 +1,4 @@
-"""A place in a store, with the part of `pathlib.Path` that rayinf uses; picklable."""
+"""A place in a store, with those methods of `pathlib.Path` that rayinf uses; picklable."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TEMPORARY = ".tmp."
 
 
 class Stat(NamedTuple):
-    """What `stat` says of a file."""
+    """The size and the time of a file."""
 
     st_size: int
     st_mtime_ns: int
@@ -54,33 +54,33 @@ class StorePath:
         """The place of a URI.
 
         Raises:
-            ValueError: it is none.
-            InputError: a scheme that nothing installed here knows.
+            ValueError: it is not a URI.
+            InputError: a scheme that no installed package supports.
         """
         parts = Parts.of(uri)
-        connection = Connection(parts.leads_to_store, parts.name)
+        connection = Connection(parts.store_uri, parts.name)
         if parts.root is not None:
             return cls(connection, parts.root, parts.path)
 
         path = connect(connection.uri)[1].rstrip("/")
         inner = f"{parts.host}/{parts.path}".strip("/")
-        # Some file systems take the host for the first part of the path, and some do not.
+        # Some file systems count the host as the first part of the path, and some do not.
         inner = inner if path.endswith(inner) else parts.path
         return cls(connection, path[: len(path) - len(inner)].rstrip("/"), inner)
 
     @property
     def path(self) -> str:
-        """As pyarrow has it."""
+        """The path in pyarrow's form."""
         return f"{self.root}/{self.inner}" if self.inner else self.root or "/"
 
     @property
     def filesystem(self) -> pafs.FileSystem:
-        """Of the store, with retries."""
+        """The store's file system, with retries."""
         return self.connection.filesystem
 
     @property
     def scheme(self) -> str:
-        """Of the URI."""
+        """The scheme of the URI."""
         return self.connection.name.partition("://")[0]
 
     def __str__(self) -> str:
@@ -111,7 +111,7 @@ class StorePath:
 
     @property
     def suffix(self) -> str:
-        """Of the name."""
+        """The suffix of the name."""
         return PurePosixPath(self.path).suffix
 
     @property
@@ -128,38 +128,9 @@ class StorePath:
             found.append(place)
         return tuple(found)
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The names below the store's root."""
-        return tuple(self.inner.split("/"))
-
     def with_name(self, name: str) -> StorePath:
         """Another file in the same folder."""
         return self.parent / name
-
-    def relative_to(self, other: StorePath) -> PurePosixPath:
-        """The path from another place to this one.
-
-        Raises:
-            ValueError: this one does not lie there.
-        """
-        return PurePosixPath(self.path).relative_to(other.path)
-
-    def as_posix(self) -> str:
-        """As text."""
-        return str(self)
-
-    def as_uri(self) -> str:
-        """As text."""
-        return str(self)
-
-    def expanduser(self) -> StorePath:
-        """Itself."""
-        return self
-
-    def absolute(self) -> StorePath:
-        """Itself."""
-        return self
 
     def _info(self) -> pafs.FileInfo:
         return self.filesystem.get_file_info(self.path)
@@ -173,18 +144,14 @@ class StorePath:
         return bool(self._info().is_file)
 
     def is_dir(self) -> bool:
-        """Whether it is a folder: in an object store, whether there is anything below it."""
+        """Whether it is a folder; in an object store, whether any object is below it."""
         return bool(self._info().type == pafs.FileType.Directory)
 
-    def is_symlink(self) -> bool:
-        """It never is."""
-        return False
-
     def stat(self) -> Stat:
-        """Bytes, and when it was last written.
+        """Its size and the time of its last change.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: it does not exist.
         """
         found = self._info()
         if not found.is_file:
@@ -192,15 +159,15 @@ class StorePath:
         return Stat(int(found.size), int(found.mtime_ns or 0))
 
     def open(self, mode: str = "rb", buffering: int = -1) -> io.BufferedReader:
-        """Open to read bytes; a read that fails is made again.
+        """Open to read bytes; a read that fails is repeated.
 
         Args:
             mode: "rb".
-            buffering: is not looked at: blocks are fetched at once.
+            buffering: ignored: blocks are fetched at once.
 
         Raises:
             ValueError: another mode.
-            FileNotFoundError: it is not there.
+            FileNotFoundError: it does not exist.
         """
         if mode != "rb":
             raise ValueError(f"{self} can only be opened as rb, not as {mode}")
@@ -236,7 +203,7 @@ class StorePath:
         yield from (p for p in sorted(self._list(recursive=True)) if fnmatchcase(p.name, pattern))
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
-        """Make a folder where the store has such things."""
+        """Make a folder; object stores have none."""
         if self.scheme not in OBJECT_SCHEMES:
             self.filesystem.create_dir(self.path, recursive=parents)
 
@@ -244,7 +211,7 @@ class StorePath:
         """Remove a file.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: it does not exist.
         """
         try:
             self.filesystem.delete_file(self.path)
@@ -272,7 +239,7 @@ class StorePath:
         """Copy it into a local file.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: it does not exist.
         """
         plain, local = (lambda: self.connection.plain), pafs.LocalFileSystem()
 
@@ -289,15 +256,15 @@ class StorePath:
             self.upload(file)
 
     def upload(self, file: Path) -> None:
-        """Put a local file here, whole: whoever reads sees what was there before, or all of the new one.
+        """Put a local file here, atomically: a reader sees the old file, or all of the new one.
 
-        A store that is not known to do so gets it under the name of the local temporary first, and renames it.
+        In a store whose puts are not known to be atomic, it is put under the name of the local temporary, then renamed.
         """
         whole = self.scheme in OBJECT_SCHEMES
         at = self if whole else self.with_name(self.name + _TEMPORARY + file.name.rpartition(_TEMPORARY)[2])
 
         def request() -> None:
-            # Not by `copy_files`, which does not close the file, and so does not see that its last part failed.
+            # Not by `copy_files`: it does not close the file, so that an error of its last part would be lost.
             with file.open("rb") as source:
                 block = source.read(_BLOCK)
                 target = self.connection.plain.open_output_stream(at.path)
@@ -308,7 +275,7 @@ class StorePath:
 
         if not whole:
             self.parent.mkdir(parents=True, exist_ok=True)
-        # A file that Ctrl-C leaves half way would be closed all the same, and count.
+        # Interrupted by Ctrl-C, pyarrow would close the file, which then counts as complete.
         uninterrupted(lambda: self.connection.retries.call(request, str(self)))
         if not whole:
             self.filesystem.move(at.path, self.path)

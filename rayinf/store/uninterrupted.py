@@ -1,4 +1,4 @@
-"""Calls that Ctrl-C does not cut in two."""
+"""Calls in threads of their own, which Ctrl-C does not interrupt."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from concurrent.futures import Future, wait
 from typing import TypeVar
 
 T = TypeVar("T")
-# A second Ctrl-C, or so many seconds, end the wait.
+# After Ctrl-C the call is waited for at most so long; a second Ctrl-C ends the wait.
 _SECONDS = 30.0
 
 
-def uninterrupted(call: Callable[[], T]) -> T:
-    """What a call gives. It runs in another thread, to which Ctrl-C is not sent: it is waited for first.
-
-    Raises:
-        KeyboardInterrupt: it was pressed meanwhile.
-    """
+def in_thread(call: Callable[[], T]) -> Future[T]:
+    """The future result of a call in a daemon thread."""
     done: Future[T] = Future()
 
     def run() -> None:
@@ -26,7 +22,17 @@ def uninterrupted(call: Callable[[], T]) -> T:
         except BaseException as error:
             done.set_exception(error)
 
-    threading.Thread(target=run, daemon=True, name="rayinf upload").start()
+    threading.Thread(target=run, daemon=True, name="rayinf call").start()
+    return done
+
+
+def uninterrupted(call: Callable[[], T]) -> T:
+    """The result of a call that Ctrl-C does not interrupt: it runs in another thread, and is waited for.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed meanwhile.
+    """
+    done = in_thread(call)
     try:
         return done.result()
     except KeyboardInterrupt:

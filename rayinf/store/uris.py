@@ -1,4 +1,4 @@
-"""URIs of stores in their parts: what leads to the store, what is in it, and what may be shown."""
+"""URIs of stores in their parts: the store, the path in it, and what may be shown."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from urllib.parse import unquote
 
 from rayinf.redaction import NAMED, redact
 
-# Stores in which a file appears whole, under its own name, or not at all.
+# Stores whose puts are atomic: a file appears complete or not at all.
 OBJECT_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss")
 # Schemes whose path begins at the root of a file system.
 _ROOTED = ("hdfs", "viewfs")
-# What pyarrow knows itself; others go through fsspec.
+# Schemes that pyarrow supports itself; others go through fsspec.
 KNOWN_SCHEMES = (*OBJECT_SCHEMES, *_ROOTED)
 _URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<rest>.*)", re.DOTALL)
-# What pathlib makes of a URI.
+# A URI that went through pathlib, which collapses its slashes.
 _COLLAPSED = re.compile(r"(s3|gs|gcs|abfs|abfss|hdfs|viewfs|file|memory):/(?!/)")
-# Options follow a question mark; another one is a sign of a glob.
+# Options follow a question mark; other question marks are wildcards of a glob.
 _OPTIONS = re.compile(r"\?(?=[A-Za-z_][\w.-]*=)")
 
 
@@ -36,7 +36,7 @@ class Parts:
         scheme: in lower case.
         user: what stands before the @, with it; a secret, perhaps.
         host: the bucket, account or server.
-        path: within it, unescaped, without slashes at its ends; signs of a glob stay.
+        path: within it, unescaped, without slashes at its ends; wildcards are kept.
         options: after the question mark; secrets, perhaps.
     """
 
@@ -51,7 +51,7 @@ class Parts:
         """The parts of a URI.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it is not a URI.
         """
         found = _URI.fullmatch(_COLLAPSED.sub(r"\1://", str(given)))
         if found is None:
@@ -73,7 +73,7 @@ class Parts:
 
     @property
     def root(self) -> str | None:
-        """The path of the store's own root as pyarrow has it; None where only the file system knows it."""
+        """The path of the store's own root as pyarrow has it; None where only the file system can tell."""
         if self.scheme in ("s3", "gs", "gcs"):
             return self.host
         if self.scheme in ("abfs", "abfss"):
@@ -81,7 +81,7 @@ class Parts:
         return "" if self.scheme in _ROOTED else None
 
     @property
-    def leads_to_store(self) -> str:
+    def store_uri(self) -> str:
         """A URI of the store as a whole, from which a file system is made."""
         options = self.options
         if self.scheme == "s3" and "allow_delayed_open" not in options:

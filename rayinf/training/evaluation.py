@@ -56,7 +56,7 @@ def measure_model(
     }
     told = {
         column if name == "value" else f"{column}_{name}": value
-        for column, found in objectives.tell(sums, targets).items()
+        for column, found in objectives.objective_details(sums, targets).items()
         for name, value in found.items()
     }
     return {"rows": scan.rows, "loss": loss / scan.rows, "accuracy": int(right.sum()) / scan.rows, **shares, **told}

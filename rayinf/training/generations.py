@@ -11,7 +11,7 @@ import numpy as np
 
 from rayinf.data.batches import Array
 from rayinf.data.checked_folder import CheckedFolder
-from rayinf.pareto.fitness import HOPELESS, rank, relative_change
+from rayinf.pareto.fitness import UNTRAINED, rank, relative_change
 from rayinf.pareto.front import non_dominated, trade_off, value
 from rayinf.training.candidates import Outcome, Trial
 from rayinf.training.search import GENE, PAPER, Search
@@ -130,7 +130,7 @@ class Generations:
 
     def _judge(self, key: str, place: tuple[int, int], trial: Trial, outcome: Outcome) -> Candidate:
         if outcome.problem is not None:
-            return Candidate(key, *place, trial, outcome, -np.inf, HOPELESS, np.nan, np.nan)
+            return Candidate(key, *place, trial, outcome, -np.inf, UNTRAINED, np.nan, np.nan)
         against = self.checkpoint if self.wanted.mode == "direct" else self.plain
         fitness, tie = rank(relative_change(outcome.accuracy, against.accuracy), self.wanted.targets)
         gain, others = trade_off(outcome.accuracy, self.plain.accuracy, self.wanted.targets)

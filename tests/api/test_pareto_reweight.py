@@ -313,7 +313,7 @@ def test_equal_candidates_are_tried_once(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"targets": [7]}, "7 is no class"),
+        ({"targets": [7]}, "7 is not a class"),
         ({"targets": []}, "names no class"),
         ({"targets": [0, 0]}, "one twice"),
         ({"mode": "sideways"}, "mode='sideways' is unknown"),

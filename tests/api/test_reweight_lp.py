@@ -122,13 +122,13 @@ def test_demands_that_cannot_be_met_leave_no_file(scores, tmp_path):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"targets": "bird"}, "'bird' is no class"),
+        ({"targets": "bird"}, "'bird' is not a class"),
         ({"targets": []}, "names no class"),
         ({"targets": ["category_cat", "category_cat"]}, "one twice"),
         ({"alpha": np.nan}, "not finite"),
         ({"alpha": [0.9, 0.9]}, "for 4 classes"),
         ({"alpha": {"category_cat": 0.9}}, "dog, category_emu, category_fox missing"),
-        ({"alpha": dict.fromkeys([*COLUMNS, "bird"], 1)}, "'bird' is no class"),
+        ({"alpha": dict.fromkeys([*COLUMNS, "bird"], 1)}, "'bird' is not a class"),
         ({"upper": 0}, "upper must be a finite number > 0"),
         ({"radius": 1.01}, "radius must be a number in"),
         ({"slack": "none"}, "slack='none' is unknown"),

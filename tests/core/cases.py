@@ -115,7 +115,7 @@ LAYERS = (*FIRST.items(), ("mlp", "2"))
 
 
 def _tokens(n: int, length: int, words: int) -> Tensor:
-    """Rows that speak of different things: words are neither equally frequent nor independent in a row."""
+    """Rows about different subjects: words are neither equally frequent nor independent in a row."""
     topic = torch.randint(3, (n, 1))
     return (torch.randint(words, (n, length)) * torch.randint(2, (n, length)) + 2 * topic).clamp(max=words - 1)
 

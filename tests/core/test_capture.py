@@ -122,17 +122,17 @@ def test_products_sums_and_self_products(name: str) -> None:
         weights[::2, 0] = 0
         weights[:, 1] = 0
         inverse = {n: v[0].square() for n, v in random_like(found.blocks, 1).items()}
-        turns = {b.name: (*_rotations(b), inverse[b.name]) for b in found.blocks}
+        eigenbases = {b.name: (*_rotations(b), inverse[b.name]) for b in found.blocks}
         given = row_products(_again(found, x), cotangent, queries)
         sums: dict[str, Tensor] = {}
         add_queries(sums, _again(found, x), cotangent, weights, "V")
         add_queries(sums, _again(found, x), cotangent, weights, "V")
-        own = self_products(_again(found, x), cotangent, turns)
+        own = self_products(_again(found, x), cotangent, eigenbases)
     torch.testing.assert_close(given, products(rows, queries))
     truth = torch.zeros(len(x), dtype=torch.float64)
     for n, held in rows.items():
         torch.testing.assert_close(sums[f"V/{n}"], 2 * torch.einsum("bq,broi->qroi", weights, held))
-        q_a, q_g, d = turns[n]
+        q_a, q_g, d = eigenbases[n]
         truth += ((q_g.mT @ (held if q_a is None else held @ q_a)).square() * d).sum((1, 2, 3))
     torch.testing.assert_close(own, truth)
 
@@ -193,8 +193,8 @@ def test_a_tape_gives_many_cotangents_beside_parameters_without_a_rule() -> None
 def test_a_layer_that_is_never_called_is_worth_nothing() -> None:
     model, x, y = rich()
     with forward_pass(model, x, y, ["head", "unused"]) as (found, cotangent):
-        turns = {"head": (None, None, torch.ones(1, 3, 5, dtype=torch.float64))}
-        own = self_products(found, cotangent, turns)
+        eigenbases = {"head": (None, None, torch.ones(1, 3, 5, dtype=torch.float64))}
+        own = self_products(found, cotangent, eigenbases)
     head = oracles.layer_row_gradients(model, cross_entropy, x, y, "head")
     torch.testing.assert_close(own, head.square().sum((1, 2, 3)))
 
@@ -348,7 +348,7 @@ def test_such_a_layer_is_refused_by_the_whole_job(length: int, curvature: str) -
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_tiny_gradients(half: torch.dtype) -> None:
-    """Gradients of sure rows are of size 1e-7: under what fp16 holds, were they not carried larger."""
+    """Gradients of sure rows are of size 1e-7: under what fp16 holds, were they not scaled."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).eval()
     x, y = torch.randn(8, 6), torch.arange(8) % 3

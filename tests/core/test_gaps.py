@@ -64,7 +64,7 @@ def values(kind: str, classes: int, favourable: int) -> dict[str, truth.Value]:
     }
 
 
-def asked(name: str, favourable: int | None) -> Any:
+def gap_named(name: str, favourable: int | None) -> Any:
     return {
         "total": "total",
         "demographic_parity": demographic_parity(favourable),
@@ -91,7 +91,7 @@ def test_values_and_influence_are_those_of_the_definition(
     """Without curvature n I(i) is the product of two gradients; every objective's is checked to 1e-8."""
     model, task, train, valid = problem(kind, classes)
     value = values(kind, classes, classes - 1 if favourable is None else favourable)[name]
-    scores = rayinf.influence(task, train, valid, objective=asked(name, favourable), curvature="identity")
+    scores = rayinf.influence(task, train, valid, objective=gap_named(name, favourable), curvature="identity")
     query = truth.gradient(value, model, list(model.parameters()))
     rows = truth.row_gradients(model, *tensors(train)[:2])
     expected = (rows @ query / len(train)).numpy()
@@ -139,7 +139,7 @@ def test_halves_have_gaps_of_their_own() -> None:
     men = torch.from_numpy(sex == "m")
     rows = truth.row_gradients(model, *tensors(train)[:2])
     assert scores.halves is not None
-    # Which half a row is in is the package's own affair: it is told by a column that has a slice for every row.
+    # Which half a row is in is the package's decision: a column with a slice for every row shows it.
     named = valid.assign(row=np.arange(len(valid)))
     single = rayinf.influence(task, train, named, objective="slice:row", curvature="identity", halves=True)
     assert single.halves is not None
@@ -166,23 +166,23 @@ def test_three_groups_are_each_compared_with_the_rest(name: str) -> None:
         signed = value(model).item()
         query = np.sign(signed) * (rows @ truth.gradient(value, model, list(model.parameters()))).numpy() / len(train)
         np.testing.assert_allclose(scores.to_numpy()[:, k], query, rtol=0, atol=1e-8 * np.abs(query).max())
-        told = scores.metadata["objective_details"][f"{name}_{g}"]
-        assert told["signed"] == pytest.approx(signed, rel=1e-9)
+        details = scores.metadata["objective_details"][f"{name}_{g}"]
+        assert details["signed"] == pytest.approx(signed, rel=1e-9)
 
 
-def test_hard_gaps_and_accuracy_are_told() -> None:
+def test_hard_gaps_and_accuracy_are_reported() -> None:
     model, task, train, valid = problem("linear", 2)
     x, y, sex = tensors(valid)
     scores = rayinf.influence(task, train, valid, objective=OBJECTIVES, curvature="identity")
-    told = scores.metadata["objective_details"]
+    details = scores.metadata["objective_details"]
     predicted = model(x).argmax(1).numpy()
     men, good = sex == "m", y.numpy() == 1
-    assert told["demographic_parity"]["hard"] == pytest.approx(abs(predicted[men].mean() - predicted[~men].mean()))
+    assert details["demographic_parity"]["hard"] == pytest.approx(abs(predicted[men].mean() - predicted[~men].mean()))
     rates = [predicted[g & good].mean() for g in (men, ~men)]
-    assert told["equal_opportunity"]["hard"] == pytest.approx(abs(rates[0] - rates[1]))
+    assert details["equal_opportunity"]["hard"] == pytest.approx(abs(rates[0] - rates[1]))
     attacked = model(truth.closest_point(model, x, 1.3)).argmax(1)
-    assert told["robustness"]["accuracy"] == pytest.approx((attacked == y).double().mean().item())
-    assert "total" not in told
+    assert details["robustness"]["accuracy"] == pytest.approx((attacked == y).double().mean().item())
+    assert "total" not in details
 
 
 def test_no_gap_counts_as_positive() -> None:
@@ -223,7 +223,7 @@ def test_an_attack_stays_in_its_range() -> None:
 
 @lru_cache
 def toy() -> tuple[rayinf.Task, pd.DataFrame, pd.DataFrame]:
-    """C's toy: two isotropic Gaussians in the plane, 150 + 100 rows, a group that goes with the class."""
+    """The toy of Chhabra 2024: two isotropic Gaussians in the plane, 150 + 100 rows, a group that follows the class."""
     rng = np.random.default_rng(11)
 
     def draw(n: int) -> pd.DataFrame:

@@ -18,7 +18,7 @@ import rayinf
 
 # What every mutant must exceed at half of the rows.
 SEEN = 1e-2
-# Of models that are no fit.
+# For models that were not fitted.
 DAMPING = 5.0
 # Of the logits of a row that is nearly sure.
 GAPS = (3.0, 30.0, 45.0, 300.0)
@@ -58,7 +58,7 @@ def rotation(d: int, seed: int = 1) -> Tensor:
 
 
 def general(d: int) -> Tensor:
-    """Scales over a factor of 10, turned on both sides."""
+    """Scales over a factor of 10, rotated on both sides."""
     return rotation(d) @ torch.diag(torch.logspace(-0.5, 0.5, d, dtype=torch.float64)) @ rotation(d, seed=2)
 
 

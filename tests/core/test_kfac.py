@@ -16,7 +16,8 @@ from rayinf.core.capture import capture, forward
 from rayinf.core.kfac import Basis, Sums
 from rayinf.core.layer_inputs import output_positions, tiles
 
-# A layer, its inputs, and classes such that S = K - 1 Fisher columns; the names say which side is turned by Q first.
+# A layer, its inputs, and classes such that S = K - 1 Fisher columns; the names give the side that is rotated by Q
+# first.
 CASES = {
     "one position": lambda: (Pooled(nn.Linear(5, 4), 4, 3), (8, 1, 5), 3),
     "one position, groups": lambda: (Pooled(nn.Conv2d(4, 6, 3, groups=2), 6, 3, True), (8, 4, 3, 3), 3),
@@ -118,7 +119,7 @@ def test_sums_are_the_oracles(name: str, size: int) -> None:
 
 @pytest.mark.parametrize("name", WAYS)
 def test_every_order_of_turning_is_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The four cases above are the four branches: told from whether whole slices are asked for, and of what."""
+    """The four cases above are the four branches: recognised by whether whole slices are requested, and of what."""
     model, x, y = build(name)
     block, *_ = find_blocks(model, ["layer"])
     basis = kfac.decompose(covariance(model, x, y, 8), block)
@@ -166,11 +167,11 @@ def test_masked_positions_enter_no_factor() -> None:
     assert error(whole(sums["A/layer"])[0], a.T @ a) < 1e-12
     assert error(whole(sums["G/layer"])[0], g.T @ g) < 1e-12
     assert sums["N/layer"].item() == int(mask.sum())
-    assert sums["N/head"].item() == len(x)  # the head sees no tokens: the mask says nothing of it
+    assert sums["N/head"].item() == len(x)  # the head has no tokens: the mask does not apply to it
 
 
 def test_padding_enters_no_factor() -> None:
-    """Words of the padding index have no gradient, so that their output gradients tell nothing of G."""
+    """Words of the padding index have no gradient, so that their output gradients do not enter G."""
     torch.manual_seed(0)
     model = Pooled(nn.Embedding(7, 4), 4, 3).double().eval()
     x, y = torch.randint(7, (8, 5)), torch.arange(8) % 3

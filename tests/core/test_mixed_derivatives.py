@@ -29,22 +29,22 @@ def network() -> nn.Module:
     return nn.Sequential(*layers, nn.Tanh(), nn.Flatten(), nn.Linear(16, 5), nn.Tanh(), nn.Linear(5, 3)).double().eval()
 
 
-def random_turns(blocks):
+def random_eigenbases(blocks):
     def orthogonal(r, d):
         return torch.linalg.qr(torch.randn(r, d, d, dtype=torch.float64)).Q
 
-    turns = {}
+    eigenbases = {}
     for b in blocks:
         r, o, i = b.shape
-        turns[b.name] = (orthogonal(r, i), orthogonal(r, o), torch.rand(r, o, i, dtype=torch.float64))
-    return turns
+        eigenbases[b.name] = (orthogonal(r, i), orthogonal(r, o), torch.rand(r, o, i, dtype=torch.float64))
+    return eigenbases
 
 
-def dense_of(turns, blocks):
-    """The dense matrix that turns stand for."""
+def dense_of(eigenbases, blocks):
+    """The dense matrix that eigenbases stand for."""
     parts = []
     for b in blocks:
-        q_a, q_g, d = turns[b.name]
+        q_a, q_g, d = eigenbases[b.name]
         for k in range(b.shape[0]):
             basis = torch.kron(q_g[k], q_a[k])
             parts.append(basis @ torch.diag(d[k].flatten()) @ basis.T)
@@ -85,12 +85,12 @@ def test_products(forward_pass):
     assert torch.allclose(rows.slopes(u), torch.einsum("bpd,p->bd", m_bpd, flat), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["dense", "turned"])
+@pytest.mark.parametrize("kind", ["dense", "eigenbasis"])
 def test_total_derivatives(forward_pass, kind):
     rows, blocks, m_bpd, row_gradient, (model, x) = forward_pass
-    turns = random_turns(blocks)
-    dense = dense_of(turns, blocks)
-    inverse = Inverse(dense, {}) if kind == "dense" else Inverse(None, turns)
+    eigenbases = random_eigenbases(blocks)
+    dense = dense_of(eigenbases, blocks)
+    inverse = Inverse(dense, {}) if kind == "dense" else Inverse(None, eigenbases)
     direct, moved = rows.jacobians(inverse)
     c_bkc = contrasts(rows.logits.detach())
     for b in range(5):
@@ -102,20 +102,22 @@ def test_total_derivatives(forward_pass, kind):
 
 
 def test_columns_in_the_eigenbasis(forward_pass):
-    """Products of columns there with turned rows are those with the dense inverse."""
+    """Products of columns there with rotated rows are those with the dense inverse."""
     rows, blocks, m_bpd, _, _ = forward_pass
-    turns = random_turns(blocks)
-    plain_turns = {n: (a, g, torch.ones_like(d)) for n, (a, g, d) in turns.items()}
+    eigenbases = random_eigenbases(blocks)
+    plain_eigenbases = {n: (a, g, torch.ones_like(d)) for n, (a, g, d) in eigenbases.items()}
     f_bdk = torch.randn(5, 32, 2, dtype=torch.float64)
-    found = rows.columns(f_bdk, Inverse(None, turns)) @ rows.columns(f_bdk, Inverse(None, plain_turns)).transpose(1, 2)
+    found = rows.columns(f_bdk, Inverse(None, eigenbases)) @ rows.columns(
+        f_bdk, Inverse(None, plain_eigenbases)
+    ).transpose(1, 2)
     mf_bpk = m_bpd @ f_bdk
-    truth = mf_bpk.transpose(1, 2) @ dense_of(turns, blocks) @ mf_bpk
+    truth = mf_bpk.transpose(1, 2) @ dense_of(eigenbases, blocks) @ mf_bpk
     assert torch.allclose(found, truth, rtol=1e-8, atol=1e-11)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("kind", ["dense", "turned"])
+@pytest.mark.parametrize("kind", ["dense", "eigenbasis"])
 def test_a_heads_closed_forms(loss, bias, kind):
     torch.manual_seed(2)
     model = nn.Sequential(nn.Flatten(), nn.Linear(6, 4, bias=bias)).double().eval()
@@ -123,9 +125,9 @@ def test_a_heads_closed_forms(loss, bias, kind):
     x, y = torch.randn(7, 2, 3, dtype=torch.float64), torch.randint(0, 4, (7,))
     given = loss if loss == "cross_entropy" else LOSSES[loss]
     captured, head = RecordedRows(model, blocks, x, y, given), HeadRows(model, blocks[0], x, y, given)
-    turns = random_turns(blocks)
-    dense = dense_of(turns, blocks)
-    inverse = Inverse(dense, {}) if kind == "dense" else Inverse(None, turns)
+    eigenbases = random_eigenbases(blocks)
+    dense = dense_of(eigenbases, blocks)
+    inverse = Inverse(dense, {}) if kind == "dense" else Inverse(None, eigenbases)
     for a, b in zip(captured.jacobians(inverse), head.jacobians(inverse), strict=True):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
     f_bdk = torch.randn(7, 6, 3, dtype=torch.float64)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import rayinf
 from rayinf import Objective
 from rayinf.core.objective_parser import parse
-from rayinf.core.objectives import LABEL, Target, query_vectors, sources, tell
+from rayinf.core.objectives import LABEL, Target, objective_details, query_vectors, sources
 from rayinf.core.objectives import weights as group_weights
 from rayinf.errors import InputError
 
@@ -124,7 +124,7 @@ def test_query_vectors_are_gradients(name: str, scores: rayinf.Scores) -> None:
 
 @pytest.mark.parametrize("name", ["gap", "spread", "squared", "margin", "category_1"])
 def test_query_vectors_are_finite_differences(name: str, scores: rayinf.Scores) -> None:
-    """A step against row 3's gradient moves the objective by what the row's score says."""
+    """A step against row 3's gradient moves the objective by the row's score."""
     model, task, train, valid = problem()
     x, y = tensors(task, train.iloc[3:4])
     parameters = list(model.parameters())
@@ -166,12 +166,12 @@ def test_halves_are_the_rows_own(scores: rayinf.Scores) -> None:
     """Which half a row is in depends on the row and the seed, not on the order of the table."""
     _, task, train, valid = problem()
     how: dict[str, Any] = {"objective": ALL, "curvature": "identity", "halves": True}
-    turned = rayinf.influence(task, train, valid.iloc[::-1], **how)
+    reversed_rows = rayinf.influence(task, train, valid.iloc[::-1], **how)
     other = rayinf.influence(task, train, valid, seed=1, **how)
     assert scores.halves is not None
-    assert turned.halves is not None
+    assert reversed_rows.halves is not None
     assert other.halves is not None
-    np.testing.assert_allclose(turned.halves[0].to_numpy(), scores.halves[0].to_numpy(), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(reversed_rows.halves[0].to_numpy(), scores.halves[0].to_numpy(), rtol=1e-9, atol=1e-12)
     assert error(*(torch.from_numpy(s.halves[0].to_numpy()) for s in (other, scores))) > 1e-2
 
 
@@ -186,7 +186,7 @@ def test_combined_groups_in_a_half() -> None:
     queries = query_vectors(sums, [target], [block], halves=True)
     truth = torch.tensor([10 / 7 - 5 / 3, 2 / 3 - 1 / 2, 8 / 4 - 4 / 1], dtype=torch.float64)
     torch.testing.assert_close(queries["layer"].flatten(), truth)
-    assert tell(sums, [target]) == {"gap": {"value": pytest.approx(10 / 7 - 6 / 3)}}
+    assert objective_details(sums, [target]) == {"gap": {"value": pytest.approx(10 / 7 - 6 / 3)}}
 
 
 def test_objectives_of_one_function_share_its_backward_pass() -> None:
@@ -236,9 +236,9 @@ def test_an_unknown_objective_is_refused(given: object) -> None:
 
 
 def test_no_objective_and_one_twice_are_refused() -> None:
-    with pytest.raises(InputError, match="asks for nothing"):
+    with pytest.raises(InputError, match="is empty"):
         parse([])
-    with pytest.raises(InputError, match="'total' is asked for twice"):
+    with pytest.raises(InputError, match="'total' is named twice"):
         parse(["total", Objective("total", rows=brier)])
 
 

@@ -57,7 +57,7 @@ def naive(
 
 
 def values(of: rayinf.Task, train: Any, valid: Any = VALID, **arguments: Any) -> np.ndarray:
-    """The first column of the scores `[n]`, under curvature "identity" unless told otherwise."""
+    """The first column of the scores `[n]`, under curvature "identity" by default."""
     return rayinf.influence(of, train, valid, **{"curvature": "identity", **arguments}).to_numpy()[:, 0]
 
 

@@ -125,7 +125,7 @@ def test_a_store_that_is_away_is_no_damage(s3, tmp_path, monkeypatch):
     place = open_place(f"s3://bucket/{tmp_path.name}{s3.options}")
     files = CheckedFolder(place, "me")
     files.put_json("a.json", {"x": 1})
-    monkeypatch.setattr(retries, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(retries, "RETRY_SECONDS", 0.1)
     s3.stop()
     for ask in (
         lambda: files.json("a.json"),

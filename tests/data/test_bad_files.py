@@ -170,8 +170,8 @@ def test_factors_that_fit_no_run(tmp_path: Path, refused: Refused) -> None:
     other = linear()
     other.weight.data[0, 0] += 1
     for k, (key, change) in enumerate({"model": {"task": task(other)}, "curvature": {"curvature": "kfac"}}.items()):
-        told = {"model": "the model (its weights, code or attributes) differs", "curvature": "curvature: "}[key]
-        message = f"{first} belong to another fit: {told}"
+        difference = {"model": "the model (its weights, code or attributes) differs", "curvature": "curvature: "}[key]
+        message = f"{first} belong to another fit: {difference}"
         refused(message, factors=first, out=tmp_path / str(k), begun=None, **change)
     refused("no factors", curvature="identity", factors=first, out=tmp_path / "last", begun=None)
     (first / "factors" / "factors.safetensors").write_bytes(b"half")

@@ -47,7 +47,7 @@ def test_row_keys_tell_rows_apart() -> None:
     assert len(np.unique(row_keys(x, np.zeros(len(x), int)))) == len(distinct) > 10_000
     x = x[first]
     assert not np.isin(row_keys(x, np.ones(len(x), int)), row_keys(x, np.zeros(len(x), int))).any()
-    # Columns are no set: the same numbers in another order are another row.
+    # Columns are ordered: the same numbers in another order are another row.
     assert not (row_keys(x, x[:, 0].astype(int)) == row_keys(x[:, ::-1], x[:, 0].astype(int)))[
         x[:, 0] != x[:, 15]
     ].any()

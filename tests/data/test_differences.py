@@ -1,4 +1,4 @@
-"""What is said of two configs that differ: what the user changed, in words, and no digests."""
+"""The text for two configs that differ: what the user changed, in words, without digests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def table(rows: int = 9, **columns: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "expected"),
     [
         ({"loss": A}, {"loss": B}, ["the loss function differs"]),
         ({"loss": "cross_entropy"}, {"loss": B}, ["loss: cross_entropy -> a function"]),
@@ -54,11 +54,11 @@ def table(rows: int = 9, **columns: str) -> dict[str, Any]:
             {"objective": ["gap"], "objective functions": {"gap": B}},
             ["the function of the objective 'gap' differs"],
         ),
-        # But where nothing else differs, something is said all the same.
+        # But where nothing else differs, the text is not empty.
         ({"valid": table()}, {"valid": table(row_id="44")}, ["valid differs"]),
         ({"objective functions": {"a": A}}, {"objective functions": {"b": A}}, ["objective functions differs"]),
     ],
 )
-def test_words(old: dict[str, Any], new: dict[str, Any], said: list[str]) -> None:
-    assert differences(old, new) == said
+def test_words(old: dict[str, Any], new: dict[str, Any], expected: list[str]) -> None:
+    assert differences(old, new) == expected
     assert differences(old, old) == []

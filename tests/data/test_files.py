@@ -112,7 +112,7 @@ def test_temporaries_of_dead_processes_are_swept_and_nothing_else(tmp_path: Path
 
 def test_arrays_come_back_as_they_were(tmp_path: Path) -> None:
     """Their shapes too: a number has no axis."""
-    arrays = {**ARRAYS, "turned": np.asfortranarray(np.arange(12.0).reshape(3, 4)), "view": np.arange(20)[::3]}
+    arrays = {**ARRAYS, "transposed": np.asfortranarray(np.arange(12.0).reshape(3, 4)), "view": np.arange(20)[::3]}
     write_arrays(tmp_path / "x.safetensors", arrays)
     found = read_arrays(tmp_path / "x.safetensors")
     assert found is not None

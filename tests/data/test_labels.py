@@ -107,7 +107,7 @@ def test_integer_labels_name_their_logit_where_one_is_missing() -> None:
     assert close(found, naive(X[held], Y[held], VALID))
 
 
-def test_which_labels_can_be_told() -> None:
+def test_which_labels_are_certain() -> None:
     assert make_classes({0: 3, 2: 1}, 3) == Classes((0, 1, 2))
     assert make_classes({1: 3, 2: 1}, 3) == Classes((0, 1, 2))
     assert make_classes({"b": 3, "a": 1}, 2) == Classes(("a", "b"))

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from rayinf.data.packed_names import Numbered, in_order
+from rayinf.data.packed_names import PackedNames, in_order
 
 NAMES = [
     *[f"scores/part-{k:05d}.parquet" for k in (0, 1, 2, 7, 99_999, 100_000, 100_001)],
@@ -19,7 +19,7 @@ NAMES = [
 @pytest.mark.parametrize("seed", range(20))
 def test_it_is_a_mapping(seed: int) -> None:
     rng = random.Random(seed)
-    held, truth = Numbered(3), {}
+    held, truth = PackedNames(3), {}
     for _ in range(300):
         name = rng.choice(NAMES)
         if rng.random() < 0.4:
@@ -37,14 +37,14 @@ def test_it_is_a_mapping(seed: int) -> None:
 
 
 def test_its_order_is_that_of_the_numbers() -> None:
-    held, names = Numbered(1), [f"scores/part-{k:05d}.parquet" for k in range(99_990, 100_010)]
+    held, names = PackedNames(1), [f"scores/part-{k:05d}.parquet" for k in range(99_990, 100_010)]
     for name in reversed([*names, "scans.json", "z/manifest"]):
         held[name] = b"."
     assert list(held) == ["scans.json", *names, "z/manifest"] == sorted(held, key=in_order)
 
 
 def test_a_numbered_name_takes_its_value_and_a_byte() -> None:
-    held = Numbered(50)
+    held = PackedNames(50)
     for k in range(10_000):
         held[f"p-{k:05d}.x"] = bytes(50)
     assert sum(sys.getsizeof(a) for a in held._arrays.values()) < 60 * 10_000

@@ -20,8 +20,8 @@ def run(folder: Path, labels: list[str], column: str = "label") -> rayinf.Scores
     frame[column] = [labels[k % len(labels)] for k in range(40)]
     frame["split"] = [f"../{k % 2}/x" for k in range(40)]
     task = rayinf.Task(nn.Linear(3, len(labels)), features=["x0", "x1", "x2"], label=column, classes=labels)
-    asked = ["total", "category", "slice:split"]
-    return rayinf.influence(task, frame, frame, asked, curvature="ekfac", out=folder)
+    objectives = ["total", "category", "slice:split"]
+    return rayinf.influence(task, frame, frame, objectives, curvature="ekfac", out=folder)
 
 
 @pytest.mark.parametrize("mask", [0o002, 0o027, 0o077])

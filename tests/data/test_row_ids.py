@@ -67,7 +67,7 @@ def test_another_column_may_be_asked_for() -> None:
 
 
 def test_only_train_needs_the_ids() -> None:
-    """Ids of the validation rows are looked at where they are there, and are no part of the scores."""
+    """Ids of the validation rows are checked where there are any, and do not enter the scores."""
     valid = table(*VALID, key=[f"v{k}" for k in range(len(VALID[0]))])
     for v in (VALID, valid):
         found = rayinf.influence(task(row_id="key"), table(X, Y, key=SHUFFLED), v, curvature="identity").table

@@ -108,7 +108,7 @@ def test_the_log_is_appended_to(tmp_path: Path) -> None:
     assert [line["event"] for line in lines] == ["start", "shard"]
     assert lines[1]["index"] == 3
     assert lines[0]["time"] <= lines[1]["time"]
-    assert folder.begin(RECORD) is False  # a log alone is no one's work
+    assert folder.begin(RECORD) is False  # a log alone does not make a run
 
 
 # --- Runs that stop and go on

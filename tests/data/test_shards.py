@@ -122,7 +122,7 @@ def test_a_row_group_cut_into_shards_is_decoded_once_in_order(tmp_path: Path, mo
 
 
 def test_reads_that_do_not_fit_the_shards(tmp_path: Path) -> None:
-    """pyarrow may give batches of other sizes than it was asked for: what is left of one is kept for the next shard."""
+    """pyarrow may give batches of other sizes than requested: what is left of one is kept for the next shard."""
     t = long_table(1000)
     write(t, tmp_path / "t.parquet", [700, 300])
     rng = np.random.default_rng(1)

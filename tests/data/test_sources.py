@@ -1,4 +1,4 @@
-"""Which files a path stands for, in which order, and what is said of files and file systems that cannot be read."""
+"""The files of a path, in order, and errors for files and file systems that cannot be read."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_trying_an_out_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def _write(where: Path) -> dict[str, tuple[Path, str]]:
-    """Files of every other kind, and what is said of them."""
+    """Files of every other kind, and the errors."""
     frame = pd.DataFrame({"a": [1.5, 2.5], "b": [1, 2]})
     buffer, raw = io.BytesIO(), io.BytesIO()
     np.savez(buffer, x=X)
@@ -218,14 +218,14 @@ def _write(where: Path) -> dict[str, tuple[Path, str]]:
     }
     for name, (data, _) in held.items():
         (where / name).write_bytes(data)
-    return {name: (where / name, told) for name, (_, told) in held.items()}
+    return {name: (where / name, expected) for name, (_, expected) in held.items()}
 
 
 def test_files_of_other_kinds(tmp_path: Path) -> None:
-    for file, told in _write(tmp_path).values():
-        with pytest.raises(rayinf.InputError, match=f"(?s){file} .*cannot be read as Parquet: .*{told}") as caught:
+    for file, expected in _write(tmp_path).values():
+        with pytest.raises(rayinf.InputError, match=f"(?s){file} .*cannot be read as Parquet: .*{expected}") as caught:
             value(file)
-        if "restore" not in told:
+        if "restore" not in expected:
             assert "restore the file" not in str(caught.value)
 
 
@@ -237,7 +237,7 @@ def test_a_folder_without_parquet_says_what_it_holds(tmp_path: Path) -> None:
 
 
 def test_what_an_error_of_the_system_means() -> None:
-    for error, told in (
+    for error, expected in (
         (PermissionError(13, "Permission denied"), "permission denied"),
         (FileNotFoundError(2, "gone"), "not there any more"),
         (IsADirectoryError(21, "x"), "is a folder"),
@@ -251,8 +251,8 @@ def test_what_an_error_of_the_system_means() -> None:
         (OSError("Corrupt snappy compressed data."), "cannot be read as Parquet.*restore"),
     ):
         found = str(corrupt("b/t.parquet", "footer", error))
-        assert re.search(told, found), found
-        assert ("restore or rewrite" in found) == ("Parquet" in told)
+        assert re.search(expected, found), found
+        assert ("restore or rewrite" in found) == ("Parquet" in expected)
 
 
 # --- S3
@@ -285,15 +285,15 @@ def test_a_bucket() -> None:
             assert scores.metadata["files"] == (
                 ["b/u/one.parquet"] if path.startswith("u") else ["b/t/p0.parquet", "b/t/p1.parquet"]
             )
-        for path, told in (("none", "no Parquet file at"), ("t/*.pq", "no Parquet file at"), ("t/*.csv", "is CSV")):
-            with pytest.raises(rayinf.InputError, match=told) as caught:
+        for path, expected in (("none", "no Parquet file at"), ("t/*.pq", "no Parquet file at"), ("t/*.csv", "is CSV")):
+            with pytest.raises(rayinf.InputError, match=expected) as caught:
                 value(f"s3://me:SECRET@b/{path}{options}")
             assert "SECRET" not in str(caught.value)
 
 
 @pytest.mark.parametrize("lists", [False, True])
 def test_a_bucket_that_refuses(lists: bool) -> None:
-    """All of it, or only its files: that is no damage of a file."""
+    """All of it, or only its files: this is not damage of a file."""
     with bucket(FILES, 403, lists) as options:
         for path in ("t/*.parquet", "u/*.parquet"):
             with pytest.raises(rayinf.InputError, match=r"access is denied.*credentials") as caught:
@@ -311,5 +311,5 @@ def test_a_bucket_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_bucket_without_a_path() -> None:
-    with pytest.raises(rayinf.InputError, match=r"names no folder or file|cannot be opened"):
+    with pytest.raises(rayinf.InputError, match=r"must name a folder or file|cannot be opened"):
         value("s3://?region=us-east-1")

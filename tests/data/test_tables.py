@@ -141,7 +141,7 @@ def test_valid_in_every_form(tmp_path: Path, true: np.ndarray) -> None:
 
 
 def test_all_forms_agree_under_ekfac(tmp_path: Path) -> None:
-    """The curvature sees every row of every form too. Beside it: rows in another order are no small change."""
+    """The curvature sees every row of every form too. Beside it: rows in another order are not a small change."""
     true = values(task(), (X, Y), curvature="ekfac", damping=1e-3)
     for name, form in FORMS.items():
         (tmp_path / name).mkdir()

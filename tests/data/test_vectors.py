@@ -69,10 +69,10 @@ def test_positions_count_where_labels_are_not_known() -> None:
     unknown = Vectors.of(Scores.from_numpy(P[:, :2], ["x", "y"]))
     assert unknown.find([1]) == unknown.find(np.array([1])) == [1]
     for bad in (2, -1, True, 0.5, "z"):
-        with pytest.raises(InputError, match="is no class of the scores"):
+        with pytest.raises(InputError, match="is not a class of the scores"):
             unknown.find(bad)
     # Where they are, a number is a label.
-    with pytest.raises(InputError, match=r"0 is no class of the scores.*'b', 'a', 7"):
+    with pytest.raises(InputError, match=r"0 is not a class of the scores.*'b', 'a', 7"):
         Vectors.of(labelled()).find([0])
 
 
@@ -118,10 +118,10 @@ def test_without_halves_or_labels() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), None])
 def test_a_value_that_is_not_finite_is_named(tmp_path: Path, bad: float | None) -> None:
     table = pa.table({"row_id": [0, 1, 2], "category_a": [1.0, 2.0, 3.0], "category_b": [1.0, 2.0, bad]})
-    told = "nan" if bad is None else str(bad)
+    shown = "nan" if bad is None else str(bad)
     for scores in (Scores(table), run(tmp_path, table, [0, 2])):
         for read in (Vectors.of(scores).batches, Vectors.of(scores).joint):
-            with pytest.raises(InputError, match=f"row 2 in 'category_b' is {told}"):
+            with pytest.raises(InputError, match=f"row 2 in 'category_b' is {shown}"):
                 list(read())
 
 

@@ -144,7 +144,7 @@ def test_attacks_are_refused(tmp_path: Path) -> None:
     refused("gamma=nan", lambda: robustness(gamma=float("nan")), out=out)
     for name in ("fgsm", "pgd"):
         for budget in (None, 0.0, -1.0, float("inf"), float("nan")):
-            refused("has no budget", lambda n=name, b=budget: robustness(n, epsilon=b), out=out)
+            refused("must have a budget", lambda n=name, b=budget: robustness(n, epsilon=b), out=out)
     refused("steps must be an integer >= 1", lambda: robustness("pgd", epsilon=0.1, steps=0), out=out)
     refused("clip must be a range", lambda: robustness("pgd", epsilon=0.1, clip=(1, 0)), out=out)
     refused("'nonsense'. is unknown", lambda: robustness("nonsense"), out=out)

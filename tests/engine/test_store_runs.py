@@ -206,7 +206,7 @@ def test_a_bucket_that_is_not_there(s3, tables):
 def test_a_server_that_dies_for_good_is_no_damage(s3, remote, monkeypatch):
     from rayinf.store import retries
 
-    monkeypatch.setattr(retries, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(retries, "RETRY_SECONDS", 1.0)
     threading.Timer(2.0, s3.stop).start()
 
     def run():

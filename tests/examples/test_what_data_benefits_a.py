@@ -191,7 +191,7 @@ def test_quick_trees_are_printed_and_drawn(load: Callable, capsys: pytest.Captur
             assert (tmp_path / f"{kind}_synthetic_{objective}.png").read_bytes().startswith(PNG)
     assert out.count("all rows: ") == 3
     assert "demographic parity: gap" in out
-    assert "|  |- " in out
+    assert "|   |--- " in out
 
 
 def test_the_boundary_is_where_the_model_is_undecided(load: Callable) -> None:

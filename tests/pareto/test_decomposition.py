@@ -11,7 +11,7 @@ from rayinf.pareto.lp import InfeasibleError, ReweightLP
 
 @pytest.fixture
 def few_rows(monkeypatch):
-    """Far fewer explicit rows and a smaller sample than there are rows, so that points must speak for the rest."""
+    """Far fewer explicit rows and a smaller sample than there are rows, so that points must represent the rest."""
     monkeypatch.setattr(decomposition, "SAMPLE", 100)
     monkeypatch.setattr(decomposition, "EXPLICIT", 30)
 
@@ -77,7 +77,7 @@ def test_batches_of_any_size_give_the_same_bytes(few_rows):
         assert np.concatenate(parts).tobytes() == kept.tobytes()
 
 
-def test_no_end_is_told(few_rows, monkeypatch):
+def test_too_many_passes_are_an_error(few_rows, monkeypatch):
     monkeypatch.setattr(decomposition, "_MOST_PASSES", 2)
     p = influences(0, 4000, 5)
     with pytest.raises(RunError, match="After 2 passes"):

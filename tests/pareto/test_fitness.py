@@ -1,4 +1,4 @@
-"""Line 7 against A's formula written out, its branches and its ties."""
+"""Line 7 of Algorithm 1 against the formula of Nahin 2025 written out, its branches and its ties."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from rayinf.pareto.fitness import HOPELESS, fitness, rank, relative_change
+from rayinf.pareto.fitness import UNTRAINED, fitness, rank, relative_change
 
 
 def written_out(delta: list[float], targets: list[int]) -> float:
-    """A's sums, where an indicator of 0 contributes nothing."""
+    """The sums of Nahin 2025, where an indicator of 0 contributes nothing."""
     first = sum(-math.inf for k in targets if delta[k] <= 0) / len(targets)
     others = [k for k in range(len(delta)) if k not in targets]
     second = sum(delta[k] for k in others if delta[k] < 0) / len(others) if others else 0.0
@@ -46,7 +46,7 @@ def test_ties_go_to_the_higher_mean_gain_of_the_targets():
 
 def test_at_minus_infinity_the_worst_target_ranks():
     better, worse = rank(np.array([-0.1, 0.9, 0]), [0, 1]), rank(np.array([-0.2, 5.0, 0]), [0, 1])
-    assert better > worse > HOPELESS and better[0] == worse[0] == -math.inf
+    assert better > worse > UNTRAINED and better[0] == worse[0] == -math.inf
     assert rank(np.array([0.1, 0.1, -5.0]), [0, 1]) > better
 
 

@@ -76,7 +76,7 @@ def test_alphas_are_clipped_to_the_bound():
 
 
 def test_children_take_each_gene_from_either_parent():
-    population = np.arange(24 * 11, dtype=float).reshape(24, 11)  # every gene tells where it comes from
+    population = np.arange(24 * 11, dtype=float).reshape(24, 11)  # every gene shows where it comes from
     rows, mixed = [], 0
     for g in range(1, 100):
         for child in TABLE_2.following(population, 1, g)[18:]:

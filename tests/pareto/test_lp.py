@@ -181,7 +181,7 @@ def test_where_no_sum_is_positive_there_is_no_largest_alpha():
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "expected"),
     [
         ({"alpha_k": np.nan}, "not finite"),
         ({"alpha_k": [0.9, np.inf, 1]}, "not finite"),
@@ -197,8 +197,8 @@ def test_where_no_sum_is_positive_there_is_no_largest_alpha():
         ({"alpha_k": 0.9, "radius": True}, "radius must be"),
     ],
 )
-def test_bad_numbers(given, told):
-    with pytest.raises(InputError, match=told):
+def test_bad_numbers(given, expected):
+    with pytest.raises(InputError, match=expected):
         ReweightLP(np.ones((5, 3)), [0]).solve(**given)
 
 

@@ -49,7 +49,7 @@ def scipy_gain(p: Array) -> float:
 
 
 def source(*parts: Array, batch: int = 1000, codes: Array | None = None) -> Callable[[bool], Iterator[tuple[Any, ...]]]:
-    """Batches of these rows, as often as asked for."""
+    """Batches of these rows, as often as they are requested."""
 
     def read(labels: bool) -> Iterator[tuple[Any, ...]]:
         for start in range(0, len(parts[0]), batch):

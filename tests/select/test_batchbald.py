@@ -53,7 +53,7 @@ def test_exact_while_configurations_are_few(samples: int, rows: int, classes: in
 
 
 def test_certain_labels() -> None:
-    """Probabilities of exactly 0 and 1: two samples that disagree on everything are told apart by one label."""
+    """Probabilities of exactly 0 and 1: two samples that disagree on everything are distinguished by one label."""
     with np.errstate(divide="ignore"):
         logs = np.log(np.array([[[1.0, 0.0]] * 3, [[0.0, 1.0]] * 3]))
     picked, gains = pick_batch(logs, 3, seed=0)
@@ -76,7 +76,7 @@ def test_drawn_configurations_estimate_the_exact_gain(most: int) -> None:
 
 
 def test_drawn_picks_are_those_of_the_enumeration_where_they_stand_out() -> None:
-    """Copies of a row tell little more: picks go round the groups, then round again."""
+    """Copies of a row add little information: picks go through the groups, then through them again."""
     groups = draws(40, 4, 3, seed=2, scale=3.0)
     logs = np.repeat(groups, 5, axis=1)
     picked, _ = pick_batch(logs, 8, seed=1, most=400)
@@ -104,13 +104,13 @@ def test_one_seed_one_answer_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_long_batch_does_not_underflow() -> None:
-    """The probability of 330 labels of ten classes is no float64."""
+    """The probability of 330 labels of ten classes underflows in float64."""
     picked, gains = pick_batch(draws(5, 340, 10, seed=6), 330, seed=0, most=100)
     assert len(set(picked.tolist())) == 330 and np.isfinite(gains).all()
     assert gains.sum() == pytest.approx(math.log(5), rel=0.05)  # all there is to know of five samples
 
 
 def test_more_rows_than_candidates() -> None:
-    with pytest.raises(InputError, match="batch of 4 rows was asked of 3 candidates"):
+    with pytest.raises(InputError, match="batch of 4 rows cannot be picked from 3 candidates"):
         pick_batch(draws(2, 3, 2), 4, seed=0)
     assert pick_batch(draws(2, 3, 2), 0, seed=0)[0].shape == (0,)

@@ -104,5 +104,5 @@ def test_text_is_refused(kind: type | str) -> None:
 @pytest.mark.parametrize(("m", "fix"), [(0, "pass subsample=1.0."), (4, "pass a subsample 10 times as large, or")])
 def test_too_few_rows(m: int, fix: str) -> None:
     x, _, values = rows(m)
-    with pytest.raises(InputError, match=f"holds {m} scored rows: a forest of ranks needs some 20.*{fix}"):
+    with pytest.raises(InputError, match=f"holds {m} scored rows: a forest of ranks needs about 20.*{fix}"):
         RankForest.fit(x, values, None, seed=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from typing import Any
 
 import numpy as np
@@ -95,22 +96,30 @@ def test_order_of_three_classes_does_not_matter() -> None:
     np.testing.assert_allclose(InfluenceTree().fit(x, names[y], values).predict(x, names[y]), first, atol=1e-10)
 
 
-def test_text_tells_conditions_values_and_rows() -> None:
+def test_text_gives_rules_values_and_rows() -> None:
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"age": rng.uniform(20, 60, 200), "sex": rng.integers(0, 2, 200)})
     job = np.where(rng.random(200) < 0.5, "clerk", "smith")
     values = np.where(job == "clerk", np.where(frame["sex"] == 1, 3.0, 1.0), np.where(frame["age"] > 40, -1.5, -2.0))
     tree = InfluenceTree(max_depth=2, shrinkage=0.0).fit(frame, job, values)
+    clerks, women, old = job == "clerk", frame["sex"] == 1, frame["age"] > 40
     lines = tree.export_text().splitlines()
-    assert lines[0] == f"all rows: {values.mean():+.3g} (200 rows)"
-    clerks = job == "clerk"
-    assert f"|- label = clerk: {values[clerks].mean():+.3g} ({clerks.sum()} rows)" in lines
-    assert f"|  |- sex = 1: +3 ({(clerks & (frame['sex'] == 1)).sum()} rows)" in lines
-    assert any(line.startswith(("|  |- age > 40", "|  |- age > 39")) for line in lines)
-    assert len(lines) == 7 == len(tree.nodes())
+    assert [line for line in lines if "age" not in line] == [
+        f"all rows: {values.mean():+.3g} (200 rows)",
+        f"|--- label = clerk: {values[clerks].mean():+.3g} ({clerks.sum()} rows)",
+        f"|   |--- sex = 0: +1 ({(clerks & ~women).sum()} rows)",
+        f"|   |--- sex = 1: +3 ({(clerks & women).sum()} rows)",
+        f"|--- label = smith: {values[~clerks].mean():+.3g} ({(~clerks).sum()} rows)",
+    ]
+    young, older = [line for line in lines if "age" in line]
+    assert re.fullmatch(rf"\|   \|--- age <= (39|40)\.\d+: -2 \({(~clerks & ~old).sum()} rows\)", young)
+    assert re.fullmatch(rf"\|   \|--- age > (39|40)\.\d+: -1.5 \({(~clerks & old).sum()} rows\)", older)
     three = InfluenceTree(max_depth=1).fit(frame, np.resize(["u", "v", "w"], 200), np.resize([0.0, 5.0, 0.0], 200))
-    assert "|- label is not v: " in three.export_text()
-    assert "|- label = v: " in three.export_text()
+    assert "|--- label is not v: " in three.export_text()
+    assert "|--- label = v: " in three.export_text()
+    small = InfluenceTree(max_depth=1, shrinkage=0.0).fit(frame, job, np.where(clerks, 1.25e-7, -3e-7))
+    assert f": +1.2e-07 ({clerks.sum()} rows)" in small.export_text(decimals=2)
+    assert InfluenceTree().fit(frame, None, np.ones(200)).export_text() == "all rows: +1 (200 rows)"
 
 
 def test_it_is_cloned_pickled_and_deterministic() -> None:
@@ -168,17 +177,17 @@ def test_score_is_the_share_of_variance() -> None:
 @pytest.mark.parametrize(
     ("column", "cut", "at"),
     [
-        ([2014, 2015, 2016, 2017], 2015.5, "2015"),  # four digits would say 2016
-        ([10.0, 40_000, 60_000, 90_000.0], 5e4, "50000"),
-        ([2014.1, 2014.2, 2014.3, 2014.4], 2014.25, "2014.25"),
-        ([1e-6, 2e-6, 3e-6, 4e-6], 2.5e-6, "2.5e-06"),
+        ([2014, 2015, 2016, 2017], 2015.5, "2015.50"),  # four digits would say 2016
+        ([10.0, 40_000, 60_000, 90_000.0], 5e4, "50000.00"),
+        ([2014.1, 2014.2, 2014.3, 2014.4], 2014.25, "2014.2500"),
+        ([1e-6, 2e-6, 3e-6, 4e-6], 2.5e-6, "0.000002500"),
     ],
 )
 def test_a_threshold_parts_the_rows_that_the_tree_parts(column: list[float], cut: float, at: str) -> None:
     x = np.repeat(column, 5)[:, None]
     tree = InfluenceTree(max_depth=1).fit(x, None, np.where(x[:, 0] > cut, 1.0, -1.0), feature_names=["year"])
-    left, right = (node.condition for node in tree.nodes()[1:])
-    assert (left, right) == (f"year <= {at}", f"year > {at}")
+    _, left, right = (line.rpartition(":")[0] for line in tree.export_text().splitlines())
+    assert (left, right) == (f"|--- year <= {at}", f"|--- year > {at}")
     np.testing.assert_array_equal(x[:, 0] > float(at), tree.predict(x) > 0)
 
 
@@ -194,12 +203,13 @@ def test_names_are_given_or_the_frames() -> None:
     ]
 
 
-def test_a_tree_thousands_deep_is_read() -> None:
+def test_a_tree_thousands_deep_is_used_and_its_text_is_refused() -> None:
     x = np.arange(1500.0)[:, None]
-    tree = InfluenceTree(max_depth=None).fit(x, None, np.exp(0.4 * x[:, 0]))
+    values = np.exp(0.4 * x[:, 0])
+    tree = InfluenceTree(max_depth=None, shrinkage=0.0).fit(x, None, values)
     assert tree.tree_.get_depth() > 1000
-    assert sum(node.rows for node in tree.nodes()[1:3]) == 1500
-    assert len(tree.nodes()) == tree.tree_.tree_.node_count
+    np.testing.assert_array_equal(tree.predict(x), tree.tree_.predict(x))
+    refused(tree.export_text, "levels cannot be read as text")
 
 
 def test_numbers_that_are_none_are_refused() -> None:
@@ -213,7 +223,7 @@ def test_numbers_that_are_none_are_refused() -> None:
     refused(lambda: InfluenceTree().fit(x, y, np.stack([values, values], 1)), r"values has the shape \(300, 2\)")
     refused(lambda: InfluenceTree().fit(x, y, values[:9]), "inconsistent")
     refused(lambda: InfluenceTree().fit(x, np.where(y == 1, "a", None), values), "have no label")
-    refused(lambda: InfluenceTree().fit(x, y.astype("datetime64[D]"), values), "are no labels")
+    refused(lambda: InfluenceTree().fit(x, y.astype("datetime64[D]"), values), "cannot be labels")
     refused(lambda: InfluenceTree(max_depth=0).fit(x, y, values), "max_depth")
     refused(lambda: InfluenceTree().fit(x, y, values, feature_names=["a"]), "1 feature_names for 4")
     refused(lambda: InfluenceTree().fit(x, y, values).export_text(decimals=0), "decimals=0")

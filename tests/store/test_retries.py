@@ -1,4 +1,4 @@
-"""Trying again: bounded, told, shared by all requests to a store; and what is not tried again."""
+"""Retries: bounded, reported, shared by all requests to a store; and errors that are not retried."""
 
 import time
 
@@ -13,7 +13,7 @@ BUSY = OSError("AWS Error SLOW_DOWN during PutObject operation: SlowDown")
 
 
 @pytest.fixture
-def told(monkeypatch):
+def messages(monkeypatch):
     lines = []
     monkeypatch.setattr(retries, "listeners", [lines.append])
     monkeypatch.setattr(retries, "_SHORTEST_SECONDS", 0.01)
@@ -35,23 +35,23 @@ class Request:
         return "answer"
 
 
-def test_a_request_that_fails_for_a_while(told):
+def test_a_request_that_fails_for_a_while(messages):
     held, request = Retries("s3://b"), Request(4)
     assert held.call(request, "s3://b/x") == "answer"
     assert request.made == 5
-    assert told == []  # so short a wait says nothing
+    assert messages == []  # so short a wait is not reported
 
 
-def test_a_long_wait_is_told_once_and_its_end_too(told, monkeypatch):
+def test_a_long_wait_is_reported_once_and_its_end_too(messages, monkeypatch):
     monkeypatch.setattr(retries, "_QUIET_SECONDS", 0.05)
     held = Retries("s3://b")
     assert held.call(Request(8), "s3://b/x") == "answer"
-    assert [line.split("(")[0].strip() for line in told][:1] == ["s3://b does not answer"]
-    assert "answers again after" in told[1] and len(told) == 2
+    assert [line.split("(")[0].strip() for line in messages][:1] == ["s3://b does not answer"]
+    assert "answers again after" in messages[1] and len(messages) == 2
 
 
-def test_it_gives_up_and_later_requests_do_not_wait(told, monkeypatch):
-    monkeypatch.setattr(retries, "PATIENCE_SECONDS", 0.3)
+def test_it_gives_up_and_later_requests_do_not_wait(messages, monkeypatch):
+    monkeypatch.setattr(retries, "RETRY_SECONDS", 0.3)
     held = Retries("s3://b")
     assert held.call(Request(0), "s3://b/x") == "answer"
     with pytest.raises(
@@ -67,7 +67,7 @@ def test_it_gives_up_and_later_requests_do_not_wait(told, monkeypatch):
     assert held.call(Request(3), "s3://b/x") == "answer"  # it has answered: it is waited for again
 
 
-def test_a_store_that_never_answered_is_given_up_sooner(told, monkeypatch):
+def test_a_store_that_never_answered_is_given_up_sooner(messages, monkeypatch):
     monkeypatch.setattr(retries, "FIRST_SECONDS", 0.1)
     with pytest.raises(StoreAwayError):
         Retries("s3://typo").call(Request(10**9), "s3://typo/x")
@@ -97,15 +97,15 @@ def test_what_may_pass(text, passes):
     assert may_pass(ConnectionResetError("x")) and may_pass(TimeoutError("x"))
 
 
-def test_what_lasts_is_said_at_once(told):
+def test_lasting_errors_are_raised_at_once(messages):
     held = Retries("s3://b")
-    for error, kind, said in (
+    for error, kind, expected in (
         (OSError("AWS Error ACCESS_DENIED during X: 403"), StoreDeniedError, "access is denied.*check the credentials"),
         (PermissionError(13, "no"), StoreDeniedError, "access is denied"),
         (OSError("AWS Error NO_SUCH_BUCKET during X"), StoreMissingError, "does not exist.*create it"),
     ):
         request = Request(10**9, error)
-        with pytest.raises(kind, match=said) as caught:
+        with pytest.raises(kind, match=expected) as caught:
             held.call(request, "s3://k:SECRET@b/x")
         assert request.made == 1 and isinstance(caught.value, InputError) and "SECRET" not in str(caught.value)
     with pytest.raises(FileNotFoundError):

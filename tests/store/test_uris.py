@@ -55,20 +55,20 @@ def test_a_uri_that_went_through_pathlib():
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "expected"),
     [
         ("https://host/run", "web server"),
-        ("s3://bucket", "names no folder"),
-        ("s3://", "names no folder"),
+        ("s3://bucket", "must name a folder or file"),
+        ("s3://", "must name a folder or file"),
         ("nosuchscheme://b/x", "cannot be opened"),
         ("hdfs://localhost:1/x", None),
     ],
 )
-def test_what_leads_nowhere(given, told):
-    if told is None:
-        assert open_place(given).path == "/x"  # found out when it is asked
+def test_uris_that_cannot_be_opened(given, expected):
+    if expected is None:
+        assert open_place(given).path == "/x"  # found out at the first request
         return
-    with pytest.raises(InputError, match=rf"{told}.*Fix: "):
+    with pytest.raises(InputError, match=rf"{expected}.*Fix: "):
         open_place(given)
 
 
@@ -113,4 +113,4 @@ def test_other_text_stays(text):
 
 def test_the_way_to_a_store_does_not_hold_the_path():
     a, b = (Parts.of(f"s3://k:s@b/{p}?region=r") for p in ("x", "y/z"))
-    assert a.leads_to_store == b.leads_to_store
+    assert a.store_uri == b.store_uri

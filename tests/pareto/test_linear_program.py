@@ -1,20 +1,20 @@
-"""The master: a small program whose optimum is known, and what happens where HiGHS gives up."""
+"""The linear program: a small one whose optimum is known, and what happens where HiGHS gives up."""
 
 import highspy
 import numpy as np
 import pytest
 
 from rayinf.errors import RunError
-from rayinf.pareto import master
-from rayinf.pareto.master import Goal, solve
+from rayinf.pareto import linear_program
+from rayinf.pareto.linear_program import Goal, solve
 
 UNKNOWN = highspy.HighsModelStatus.kUnknown
 
 
 def statuses(monkeypatch, lies):
-    """HiGHS says first what `lies` say, and the truth from then on."""
+    """HiGHS reports the statuses `lies` first, and the true ones from then on."""
     truth, left = highspy.Highs.getModelStatus, list(lies)
-    monkeypatch.setattr(master.Highs, "getModelStatus", lambda self: left.pop(0) if left else truth(self))
+    monkeypatch.setattr(linear_program.Highs, "getModelStatus", lambda self: left.pop(0) if left else truth(self))
 
 
 def mixed():
@@ -47,7 +47,7 @@ def test_where_the_dual_simplex_gives_up_the_primal_takes_over(monkeypatch):
     np.testing.assert_allclose(found.prices, known.prices)
 
 
-def test_where_both_give_up_it_is_told(monkeypatch):
+def test_where_both_give_up_an_error_is_raised(monkeypatch):
     statuses(monkeypatch, [UNKNOWN, UNKNOWN])
     with pytest.raises(RunError, match="HiGHS gave up on a program of 3 rows and 3 columns: Unknown"):
         mixed()

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 # The public names, each imported when it is first asked for: a worker that needs none of matplotlib, scikit-learn and
 # HiGHS starts in half the time.
-_HOMES = {
+HOMES = {
     "Ceiling": "rayinf.api.ceiling_report",
     "Cluster": "rayinf.engine.job",
     "Fit": "rayinf.task",
@@ -145,8 +145,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name, or a part of the package, when it is first asked for."""
-    if name in _HOMES:
-        found = getattr(importlib.import_module(_HOMES[name]), name)
+    if name in HOMES:
+        found = getattr(importlib.import_module(HOMES[name]), name)
     elif name in _FOLDERS:
         found = importlib.import_module(f"rayinf.{name}")
     else:

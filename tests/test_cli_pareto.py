@@ -81,7 +81,7 @@ class TestReweight:
             ("targets=yes", "should be a class or a list of classes"),
             ("search.elites=-1", "search.elites=-1: elites must be an integer >= 0"),
             ("search.elits=1", "is an unknown key (did you mean 'elites'?)"),
-            ("search.radius=true", 'should be "gene", a number in (0, 1], or null'),
+            ("search.radius=true", "should be a name, a number or null"),
             ("mode=sideways", "mode=sideways is unknown"),
             ("scores=runs/none", "holds no run"),
             ("task=mytask.py:task", "how its model is trained"),

@@ -14,7 +14,8 @@ from cli_cases import TASK, call, imports_of, make_folder, refused
 from click.testing import Result
 from run_folders import edit_record
 
-from rayinf import api, config
+import rayinf
+from rayinf import config
 from rayinf.api.history import History
 from rayinf.data.scores import Scores
 
@@ -59,7 +60,7 @@ class TestMeasure:
         assert "whose fi is 0: 0" in result.stdout
         for word in ("Forest", "Rank", "already"):
             assert word not in result.stdout
-        expected = api.influence_measure(**{**config.read_config(folder / "run.yaml", (), "measure"), "out": None})
+        expected = rayinf.influence_measure(**{**config.read_config(folder / "run.yaml", (), "measure"), "out": None})
         np.testing.assert_allclose(scores.to_numpy(), expected.to_numpy(), rtol=1e-4)
 
     def test_rank_and_subsample(self, folder: Path) -> None:
@@ -135,7 +136,7 @@ class TestAcquire:
             ("strategy=bald", "dropout"),
             ("aggregate=most", "aggregate=most is unknown"),
             ("out=null", "has no out: the results would be lost"),
-            ("train=a", "train is a key of influence, measure, reweight, removal-check, not of acquire"),
+            ("train=a", "train is a key of influence, measure, self-influence, pairs, "),
         ],
     )
     def test_refusals(self, folder: Path, change: str, said: str) -> None:
@@ -202,7 +203,7 @@ class TestActiveLearning:
             ("seed=[1, 1]", "seed=[1, 1] holds no seed, or one twice"),
             ("oracle=nothing", "there is no table and no folder"),
             ("out=null", "has no out: the results would be lost"),
-            ("factors=runs/m", "factors is a key of influence, measure, acquire, not of active-learning"),
+            ("factors=runs/m", "factors is a key of influence, measure, self-influence, pairs, acquire, not of"),
         ],
     )
     def test_refusals(self, folder: Path, change: str, said: str) -> None:
@@ -297,7 +298,7 @@ class TestPlan:
     def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         seen: list[dict[str, Any]] = []
         told = SimpleNamespace(to_text=lambda: "scores: 60 rows")
-        monkeypatch.setattr(api, "plan", lambda **given: seen.append(given) or told)
+        monkeypatch.setattr(rayinf, "plan", lambda **given: seen.append(given) or told)
         return seen
 
     def test_of_influence(self, folder: Path, asked: list[dict[str, Any]]) -> None:

@@ -72,11 +72,11 @@ class TestOverrides:
     @pytest.mark.parametrize(
         ("item", "said"),
         [
-            ("seed", "--set seed is no key=value"),
-            ("=1", "is no key=value"),
+            ("seed", "--set seed is not of the form key=value"),
+            ("=1", "is not of the form key=value"),
             ("task.x=1", "task is 'mytask.py:task', which has no keys"),
-            ("train=*.parquet", "the value is no YAML"),
-            ("out=2024-13-45", "the value is no YAML"),
+            ("train=*.parquet", "the value is not YAML"),
+            ("out=2024-13-45", "the value is not YAML"),
             ("sede=1", "--set sede is an unknown key (did you mean 'seed'?)"),
             ("cluster.worker=1", "--set cluster.worker is an unknown key (did you mean 'workers'?)"),
             ("clutser.workers=1", "--set clutser is an unknown key (did you mean 'cluster'?)"),

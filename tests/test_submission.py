@@ -165,7 +165,7 @@ def test_the_command(server, config, monkeypatch):
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "https://head:8265/")
     assert call("submit", "influence", config, "--no-follow", "--set", "seed=5").exit_code == 0
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS")
-    assert "no head is known" in refused(call("submit", "influence", config))
+    assert "the head is not known" in refused(call("submit", "influence", config))
     assert "VERB=" in refused(call("submit", "trim", config, "--address", ADDRESS))
     line = refused(call("submit", "influence", config, "--address", "http://me:pl4nted@head:8265"))
     assert "password" in line and "pl4nted" not in line

@@ -248,127 +248,81 @@ class VerbCommand(TyperCommand):
         super().format_help(ctx, formatter)
 
 
-_CODES_OF_SUBMIT = f"{_CODES} With --follow they are those of the run; 1 also where the job is not watched to its end."
-_AGAIN = "The same command again finishes an interrupted run, and does nothing to a finished one."
-# Groups of commands as `rayinf --help` lists them: function, one line for the list, and the rest of the command's help.
-_COMMANDS: dict[str, dict[str, tuple[Callable[..., None], str, str]]] = {
+# The commands by group, as `rayinf --help` lists them.
+_GROUPS = {
     "Value rows": {
-        "influence": (
-            run_verb,
-            "How much the loss on validation rows would rise or fall without each training row.",
-            _AGAIN,
-        ),
-        "self-influence": (
-            run_verb,
-            "How much each training row changes the loss on itself: odd and mislabelled rows stand out.",
-            _AGAIN,
-        ),
-        "pairs": (
-            run_verb,
-            "For each validation row, the training rows that help it and that harm it most.",
-            _AGAIN,
-        ),
-        "measure": (
-            run_verb,
-            "How strongly the fitted model reacts to small changes of each training row (FI).",
-            _AGAIN,
-        ),
+        "influence": "How much the loss on validation rows would rise or fall without each training row.",
+        "self-influence": "How much each training row changes the loss on itself: odd and mislabelled rows stand out.",
+        "pairs": "For each validation row, the training rows that help it and that harm it most.",
+        "measure": "How strongly the fitted model reacts to small changes of each training row (FI).",
     },
     "Act on values": {
-        "trim": (
-            trim,
-            "Drop the worst rows of a finished run.",
-            "Of fi, the largest values go; of influence, the most negative. Writes row_id and value of the rows that "
-            "are kept (in the table's order) and of those that are removed (worst first). No data is changed.",
-        ),
-        "trim-rounds": (
-            run_verb,
-            "Drop the rows that harm every class, fit again, and repeat while accuracy does not fall.",
-            "Writes kept.parquet, removed.parquet and the last model, model.safetensors, into the run's folder.",
-        ),
-        "acquire": (
-            run_verb,
-            "Pick the rows of an unlabelled pool whose labels would help most.",
-            "Writes picked.parquet (row_id, rank from 1, value) and scores/ (all rows). The same command again "
-            "finishes an interrupted run. Of a finished one, nothing is computed again: another n or exclude picks "
-            "from its values.",
-        ),
-        "ceiling": (
-            ceiling,
-            "Whether all classes can still gain together, or only at each other's cost.",
-            "The verdict needs scores with halves: true; without them, it is left open.",
-        ),
-        "reweight": (
-            run_verb,
-            "Search row weights that improve chosen classes and spare the others.",
-            "Each candidate is trained for an epoch. Writes weights.parquet (row_id, weight), the weighted checkpoint, "
-            "and trade_off.png into the run's folder. The same command again goes on after the last candidate that "
-            "was trained, and does nothing to a finished run.",
-        ),
+        "trim": "Drop the worst rows of a finished run.",
+        "trim-rounds": "Drop the rows that harm every class, fit again, and repeat while accuracy does not fall.",
+        "acquire": "Pick the rows of an unlabelled pool whose labels would help most.",
+        "ceiling": "Whether all classes can still gain together, or only at each other's cost.",
+        "reweight": "Search row weights that improve chosen classes and spare the others.",
     },
     "Train and measure": {
-        "active-learning": (
-            run_verb,
-            "Pick rows, have them labelled, train and measure, round by round.",
-            "Strategies and seeds run side by side. Writes learning_curve.png into the run's folder. The same command "
-            "again finishes an interrupted run, goes on where labels were awaited, and does nothing to a finished one.",
-        ),
-        "removal-check": (
-            run_verb,
-            "Remove the most helpful and harmful rows of each class, train again, and compare with the prediction.",
-            "Writes heat maps into the run's folder. The same command again goes on after the last training, and does "
-            "nothing to a finished run.",
-        ),
-        "retrain": (
-            run_verb_here,
-            "Train the task's model anew, on all rows of a table or on some.",
-            "Writes model.safetensors into the folder out.",
-        ),
-        "evaluate": (
-            run_verb_here,
-            "Loss and accuracy of the task's model on a table, by class too.",
-            "With a folder out, writes evaluation.json there.",
-        ),
+        "active-learning": "Pick rows, have them labelled, train and measure, round by round.",
+        "removal-check": "Remove the rows that help or harm each class most, train again, compare with the prediction.",
+        "retrain": "Train the task's model anew, on all rows of a table or on some.",
+        "evaluate": "Loss and accuracy of the task's model on a table, by class too.",
     },
     "Runs and jobs": {
-        "plan": (
-            plan,
-            "Seconds and bytes that a run would take, without running it.",
-            "Keys of CONFIG: those of influence, measure, acquire, active-learning; `rayinf COMMAND --help` describes "
-            "them. The config is for the command that has most of its keys: with pool, acquire; with rounds or "
-            f"oracle, active-learning; with rank or subsample, measure. {PATHS}",
-        ),
-        "submit": (
-            submit,
-            "Run a command as a job on a Ray cluster, and follow its log.",
-            "Sent are the config, the task's file, and the Python modules that it imports from beside it: what is "
-            "sent is printed, with its size. Tables, checkpoints and runs are not: write URIs, or absolute paths that "
-            "the whole cluster sees.\n\n"
-            "A config runs the code that its task, objective and oracle name, here and on the cluster: submit only "
-            "configs that you trust. Secrets are never sent: a password in a URI, and env_vars in a runtime_env, are "
-            "refused; set them where the cluster's machines are started.\n\n"
-            "On a cluster with token authentication set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
-            "~/.ray/auth_token.\n\n"
-            "The same config again joins its running job, does nothing to a finished run, and goes on with one that "
-            "was stopped. `rayinf status OUT` shows where a run stands. Ctrl-C asks whether to stop the job, or only "
-            "to stop watching it.",
-        ),
-        "status": (status, "Where a run stands, from any machine that sees its folder.", "Nothing is changed."),
-        "verify": (
-            verify,
-            "Check that a run's folder is whole: its record, manifests, checksums, rows and ids.",
-            "Prints a line for everything that is wrong, and then exits with 2.",
-        ),
+        "plan": "Seconds and bytes that a run would take, without running it.",
+        "submit": "Run a command as a job on a Ray cluster, and follow its log.",
+        "status": "Where a run stands, from any machine that sees its folder.",
+        "verify": "Check that a run's folder is whole: its record, manifests, checksums, rows and ids.",
     },
 }
+_FUNCTIONS: dict[str, Callable[..., None]] = {
+    **dict.fromkeys(VERBS, run_verb),
+    **dict.fromkeys(("retrain", "evaluate"), run_verb_here),
+    **{f.__name__: f for f in (trim, ceiling, plan, submit, status, verify)},
+}
+_AGAIN = "The same command again finishes an interrupted run, and does nothing to a finished one."
+# What the help of a command says beside its line in the list.
+_MORE = {
+    **dict.fromkeys(("influence", "self-influence", "pairs", "measure"), _AGAIN),
+    "trim": "Of fi, the largest values go; of influence, the most negative. Writes row_id and value of the rows that "
+    "are kept (in the table's order) and of those that are removed (worst first). No data is changed.",
+    "trim-rounds": "Writes kept.parquet, removed.parquet and the last model, model.safetensors, into the run's folder.",
+    "acquire": f"Writes picked.parquet (row_id, rank from 1, value) and scores/ (all rows). {_AGAIN} Another n or "
+    "exclude picks from the values of a finished run.",
+    "ceiling": "The verdict needs scores with halves: true; without them, it is left open.",
+    "reweight": "Each candidate is trained for an epoch. Writes weights.parquet (row_id, weight), the weighted "
+    f"checkpoint, and trade_off.png into the run's folder. {_AGAIN}",
+    "active-learning": "Strategies and seeds run side by side. Writes learning_curve.png into the run's folder. "
+    f"{_AGAIN} Where labels were awaited, it goes on with them.",
+    "removal-check": f"Writes heat maps into the run's folder. {_AGAIN}",
+    "retrain": "Writes model.safetensors into the folder out.",
+    "evaluate": "With a folder out, writes evaluation.json there.",
+    "plan": "Keys of CONFIG: those of influence, measure, acquire, active-learning; `rayinf COMMAND --help` describes "
+    "them. The config is for the command that has most of its keys: with pool, acquire; with rounds or oracle, "
+    f"active-learning; with rank or subsample, measure. {PATHS}",
+    "submit": "Sent are the config, the task's file, and the Python modules that it imports from beside it: what is "
+    "sent is printed, with its size. Tables, checkpoints and runs are not: write URIs, or absolute paths that the "
+    "whole cluster sees.\n\n"
+    "A config runs the code that its task, objective and oracle name, here and on the cluster: submit only configs "
+    "that you trust. Secrets are never sent: a password in a URI, and env_vars in a runtime_env, are refused; set them "
+    "where the cluster's machines are started.\n\n"
+    "On a cluster with token authentication set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token.\n\n"
+    "The same config again joins its running job, does nothing to a finished run, and goes on with one that was "
+    "stopped. `rayinf status OUT` shows where a run stands. Ctrl-C asks whether to stop the job, or only to stop "
+    "watching it.\n\n"
+    "With --follow, the exit code is that of the run; 1 also where the job is not watched to its end.",
+    "status": "Nothing is changed.",
+    "verify": "Prints a line for everything that is wrong, and then exits with 2.",
+}
 
-for _group, _commands in _COMMANDS.items():
-    for _name, (_function, _line, _more) in _commands.items():
+for _group, _lines in _GROUPS.items():
+    for _name, _line in _lines.items():
         app.command(
             _name,
             cls=VerbCommand if _name in VERBS else TyperCommand,
-            help=f"{_line}\n\n{_more}",
+            help=f"{_line}\n\n{_MORE[_name]}",
             short_help=_line,
-            epilog=_CODES_OF_SUBMIT if _name == "submit" else _CODES,
+            epilog=_CODES,
             rich_help_panel=_group,
-        )(_function)
+        )(_FUNCTIONS[_name])

@@ -105,6 +105,13 @@ def test_a_run_has_one_job_at_a_time(server, config, capsys):
     assert rayinf.submit("measure", config, ADDRESS, follow=False).job_id not in (first.job_id, later.job_id)
 
 
+def test_a_verb_without_workers_gets_no_address(server, config):
+    config.write_text("task: mine.py:task\ntable: /a\nkeep: /k.parquet\nout: /c\n")
+    rayinf.submit("retrain", config, ADDRESS, follow=False)
+    assert server.sent[0]["command"] == "python -m rayinf retrain config.yaml"
+    assert "keep: /k.parquet" in server.sent[0]["files"]["config.yaml"].decode()
+
+
 def test_of_two_at_once_the_second_joins(server, config):
     server.taken = {1}  # another process takes the name between the question and the submission
     job = rayinf.submit("influence", config, ADDRESS, follow=False)

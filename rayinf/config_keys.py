@@ -43,13 +43,13 @@ def describe(argument: Argument) -> str:
     text = re.sub(r"\bNone\b", "null", argument.meaning.replace("`", ""))
     text = re.sub(r"(?<!=)\b(True|False)\b", lambda found: found[0].lower(), text)
     kind = KINDS.get(argument.name)
-    return text if kind is None else f"{text} In a config: {kind.written}."
+    return text if kind is None or kind.written in text else f"{text} In a config: {kind.written}."
 
 
 def in_short(argument: Argument) -> str:
     """The first sentence of what a key means; of a key that names something, how that is written."""
     kind = KINDS.get(argument.name)
-    return kind.written if kind else re.split(r"[.;:] ", describe(argument), maxsplit=1)[0].rstrip(".")
+    return kind.written if kind else re.split(r"\. (?=[A-Z\"])", describe(argument))[0].rstrip(".")
 
 
 @cache

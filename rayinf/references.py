@@ -333,7 +333,7 @@ KINDS: dict[str, Kind] = {
     "table": _TABLE,
     "factors": Kind("the folder or URI of a finished run", _present),
     "scores": Kind("the folder or URI of a finished run of influence, by category", _scores),
-    "out": Kind("a folder or URI", _written),
+    "out": Kind("folder or URI", _written),
     "keep": Kind("a Parquet file with a column row_id, such as kept.parquet of trim", _column("row_id")),
     "weights": Kind("a Parquet file with a column weight, for every row in the order of the table", _column("weight")),
     "objective": Kind(

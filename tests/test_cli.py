@@ -94,7 +94,7 @@ class TestInfluence:
 
 class TestWrongInput:
     @pytest.mark.parametrize(
-        ("change", "said"),
+        ("change", "part"),
         [
             ("objctive=total", "did you mean 'objective'?"),
             ("task=mytask.py:tsk", "Did you mean 'task'?"),
@@ -104,8 +104,8 @@ class TestWrongInput:
             ("train=nothing.parquet", "train: no Parquet file at"),
         ],
     )
-    def test_a_key(self, folder: Path, change: str, said: str) -> None:
-        assert said in refused(influence(folder, change))
+    def test_a_key(self, folder: Path, change: str, part: str) -> None:
+        assert part in refused(influence(folder, change))
         assert not (folder / "runs").exists()
 
     def test_a_broken_task_file(self, folder: Path) -> None:
@@ -153,7 +153,7 @@ class _FromWorkerError(Exception):
 
 class TestOtherErrors:
     @pytest.mark.parametrize(
-        ("error", "said"),
+        ("error", "part"),
         [
             (RunError("The disk is\nfull.", "free space."), "Error: The disk is full. Fix: free space."),
             (ValueError("two\nlines."), "Error: ValueError: two lines, which rayinf did not expect. Fix: run again"),
@@ -162,10 +162,10 @@ class TestOtherErrors:
         ],
     )
     def test_one_line_and_code_1(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, part: str
     ) -> None:
         monkeypatch.setattr(rayinf, "influence", _raiser(error))
-        assert said in refused(influence(folder), 1)
+        assert part in refused(influence(folder), 1)
 
     def test_interrupted(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(rayinf, "influence", _raiser(KeyboardInterrupt()))

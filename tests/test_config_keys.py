@@ -77,7 +77,7 @@ def test_every_key_has_a_default_or_is_required(verb: str) -> None:
 
 class TestKeysOfVerbs:
     @pytest.mark.parametrize(
-        ("verb", "item", "said"),
+        ("verb", "item", "part"),
         [
             ("influence", "rank=3", "--set rank is a key of measure, acquire, active-learning, not of influence"),
             ("influence", "rounds=3", "--set rounds is a key of trim-rounds, active-learning, not of influence"),
@@ -99,9 +99,9 @@ class TestKeysOfVerbs:
             ("active-learning", "cluster.n=1", "--set cluster.n is an unknown key"),
         ],
     )
-    def test_of_another_verb_or_none(self, folder: Path, verb: str, item: str, said: str) -> None:
+    def test_of_another_verb_or_none(self, folder: Path, verb: str, item: str, part: str) -> None:
         message = refused(write_for(folder, verb), item, verb=verb)
-        assert said in message
+        assert part in message
         assert "Fix: use the keys " in message
 
     @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ class TestKeysOfVerbs:
         assert f"Fix: add {missing}: " in message
 
     @pytest.mark.parametrize(
-        ("verb", "item", "said"),
+        ("verb", "item", "part"),
         [
             ("measure", "rank=yes", "rank=true is a truth value to YAML: write a number"),
             ("measure", "subsample=on", "subsample=true is a truth value to YAML: write a number"),
@@ -140,9 +140,9 @@ class TestKeysOfVerbs:
             ("active-learning", "rounds=null", "rounds=null should be a valid integer"),
         ],
     )
-    def test_wrong_values(self, folder: Path, verb: str, item: str, said: str) -> None:
+    def test_wrong_values(self, folder: Path, verb: str, item: str, part: str) -> None:
         message = refused(write_for(folder, verb), item, verb=verb)
-        assert said in message
+        assert part in message
         assert "Fix: " in message
 
     def test_one_or_several(self, folder: Path) -> None:

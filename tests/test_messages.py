@@ -1,4 +1,4 @@
-"""On the command line messages speak of options and config keys, never of Python's arguments."""
+"""On the command line messages name options and config keys, never Python's arguments."""
 
 from __future__ import annotations
 
@@ -262,6 +262,6 @@ def test_bad_input(folder: Path, words_given: tuple[str, ...]) -> None:
 
 
 def test_the_verdict_of_a_ceiling_without_halves(folder: Path) -> None:
-    said = call("ceiling", folder / "runs" / "a").stdout
-    assert "rayinf influence with objective: category and halves: true" in said
-    assert not PYTHON.search(without_the_users_file(said))
+    shown = call("ceiling", folder / "runs" / "a").stdout
+    assert "rayinf influence with objective: category and halves: true" in shown
+    assert not PYTHON.search(without_the_users_file(shown))

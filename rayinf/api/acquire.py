@@ -49,22 +49,23 @@ def acquire(
             arrays `(X, y)`.
         pool: rows without labels, in the same forms; features alone (an array) are enough, and labels are not read.
         n: rows to pick, >= 1.
-        strategy: what makes a row worth a label. "fi": FI of the row, with its likeliest label, against every labelled
-            row, aggregated (Yu 2025, Eq. 4.1); "iv": influence of the row, with its likeliest label, on the validation
-            loss (needs `valid`); "isal": the same on the loss of the labelled rows (Liu et al. 2021, with the model's
-            own label as pseudo-label); "tree": a tree of the labelled rows' influence on the validation loss, grown on
+        strategy: "fi", "iv", "isal", "tree", "bald", "batchbald", "entropy", "margin", "least_confidence" or "random".
+            What makes a row worth a label: "fi", FI of the row, with its likeliest label, against every labelled row,
+            aggregated (Yu 2025, Eq. 4.1); "iv", influence of the row, with its likeliest label, on the validation loss
+            (needs `valid`); "isal", the same on the loss of the labelled rows (Liu et al. 2021, with the model's own
+            label as pseudo-label); "tree", a tree of the labelled rows' influence on the validation loss, grown on
             their features alone, predicts that of the pool (Chhabra 2024, section 5.5; needs `valid`); "bald" and
-            "batchbald": mutual information under dropout (Houlsby et al. 2011; Kirsch et al. 2019); "entropy",
-            "margin", "least_confidence"; "random".
+            "batchbald", mutual information under dropout (Houlsby et al. 2011; Kirsch et al. 2019); the others, how
+            uncertain the prediction is, or chance.
         valid: validation rows, in the same forms, for "iv" and "tree".
         curvature: the matrix whose inverse weighs the gradients: "ekfac" or "kfac", a block for each layer; "exact"
             (the Hessian) or "ggn" (generalised Gauss-Newton), for few parameters; "identity". For "fi", "iv", "isal"
             and "tree".
         aggregate: how a row's FI over the labelled rows becomes one number, for "fi": "trimmed_mean" (the middle 80 %),
             "mean", "median", or a quantile, as a number in [0, 1] or "quantile:0.9".
-        rank: None is exact. k replaces the mixed derivative of every row by its truncated SVD of rank k (KFSVD, Yu
-            2025, Algorithm 7), for "fi".
-        subsample: in (0, 1]. Under 1, that share of the pool is valued, and a random forest ranks the rest (Yu 2025,
+        rank: the rank of the truncated SVD that replaces the mixed derivative of every row (KFSVD, Yu 2025, Algorithm
+            7), for "fi". None is exact.
+        subsample: the share of the pool that is valued, in (0, 1]. Under 1, a random forest ranks the rest (Yu 2025,
             Algorithm 8).
         cluster: the workers on Ray that do the work. None: this process, without Ray.
         out: the run's folder or URI (`s3://bucket/run`): `scores/` then holds the value of every row of the pool, and

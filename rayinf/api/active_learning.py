@@ -86,13 +86,14 @@ def active_learning(
         test: the rows that every round is measured on, in the same forms.
         rounds: how often rows are picked, >= 1.
         n: rows to pick a round, >= 1.
-        strategy: what makes a row worth a label. "fi": FI of the row, with its likeliest label, against every labelled
-            row, aggregated (Yu 2025, Eq. 4.1); "iv": influence of the row, with its likeliest label, on the validation
-            loss (needs `valid`); "isal": the same on the loss of the labelled rows (Liu et al. 2021, with the model's
-            own label as pseudo-label); "tree": a tree of the labelled rows' influence on the validation loss, grown on
-            their features alone, predicts that of the pool (Chhabra 2024, section 5.5; needs `valid`); "bald" and
-            "batchbald": mutual information under dropout (Houlsby et al. 2011; Kirsch et al. 2019); "entropy",
-            "margin", "least_confidence"; "random". Or a list of these: each with each seed is a trajectory of its own.
+        strategy: "fi", "iv", "isal", "tree", "bald", "batchbald", "entropy", "margin", "least_confidence" or "random".
+            Or a list of these: each with each seed is a trajectory of its own. What makes a row worth a label: "fi", FI
+            of the row, with its likeliest label, against every labelled row, aggregated (Yu 2025, Eq. 4.1); "iv",
+            influence of the row, with its likeliest label, on the validation loss (needs `valid`); "isal", the same on
+            the loss of the labelled rows (Liu et al. 2021, with the model's own label as pseudo-label); "tree", a tree
+            of the labelled rows' influence on the validation loss, grown on their features alone, predicts that of the
+            pool (Chhabra 2024, section 5.5; needs `valid`); "bald" and "batchbald", mutual information under dropout
+            (Houlsby et al. 2011; Kirsch et al. 2019); the others, how uncertain the prediction is, or chance.
         valid: validation rows, in the same forms, for "iv" and "tree".
         cluster: the workers on Ray. One trajectory shards its pool over them. Several run side by side, each in one
             worker (with the device of the task's own model); tables and a function as oracle are then sent to the
@@ -107,10 +108,10 @@ def active_learning(
             and "tree".
         aggregate: how a row's FI over the labelled rows becomes one number, for "fi": "trimmed_mean" (the middle 80 %),
             "mean", "median", or a quantile, as a number in [0, 1] or "quantile:0.9".
-        rank: None is exact. k replaces the mixed derivative of every row by its truncated SVD of rank k (KFSVD, Yu
-            2025, Algorithm 7), for "fi".
-        subsample: in (0, 1]. Under 1, that share of the rows that are left is valued, drawn anew in every round, and a
-            random forest ranks the rest (Yu 2025, Algorithm 8).
+        rank: the rank of the truncated SVD that replaces the mixed derivative of every row (KFSVD, Yu 2025, Algorithm
+            7), for "fi". None is exact.
+        subsample: the share of the rows that are left which is valued, in (0, 1]. Under 1, it is drawn anew in every
+            round, and a random forest ranks the rest (Yu 2025, Algorithm 8).
         fisher: the labels of the gradients that K-FAC and EKFAC are fitted to: "true" (the expectation over the model's
             own predictions, without sampling up to 32 classes) or "empirical" (the labels of the table).
         damping: a number >= 0 that is added to the eigenvalues of the mean curvature. None: 0.1 x each layer's mean

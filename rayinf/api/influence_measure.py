@@ -61,10 +61,11 @@ def influence_measure(
             eigenvalue for "kfac" and "ekfac", 0 otherwise.
         factors: the folder or URI of a finished run of the same model and curvature, whose factors are used again.
             None: they are fitted.
-        rank: None is exact. k replaces every M_i by its truncated SVD of rank k (KFSVD, Yu 2025, Algorithm 5), from
-            products alone. It saves nothing over the exact form, which takes K products a row against `2 (k + 8) 5`; it
-            is there for comparison. `metadata["captured_share"]` is the mean share of the norm of M_i that is kept.
-        subsample: in (0, 1]. Under 1, that share of the rows is measured, and a random forest over features and label,
+        rank: the rank k of the truncated SVD that replaces every M_i (KFSVD, Yu 2025, Algorithm 5), from products
+            alone. None is exact. It saves nothing over the exact form, which takes K products a row against `2 (k + 8)
+            5`; it is there for comparison. `metadata["captured_share"]` is the mean share of the norm of M_i that is
+            kept.
+        subsample: the share of the rows that is measured, in (0, 1]. Under 1, a random forest over features and label,
             fitted once, ranks the rest (Yu 2025, Algorithm 6). `fi` is then null on rows that were not measured, and
             `fi_rank` in [0, 1] holds every row's rank, 1 the highest: `trim` reads that column.
             `metadata["forest_rank_correlation"]` is the forest's out-of-bag rank correlation.

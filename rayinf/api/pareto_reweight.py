@@ -75,8 +75,9 @@ def pareto_reweight(
         scores: influence vectors of the training rows, a column for every class (`influence(task, train, valid,
             objective="category")`). With mode="correct" they may also be of the model after the unweighted epoch.
         targets: labels of the classes to lift, or one of them.
-        mode: "direct": line 7 counts changes from the checkpoint; "correct" (course correction): from the unweighted
-            epoch, whose harm is to be avoided.
+        mode: "direct" or "correct". The fitness (line 7 of Algorithm 1 of Nahin 2025) counts changes from the
+            checkpoint with "direct"; with "correct" (course correction), from the unweighted epoch, whose harm is to be
+            avoided.
         search: the population and the generations of the genetic search, and which candidate is chosen. None: the
             defaults of `Search`.
         cluster: the workers on Ray, on which candidates are trained side by side, one a worker. None: this process,

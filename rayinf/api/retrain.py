@@ -36,9 +36,9 @@ def retrain(
             where the table has it, else the rows' positions. None: all rows.
         weights: a weight >= 0 for every row of the table `[n]`, kept or not. None: 1 for each.
         seed: an integer >= 0 that fixes the first parameters, the order of rows, and dropout.
-        rows: the n of the formula above, >= 1. None: the number of kept rows, whatever their weights, so that `l2` is a
-            ridge on their mean. Influence predicts refits that keep the *sum* of the ridge: pass the rows of the first
-            fit, to compare with a prediction.
+        rows: the n that the sum of losses is divided by, >= 1. None: the number of kept rows, whatever their weights,
+            so that `l2` is a ridge on their mean. Influence predicts refits that keep the *sum* of the ridge: pass the
+            rows of the first fit, to compare with a prediction.
         paired: whether the order and the minibatches are those of a fit to all rows under this seed, with gaps where
             rows are left out. The two fits then differ by these rows, and far less by the noise of training. It applies
             to a `Fit` only: a function as fit does this itself, and a head goes to convergence.

@@ -100,7 +100,8 @@ def active_learning(
             workers. None: this process, without Ray.
         out: the run's folder or URI. `<strategy>-seed<k>/round-<r>.parquet` holds the rows that round r added
             (`row_id`, `position`, `label`, `value`, best first), `round-<r>.json` its measures. The same call again
-            goes on after the last finished step. Workers on other machines must see the folder. None: the result is
+            goes on after the last finished step. So does one that asks for more rounds, seeds or strategies, and one
+            that asks for fewer reads what it needs. Workers on other machines must see the folder. None: the result is
             held in memory.
         seed: an integer >= 0 that fixes training and all that is drawn, the same in every round; or a list.
         curvature: the matrix whose inverse weighs the gradients: "ekfac" or "kfac", a block for each layer; "exact"

@@ -84,8 +84,9 @@ def pareto_reweight(
             without Ray.
         out: the run's folder or URI: `candidates/` and `generations/` as they are finished, then `weights.parquet`
             (`row_id`, `weight`), `model.safetensors` (the weighted checkpoint), `candidates.parquet`,
-            `classes.parquet`. The same call again goes on where it stopped, to the same bytes. None: the result is held
-            in memory.
+            `classes.parquet`. The same call again goes on where it stopped, to the same bytes; so does one with more
+            `Search.iterations`, and one with fewer is refused, since another candidate may be the best of them. None:
+            the result is held in memory.
         seed: an integer >= 0 that fixes the search and the order of the training rows.
 
     Returns:

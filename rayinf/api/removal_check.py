@@ -95,7 +95,8 @@ def removal_check(
         test: the rows that changes are measured on, with rows of every class, in the same forms.
         scores: of `influence(task, train, valid, objective="category")`.
         share: the share of the rows of each sign that is removed, in (0, 1); rounded down, but a row at least.
-        seeds: how many trainings are averaged, >= 1 (one where the fit goes to convergence).
+        seeds: how many trainings are averaged, >= 1 (one where the fit goes to convergence). More of them go on from
+            what is in `out`; for fewer than are there, the first ones are read, and the folder stays as it is.
         cluster: the workers on Ray, on which trainings run side by side, each in one worker; tables in memory are sent
             to the workers. None: this process, without Ray.
         out: the run's folder or URI: `trainings/*.json` as each is finished, then `cells.parquet` and `result.json`.

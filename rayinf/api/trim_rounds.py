@@ -122,7 +122,7 @@ def trim_rounds(
         valid: the rows that the classes' losses are summed over, and that the accuracy is measured on, in the same
             forms.
         test: rows that are only measured on, in the same forms, if any.
-        rounds: the most rounds, >= 1.
+        rounds: the most rounds, >= 1. More of them go on from what is in `out`; fewer read the first ones.
         curvature: the matrix whose inverse weighs the gradients: "ekfac" or "kfac", a block for each layer; "exact"
             (the Hessian) or "ggn" (generalised Gauss-Newton), for few parameters; "identity".
         fisher: the labels of the gradients that K-FAC and EKFAC are fitted to: "true" (the expectation over the model's

@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from rayinf.training.oracle import LabelFolder
     from rayinf.training.search import Search
 
-# The public names, each imported when it is first asked for: a worker that needs none of matplotlib, scikit-learn and
+# The public names, each imported at its first use: a worker that needs none of matplotlib, scikit-learn and
 # HiGHS starts in half the time.
-_HOMES = {
+HOMES = {
     "Ceiling": "rayinf.api.ceiling_report",
     "Cluster": "rayinf.engine.job",
     "Fit": "rayinf.task",
@@ -144,9 +144,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name, or a part of the package, when it is first asked for."""
-    if name in _HOMES:
-        found = getattr(importlib.import_module(_HOMES[name]), name)
+    """Import a public name, or a part of the package, at its first use."""
+    if name in HOMES:
+        found = getattr(importlib.import_module(HOMES[name]), name)
     elif name in _FOLDERS:
         found = importlib.import_module(f"rayinf.{name}")
     else:

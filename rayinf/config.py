@@ -1,9 +1,8 @@
-"""The YAML of a run: where its paths lie, what it imports, and errors that name the key and how to mend it."""
+"""The YAML of a run: its values, the objects that they name, and errors that name the key and how to mend it."""
 
 from __future__ import annotations
 
 import difflib
-import glob
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from rayinf.engine.job import Cluster
+import rayinf
+from rayinf.config_keys import SECTIONS, VERBS, in_short, keys_of, verbs_with
+from rayinf.config_model import SECTION_MODELS, model_of
 from rayinf.errors import InputError
-from rayinf.keys import MAPPINGS, VERBS, homes_of
-from rayinf.references import Places, as_objective, as_task
-from rayinf.training.search import Search
+from rayinf.references import KINDS, Places
+from rayinf.signatures import arguments_of
 
-# Keys that name a table or a folder.
-PATHS = ("train", "valid", "labeled", "pool", "test", "factors", "scores", "out")
 _SHOWN_PROBLEMS = 3
 _SHOWN_VALUE = 80
 # Mappings and lists inside each other; a config needs four.
@@ -33,47 +31,41 @@ _QUOTE = (
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = (), verb: str = "influence") -> dict[str, Any]:
-    """The arguments that a config file asks a verb for; imports the user's code.
+    """The arguments of a verb that a config file gives; imports the user's code.
 
     Args:
         path: of the YAML file.
         overrides: `key=value`, applied in order; keys may be dotted, values are YAML.
-        verb: a name in `rayinf.keys.VERBS`.
+        verb: a name in `rayinf.config_keys.VERBS`.
 
     Raises:
-        InputError: no such file, no YAML, an unknown key, a wrong value, or a task that cannot be had.
+        InputError: the file does not exist or is not YAML, a key is unknown, a value is wrong, or what a value names
+            cannot be imported or read.
     """
     values, changed = _values(path, overrides)
-    given = _validate(values, _Shown(str(path), changed, verb)).model_dump()
+    found = _validate(values, _Source(str(path), changed, verb))
     places = Places(Path(path).expanduser().absolute().parent)
-    for key in PATHS:
-        if given.get(key) is not None:
-            given[key] = places.data(key, given[key], there=key != "out")
-    given["task"] = as_task(places, given["task"])
-    if "objective" in given:
-        asked = given["objective"]
-        held = [as_objective(places, o) for o in ([asked] if isinstance(asked, str) else asked)]
-        given["objective"] = held[0] if isinstance(asked, str) else held
-    if "oracle" in given:
-        given["oracle"] = _as_oracle(places, given["oracle"])
-    if given.get("search") is not None:
-        given["search"] = Search(**given["search"])
-    if given["cluster"] is not None:
-        env = places.runtime_env(given["cluster"]["runtime_env"])
-        given["cluster"] = Cluster(**{**given["cluster"], "runtime_env": env})
-    return given
+    for key, value in found.items():
+        if key in KINDS and value is not None:
+            found[key] = KINDS[key].load(places, key, value)
+    for key, public in SECTIONS.items():  # at last, when it is known which folders the user's code lies in
+        if found.get(key) is not None:
+            if key == "cluster":
+                found[key]["runtime_env"] = places.runtime_env(found[key].get("runtime_env"))
+            found[key] = getattr(rayinf, public)(**found[key])
+    return {key: found.get(key, argument.default) for key, argument in keys_of(verb).items()}
 
 
 def read_values(given: str | Path | Mapping[str, Any], overrides: Sequence[str], verb: str) -> dict[str, Any]:
-    """What a config asks for, checked against the verb's keys, and without defaults. No code is imported.
+    """The values of a config, checked against the verb's keys, and without defaults. No code is imported.
 
     Args:
         given: the path of a YAML file, or its keys and values.
         overrides: as in `read_config`.
-        verb: a name in `rayinf.keys.VERBS`.
+        verb: a name in `rayinf.config_keys.VERBS`.
 
     Raises:
-        InputError: no such file, no YAML, an unknown key, or a wrong value.
+        InputError: the file does not exist or is not YAML, a key is unknown, or a value is wrong.
     """
     if isinstance(given, Mapping):
         values, shown = dict(given), "config"
@@ -81,49 +73,27 @@ def read_values(given: str | Path | Mapping[str, Any], overrides: Sequence[str],
     else:
         shown = str(given)
         values, changed = _values(given, overrides)
-    return _validate(values, _Shown(shown, changed, verb)).model_dump(exclude_unset=True)
+    return _validate(values, _Source(shown, changed, verb))
 
 
 def find_verb(path: str | Path, overrides: Sequence[str] = ()) -> str:
-    """The verb that a config is for: the one that knows most of its keys; of several, the plainest.
+    """The verb that a config is for: the one that has most of its keys; of several, the first in the list of verbs.
 
     Args:
         path: of the YAML file.
         overrides: as in `read_config`.
 
     Raises:
-        InputError: no such file, or no YAML.
+        InputError: the file does not exist or is not YAML.
     """
     values, _ = _values(path, overrides)
-    return max(VERBS, key=lambda verb: sum(verb in homes_of(key) for key in values))
+    return max(VERBS, key=lambda verb: sum(key in keys_of(verb) for key in values))
 
 
 def _values(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """What stands in the file, with the overrides; and the keys that those changed."""
+    """The values in the file, with the overrides; and the keys that those changed."""
     values = _read_yaml(Path(path).expanduser().absolute(), str(path))
     return values, [_override(values, item) for item in overrides]
-
-
-def _as_oracle(places: Places, given: str) -> Any:
-    """The function that a reference names, or the path of a table or folder.
-
-    Raises:
-        InputError: a reference to something else, or a path where nothing is.
-    """
-    if ":" not in given or "://" in given:
-        place = places.data("oracle", given, there=True)
-        if "://" not in place and not glob.has_magic(place) and not Path(place).exists():
-            raise InputError(
-                f"oracle: there is no table and no folder {place}.",
-                "correct the path; or make the folder, empty, if that is where labels shall be dropped.",
-            )
-        return place
-    found, where = places.load("oracle", given)
-    if not callable(found) or isinstance(found, type):
-        raise InputError(
-            f"oracle: {where} is a {type(found).__name__}.", "name a function that gives the labels of row ids."
-        )
-    return found
 
 
 class _Loader(yaml.SafeLoader):
@@ -162,9 +132,9 @@ def _read_yaml(file: Path, shown: str) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(f"There is no config file {shown}.", "check the path.") from error
     except (OSError, UnicodeDecodeError) as error:
-        told = getattr(error, "strerror", None) or error
-        raise InputError(f"{shown[:200]} cannot be read as text: {told}.", "pass a YAML file.") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{shown[:200]} cannot be read as text: {reason}.", "pass a YAML file.") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         raise InputError(f"{shown}{_yaml_place(error)}.", _QUOTE) from error
     if not isinstance(values, dict):
         held = "is empty" if values is None else f"holds a {type(values).__name__}"
@@ -183,11 +153,11 @@ def _override(values: dict[str, Any], item: str) -> str:
     key, equals, text = item.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise InputError(f"--set {item} is no key=value.", "write for example --set cluster.workers=4.")
+        raise InputError(f"--set {item} is not of the form key=value.", "write for example --set cluster.workers=4.")
     try:
         value = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"--set {item}: the value is no YAML{_yaml_place(error)}.", _QUOTE) from error
+        raise InputError(f"--set {item}: the value is not YAML{_yaml_place(error)}.", _QUOTE) from error
     held = values
     for k, part in enumerate(parts[:-1]):
         inner = held.get(part)
@@ -202,8 +172,8 @@ def _override(values: dict[str, Any], item: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """What errors tell of where a key stands.
+class _Source:
+    """Where the values of a config come from, for errors.
 
     Attributes:
         file: as the user named it.
@@ -216,35 +186,43 @@ class _Shown:
     verb: str
 
 
-def _validate(values: Mapping[str, Any], shown: _Shown) -> BaseModel:
+def _validate(values: Mapping[str, Any], source: _Source) -> dict[str, Any]:
+    """The values that are given, as pydantic reads them.
+
+    Raises:
+        InputError: the first problems, and how to mend them.
+    """
     try:
-        return VERBS[shown.verb].model_validate(values)
+        return model_of(source.verb).model_validate(values).model_dump(exclude_unset=True)
     except ValidationError as error:
         problems = sorted(error.errors(include_url=False), key=lambda p: p["type"] not in _UNKNOWN)
-    told = [_explain(p, shown) for p in problems[:_SHOWN_PROBLEMS]]
-    more = f"; and {len(problems) - len(told)} more" if len(problems) > len(told) else ""
-    what = "; ".join(w for w, _ in told) + more
-    raise InputError(f"{what}.", " ".join(dict.fromkeys(f"{fix}." for _, fix in told)))
+    explained = [_explain(p, source) for p in problems[:_SHOWN_PROBLEMS]]
+    more = f"; and {len(problems) - len(explained)} more" if len(problems) > len(explained) else ""
+    what = "; ".join(what for what, _ in explained) + more
+    raise InputError(f"{what}.", " ".join(dict.fromkeys(f"{fix}." for _, fix in explained)))
 
 
-def _explain(problem: ErrorDetails, shown: _Shown) -> tuple[str, str]:
+def _explain(problem: ErrorDetails, source: _Source) -> tuple[str, str]:
     """What is wrong with one key, and how to mend it."""
     parts = [str(p) for p in problem["loc"]]
     key, kind = ".".join(parts), problem["type"]
-    where = f"--set {key}" if any(_nested(key, c) for c in shown.changed) else f"{shown.file}: {key}"
-    inside = len(parts) > 1 and parts[0] in MAPPINGS
-    model: type[BaseModel] = MAPPINGS[parts[0]] if inside else VERBS[shown.verb]
-    field = model.model_fields.get(parts[1] if inside else parts[0])
+    where = f"--set {key}" if any(_nested(key, c) for c in source.changed) else f"{source.file}: {key}"
+    keys = keys_of(source.verb)
+    inside = len(parts) > 1 and parts[0] in SECTIONS
+    if inside:
+        keys = {a.name: a for a in arguments_of(SECTIONS[parts[0]])}
+    argument = keys.get(parts[1] if inside else parts[0])
+    if argument is None:
+        problem_of_key = _unknown(parts[-1], list(keys), None if inside else source.verb)
+        return f"{where} {problem_of_key}", f"use the keys {', '.join(keys)}"
     if kind == "missing":
-        return f"{where} is missing", f"add {key}: {field.description if field else ''}"
-    if field is None:
-        return f"{where} {_stranger(parts[-1], model, shown.verb)}", f"use the keys {', '.join(model.model_fields)}"
-    given, text = problem["input"], problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
+        return f"{where} is missing", f"add {key}: {in_short(argument)}"
+    value, text = problem["input"], problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
     if kind in ("model_type", "model_attributes_type"):
-        text = f"should be a mapping of {', '.join(MAPPINGS[parts[0]].model_fields)}"
+        text = f"should be a mapping of {', '.join(SECTION_MODELS[parts[0]].model_fields)}"
     elif kind == "string_type":
-        text = "should be text" + ("" if given is None else ": put quotes around it")
-    return f"{where}={_short(given)} {text}", f"{key}: {field.description}"
+        text = "should be text" + ("" if value is None else ": put quotes around it")
+    return f"{where}={_short(value)} {text}", f"{key}: {in_short(argument)}"
 
 
 def _short(given: Any) -> str:
@@ -257,12 +235,12 @@ def _short(given: Any) -> str:
     return value
 
 
-def _stranger(name: str, model: type[BaseModel], verb: str) -> str:
-    """What a key is that a model does not have: another verb's, or a slip of the pen."""
-    homes = homes_of(name) if model in VERBS.values() else []
-    if homes:
-        return f"is a key of {', '.join(homes)}, not of {verb}"
-    close = difflib.get_close_matches(name, model.model_fields, 1)
+def _unknown(name: str, keys: Sequence[str], verb: str | None) -> str:
+    """What is wrong with a key that a verb (or a section, where `verb` is None) does not have."""
+    verbs = verbs_with(name) if verb else []
+    if verbs:
+        return f"is a key of {', '.join(verbs)}, not of {verb}"
+    close = difflib.get_close_matches(name, keys, 1)
     return "is an unknown key" + (f" (did you mean {close[0]!r}?)" if close else "")
 
 

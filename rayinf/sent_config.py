@@ -1,4 +1,4 @@
-"""What a job gets of a config: its values and the user's own code, as the files of one folder; and what is kept back.
+"""What is sent to a job: a config's values and the user's own code, as the files of one folder; and what is refused.
 
 Tables and runs are never sent: the job reads and writes them where it runs, so their paths must mean the same there.
 What must not be read by others (passwords, tokens, values of environment variables) is refused: whoever sees the
@@ -18,12 +18,12 @@ from typing import Any
 
 import yaml
 
-from rayinf.config import PATHS
+from rayinf.config_model import model_of
 from rayinf.engine.own_modules import follow
 from rayinf.engine.source import canonical
 from rayinf.errors import InputError
-from rayinf.keys import VERBS
 from rayinf.redaction import redact
+from rayinf.references import KINDS, split_reference
 
 CONFIG = "config.yaml"
 # Code is small: more than this is data that was imported by mistake.
@@ -31,7 +31,7 @@ _MOST_BYTES = 20 << 20
 _SHOWN = 3
 # Keys of a runtime_env that may name a file of packages.
 _LISTS = ("pip", "uv", "conda")
-_KEEP_OUT = (
+_KEEP_SECRET = (
     "give it to the machines of the cluster instead (a role of theirs, or an environment variable that they are "
     "started with)."
 )
@@ -39,7 +39,7 @@ _KEEP_OUT = (
 
 @dataclass(frozen=True)
 class Sent:
-    """What a job gets.
+    """What is sent to a job.
 
     Attributes:
         verb: the command.
@@ -82,10 +82,14 @@ def prepare(verb: str, values: Mapping[str, Any], folder: Path, runtime_env: Map
     cluster.pop("address", None)  # of the machine that sends
     _check_environment(env)
     _check_secrets("", given)
-    places = {key: given[key] for key in (*PATHS, "oracle") if given.get(key) is not None and not _is_code(key, given)}
+    places = {
+        key: value
+        for key, value in given.items()
+        if value is not None and key in KINDS and KINDS[key].is_place and not KINDS[key].is_code(value)
+    }
     _check_places(places, folder)
     code = _Code(folder.absolute())
-    sent = {**given, **code.renamed(given)}
+    sent = {key: code.renamed(key, value) for key, value in given.items()}
     files = code.files()
     digest = _digest(verb, sent, files)
     files[CONFIG] = yaml.safe_dump(
@@ -111,33 +115,21 @@ class _Code:
         self._modules: list[str] = []
         self._outside: dict[Path, str] = {}
 
-    def renamed(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The keys whose values name code, as they are in the job's folder."""
-        found: dict[str, Any] = {"task": self._reference("task", values["task"])}
-        if _is_code("oracle", values):
-            found["oracle"] = self._reference("oracle", values["oracle"])
-        asked = values.get("objective")
-        if isinstance(asked, list):
-            found["objective"] = [self._objective(name) for name in asked]
-        elif asked is not None:
-            found["objective"] = self._objective(asked)
-        return found
+    def renamed(self, key: str, value: Any) -> Any:
+        """A value of the config; where it names code, as it is called in the job's folder."""
+        if isinstance(value, list):
+            return [self.renamed(key, item) for item in value]
+        names_code = key in KINDS and isinstance(value, str) and KINDS[key].is_code(value)
+        return self._reference(key, value) if names_code else value
 
     def files(self) -> dict[str, bytes]:
         """All code by its path in the job's folder."""
         folders = list(dict.fromkeys([*(f.parent for f in self._files), self._folder]))
         return {self._place(file): content for file, content in follow(self._files, self._modules, folders).items()}
 
-    def _objective(self, name: str) -> str:
-        return name if ":" not in name or name.startswith("slice:") else self._reference("objective", name)
-
     def _reference(self, key: str, given: str) -> str:
-        source, colon, name = given.rpartition(":")
-        if not colon or not source or not name:
-            raise InputError(
-                f"{key}: {given} names nothing to import.", "write path/to/file.py:name or package.module:name."
-            )
-        if not (source.endswith(".py") or "/" in source or os.sep in source):
+        source, name, is_file = split_reference(key, given)
+        if not is_file:
             self._modules.append(source)
             return given
         file = Path(os.path.normpath(self._folder / Path(source).expanduser()))
@@ -154,11 +146,6 @@ class _Code:
         root = max(roots, key=lambda p: len(p.parts))
         place = self._outside.setdefault(root, f"code_{len(self._outside)}")
         return f"{place}/{file.relative_to(root).as_posix()}"
-
-
-def _is_code(key: str, values: Mapping[str, Any]) -> bool:
-    given = str(values.get(key) or "")
-    return key == "oracle" and ":" in given and "://" not in given
 
 
 def _check_places(places: Mapping[str, str], folder: Path) -> None:
@@ -207,7 +194,7 @@ def _check_secrets(key: str, value: Any) -> None:
         if redact(text) != text:
             raise InputError(
                 f"{name} holds a password or a key, and everyone who sees the cluster's dashboard could read it.",
-                _KEEP_OUT,
+                _KEEP_SECRET,
             )
 
 
@@ -224,6 +211,7 @@ def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
 
 def _digest(verb: str, values: Mapping[str, Any], files: Mapping[str, bytes]) -> str:
     code = {name: canonical(ast.parse(content)) for name, content in files.items()}
-    whole = VERBS[verb].model_validate(values).model_dump(exclude={"cluster"})  # defaults too, written or not
-    told = json.dumps([verb, whole, code], sort_keys=True, default=str)
-    return hashlib.sha256(told.encode()).hexdigest()
+    # With all defaults: a config that writes one out is of the same run.
+    whole = model_of(verb).model_validate(values).model_dump(exclude={"cluster"}, warnings=False)
+    text = json.dumps([verb, whole, code], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -15,22 +15,15 @@ import numpy as np
 
 from rayinf.arguments import flag, one_of, path, plain, refuse, text
 from rayinf.config import read_values
-from rayinf.engine.job import Cluster
+from rayinf.config_keys import VERBS, keys_of
 from rayinf.errors import InputError, RunError
-from rayinf.keys import VERBS
 from rayinf.sent_config import CONFIG, Sent, prepare
-from rayinf.training.search import Search
 
 if TYPE_CHECKING:
     from rayinf.engine.ray_jobs import JobServer
 
-# The functions of rayinf whose commands have other names.
-_NAMES = {
-    "influence_measure": "measure",
-    "active_learning": "active-learning",
-    "pareto_reweight": "reweight",
-    "removal_check": "removal-check",
-}
+# Commands by the functions that they call.
+_COMMANDS = {function: verb for verb, function in VERBS.items()}
 _ADDRESS = re.compile(r"https?://[^/\s@]+(:\d+)?/?")
 _GO_ON = "Submit the same config again to watch it."
 _SHOWN_FILES = 12
@@ -41,7 +34,7 @@ class SubmittedJob:
     """A job on a cluster.
 
     Attributes:
-        job_id: by which Ray knows it (`ray job logs JOB_ID`).
+        job_id: its name in Ray (`ray job logs JOB_ID`).
         address: of the head's dashboard.
         out: where the run lies; `rayinf.status(out)` says where it stands.
         joined: whether the job was there already.
@@ -72,8 +65,9 @@ def submit(
     only to stop watching it, where there is a terminal; else the job goes on.
 
     Args:
-        verb: a command or the function of the same config: "influence", "measure" (or "influence_measure"),
-            "acquire", "active-learning", "reweight" (or "pareto_reweight"), "removal-check".
+        verb: a command that takes a config, or its function: "influence", "measure" (or "influence_measure"),
+            "self-influence", "pairs", "trim-rounds", "acquire", "active-learning", "retrain", "evaluate", "reweight"
+            (or "pareto_reweight"), "removal-check".
         config: the path of a YAML file, or a mapping of the verb's arguments, with `task="path/to/file.py:name"` and
             paths or URIs as tables. `cluster` says how many workers; its `address` is not used.
         address: of the head's dashboard, such as "http://head:8265"; None takes RAY_API_SERVER_ADDRESS.
@@ -92,13 +86,13 @@ def submit(
     Cost: a few seconds for the connection and the start of the job; no memory beside the code that is sent (at most
     20 MiB).
     """
-    one_of("verb", verb, [*VERBS, *_NAMES])
+    one_of("verb", verb, list(dict.fromkeys([*VERBS, *_COMMANDS])))
     if not isinstance(config, Mapping):
         path("config", config)
     flag("follow", follow)
     if runtime_env is not None and not isinstance(runtime_env, Mapping):
         refuse("runtime_env", runtime_env, "a mapping, Ray's runtime_env, or None", 'pass {"pip": [...]}.')
-    return submit_config(_NAMES.get(verb, verb), config, head_address(address), bool(follow), runtime_env)
+    return submit_config(_COMMANDS.get(verb, verb), config, head_address(address), bool(follow), runtime_env)
 
 
 def submit_config(
@@ -138,22 +132,23 @@ def _start(server: JobServer, sent: Sent) -> tuple[str, bool]:
     while True:
         alive, count = server.find(sent.digest)
         if alive is not None:
-            _say(f"The job {alive} runs this config already: joined.")
+            _print_line(f"The job {alive} runs this config already: joined.")
             return alive, True
         name = f"rayinf-{sent.verb}-{sent.digest[:12]}-{count + 1}"
-        command = f"python -m rayinf {sent.verb} {CONFIG} --address auto"
-        _tell_sent(server.address, name, sent)
+        on_cluster = " --address auto" if "cluster" in keys_of(sent.verb) else ""
+        command = f"python -m rayinf {sent.verb} {CONFIG}{on_cluster}"
+        _print_sent(server.address, name, sent)
         if server.submit(name, command, sent.digest, sent.files, sent.runtime_env):
             return name, False
 
 
-def _tell_sent(address: str, name: str, sent: Sent) -> None:
+def _print_sent(address: str, name: str, sent: Sent) -> None:
     names = list(sent.files)
     more = f", and {len(names) - _SHOWN_FILES} more" if len(names) > _SHOWN_FILES else ""
-    _say(f"Job {name} at {address}.")
-    _say(f"Sent, {sent.size / 1000:,.1f} kB in {len(names)} files: {', '.join(names[:_SHOWN_FILES])}{more}.")
+    _print_line(f"Job {name} at {address}.")
+    _print_line(f"Sent, {sent.size / 1000:,.1f} kB in {len(names)} files: {', '.join(names[:_SHOWN_FILES])}{more}.")
     read = ", ".join(f"{key} {place}" for key, place in sent.places.items() if key != "out")
-    _say(f"Not sent, and read there: {read}. Written there: {sent.places['out']}.")
+    _print_line(f"Not sent, and read there: {read}. Written there: {sent.places['out']}.")
 
 
 def _watch(server: JobServer, job: str) -> str:
@@ -165,7 +160,7 @@ def _watch(server: JobServer, job: str) -> str:
     from rayinf.engine.ray_jobs import outcome
 
     try:
-        ended = server.follow(job, _write)
+        ended = server.follow(job, _print_log)
     except KeyboardInterrupt:
         return _interrupted(server, job)
     error = outcome(job, ended)
@@ -176,16 +171,16 @@ def _watch(server: JobServer, job: str) -> str:
 
 def _interrupted(server: JobServer, job: str) -> str:
     if not _wants_stop(job):
-        _say(f"The job {job} goes on. {_GO_ON}")
+        _print_line(f"The job {job} goes on. {_GO_ON}")
         return "running"
     if not server.stop(job):
-        raise RunError(f"The job {job} was told to stop, and has not ended yet.", "look at it on the dashboard.")
-    _say(f"The job {job} is stopped. Submit the same config again to go on.")
+        raise RunError(f"The job {job} has not ended yet after the request to stop.", "look at it on the dashboard.")
+    _print_line(f"The job {job} is stopped. Submit the same config again to go on.")
     return "stopped"
 
 
 def _wants_stop(job: str) -> bool:
-    """Whether the user wants the job to end, who is asked where there is a terminal."""
+    """Whether the user wants the job to end; where there is no terminal to ask at, no."""
     if not sys.stdin.isatty():
         return False
     try:
@@ -199,13 +194,13 @@ def head_address(address: str | None) -> str:
     """The address of a head's dashboard.
 
     Raises:
-        InputError: none is given, or one of another kind.
+        InputError: no address is given, or one of another form.
     """
     fix = "pass the address of the head's dashboard, such as http://head:8265."
     found = os.environ.get("RAY_API_SERVER_ADDRESS") if address is None else address
     if not found:
         if address is None:
-            raise InputError("address=None, and RAY_API_SERVER_ADDRESS is not set: no head is known.", fix)
+            raise InputError("address=None, and RAY_API_SERVER_ADDRESS is not set: the head is not known.", fix)
         text("address", address, "the address of a head's dashboard, such as http://head:8265")
     if not isinstance(found, str):
         refuse("address", found, "the address of a head's dashboard", fix)
@@ -220,10 +215,10 @@ def head_address(address: str | None) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value of Python as YAML has it."""
+    """A value of Python as YAML writes it."""
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, Cluster | Search):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(v) for f in dataclasses.fields(value) if (v := getattr(value, f.name)) != f.default}
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
@@ -232,9 +227,9 @@ def _plain(value: Any) -> Any:
     return plain(value)
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _write(lines: str) -> None:
+def _print_log(lines: str) -> None:
     print(lines, end="", flush=True)

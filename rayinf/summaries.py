@@ -1,4 +1,4 @@
-"""What a command prints of what it found: a few numbers, the rows that stand out, and where the files lie."""
+"""What a command prints of a result: a few numbers, the rows that stand out, and where the files lie."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from rayinf.api.history import History
-from rayinf.api.removal_check_result import RemovalCheck
-from rayinf.api.reweighting import Reweighting
+from rayinf.data.pairs import Pairs
 from rayinf.data.scores import Scores, to_numpy
 from rayinf.data.selection import Selection
 from rayinf.engine.fit_quality import fit_line
@@ -26,7 +26,7 @@ _SHOWN_CLASSES = 20
 _SHOWN_ROUNDS = 21
 
 
-def tell_fit(metadata: Mapping[str, Any], warn: bool = False) -> None:
+def print_fit(metadata: Mapping[str, Any], warn: bool = False) -> None:
     """Print how well the model fits the rows that it was valued on.
 
     Args:
@@ -41,12 +41,12 @@ def tell_fit(metadata: Mapping[str, Any], warn: bool = False) -> None:
         typer.echo(f"Warning: {text}", err=True)
 
 
-def tell_influence(scores: Scores) -> None:
+def print_influence(scores: Scores) -> None:
     """Print how many rows were valued, which matter most, and where the scores lie."""
     names = scores.columns
     shown = ", ".join(names[:_SHOWN_COLUMNS]) + (", ..." if len(names) > _SHOWN_COLUMNS else "")
     typer.echo(f"{len(scores):,} rows, {len(names)} column{'s' if len(names) > 1 else ''}: {shown}")
-    tell_fit(scores.metadata)
+    print_fit(scores.metadata)
     best = most(scores, names[0])
     if best is not None:
         rows = [
@@ -55,37 +55,55 @@ def tell_influence(scores: Scores) -> None:
         ]
         headings = ("most harmful row_id", "value", "most helpful row_id", "value")
         _print_table(f"{names[0]}: positive helps, negative harms", headings, rows)
-    for column, told in scores.metadata.get("objective_details", {}).items():
-        if "signed" in told:
-            typer.echo(
-                f"{column}: a gap of {told['signed']:+.4f} on the validation rows, {told['hard']:.4f} of predictions"
-            )
-        elif "accuracy" in told:
-            typer.echo(f"{column}: {told['accuracy']:.1%} of the attacked validation rows are classified right")
-    _tell_place(scores)
+    for column, details in scores.metadata.get("objective_details", {}).items():
+        if "signed" in details:
+            gaps = f"{details['signed']:+.4f} on the validation rows, {details['hard']:.4f} of predictions"
+            typer.echo(f"{column}: a gap of {gaps}")
+        elif "accuracy" in details:
+            typer.echo(f"{column}: {details['accuracy']:.1%} of the attacked validation rows are classified right")
+    _print_place(scores)
 
 
-def tell_measure(scores: Scores) -> None:
-    """Print how many rows were measured, on which the fit hangs most, and how good the approximations are."""
-    told = scores.metadata
-    measured = told.get("rows_measured", len(scores))
+def print_measure(scores: Scores) -> None:
+    """Print how many rows were measured, the highest values, and how good the approximations are."""
+    found = scores.metadata
+    measured = found.get("rows_measured", len(scores))
     typer.echo(f"{len(scores):,} rows" + (f", {measured:,} of them measured" if measured < len(scores) else ""))
-    tell_fit(told)
+    print_fit(found)
     column = "fi_rank" if "fi_rank" in scores.columns else "fi"
-    best = most(scores, column)
-    if best is not None:
-        rows = [(row_id, f"{value:.4g}") for row_id, value in _pairs(best.helps)]
-        _print_table(f"{column}: the higher, the more the fit hangs on the row", ("highest row_id", "value"), rows)
-    if "one_hot_rows" in told:
-        typer.echo(f"Rows with one-hot probabilities, whose fi is 0: {told['one_hot_rows']:,}")
-    if "captured_share" in told:
-        least = told["least_captured_share"]
-        typer.echo(f"Rank {told['rank']} keeps {told['captured_share']:.1%} of a row's norm (least: {least:.1%})")
-    _tell_forest(told)
-    _tell_place(scores)
+    _print_highest(scores, column, "the higher, the more the fit depends on the row")
+    if "one_hot_rows" in found:
+        typer.echo(f"Rows with one-hot probabilities, whose fi is 0: {found['one_hot_rows']:,}")
+    if "captured_share" in found:
+        least = found["least_captured_share"]
+        typer.echo(f"Rank {found['rank']} keeps {found['captured_share']:.1%} of a row's norm (least: {least:.1%})")
+    _print_forest(found)
+    _print_place(scores)
 
 
-def tell_acquire(selection: Selection, strategy: str, out: AnyPath, file: AnyPath) -> None:
+def print_self_influence(scores: Scores) -> None:
+    """Print how many rows were valued, the highest values, and where the scores lie."""
+    typer.echo(f"{len(scores):,} rows")
+    print_fit(scores.metadata)
+    _print_highest(scores, "self_influence", "large for rows that are unlike the others, or mislabelled")
+    _print_place(scores)
+
+
+def print_pairs(pairs: Pairs) -> None:
+    """Print how many pairs were found, the strongest of the first validation row, and where all lie."""
+    table = pairs.table
+    typer.echo(f"{len(table):,} pairs")
+    print_fit(pairs.metadata)
+    if len(table):
+        first = table["valid_row_id"][0]
+        strongest = table.filter(pc.and_(pc.equal(table["valid_row_id"], first), pc.less(table["rank"], _TOP)))
+        rows = [(line["effect"], line["row_id"], f"{line['value']:+.4g}") for line in strongest.to_pylist()]
+        _print_table(f"Validation row {first}", ("effect", "row_id", "value"), rows)
+    if pairs.path is not None:
+        typer.echo(f"Pairs: {pairs.path / 'pairs'}")
+
+
+def print_acquire(selection: Selection, strategy: str, out: AnyPath, file: AnyPath) -> None:
     """Print which rows were picked first, and where all picks and all values lie.
 
     Args:
@@ -96,19 +114,19 @@ def tell_acquire(selection: Selection, strategy: str, out: AnyPath, file: AnyPat
     """
     held = selection.source
     typer.echo(f"{len(selection):,} of {held.num_rows:,} rows picked by {strategy}")
-    tell_fit(selection.metadata)
+    print_fit(selection.metadata)
     first = held.filter(held["kept"]).slice(0, _TOP)
     rows = [
         (str(k + 1), row_id, _number(value))
         for k, (row_id, value) in enumerate(zip(first["row_id"].to_pylist(), first["value"].to_pylist(), strict=True))
     ]
     _print_table("The first to ask for", ("rank", "row_id", "value"), rows)
-    _tell_forest(selection.metadata)
+    _print_forest(selection.metadata)
     typer.echo(f"Picked rows: {file}")
     typer.echo(f"Values of all rows of the pool: {out / 'scores'}")
 
 
-def tell_trim(selection: Selection, labels: np.ndarray[Any, Any] | None, files: Sequence[AnyPath]) -> None:
+def print_trim(selection: Selection, labels: np.ndarray[Any, Any] | None, files: Sequence[AnyPath]) -> None:
     """Print how many rows are removed, the worst of them, how many of every class, and where both parts lie.
 
     Args:
@@ -116,16 +134,16 @@ def tell_trim(selection: Selection, labels: np.ndarray[Any, Any] | None, files: 
         labels: of all rows, in table order, if they are known.
         files: of the kept and of the removed rows.
     """
-    told, held = selection.metadata, selection.source
-    removed, rows = told["removed"], held.num_rows
-    typer.echo(f"{removed:,} of {rows:,} rows removed: {told['rule']} {told['by']}")
-    if removed < told["budget"]:
-        floor = f", and of a class over its floor of {told['floor']:,}" if told["floor"] else ""
-        which = "negative" if told["rule"] == "most negative" else "valued"
-        why = "another would open the gap again" if told.get("used_up") else f"no other row is {which}{floor}"
-        typer.echo(f"That is less than the budget of {told['budget']:,}: {why}.")
-    if "gap" in told:
-        typer.echo(f"{told['by']}: {told['gap']:.4f}, predicted without these rows: {told['predicted_gap']:.4f}")
+    found, held = selection.metadata, selection.source
+    removed, rows = found["removed"], held.num_rows
+    typer.echo(f"{removed:,} of {rows:,} rows removed: {found['rule']} {found['by']}")
+    if removed < found["budget"]:
+        floor = f", and of a class over its floor of {found['floor']:,}" if found["floor"] else ""
+        which = "negative" if found["rule"] == "most negative" else "valued"
+        why = "another would open the gap again" if found.get("used_up") else f"no other row is {which}{floor}"
+        typer.echo(f"That is less than the budget of {found['budget']:,}: {why}.")
+    if "gap" in found:
+        typer.echo(f"{found['by']}: {found['gap']:.4f}, predicted without these rows: {found['predicted_gap']:.4f}")
     gone = held.filter(np.logical_not(to_numpy(held["kept"])))
     worst = gone.slice(max(removed - _TOP, 0)).to_pylist()[::-1]
     if worst:
@@ -141,7 +159,7 @@ def tell_trim(selection: Selection, labels: np.ndarray[Any, Any] | None, files: 
     typer.echo(f"Removed rows: {files[1]}")
 
 
-def tell_active_learning(history: History, plot: AnyPath) -> None:
+def print_active_learning(history: History, plot: AnyPath) -> None:
     """Print the learning curve, the mean accuracy of every strategy, what is awaited, and where the plot lies.
 
     Args:
@@ -161,39 +179,30 @@ def tell_active_learning(history: History, plot: AnyPath) -> None:
             for at, values in zip(curve.index[shown], curve.to_numpy()[shown], strict=True)
         ],
     )
-    for told in history.mean().to_dict("records"):
-        several = told["seeds"] > 1
-        spread = f", standard deviation {told['std']:.4f} over {told['seeds']} seeds" if several else ""
-        typer.echo(f"Mean accuracy over rounds by {told['strategy']}: {told['accuracy']:.4f}{spread}")
+    for line in history.mean().to_dict("records"):
+        several = line["seeds"] > 1
+        spread = f", standard deviation {line['std']:.4f} over {line['seeds']} seeds" if several else ""
+        typer.echo(f"Mean accuracy over rounds by {line['strategy']}: {line['accuracy']:.4f}{spread}")
     for file in history.waiting:
-        asked = file.name.replace("labels-", "ask-", 1)
-        typer.echo(f"Labels are awaited: {file} (row_id, label), for the rows in {asked} beside it")
+        rows = file.name.replace("labels-", "ask-", 1)
+        typer.echo(f"Labels are awaited: {file} (row_id, label), for the rows in {rows} beside it")
     if history.waiting:
         typer.echo("Put them there and run the same command again: it goes on.")
     typer.echo(f"Learning curve: {plot}")
 
 
-def tell_reweight(found: Reweighting, plot: AnyPath) -> None:
-    """Print what the search found, and where weights, checkpoint and plot lie.
-
-    Args:
-        found: from `pareto_reweight`, with a folder.
-        plot: of the trade-off.
-    """
-    typer.echo(found.to_text())
-    typer.echo(f"Weights, checkpoint and all candidates: {found.path}")
-    typer.echo(f"Trade-off: {plot}")
+def print_evaluate(measures: Mapping[str, Any]) -> None:
+    """Print every measure of a model on a table."""
+    typer.echo(f"{measures['rows']:,} rows")
+    rows = [(name, _number(value)) for name, value in measures.items() if name != "rows"]
+    _print_table("Measures of the model", ("measure", "value"), rows)
 
 
-def tell_removal_check(check: RemovalCheck, plot: AnyPath) -> None:
-    """Print how well prediction and measurement agree, and where the heat maps lie.
-
-    Args:
-        check: from `removal_check`.
-        plot: the heat maps.
-    """
-    typer.echo(check.to_text())
-    typer.echo(f"Heat maps: {plot}")
+def _print_highest(scores: Scores, column: str, meaning: str) -> None:
+    best = most(scores, column)
+    if best is not None:
+        rows = [(row_id, f"{value:.4g}") for row_id, value in _pairs(best.helps)]
+        _print_table(f"{column}: {meaning}", ("highest row_id", "value"), rows)
 
 
 def most(scores: Scores, column: str) -> TopRows | None:
@@ -222,15 +231,15 @@ def _class_lines(labels: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]) -> li
     return [(str(names[k]), f"{rows[k]:,}", f"{rows[k] - kept[k]:,}", f"{kept[k]:,}") for k in shown]
 
 
-def _tell_forest(told: Any) -> None:
-    if "forest_rank_correlation" in told:
+def _print_forest(metadata: Mapping[str, Any]) -> None:
+    if "forest_rank_correlation" in metadata:
         typer.echo(
-            f"Forest: out-of-bag rank correlation {told['forest_rank_correlation']:.3f} over "
-            f"{told['forest_rows']:,} valued rows"
+            f"Forest: out-of-bag rank correlation {metadata['forest_rank_correlation']:.3f} over "
+            f"{metadata['forest_rows']:,} valued rows"
         )
 
 
-def _tell_place(scores: Scores) -> None:
+def _print_place(scores: Scores) -> None:
     if scores.path is not None:
         typer.echo(f"Scores: {scores.path / 'scores'}")
 
@@ -243,7 +252,7 @@ def _print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[An
     typer.echo(title)  # as a title of the table it would be broken to the table's width
     table = Table()
     for heading in headings:
-        named = heading.endswith("row_id") or heading in ("label", "strategy")
+        named = heading.endswith("row_id") or heading in ("label", "strategy", "effect", "measure")
         table.add_column(heading, justify="left" if named else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import rayinf
-from rayinf import keys
 from rayinf.config import read_config
+from rayinf.config_keys import keys_of
 
 TASK = """
 import torch
@@ -68,7 +68,7 @@ def write(folder: Path, **values: object) -> Path:
 
 def write_for(folder: Path, verb: str, **values: object) -> Path:
     """A config with the required keys of a verb."""
-    required = [k for k, f in keys.VERBS[verb].model_fields.items() if f.is_required() and k != "task"]
+    required = [k for k, argument in keys_of(verb).items() if argument.required and k != "task"]
     file = folder / "run.yaml"
     held = {"task": "mytask.py:task", **{k: f"{k}.parquet" for k in required}, **values}
     file.write_text("".join(f"{k}: {v}\n" for k, v in held.items()))

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import typer
 from cli_cases import CONFIG, TASK, call, imports_of, make_folder, refused
 from click.testing import Result
 
-from rayinf import api, config, keys, references, summaries
+import rayinf
+from rayinf import cli, config, config_keys, messages, references, summaries
 from rayinf.data.scores import Scores
 from rayinf.errors import RunError
 
@@ -52,7 +54,7 @@ class TestInfluence:
     def test_gives_what_the_verb_gives(self, folder: Path) -> None:
         influence(folder)
         arguments = config.read_config(folder / "run.yaml")
-        expected = api.influence(**{**arguments, "out": None})
+        expected = rayinf.influence(**{**arguments, "out": None})
         np.testing.assert_allclose(
             Scores.load(folder / "runs" / "a").to_numpy(), expected.to_numpy(), rtol=1e-4, atol=1e-6
         )
@@ -86,13 +88,13 @@ class TestInfluence:
         assert influence(folder, "damping=0.5", "out=runs/b").exit_code == 0
 
     def test_without_out_nothing_is_started(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(api, "influence", None)
+        monkeypatch.setattr(rayinf, "influence", None)
         assert "has no out: the results would be lost" in refused(influence(folder, "out=null"))
 
 
 class TestWrongInput:
     @pytest.mark.parametrize(
-        ("change", "said"),
+        ("change", "part"),
         [
             ("objctive=total", "did you mean 'objective'?"),
             ("task=mytask.py:tsk", "Did you mean 'task'?"),
@@ -102,8 +104,8 @@ class TestWrongInput:
             ("train=nothing.parquet", "train: no Parquet file at"),
         ],
     )
-    def test_a_key(self, folder: Path, change: str, said: str) -> None:
-        assert said in refused(influence(folder, change))
+    def test_a_key(self, folder: Path, change: str, part: str) -> None:
+        assert part in refused(influence(folder, change))
         assert not (folder / "runs").exists()
 
     def test_a_broken_task_file(self, folder: Path) -> None:
@@ -134,7 +136,7 @@ def test_a_warning_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         warnings.warn("The forest\nis weak.", stacklevel=1)
         return Scores.from_numpy(np.ones(3), "a")
 
-    monkeypatch.setattr(api, "influence", verb)
+    monkeypatch.setattr(rayinf, "influence", verb)
     result = influence(folder)
     assert result.exit_code == 0
     assert result.stderr == "Warning: The forest is weak.\n"
@@ -151,7 +153,7 @@ class _FromWorkerError(Exception):
 
 class TestOtherErrors:
     @pytest.mark.parametrize(
-        ("error", "said"),
+        ("error", "part"),
         [
             (RunError("The disk is\nfull.", "free space."), "Error: The disk is full. Fix: free space."),
             (ValueError("two\nlines."), "Error: ValueError: two lines, which rayinf did not expect. Fix: run again"),
@@ -160,13 +162,13 @@ class TestOtherErrors:
         ],
     )
     def test_one_line_and_code_1(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, part: str
     ) -> None:
-        monkeypatch.setattr(api, "influence", _raiser(error))
-        assert said in refused(influence(folder), 1)
+        monkeypatch.setattr(rayinf, "influence", _raiser(error))
+        assert part in refused(influence(folder), 1)
 
     def test_interrupted(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(api, "influence", _raiser(KeyboardInterrupt()))
+        monkeypatch.setattr(rayinf, "influence", _raiser(KeyboardInterrupt()))
         result = influence(folder)
         assert result.exit_code == 1
         assert result.stderr == "Stopped: run the same command again to go on.\n"
@@ -186,23 +188,76 @@ class TestCluster:
         self, folder: Path, monkeypatch: pytest.MonkeyPatch, text: str, options: list[str], address: Any, workers: int
     ) -> None:
         seen: dict[str, Any] = {}
-        monkeypatch.setattr(api, "influence", lambda **given: seen.update(given) or Scores.from_numpy(np.ones(3), "a"))
+        monkeypatch.setattr(
+            rayinf, "influence", lambda **given: seen.update(given) or Scores.from_numpy(np.ones(3), "a")
+        )
         (folder / "run.yaml").write_text(CONFIG + text)
         assert call("influence", folder / "run.yaml", *options).exit_code == 0
         assert (seen["cluster"].address, seen["cluster"].workers) == (address, workers)
 
 
-@pytest.mark.parametrize("command", keys.VERBS)
-def test_help_says_what_every_key_means(command: str) -> None:
-    said = " ".join(call(command, "--help").stdout.split())
-    for name, default, meaning in keys.describe_keys(command):
+@pytest.mark.parametrize("command", config_keys.VERBS)
+def test_help_describes_every_key(command: str) -> None:
+    shown = " ".join(call(command, "--help").stdout.split())
+    keys = config_keys.keys_of(command)
+    for name, default, meaning in config_keys.describe_keys(command):
         note = f" Default: {default}." if default else " Required."
-        assert f" {name}: {' '.join(meaning.split())}.{note}" in said
-    others = {k for model in keys.VERBS.values() for k in model.model_fields} - set(keys.VERBS[command].model_fields)
-    assert not [k for k in others if f" {k}: " in said]
-    assert references.PATHS in said
-    for option in ("--set", "--address", "--workers"):
-        assert option in said
+        assert f" {name}: {' '.join(messages.translate(meaning).split())}{note}" in shown
+    others = {k for verb in config_keys.VERBS for k in config_keys.keys_of(verb)} - set(keys)
+    assert not [k for k in others if f"] {k}: " in shown or f". {k}: " in shown]
+    assert references.PATHS in shown
+    assert "--set" in shown
+    for option in ("--address", "--workers"):
+        assert (option in shown) == ("cluster" in keys)
+
+
+@pytest.mark.parametrize("verb", config_keys.VERBS)
+def test_options_of_a_cluster_are_those_of_verbs_that_have_one(verb: str) -> None:
+    names = {p.name for p in typer.main.get_command(cli.app).commands[verb].params}  # type: ignore[attr-defined]
+    assert {"overrides", "debug"} <= names
+    assert ({"address", "workers"} <= names) == ("cluster" in config_keys.keys_of(verb))
+
+
+def test_commands_are_listed_in_groups() -> None:
+    shown = call("--help").stdout
+    places = [shown.index(group) for group in ("Value rows", "Act on values", "Train and measure", "Runs and jobs")]
+    assert places == sorted(places)
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    assert set(config_keys.VERBS) | {"trim", "ceiling", "plan", "submit", "status", "verify"} == set(commands)
+    assert all(command.short_help and command.rich_help_panel for command in commands.values())
+
+
+HEAVY = ("torch", "ray", "sklearn", "pandas", "matplotlib", "pyarrow", "scipy")
+
+
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        (["--help"], ()),
+        (["influence", "--help"], ()),
+        (["reweight", "nothing.yaml"], ("pyarrow", "pandas")),
+        (["status", "nothing"], ("pyarrow", "pandas")),
+        (["verify", "nothing"], ("pyarrow", "pandas")),
+        (["submit", "influence", "nothing.yaml", "--address", "http://127.0.0.1:9"], ("pyarrow", "pandas")),
+    ],
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(words: list[str], needed: tuple[str, ...]) -> None:
+    code = (
+        "import sys, rayinf.cli\n"
+        f"sys.argv = ['rayinf', *{words}]\n"
+        "try:\n    rayinf.cli.main()\nexcept SystemExit:\n    pass\n"
+        f"print('imported:', *[m for m in {HEAVY} if m in sys.modules])"
+    )
+    done = _run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.splitlines()[-1].split()[1:]) <= set(needed)
+
+
+def test_dir_lists_every_public_name() -> None:
+    done = _run(sys.executable, "-c", "import rayinf, sys; print(*dir(rayinf)); assert 'torch' not in sys.modules")
+    assert done.returncode == 0, done.stderr
+    assert set(rayinf.__all__) == set(rayinf.HOMES)
+    assert set(rayinf.__all__) <= set(done.stdout.split())
 
 
 def test_version() -> None:

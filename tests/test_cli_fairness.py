@@ -56,20 +56,20 @@ def test_values_gaps_and_attacks_and_trims_by_a_gap(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     scores = Scores.load(folder / "runs" / "fair")
     assert scores.columns == ["total", "demographic_parity", "equal_opportunity", "robustness"]
-    told = scores.metadata["objective_details"]
-    assert f"demographic_parity: a gap of {told['demographic_parity']['signed']:+.4f}" in result.stdout
-    assert f"robustness: {told['robustness']['accuracy']:.1%} of the attacked" in result.stdout
+    details = scores.metadata["objective_details"]
+    assert f"demographic_parity: a gap of {details['demographic_parity']['signed']:+.4f}" in result.stdout
+    assert f"robustness: {details['robustness']['accuracy']:.1%} of the attacked" in result.stdout
     trimmed = call("trim", folder / "runs" / "fair", "--budget", 2, "--by", "demographic_parity")
     assert trimmed.exit_code == 0, trimmed.output
-    gap = abs(told["demographic_parity"]["signed"])
+    gap = abs(details["demographic_parity"]["signed"])
     assert f"demographic_parity: {gap:.4f}, predicted without these rows: " in trimmed.stdout
     assert len(pd.read_parquet(folder / "runs" / "fair" / "trim" / "removed.parquet")) == 2
 
 
 def test_refusals_are_one_line(folder: Path) -> None:
-    for change, said in (
+    for change, part in (
         ("task=mytask.py:groupless", "names no column of them"),
         ("objective=robustnes", "objective=robustnes is unknown"),
     ):
-        assert said in refused(call("influence", folder / "fair.yaml", "--set", change))
+        assert part in refused(call("influence", folder / "fair.yaml", "--set", change))
         assert not (folder / "runs").exists()

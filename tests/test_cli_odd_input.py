@@ -39,10 +39,10 @@ TEXTS = {
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_configs(name: str, folder: Path) -> None:
-    text, told = TEXTS[name]
+    text, problem = TEXTS[name]
     (folder / "run.yaml").write_text(CONFIG.replace("objective: [total, category]\n", "") + text)
     line = refused(call("influence", folder / "run.yaml"))
-    assert told in line
+    assert problem in line
     assert len(line) < 1500
 
 

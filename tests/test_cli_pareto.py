@@ -75,25 +75,25 @@ class TestReweight:
         assert second.stdout == "already finished: nothing was computed\n" + first.stdout
 
     @pytest.mark.parametrize(
-        ("change", "said"),
+        ("change", "part"),
         [
             ("targets=[7]", "targets: 7 is not a class of the scores"),
             ("targets=yes", "should be a class or a list of classes"),
             ("search.elites=-1", "search.elites=-1: elites must be an integer >= 0"),
             ("search.elits=1", "is an unknown key (did you mean 'elites'?)"),
-            ("search.radius=true", 'should be "gene", a number in (0, 1], or null'),
+            ("search.radius=true", "should be a name, a number or null"),
             ("mode=sideways", "mode=sideways is unknown"),
             ("scores=runs/none", "holds no run"),
             ("task=mytask.py:task", "how its model is trained"),
         ],
     )
-    def test_refusals(self, folder: Path, change: str, said: str) -> None:
-        assert said in refused(run("reweight", folder, REWEIGHT, change))
+    def test_refusals(self, folder: Path, change: str, part: str) -> None:
+        assert part in refused(run("reweight", folder, REWEIGHT, change))
         assert not (folder / "runs" / "w").exists()
 
 
 class TestRemovalCheck:
-    def test_tells_and_draws(self, folder: Path) -> None:
+    def test_prints_and_draws(self, folder: Path) -> None:
         result = run("removal-check", folder, REMOVAL)
         assert result.exit_code == 0, result.output
         picture = folder / "runs" / "r" / "removal_check.png"
@@ -103,7 +103,7 @@ class TestRemovalCheck:
         assert again.stdout == "already finished: nothing was computed\n" + result.stdout
 
     @pytest.mark.parametrize(
-        ("change", "said"),
+        ("change", "part"),
         [
             ("share=1.5", "share=1.5: share must be a number in (0, 1)"),
             ("seeds=0", "seeds=0: seeds must be an integer >= 1"),
@@ -111,8 +111,8 @@ class TestRemovalCheck:
             ("valid=test.parquet", "valid has 30 rows, and the scores were computed for 20"),
         ],
     )
-    def test_refusals(self, folder: Path, change: str, said: str) -> None:
-        assert said in refused(run("removal-check", folder, REMOVAL, change))
+    def test_refusals(self, folder: Path, change: str, part: str) -> None:
+        assert part in refused(run("removal-check", folder, REMOVAL, change))
         assert not (folder / "runs" / "r").exists()
 
     def test_scores_of_another_table(self, folder: Path) -> None:
@@ -120,8 +120,8 @@ class TestRemovalCheck:
         other = pa.table({"row_id": [f"o{k}" for k in range(10)], "features": x, "label": np.arange(10) % 3})
         pq.write_table(other, folder / "other.parquet")
         assert len(Scores.load(folder / "runs" / "a")) == 60
-        said = refused(run("removal-check", folder, REMOVAL, "train=other.parquet"))
-        assert "10 rows, and the scores have 60" in said
+        shown = refused(run("removal-check", folder, REMOVAL, "train=other.parquet"))
+        assert "10 rows, and the scores have 60" in shown
 
 
 class TestCeiling:
@@ -138,17 +138,17 @@ class TestCeiling:
     def test_with_halves(self, folder: Path) -> None:
         done = call("influence", folder / "run.yaml", "--set", "halves=true", "--set", "out=runs/h")
         assert done.exit_code == 0, done.output
-        result = call("ceiling", folder / "runs" / "h", "--out", folder / "told", "--plane", "2, 0")
+        result = call("ceiling", folder / "runs" / "h", "--out", folder / "report", "--plane", "2, 0")
         assert result.exit_code == 0, result.output
-        held = json.loads((folder / "told" / "ceiling.json").read_text())
+        held = json.loads((folder / "report" / "ceiling.json").read_text())
         assert f"Cross-fitted gain {held['cross_fit']:+.4f}" in result.stdout
         assert held["verdict"] in result.stdout
         assert not (folder / "runs" / "h" / "ceiling").exists()
 
     def test_refusals(self, folder: Path) -> None:
         assert "holds no run" in refused(call("ceiling", folder / "runs"))
-        said = refused(call("ceiling", folder / "runs" / "a", "--plane", "0,7"))
-        assert "are not two of the classes" in said
+        shown = refused(call("ceiling", folder / "runs" / "a", "--plane", "0,7"))
+        assert "are not two of the classes" in shown
         done = call("influence", folder / "run.yaml", "--set", "objective=total", "--set", "out=runs/t")
         assert done.exit_code == 0, done.output
         assert "objective: category" in refused(call("ceiling", folder / "runs" / "t"))

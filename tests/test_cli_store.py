@@ -30,27 +30,27 @@ def command(*arguments):
 
 
 def test_what_is_written_beside_a_run(run):
-    code, told = command("trim", run, "--by", rayinf.Scores.load(run).columns[0], "--budget", "5")
-    assert code == 0, told
+    code, output = command("trim", run, "--by", rayinf.Scores.load(run).columns[0], "--budget", "5")
+    assert code == 0, output
     assert {p.name for p in (open_place(run) / "trim").iterdir()} == {"kept.parquet", "removed.parquet"}
-    assert f"{run}/trim/kept.parquet" in told
-    code, told = command("ceiling", run)
-    assert code == 0, told
+    assert f"{run}/trim/kept.parquet" in output
+    code, output = command("ceiling", run)
+    assert code == 0, output
     assert {p.suffix for p in (open_place(run) / "ceiling").iterdir()} == {".json", ".png"}
     json.loads((open_place(run) / "ceiling" / "ceiling.json").read_text())
 
 
 def test_a_run_is_looked_at(run):
-    code, told = command("verify", run)
-    assert code == 0 and "all whole" in told, told
-    code, told = command("status", run)
-    assert code == 0 and "finished" in told, told
-    code, told = command("status", "memory://cli/none")
-    assert code == 2 and "does not exist" in told and "Fix: " in told
+    code, output = command("verify", run)
+    assert code == 0 and "all whole" in output, output
+    code, output = command("status", run)
+    assert code == 0 and "finished" in output, output
+    code, output = command("status", "memory://cli/none")
+    assert code == 2 and "does not exist" in output and "Fix: " in output
 
 
 def test_no_secret_is_printed():
     for verb in ("status", "verify", "trim", "ceiling"):
         for debug in ((), ("--debug",)):
-            code, told = command(verb, "nosuchscheme://me:SECRET@host/run", *debug)
-            assert code == 2 and "SECRET" not in told, told
+            code, output = command(verb, "nosuchscheme://me:SECRET@host/run", *debug)
+            assert code == 2 and "SECRET" not in output, output

@@ -70,25 +70,25 @@ class TestOverrides:
         assert read_config(folder / "run.yaml", ["seed=1", "seed=2"])["seed"] == 2
 
     @pytest.mark.parametrize(
-        ("item", "said"),
+        ("item", "part"),
         [
-            ("seed", "--set seed is no key=value"),
-            ("=1", "is no key=value"),
+            ("seed", "--set seed is not of the form key=value"),
+            ("=1", "is not of the form key=value"),
             ("task.x=1", "task is 'mytask.py:task', which has no keys"),
-            ("train=*.parquet", "the value is no YAML"),
-            ("out=2024-13-45", "the value is no YAML"),
+            ("train=*.parquet", "the value is not YAML"),
+            ("out=2024-13-45", "the value is not YAML"),
             ("sede=1", "--set sede is an unknown key (did you mean 'seed'?)"),
             ("cluster.worker=1", "--set cluster.worker is an unknown key (did you mean 'workers'?)"),
             ("clutser.workers=1", "--set clutser is an unknown key (did you mean 'cluster'?)"),
         ],
     )
-    def test_slips(self, folder: Path, item: str, said: str) -> None:
-        assert said in refused(folder / "run.yaml", item)
+    def test_slips(self, folder: Path, item: str, part: str) -> None:
+        assert part in refused(folder / "run.yaml", item)
 
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("key", "value", "said"),
+        ("key", "value", "part"),
         [
             (
                 "objctive",
@@ -107,9 +107,9 @@ class TestRefusals:
             ("seed", "[1, 2", "line 5, column 1"),
         ],
     )
-    def test_a_wrong_value(self, folder: Path, key: str, value: str, said: str) -> None:
+    def test_a_wrong_value(self, folder: Path, key: str, value: str, part: str) -> None:
         message = refused(write(folder, **{key: value}))
-        assert said in message
+        assert part in message
         assert "Fix: " in message
 
     def test_all_problems_in_one_line(self, folder: Path) -> None:
@@ -118,7 +118,7 @@ class TestRefusals:
         assert "and 2 more" in message
 
     @pytest.mark.parametrize(
-        ("text", "said"),
+        ("text", "part"),
         [
             ("", "run.yaml is empty"),
             ("- a", "holds a list"),
@@ -128,9 +128,9 @@ class TestRefusals:
             ("1: 2", "1 is an unknown key"),
         ],
     )
-    def test_no_config(self, folder: Path, text: str, said: str) -> None:
+    def test_no_config(self, folder: Path, text: str, part: str) -> None:
         (folder / "run.yaml").write_text(text)
-        assert said in refused(folder / "run.yaml")
+        assert part in refused(folder / "run.yaml")
 
     def test_no_file(self, folder: Path) -> None:
         assert "There is no config file" in refused(folder / "nothing.yaml")
@@ -158,7 +158,7 @@ class TestTask:
         assert "name a module inside a package as package.module:name" in message
 
     @pytest.mark.parametrize(
-        ("reference", "said"),
+        ("reference", "part"),
         [
             ("mytask.py", "mytask.py names nothing to import"),
             ("mytask.py:tsk", "mytask.py has no 'tsk'. Did you mean 'task'?"),
@@ -172,8 +172,8 @@ class TestTask:
             ("mytask.py:refused", "l2=-1): l2 must be a finite number >= 0. Fix: pass a finite number >= 0."),
         ],
     )
-    def test_no_task(self, folder: Path, reference: str, said: str) -> None:
-        assert said in refused(folder / "run.yaml", f"task={reference}")
+    def test_no_task(self, folder: Path, reference: str, part: str) -> None:
+        assert part in refused(folder / "run.yaml", f"task={reference}")
 
     def test_a_function_that_fails_names_its_line(self, folder: Path) -> None:
         line = TASK.splitlines().index('    raise KeyError("weights")') + 1
@@ -181,7 +181,7 @@ class TestTask:
         assert re.search(rf"fails raised KeyError: 'weights' \(.*mytask\.py, line {line}\)", message)
 
     @pytest.mark.parametrize(
-        ("text", "said"),
+        ("text", "part"),
         [
             ("x = 1\ny = 1 / 0\n", r"importing .*broken\.py raised ZeroDivisionError: .* \(.*broken\.py, line 2\)"),
             ("x = 1\n\ndef f(:\n", r"raised SyntaxError: .* \(.*broken\.py, line 3\)"),
@@ -196,9 +196,9 @@ class TestTask:
             ),
         ],
     )
-    def test_a_file_that_fails_names_its_line(self, folder: Path, text: str, said: str) -> None:
+    def test_a_file_that_fails_names_its_line(self, folder: Path, text: str, part: str) -> None:
         (folder / "broken.py").write_text(text)
-        assert re.search(said, refused(folder / "run.yaml", "task=broken.py:task"))
+        assert re.search(part, refused(folder / "run.yaml", "task=broken.py:task"))
 
     @pytest.mark.parametrize("stem", ["json", "wave", "yaml", "rich"])
     def test_a_file_that_shadows_a_module(self, folder: Path, stem: str) -> None:

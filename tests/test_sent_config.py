@@ -41,8 +41,8 @@ def sent(folder: Path, values: dict[str, Any], env: dict[str, Any] | None = None
 
 def test_code_travels_with_the_config_and_nothing_else(folder):
     cluster = {"workers": 3, "address": "10.0.0.1:6379", "runtime_env": {"pip": ["a"]}}
-    asked = ["total", "package.loss:goal", "../elsewhere/goal.py:goal", "slice:sex"]
-    found = sent(folder, {**SOUND, "objective": asked, "cluster": cluster}, {"conda": "b"})
+    objectives = ["total", "package.loss:goal", "../elsewhere/goal.py:goal", "slice:sex"]
+    found = sent(folder, {**SOUND, "objective": objectives, "cluster": cluster}, {"conda": "b"})
     assert set(found.files) == {
         "tasks/mine.py", "tasks/helper.py", "package/__init__.py", "package/loss.py", "package/parts.py",
         "code_0/goal.py", "code_0/near.py", CONFIG,
@@ -72,7 +72,7 @@ def test_the_same_run_is_known_again(folder):
 
 
 @pytest.mark.parametrize(
-    ("change", "said", "mend"),
+    ("change", "part", "mend"),
     [
         ({"train": "data/train"}, "train='data/train': a relative path", "s3://bucket/train"),
         ({"valid": "~/valid"}, "valid='~/valid'", "absolute path"),
@@ -87,8 +87,8 @@ def test_the_same_run_is_known_again(folder):
         ({"cluster": {"runtime_env": {"pip": ["--index-url https://me:pl4nted@host"]}}}, "runtime_env.pip", "cluster"),
     ],
 )
-def test_what_is_refused_before_anything_is_sent(folder, change, said, mend):
-    with pytest.raises(rayinf.InputError, match=said) as found:
+def test_what_is_refused_before_anything_is_sent(folder, change, part, mend):
+    with pytest.raises(rayinf.InputError, match=part) as found:
         sent(folder, {**SOUND, **change})
     assert mend in found.value.fix
     assert "pl4nted" not in str(found.value) and "\n" not in str(found.value)

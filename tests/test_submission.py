@@ -92,17 +92,24 @@ def test_a_run_has_one_job_at_a_time(server, config, capsys):
     first = rayinf.submit("influence", config, ADDRESS, follow=False)
     assert (first.state, first.joined, first.out, first.address) == ("running", False, "/c", ADDRESS)
     assert server.sent[0]["command"] == "python -m rayinf influence config.yaml --address auto"
-    told = capsys.readouterr()
-    assert "in 2 files: mine.py, config.yaml." in told.err and told.out == ""
+    printed = capsys.readouterr()
+    assert "in 2 files: mine.py, config.yaml." in printed.err and printed.out == ""
     again = rayinf.submit("influence", config, ADDRESS)
     assert (again.job_id, again.joined, again.state) == (first.job_id, True, "finished")
-    told = capsys.readouterr()
-    assert told.out == "one\ntwo\n" and "joined" in told.err
+    printed = capsys.readouterr()
+    assert printed.out == "one\ntwo\n" and "joined" in printed.err
     assert len(server.sent) == 1
     server.jobs = {k: [(n, False) for n, _ in v] for k, v in server.jobs.items()}
     later = rayinf.submit("influence", config, ADDRESS, follow=False)
     assert later.job_id == first.job_id[:-1] + "2" and not later.joined
     assert rayinf.submit("measure", config, ADDRESS, follow=False).job_id not in (first.job_id, later.job_id)
+
+
+def test_a_verb_without_workers_gets_no_address(server, config):
+    config.write_text("task: mine.py:task\ntable: /a\nkeep: /k.parquet\nout: /c\n")
+    rayinf.submit("retrain", config, ADDRESS, follow=False)
+    assert server.sent[0]["command"] == "python -m rayinf retrain config.yaml"
+    assert "keep: /k.parquet" in server.sent[0]["files"]["config.yaml"].decode()
 
 
 def test_of_two_at_once_the_second_joins(server, config):
@@ -165,19 +172,19 @@ def test_the_command(server, config, monkeypatch):
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "https://head:8265/")
     assert call("submit", "influence", config, "--no-follow", "--set", "seed=5").exit_code == 0
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS")
-    assert "no head is known" in refused(call("submit", "influence", config))
+    assert "the head is not known" in refused(call("submit", "influence", config))
     assert "VERB=" in refused(call("submit", "trim", config, "--address", ADDRESS))
     line = refused(call("submit", "influence", config, "--address", "http://me:pl4nted@head:8265"))
     assert "password" in line and "pl4nted" not in line
     server.interrupts = True
     assert call("submit", "influence", config, "--address", ADDRESS).exit_code == 1
     shown = " ".join(call("submit", "--help").stdout.replace("│", " ").split())
-    for told in ("runs the code that its task", "--no-follow", "RAY_AUTH_MODE=token", "Secrets are never sent"):
-        assert told in shown
+    for words in ("runs the code that its task", "--no-follow", "RAY_AUTH_MODE=token", "Secrets are never sent"):
+        assert words in shown
 
 
 @pytest.mark.parametrize(
-    ("ended", "kind", "said"),
+    ("ended", "kind", "part"),
     [
         (Ended("SUCCEEDED", 0, "", "fine"), None, ""),
         (Ended("STOPPED", None, "", ""), rayinf.RunError, "was stopped"),
@@ -195,11 +202,11 @@ def test_the_command(server, config, monkeypatch):
         (Ended("FAILED", None, "JOB_SUPERVISOR_ACTOR_DIED", ""), rayinf.RunError, "said nothing"),
     ],
 )
-def test_how_a_job_ended_as_an_error(ended, kind, said):
+def test_how_a_job_ended_as_an_error(ended, kind, part):
     error = outcome("job", ended)
     assert (type(error) if error else None) is kind
     if error:
-        assert said in str(error) and "Fix: " in str(error) and "\n" not in str(error)
+        assert part in str(error) and "Fix: " in str(error) and "\n" not in str(error)
 
 
 def test_a_runs_error_is_raised_and_not_printed(server, config, capsys):
@@ -294,7 +301,7 @@ def listening(answer: bytes | None) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "part"),
     [
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "something else listens there"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "something else listens there"),
@@ -305,25 +312,25 @@ def listening(answer: bytes | None) -> Iterator[str]:
         (None, "no answer in"),
     ],
 )
-def test_what_is_no_job_server(monkeypatch, answer, said):
+def test_what_is_no_job_server(monkeypatch, answer, part):
     monkeypatch.setattr(ray_jobs, "_TIMEOUTS", (1.0, 2.0))
     begin = time.monotonic()
-    with listening(answer) as address, pytest.raises(rayinf.InputError, match=said) as found:
+    with listening(answer) as address, pytest.raises(rayinf.InputError, match=part) as found:
         JobServer(address)
     assert address in found.value.what and "\n" not in str(found.value) and found.value.what.isprintable()
     assert time.monotonic() - begin < 25
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "part"),
     [
         ("http://127.0.0.1:9", "Connection refused"),
         ("http://no-such-host.invalid:8265", "No Ray answers at http://no-such-host.invalid:8265 .[^@]+known"),
     ],
 )
-def test_a_head_that_is_not_there(config, address, said):
+def test_a_head_that_is_not_there(config, address, part):
     begin = time.monotonic()
-    with pytest.raises(rayinf.InputError, match=said):
+    with pytest.raises(rayinf.InputError, match=part):
         rayinf.submit("influence", config, address)
     assert time.monotonic() - begin < 30
     assert sum(ray_jobs._TIMEOUTS) < 30

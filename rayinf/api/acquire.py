@@ -44,36 +44,44 @@ def acquire(
     """The `n` rows of a pool whose labels are most worth asking for (Yu 2025, Algorithms 2, 4, 7 and 8).
 
     Args:
-        task: the model, trained on `labeled`.
-        labeled: the labelled rows.
-        pool: rows without labels, in the same forms; features alone (an array) will do, and labels are not read.
-        n: rows to pick.
-        strategy: "fi": FI of the row, with its likeliest label, against every labelled row, aggregated (Yu 2025, Eq.
-        4.1);
-            "iv": influence of the row, with its likeliest label, on the validation loss (needs `valid`);
-            "isal": the same on the loss of the labelled rows (Liu et al. 2021, with the model's own label as
-            pseudo-label); "tree": a tree of the labelled rows' influence on the validation loss, grown on their
-            features alone, predicts that of the pool (Chhabra 2024, section 5.5; needs `valid`); "bald" and
-            "batchbald": mutual
-            information under dropout (Houlsby et al. 2011; Kirsch et al. 2019); "entropy", "margin",
-            "least_confidence"; "random".
-        valid: for "iv" and "tree".
-        curvature: for "fi", "iv", "isal" and "tree", as in `influence`; n is the number of labelled rows.
-        aggregate: of a row's FI over the labelled rows: "trimmed_mean" (the middle 80 %), "mean", "median", or
-            a quantile, as a number in [0, 1] or "quantile:0.9".
-        rank: as in `influence_measure` (Yu 2025, Algorithm 7).
-        subsample: under 1, value that share of the pool; a random forest ranks the rest (Yu 2025, Algorithm 8).
-        cluster: as in `influence`.
-        out: as in `influence`; `scores/` then holds the value of every row of the pool.
-        seed: of what is drawn.
-        fisher: as in `influence`.
-        damping: as in `influence`.
-        factors: as in `influence`.
-        samples: dropout masks for "bald" and "batchbald".
+        task: the model, trained on `labeled`, and its columns.
+        labeled: the labelled rows: a Parquet path, folder, glob or URI, a `pyarrow.Table`, a `pandas.DataFrame`, or
+            arrays `(X, y)`.
+        pool: rows without labels, in the same forms; features alone (an array) are enough, and labels are not read.
+        n: rows to pick, >= 1.
+        strategy: "fi", "iv", "isal", "tree", "bald", "batchbald", "entropy", "margin", "least_confidence" or "random".
+            What makes a row worth a label: "fi", FI of the row, with its likeliest label, against every labelled row,
+            aggregated (Yu 2025, Eq. 4.1); "iv", influence of the row, with its likeliest label, on the validation loss
+            (needs `valid`); "isal", the same on the loss of the labelled rows (Liu et al. 2021, with the model's own
+            label as pseudo-label); "tree", a tree of the labelled rows' influence on the validation loss, grown on
+            their features alone, predicts that of the pool (Chhabra 2024, section 5.5; needs `valid`); "bald" and
+            "batchbald", mutual information under dropout (Houlsby et al. 2011; Kirsch et al. 2019); the others, how
+            uncertain the prediction is, or chance.
+        valid: validation rows, in the same forms, for "iv" and "tree".
+        curvature: the matrix whose inverse weighs the gradients: "ekfac" or "kfac", a block for each layer; "exact"
+            (the Hessian) or "ggn" (generalised Gauss-Newton), for few parameters; "identity". For "fi", "iv", "isal"
+            and "tree".
+        aggregate: how a row's FI over the labelled rows becomes one number, for "fi": "trimmed_mean" (the middle 80 %),
+            "mean", "median", or a quantile, as a number in [0, 1] or "quantile:0.9".
+        rank: the rank of the truncated SVD that replaces the mixed derivative of every row (KFSVD, Yu 2025, Algorithm
+            7), for "fi". None is exact.
+        subsample: the share of the pool that is valued, in (0, 1]. Under 1, a random forest ranks the rest (Yu 2025,
+            Algorithm 8).
+        cluster: the workers on Ray that do the work. None: this process, without Ray.
+        out: the run's folder or URI (`s3://bucket/run`): `scores/` then holds the value of every row of the pool, and
+            the same call finishes an interrupted run. None: the result is held in memory.
+        seed: an integer >= 0 that fixes all that is drawn.
+        fisher: the labels of the gradients that K-FAC and EKFAC are fitted to: "true" (the expectation over the model's
+            own predictions, without sampling up to 32 classes) or "empirical" (the labels of the table).
+        damping: a number >= 0 that is added to the eigenvalues of the mean curvature. None: 0.1 x each layer's mean
+            eigenvalue for "kfac" and "ekfac", 0 otherwise.
+        factors: the folder or URI of a finished run of the same model and curvature, whose factors are used again.
+            None: they are fitted.
+        samples: dropout masks, for "bald" and "batchbald".
         exclude: ids of rows of the pool that are not to be picked again. Rows whose id a labelled row has too (where
             both tables have ids of their own) are left out besides, with a warning; `metadata["left_out"]` counts them.
             With `subsample`, neither are among the rows that the share is drawn from.
-        batch_size: as in `influence`.
+        batch_size: rows a pass of the model. None: as many as have their activations in 512 MB.
 
     Returns:
         A Selection: `row_ids` best first, and the value of every row of the pool.

@@ -68,38 +68,56 @@ def active_learning(
 
     Round 0 trains the task's model on `labeled` and measures it on `test`. Every round after it picks `n` rows of the
     pool by `acquire`, asks the oracle for their labels, adds them to the labelled rows, trains anew and measures.
-    The model is always trained as `Task(fit=...)` says, in round 0 too: that of the task need not be trained.
+    The model is always trained by `Task(fit=...)`, in round 0 too: the task's own need not be trained.
 
     The labelled rows are held in memory; the pool and the test rows are streamed where they are Parquet. A `fit` that
     is a function gets the labelled rows as a `pyarrow.Table` with the task's feature columns and its label.
 
     Args:
-        task: the model, its columns and how to train it.
-        labeled: the first labelled rows.
-        pool: the rows to pick from; labels in it are not read. Rows whose id a labelled row has too (where both tables
-            have ids of their own) are left out, with a warning.
+        task: the model, its columns and how to train it (`Task(fit=...)`).
+        labeled: the first labelled rows: a Parquet path, folder, glob or URI, a `pyarrow.Table`, a `pandas.DataFrame`,
+            or arrays `(X, y)`.
+        pool: the rows to pick from, in the same forms; labels in it are not read. Rows whose id a labelled row has too
+            (where both tables have ids of their own) are left out, with a warning.
         oracle: where labels come from: a function, row ids `[n]` -> labels `[n]` (or a dict or Series, id -> label); a
-            table that has the labels of the pool's rows, found by the pool's id column or, without one, by position;
-            a `LabelFolder`; or a path: an existing directory without Parquet files of other names than questions and
-            answers is a `LabelFolder`, anything else a table. It is no part of the run's identity.
-        test: what is measured on.
-        rounds: how often rows are picked.
-        n: rows to pick a round.
-        strategy: as in `acquire`, or a list of these: each with each seed is a trajectory of its own.
-        valid: validation rows, for "iv" and "tree".
-        cluster: one trajectory shards its pool over the workers. Several run side by side, each in one worker (with
-            the device of the task's own model); tables and a function as oracle are then sent to the workers.
-        out: the run's folder. `<strategy>-seed<k>/round-<r>.parquet` holds the rows that round r added (`row_id`,
-            `position`, `label`, `value`, best first), `round-<r>.json` its measures. The same call again goes on after
-            the last finished step. Workers on other machines must see the folder.
-        seed: of training and of what is drawn, the same in every round; or a list.
-        curvature: as in `acquire`.
-        aggregate: as in `acquire`.
-        rank: as in `acquire`.
-        subsample: as in `acquire`; the share is drawn anew in every round, from the rows that are left.
-        fisher: as in `acquire`.
-        damping: as in `acquire`.
-        samples: as in `acquire`.
+            table that has the labels of the pool's rows, found by the pool's id column or, without one, by position; a
+            `LabelFolder`; or a path: an existing directory without Parquet files of other names than questions and
+            answers is a `LabelFolder`, anything else a table. It is not a part of the run's identity.
+        test: the rows that every round is measured on, in the same forms.
+        rounds: how often rows are picked, >= 1.
+        n: rows to pick a round, >= 1.
+        strategy: "fi", "iv", "isal", "tree", "bald", "batchbald", "entropy", "margin", "least_confidence" or "random".
+            Or a list of these: each with each seed is a trajectory of its own. What makes a row worth a label: "fi", FI
+            of the row, with its likeliest label, against every labelled row, aggregated (Yu 2025, Eq. 4.1); "iv",
+            influence of the row, with its likeliest label, on the validation loss (needs `valid`); "isal", the same on
+            the loss of the labelled rows (Liu et al. 2021, with the model's own label as pseudo-label); "tree", a tree
+            of the labelled rows' influence on the validation loss, grown on their features alone, predicts that of the
+            pool (Chhabra 2024, section 5.5; needs `valid`); "bald" and "batchbald", mutual information under dropout
+            (Houlsby et al. 2011; Kirsch et al. 2019); the others, how uncertain the prediction is, or chance.
+        valid: validation rows, in the same forms, for "iv" and "tree".
+        cluster: the workers on Ray. One trajectory shards its pool over them. Several run side by side, each in one
+            worker (with the device of the task's own model); tables and a function as oracle are then sent to the
+            workers. None: this process, without Ray.
+        out: the run's folder or URI. `<strategy>-seed<k>/round-<r>.parquet` holds the rows that round r added
+            (`row_id`, `position`, `label`, `value`, best first), `round-<r>.json` its measures. The same call again
+            goes on after the last finished step. So does one that asks for more rounds, seeds or strategies, and one
+            that asks for fewer reads what it needs. Workers on other machines must see the folder. None: the result is
+            held in memory.
+        seed: an integer >= 0 that fixes training and all that is drawn, the same in every round; or a list.
+        curvature: the matrix whose inverse weighs the gradients: "ekfac" or "kfac", a block for each layer; "exact"
+            (the Hessian) or "ggn" (generalised Gauss-Newton), for few parameters; "identity". For "fi", "iv", "isal"
+            and "tree".
+        aggregate: how a row's FI over the labelled rows becomes one number, for "fi": "trimmed_mean" (the middle 80 %),
+            "mean", "median", or a quantile, as a number in [0, 1] or "quantile:0.9".
+        rank: the rank of the truncated SVD that replaces the mixed derivative of every row (KFSVD, Yu 2025, Algorithm
+            7), for "fi". None is exact.
+        subsample: the share of the rows that are left which is valued, in (0, 1]. Under 1, it is drawn anew in every
+            round, and a random forest ranks the rest (Yu 2025, Algorithm 8).
+        fisher: the labels of the gradients that K-FAC and EKFAC are fitted to: "true" (the expectation over the model's
+            own predictions, without sampling up to 32 classes) or "empirical" (the labels of the table).
+        damping: a number >= 0 that is added to the eigenvalues of the mean curvature. None: 0.1 x each layer's mean
+            eigenvalue for "kfac" and "ekfac", 0 otherwise.
+        samples: dropout masks, for "bald" and "batchbald".
 
     Returns:
         A `History`. Where an oracle's folder lacks labels, it says which in `waiting`: drop them and call again.
@@ -107,7 +125,7 @@ def active_learning(
     Raises:
         InputError: before any work: a task, table or option that `acquire` refuses, more rows than the pool has, or a
             folder of another config. Later: labels that are missing, unknown, null or twice; none of these is kept.
-        RunError: training diverged, a table changed on the way, or a cluster that gets nowhere.
+        RunError: training diverged, a table changed on the way, or a cluster that makes no progress.
 
     Cost: a trajectory trains and measures `rounds + 1` times and acquires `rounds` times.
     """

@@ -26,26 +26,26 @@ def ceiling(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Ceiling:
-    """Whether all classes can still gain in common, or gain only at each other's cost (A sections 3.3 and 5.2).
+    """Whether all classes can still gain in common, or gain only at each other's cost (Nahin 2025, sections 3.3, 5.2).
 
-    A reads the regions of influence vectors and the variance along their first component. Beside these stands what A
-    lacks, a certificate: `gain`, the largest t such that row weights in [0, 2] are predicted (to first order) to lower
-    the summed validation loss of every class k by at least `t b_k`, where `b_k = sum_i |P_i^k|` is the most that such
-    weights could do for k alone. It lies in [0, 1]: 0 where all vectors lie in one hyperplane with a normal >= 0
-    (the paper's
-    "all samples on the line y = -x"), 1 only if one choice of rows serves every class.
+    Nahin 2025 reads the regions of influence vectors and the variance along their first component. Beside these stands
+    a certificate that the paper does not have: `gain`, the largest t such that row weights in [0, 2] are predicted (to
+    first order) to lower the summed validation loss of every class k by at least `t b_k`, where `b_k = sum_i |P_i^k|`
+    is the most that such weights could do for k alone. It lies in [0, 1]: 0 where all vectors lie in one hyperplane
+    with a normal >= 0 (the paper's "all samples on the line y = -x"), 1 only if one choice of rows serves every class.
 
     Influence vectors are noisy, and choosing weights by them fits the noise: on pure noise `gain` is 0.58 for three
     classes. So the verdict follows `cross_fit`: weights chosen on one half of the validation rows, judged on the other.
 
     Args:
-        scores: with a column a class, as `influence(..., objective="category")` gives them; with `halves=True` for
-            `cross_fit`. A class without any influence (`b_k = 0`) is left out, and named.
+        scores: with a column a class, from `influence(..., objective="category")`; with `halves=True` for `cross_fit`.
+            A class without any influence (`b_k = 0`) is left out, and named.
         method: "highs" gives HiGHS the whole LP, in memory; "cuts" reads the rows a few times and gives it at most
             100,000 of them at once. Both find the optimum. None: "highs" up to 5,000 rows.
-        gap: relative, between the bounds of the certificate; reported as `gap`.
-        resamples: of the bootstrap over rows.
-        seed: of the bootstrap, and of the sample of rows that "cuts" starts from.
+        gap: the relative distance in (0, 1) between the bounds of the certificate at which the search ends; the
+            result's `gap` has the distance that was reached.
+        resamples: how often the bootstrap over rows draws, >= 10.
+        seed: an integer >= 0 that fixes the bootstrap, and the sample of rows that "cuts" starts from.
 
     Returns:
         A Ceiling: `.gain`, `.cross_fit`, `.prices`, `.regions`, `.explained_variance`, `.verdict`, `.to_text()`,

@@ -177,7 +177,7 @@ class Ceiling:
 
     @property
     def _alone(self) -> str:
-        """The classes that a verdict by halves cannot speak of, in words."""
+        """The classes that a verdict by halves leaves out, in words."""
         left = self.left_out_of_cross_fit
         if not left:
             return ""
@@ -328,10 +328,10 @@ class Ceiling:
         return (names.index(str(label)) if str(label) in names else len(names), str(label))
 
     def _two(self, classes: Sequence[Any] | None) -> tuple[int, int]:
-        """LayerInputs of two classes.
+        """Positions of two classes.
 
         Raises:
-            InputError: others than two, or one that is no class.
+            InputError: not two, or one that is not a class.
         """
         if classes is None:
             gains = np.where(np.tri(len(self.labels), dtype=bool), np.inf, self.pairwise)

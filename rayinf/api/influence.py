@@ -43,22 +43,26 @@ def influence(
         train: the rows to value: a Parquet path, folder, glob or URI, a `pyarrow.Table`, a `pandas.DataFrame`, or
             arrays `(X, y)`.
         valid: the rows that the objectives are summed over, in any of these forms.
-        objective: "total", "category" (a column a class), "slice:<column>" (a column a value); "demographic_parity"
-            and "equal_opportunity" (gaps between the groups of `Task(group=...)`); "robustness" (the linear attack);
-            an `Objective` (`demographic_parity(...)`, `robustness("pgd", epsilon=...)`, your own), a function
-            `(logits [B, C], labels [B]) -> [B]`, or a list of these. All columns come from one pass.
-        curvature: "ekfac", "kfac"; "exact" (the Hessian) or "ggn" for few parameters; "identity".
-        fisher: "true" (the expectation over the model's labels, without sampling up to 32 classes) or "empirical".
-        damping: added to the eigenvalues of the mean curvature. None: 0.1 x each layer's mean eigenvalue for kfac
-            and ekfac, 0 otherwise.
-        factors: the folder or URI of a finished run of the same model and curvature, whose factors to use again.
-        halves: also give every column for each half of the validation rows (`Scores.halves`).
-        cluster: None works in this process, with no Ray started.
-        out: a folder for the run, or a URI (`s3://bucket/run`); scores are then Parquet shards, and the same call
-            finishes an interrupted run.
-        seed: of drawn labels (above 32 classes) and of the halves.
-        batch_size: rows a pass; None fits activations in 512 MB.
-        precision: "bf16" or "fp16" runs the model in mixed precision; sums and products stay in float32 or better.
+        objective: "total" (the summed loss), "category" (a column a class), "slice:<column>" (a column a value);
+            "demographic_parity" and "equal_opportunity" (gaps between the groups of `Task(group=...)`); "robustness"
+            (the linear attack); an `Objective` (`demographic_parity(...)`, `robustness("pgd", epsilon=...)`, your own),
+            a function `(logits [B, C], labels [B]) -> [B]`, or a list of these. All columns come from one pass.
+        curvature: the matrix whose inverse weighs the gradients: "ekfac" or "kfac", a block for each layer; "exact"
+            (the Hessian) or "ggn" (generalised Gauss-Newton), for few parameters; "identity".
+        fisher: the labels of the gradients that K-FAC and EKFAC are fitted to: "true" (the expectation over the model's
+            own predictions, without sampling up to 32 classes) or "empirical" (the labels of the table).
+        damping: a number >= 0 that is added to the eigenvalues of the mean curvature. None: 0.1 x each layer's mean
+            eigenvalue for "kfac" and "ekfac", 0 otherwise.
+        factors: the folder or URI of a finished run of the same model and curvature, whose factors are used again.
+            None: they are fitted.
+        halves: whether every column is also given for each half of the validation rows (`Scores.halves`).
+        cluster: the workers on Ray that do the work. None: this process, without Ray.
+        out: the run's folder or URI (`s3://bucket/run`): scores are then Parquet shards there, and the same call
+            finishes an interrupted run. None: the result is held in memory.
+        seed: an integer >= 0 that fixes the drawn labels (above 32 classes) and the halves.
+        batch_size: rows a pass of the model. None: as many as have their activations in 512 MB.
+        precision: "bf16" or "fp16" runs the model in mixed precision, "fp64" in float64; sums and products stay in
+            float32 or better. None: the model's own precision.
 
     Returns:
         Scores with `row_id` and the columns, in row order. `metadata["fit"]` has the model's accuracy and mean loss on
@@ -68,8 +72,9 @@ def influence(
         RayinfError: wrong input (before any work), or a run that cannot go on. `curvature="exact"` of a network that is
             clearly not at a minimum is refused after about one pass over the rows.
 
-    Cost: one pass over `train` to score, `2 Q o i` flops a row and layer beside a forward and a backward without
-    weights; two more to fit EKFAC (one for K-FAC). Memory does not grow with rows, beyond the result itself.
+    Cost: one pass over `train` to score, `2 Q o i` flops a row and layer (Q objectives, o outputs, i inputs) beside a
+    forward and a backward pass without weights; two more to fit EKFAC (one for K-FAC). Memory does not grow with rows,
+    beyond the result itself.
     """
     check(task=task, curvature=curvature, fisher=fisher, damping=damping, factors=factors, halves=halves)
     check(cluster=cluster, out=out, seed=seed, batch_size=batch_size, precision=precision)

@@ -33,44 +33,47 @@ def influence_measure(
     *,
     batch_size: int | None = None,
 ) -> Scores:
-    """The influence measure FI_util of every training row: how far the fit hangs on small changes of it.
+    """The influence measure FI_util of every training row: how far the fit moves under small changes of it.
 
     See Yu 2025, Eq. 3.1.
 
     A perturbation w of row i's input moves the fit by `d theta = -(n Hbar)^-1 M_i w`, `M_i = d_x d_theta l_i`
-    (Yu 2025, Eq. A.7; Yu 2025, section 2.2 drops the minus). With v the change of the **mean** validation loss a unit
-    of w, and
-    `G_i` the metric of the row's own prediction under it, `FI = v' G_i^+ v`. It has no sign: the higher, the more the
-    fit hangs on that row. What is perturbed is the model's input: the features, after `Task(transform=...)`,
-    whatever `Task(parameters=...)` says; pass embeddings as the features to perturb those.
+    (Yu 2025, Eq. A.7; section 2.2 there drops the minus). With v the change of the **mean** validation loss a unit of
+    w, and `G_i` the metric of the row's own prediction under it, `FI = v' G_i^+ v`. It has no sign: the higher, the
+    more the fit depends on that row. The model's input is perturbed: the features, after `Task(transform=...)`, for
+    any `Task(parameters=...)`; pass embeddings as the features to perturb those.
 
     FI does not change under a rotation of the input and one common scale. Under other linear maps it stays the same
     only where G has full rank, `d <= K - 1`, since Theorem 1 of Yu 2025 needs a metric that is positive definite. A row
     whose probabilities are exactly one-hot has no metric (G = 0): its FI is 0, and `metadata["one_hot_rows"]`
-    counts it. Everything is computed in float64, whatever the model's own precision, but for the passes of the model
-    that K-FAC and EKFAC are fitted with.
+    counts it. Everything is computed in float64, except the passes of the model that K-FAC and EKFAC are fitted with.
 
     Args:
         task: the trained model and its columns.
-        train: the rows to measure, as in `influence`.
-        valid: the rows whose mean loss is watched.
-        curvature: as in `influence`.
-        fisher: as in `influence`.
-        damping: as in `influence`.
-        factors: as in `influence`.
-        rank: None is exact. k replaces every M_i by its truncated SVD of rank k (KFSVD, Yu 2025, Algorithm 5), from
-        products
-            alone. It saves nothing over the exact form, which takes K products a row against `2 (k + 8) 5`; it is
-            there for comparison. `metadata["captured_share"]` is the mean share of the norm of M_i that is kept.
-        subsample: under 1, measure that share of the rows; a random forest over features and label, fitted once,
-            ranks the rest (Yu 2025, Algorithm 6). `fi` is then null on rows that were not measured, and `fi_rank` in
-            [0, 1]
-            holds every row's rank, 1 the highest: that is what `trim` reads. `metadata["forest_rank_correlation"]` is
-            the forest's out-of-bag rank correlation.
-        cluster: as in `influence`.
-        out: as in `influence`.
-        seed: of the subsample, the forest and the SVD's start.
-        batch_size: rows a pass; None fits the graph in half a gigabyte.
+        train: the rows to measure: a Parquet path, folder, glob or URI, a `pyarrow.Table`, a `pandas.DataFrame`, or
+            arrays `(X, y)`.
+        valid: the rows whose mean loss is watched, in any of these forms.
+        curvature: the matrix whose inverse weighs the gradients: "ekfac" or "kfac", a block for each layer; "exact"
+            (the Hessian) or "ggn" (generalised Gauss-Newton), for few parameters; "identity".
+        fisher: the labels of the gradients that K-FAC and EKFAC are fitted to: "true" (the expectation over the model's
+            own predictions, without sampling up to 32 classes) or "empirical" (the labels of the table).
+        damping: a number >= 0 that is added to the eigenvalues of the mean curvature. None: 0.1 x each layer's mean
+            eigenvalue for "kfac" and "ekfac", 0 otherwise.
+        factors: the folder or URI of a finished run of the same model and curvature, whose factors are used again.
+            None: they are fitted.
+        rank: the rank k of the truncated SVD that replaces every M_i (KFSVD, Yu 2025, Algorithm 5), from products
+            alone. None is exact. It saves nothing over the exact form, which takes K products a row against `2 (k + 8)
+            5`; it is there for comparison. `metadata["captured_share"]` is the mean share of the norm of M_i that is
+            kept.
+        subsample: the share of the rows that is measured, in (0, 1]. Under 1, a random forest over features and label,
+            fitted once, ranks the rest (Yu 2025, Algorithm 6). `fi` is then null on rows that were not measured, and
+            `fi_rank` in [0, 1] holds every row's rank, 1 the highest: `trim` reads that column.
+            `metadata["forest_rank_correlation"]` is the forest's out-of-bag rank correlation.
+        cluster: the workers on Ray that do the work. None: this process, without Ray.
+        out: the run's folder or URI (`s3://bucket/run`): scores are then Parquet shards there, and the same call
+            finishes an interrupted run. None: the result is held in memory.
+        seed: an integer >= 0 that fixes the subsample, the forest and the start of the SVD.
+        batch_size: rows a pass of the model. None: as many as have the differentiated graph in 512 MB.
 
     Returns:
         Scores with the column `fi`, and `fi_rank` with `subsample < 1`.

@@ -23,12 +23,13 @@ def logistic_regression(
     Minimises the mean cross-entropy + l2/2 ||theta||^2 over weights and bias, in float64.
 
     Args:
-        train: a table of any form; Parquet is streamed.
-        l2: the ridge.
-        features: a column, or a list of numeric columns.
-        label: integers or strings; the classes are the sorted labels.
-        group: kept in the task.
-        row_id: kept in the task.
+        train: the rows to fit to: a Parquet path, folder, glob or URI, a `pyarrow.Table`, a `pandas.DataFrame`, or
+            arrays `(X, y)`; Parquet is streamed.
+        l2: the ridge, >= 0: `l2/2 ||theta||^2` is added to the mean loss.
+        features: a column of vectors, or a list of numeric columns.
+        label: the column of labels, integers or strings; the classes are the sorted labels.
+        group: a column of groups that the task keeps, for fairness between them. None: there is none.
+        row_id: the column of ids that the task keeps. None: the column `row_id`, where the table has it.
 
     Raises:
         RayinfError: a table that cannot be fitted, or no convergence.

@@ -55,11 +55,11 @@ def pareto_reweight(
 
     A candidate is one alpha a class and the radius of a trust region: the LP of `reweight_lp` gives it weights, the
     task's model is trained with them for one epoch more, and its accuracy by class on `valid` ranks it. A genetic
-    search makes generations of candidates. Where we depart from A (Algorithm 1): weights stay within a trust region,
-    which is a gene (`Search.radius`); line 7 is taken by branches, and ties go to the higher gain of the targets; the
-    search also keeps the *front* of candidates that no other beats by (gain of the targets, change of the others),
-    both against the unweighted epoch from the same checkpoint, and `Search.prefer` picks one. The unweighted epoch is
-    a candidate too, and is what comes back where nothing is better.
+    search makes generations of candidates. Where this departs from Algorithm 1 of Nahin 2025: weights stay within a
+    trust region, which is a gene (`Search.radius`); line 7 is taken by branches, and ties go to the higher gain of the
+    targets; the search also keeps the *front* of candidates that no other beats by (gain of the targets, change of the
+    others), both against the unweighted epoch from the same checkpoint, and `Search.prefer` picks one. The unweighted
+    epoch is a candidate too, and is what comes back where nothing is better.
 
     All candidates see the rows in the same order (`seed`). Equal candidates are trained once.
 
@@ -68,29 +68,35 @@ def pareto_reweight(
             for `Search.epochs`, with its schedule over these, a fresh optimiser and `Search.lr`; the loss of a batch is
             `sum_i w_i l_i / rows`. A function gets the weights `[n]`, or None for the unweighted epoch, and must train
             a copy of `task.model` for one epoch and return it.
-        train: the table that the scores belong to.
-        valid: rows of every class, to measure on: those of the scores. Keep others back to judge the result by.
-        scores: influence vectors of the training rows, a column for every class
-            (`influence(task, train, valid, objective="category")`). With mode="correct" they may also be of the model
-            after the unweighted epoch.
-        targets: labels of the classes to lift.
-        mode: "direct": line 7 counts changes from the checkpoint; "correct" (course correction): from the unweighted
-            epoch, whose harm is to be avoided.
-        search: the genetic search; None: `Search()`.
-        cluster: candidates run side by side, one a worker.
-        out: the run's folder: `candidates/` and `generations/` as they are finished, then `weights.parquet`
+        train: the rows that the scores belong to: a Parquet path, folder, glob or URI, a `pyarrow.Table`, a
+            `pandas.DataFrame`, or arrays `(X, y)`.
+        valid: rows of every class, in the same forms, to measure on: those of the scores. Keep other rows back to judge
+            the result by.
+        scores: influence vectors of the training rows, a column for every class (`influence(task, train, valid,
+            objective="category")`). With mode="correct" they may also be of the model after the unweighted epoch.
+        targets: labels of the classes to lift, or one of them.
+        mode: "direct" or "correct". The fitness (line 7 of Algorithm 1 of Nahin 2025) counts changes from the
+            checkpoint with "direct"; with "correct" (course correction), from the unweighted epoch, whose harm is to be
+            avoided.
+        search: the population and the generations of the genetic search, and which candidate is chosen. None: the
+            defaults of `Search`.
+        cluster: the workers on Ray, on which candidates are trained side by side, one a worker. None: this process,
+            without Ray.
+        out: the run's folder or URI: `candidates/` and `generations/` as they are finished, then `weights.parquet`
             (`row_id`, `weight`), `model.safetensors` (the weighted checkpoint), `candidates.parquet`,
-            `classes.parquet`. The same call again goes on where it stopped, to the same bytes.
-        seed: of the search and of training.
+            `classes.parquet`. The same call again goes on where it stopped, to the same bytes; so does one with more
+            `Search.iterations`, and one with fewer is refused, since another candidate may be the best of them. None:
+            the result is held in memory.
+        seed: an integer >= 0 that fixes the search and the order of the training rows.
 
     Returns:
         A `Reweighting`.
 
     Raises:
-        InputError: before any work: a target that is no class, scores of another model, of other training or
+        InputError: before any work: a target that is not a class, scores of another model, of other training or
             validation rows, or of other classes, a class without validation rows, a mode that is unknown, a task
             without a fit, a folder of another config.
-        RunError: the unweighted epoch diverged, no candidate could be trained, or a cluster that gets nowhere.
+        RunError: the unweighted epoch diverged, no candidate could be trained, or a cluster that makes no progress.
 
     Cost: `size of a population * iterations` (less those that are equal) LPs, epochs and passes over `valid`. A worker
     holds the influence vectors, the LP and up to 256 MB of each table.

@@ -46,24 +46,35 @@ def plan(
     free on this machine.
 
     Args:
-        task: as in `influence`.
-        train: as in `influence`; only its first rows are read.
-        valid: as in `influence`; only its first rows are read.
-        objective: as in `influence`; the groups of a slice are those of the first rows.
-        curvature: as in `influence`.
-        fisher: as in `influence`.
-        damping: as in `influence`.
-        halves: as in `influence`.
-        cluster: as in `influence`; nothing is started.
-        out: as in `influence`; nothing is written.
-        seed: as in `influence`.
-        batch_size: as in `influence`.
-        precision: as in `influence`.
-        verb: "influence", "influence_measure" or "acquire"; of the last, `train` are the labelled rows.
-        pool: for "acquire".
-        strategy: for "acquire".
-        rank: for "influence_measure" and "acquire".
-        subsample: the same.
+        task: the trained model and its columns.
+        train: the rows to value: a Parquet path, folder, glob or URI, a `pyarrow.Table`, a `pandas.DataFrame`, or
+            arrays `(X, y)`. Only the first rows are read. For "acquire", the labelled rows.
+        valid: the validation rows, in any of these forms; only the first rows are read.
+        objective: "total" (the summed loss), "category" (a column a class), "slice:<column>" (a column a value);
+            "demographic_parity" and "equal_opportunity" (gaps between the groups of `Task(group=...)`); "robustness"
+            (the linear attack); an `Objective` (`demographic_parity(...)`, `robustness("pgd", epsilon=...)`, your own),
+            a function `(logits [B, C], labels [B]) -> [B]`, or a list of these. The groups of a slice are those of the
+            first rows.
+        curvature: the matrix whose inverse weighs the gradients: "ekfac" or "kfac", a block for each layer; "exact"
+            (the Hessian) or "ggn" (generalised Gauss-Newton), for few parameters; "identity".
+        fisher: the labels of the gradients that K-FAC and EKFAC are fitted to: "true" (the expectation over the model's
+            own predictions, without sampling up to 32 classes) or "empirical" (the labels of the table).
+        damping: a number >= 0 that is added to the eigenvalues of the mean curvature. None: 0.1 x each layer's mean
+            eigenvalue for "kfac" and "ekfac", 0 otherwise.
+        halves: whether every column is also computed for each half of the validation rows.
+        cluster: the workers on Ray that would do the work; nothing is started. None: this process.
+        out: the folder or URI that the run would write to; nothing is written. None: the result would be held in
+            memory.
+        seed: an integer >= 0 that fixes all that the run would draw.
+        batch_size: rows a pass of the model. None: as many as have their activations in 512 MB.
+        precision: "bf16" or "fp16" runs the model in mixed precision, "fp64" in float64; sums and products stay in
+            float32 or better. None: the model's own precision.
+        verb: the function that would be called: "influence", "influence_measure" or "acquire".
+        pool: for "acquire": the rows to pick from.
+        strategy: for "acquire": what makes a row worth a label, such as "fi" or "entropy".
+        rank: for "influence_measure" and "acquire": the rank of the truncated SVD of every row's mixed derivative. None
+            is exact.
+        subsample: for "influence_measure" and "acquire": the share of the rows that is valued, in (0, 1].
 
     Returns:
         A `Cost`; `to_text()` is the table that `rayinf plan` prints.

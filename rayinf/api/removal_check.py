@@ -80,22 +80,28 @@ def removal_check(
       equally frequent classes, a share 1/K of all rows can be a whole class, where no first-order prediction holds.
     - Refits keep the *sum* of the ridge (`l2 n / n'`), as influence assumes.
     - Values predict changes on `valid`: they are scaled to `test` by each class's number of rows.
-    - Training noise is the enemy. Each training is paired with one on all rows: the same first parameters, order and
-      minibatches, with gaps (see `retrain(paired=True)`). Seeds are averaged by default, and the learning rate should
-      decay: with a constant one, rank correlations of a network on MNIST were 0.77 and 0.86 instead of 0.89 and 0.94.
+    - Training noise can hide the effect. Each training is paired with one on all rows: the same first parameters, order
+      and minibatches, with gaps (see `retrain(paired=True)`). Seeds are averaged by default, and the learning rate
+      should decay: with a constant one, rank correlations of a network on MNIST were 0.77 and 0.86 instead of 0.89 and
+      0.94.
 
     Args:
-        task: the model, its columns, and how it is trained. A linear softmax head without a `fit` goes to convergence.
-        train: the table that was scored.
-        valid: the validation rows of the scores; beside the comparison with these, only their classes are counted.
-        test: what is measured on, with rows of every class.
+        task: the model, its columns, and how it is trained (`Task(fit=...)`). A linear softmax head without a `fit`
+            goes to convergence.
+        train: the rows that were scored: a Parquet path, folder, glob or URI, a `pyarrow.Table`, a `pandas.DataFrame`,
+            or arrays `(X, y)`.
+        valid: the validation rows of the scores, in the same forms; beside the comparison with these, only their
+            classes are counted.
+        test: the rows that changes are measured on, with rows of every class, in the same forms.
         scores: of `influence(task, train, valid, objective="category")`.
-        share: of the rows of each sign, in (0, 1); rounded down, but a row at least.
-        seeds: how many trainings are averaged (one where the fit goes to convergence).
-        cluster: trainings run side by side, each in one worker; tables in memory are sent to the workers.
-        out: the run's folder: `trainings/*.json` as each is finished, then `cells.parquet` and `result.json`. The same
-            call again goes on with those that are missing.
-        seed: the first of the seeds.
+        share: the share of the rows of each sign that is removed, in (0, 1); rounded down, but a row at least.
+        seeds: how many trainings are averaged, >= 1 (one where the fit goes to convergence). More of them go on from
+            what is in `out`; for fewer than are there, the first ones are read, and the folder stays as it is.
+        cluster: the workers on Ray, on which trainings run side by side, each in one worker; tables in memory are sent
+            to the workers. None: this process, without Ray.
+        out: the run's folder or URI: `trainings/*.json` as each is finished, then `cells.parquet` and `result.json`.
+            The same call again goes on with those that are missing. None: the result is held in memory.
+        seed: an integer >= 0, the first of the seeds.
 
     Returns:
         A `RemovalCheck`.
@@ -104,7 +110,7 @@ def removal_check(
         InputError: before any work: a share or seeds out of range, a task that cannot be trained, scores of another
             model, of other training or validation rows, or without classes, a class without a test row, a removal that
             would take all training rows of a class, or a folder of another config.
-        RunError: training diverged, a table changed on the way, or a cluster that gets nowhere.
+        RunError: training diverged, a table changed on the way, or a cluster that makes no progress.
 
     Cost: `(2 K + 1) seeds` trainings and passes over `test`. Memory: a column of values at a time, and a bit a row and
         removal.

@@ -22,23 +22,26 @@ def retrain(
     rows: int | None = None,
     paired: bool = False,
 ) -> Task:
-    """Train the task's model anew, as `task.fit` says: minimise `sum_i w_i l_i / n + l2/2 ||theta||^2`.
+    """Train the task's model anew by `task.fit`: minimise `sum_i w_i l_i / n + l2/2 ||theta||^2`.
 
-    Without a fit, a linear softmax head (`rayinf.logistic_regression`) is fitted to convergence.
+    The sum is over the kept rows. Without a fit, a linear softmax head (`rayinf.logistic_regression`) is fitted to
+    convergence.
 
     Args:
-        task: what to train, from what.
-        table: of any form; a Parquet table is streamed.
+        task: the model, its columns and how to train it (`Task(fit=...)`; a linear softmax head needs none).
+        table: the rows: a Parquet path, folder, glob or URI, a `pyarrow.Table`, a `pandas.DataFrame`, or arrays
+            `(X, y)`. A Parquet table is streamed.
         keep: the rows to train on: a `Selection` (of `trim` or `acquire`, from this table), a boolean mask `[n]`, or
             row ids. Integers are always row ids, never positions: those of the column `Task(row_id=...)` or `row_id`
             where the table has it, else the rows' positions. None: all rows.
-        weights: a weight >= 0 for every row of the table, kept or not.
-        seed: of the first parameters, the order of rows, and dropout.
-        rows: n. None: the kept rows, whatever their weights, so that `l2` is a ridge on their mean. Influence predicts
-            refits that keep the *sum* of the ridge: pass the rows of the first fit, to compare with a prediction.
-        paired: take the order and the minibatches of a fit to all rows under this seed, with gaps where rows are left
-            out. The two fits then differ by these rows, and far less by the noise of training. Of a `Fit` only:
-            a function as fit sees to that itself, and a head goes to convergence.
+        weights: a weight >= 0 for every row of the table `[n]`, kept or not. None: 1 for each.
+        seed: an integer >= 0 that fixes the first parameters, the order of rows, and dropout.
+        rows: the n that the sum of losses is divided by, >= 1. None: the number of kept rows, whatever their weights,
+            so that `l2` is a ridge on their mean. Influence predicts refits that keep the *sum* of the ridge: pass the
+            rows of the first fit, to compare with a prediction.
+        paired: whether the order and the minibatches are those of a fit to all rows under this seed, with gaps where
+            rows are left out. The two fits then differ by these rows, and far less by the noise of training. It applies
+            to a `Fit` only: a function as fit does this itself, and a head goes to convergence.
 
     Returns:
         A copy of the task around the new model, with its classes settled.
@@ -46,7 +49,7 @@ def retrain(
     Raises:
         InputError: a table, mask or weights that do not fit; ids that are unknown or doubled; nothing to keep; a
             selection from another table, or of a model with other code (keep its `mask` to train another model on
-            these rows); or a model that no fit says how to train.
+            these rows); or a task without a fit whose model is not a linear softmax head.
         RunError: training diverged or did not converge.
 
     Cost: `fit.epochs` passes over the rows; about ten for a head. Up to 65,536 rows (256 MB) of features are kept and

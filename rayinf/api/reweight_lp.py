@@ -40,38 +40,39 @@ def reweight_lp(
 ) -> RowWeights:
     """Weights w of the training rows that are predicted to help the targets most, and to keep what all classes have.
 
-    Nahin 2025, Algorithm 1, line 4: `max sum over targets of w'P^k`, subject to `w'P^k >= alpha_k S_k` for every
-    class k (the
-    targets too), with `S_k = sum_i P_i^k`. A leaves w unbounded above; here `0 <= w <= upper`, or with a radius
-    `|w - 1| <= radius`. To first order, training with w instead of 1 lowers the summed validation loss of class k by
-    `w'P^k - S_k`. The optimum lies at corners: nearly all weights are at a bound, where a first-order prediction means
-    little unless the radius is small.
+    Nahin 2025, Algorithm 1, line 4: `max sum over targets of w'P^k`, subject to `w'P^k >= alpha_k S_k` for every class
+    k (the targets too), with `S_k = sum_i P_i^k`. The paper leaves w unbounded above; here `0 <= w <= upper`, or with a
+    radius `|w - 1| <= radius`. To first order, training with w instead of 1 lowers the summed validation loss of class
+    k by `w'P^k - S_k`. The optimum lies at corners: nearly all weights are at a bound, where a first-order prediction
+    means little unless the radius is small.
 
-    What alpha means hangs on the sign of S_k. Above 0: alpha is the share of S_k that the class keeps. Below 0:
+    What alpha means depends on the sign of S_k. Above 0: alpha is the share of S_k that the class keeps. Below 0:
     `alpha S_k` lies above S_k where alpha < 1, so that it *demands a gain* of `(1 - alpha) |S_k|`, and alpha > 1 allows
-    a loss. Near 0, as at a converged fit: alpha hardly asks for anything but "no loss". The result's notes name such
+    a loss. Near 0, as at a converged fit: alpha hardly demands anything but "no loss". The result's notes name such
     classes. `slack="scaled"` is free of this: class k may lose `(1 - alpha_k) b_k`, with `b_k = sum_i |P_i^k|`, or with
     a radius `(1 - alpha_k) radius b_k`.
 
     Where all classes are targets, the objective is the sum of all classes: the total influence. The alphas still hold.
 
     Args:
-        scores: with a column a class, as `influence(..., objective="category")` gives them.
+        scores: with a column a class, from `influence(..., objective="category")`.
         targets: labels or columns of the classes to lift; or one of these.
-        alpha: one number, one a class in the order of the columns, or a dict from label to number.
-        upper: of the weights, where there is no radius.
-        radius: of the trust region, in (0, 1].
-        slack: "paper" or "scaled".
-        stream: whether the rows are read anew at every pass instead of being held; None: above a million rows.
-        out: a Parquet file for `row_id` and `weight`; the weights are then never held in memory.
+        alpha: how much each class keeps, see above: one number, one a class in the order of the columns, or a dict from
+            label to number.
+        upper: the largest weight, > 0, where there is no radius.
+        radius: of the trust region `|w - 1| <= radius`, in (0, 1]. None: the box `0 <= w <= upper`.
+        slack: "paper" (`alpha_k S_k`) or "scaled" (a share of `b_k`), see above.
+        stream: whether the rows are read anew at every pass instead of being held in memory. None: above a million
+            rows.
+        out: a Parquet file for `row_id` and `weight`; the weights are then never held in memory. None: they are.
 
     Returns:
         RowWeights: `.weights`, `.prices`, `.classes`, `.binding`, `.objective`, `.to_pandas()`, `.to_text()`.
 
     Raises:
-        InputError: a target that is no class, an alpha, upper, radius or slack that makes no sense, a score that is not
-            finite. InfeasibleError, a kind of it: no weights meet all demands; it names a smallest set of classes that
-            conflict, and the largest alpha that all can have in common.
+        InputError: a target that is not a class, an alpha, upper, radius or slack that makes no sense, a score that is
+            not finite. InfeasibleError, a kind of it: no weights meet all demands; it names a smallest set of classes
+            that conflict, and the largest alpha that all can have in common.
         RunError: HiGHS gave up, or `out` cannot be written.
 
     Cost: 5 to 15 passes over the rows and as many small linear programs; with ten classes 0.2 to 1 s for 200,000

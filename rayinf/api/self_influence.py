@@ -28,20 +28,27 @@ def self_influence(
     batch_size: int | None = None,
     precision: str | None = None,
 ) -> Scores:
-    """Influence of every training row on its own loss, `grad l_i' (n Hbar)^-1 grad l_i`: large for rows that are odd.
+    """Influence of every training row on its own loss, `grad l_i' (n Hbar)^-1 grad l_i`: large for odd rows.
 
     Args:
         task: the trained model and its columns.
-        train: the rows to value.
-        curvature: as in `influence`.
-        fisher: as in `influence`.
-        damping: as in `influence`.
-        factors: as in `influence`.
-        cluster: as in `influence`.
-        out: as in `influence`.
-        seed: as in `influence`.
-        batch_size: as in `influence`.
-        precision: as in `influence`.
+        train: the rows to value: a Parquet path, folder, glob or URI, a `pyarrow.Table`, a `pandas.DataFrame`, or
+            arrays `(X, y)`.
+        curvature: the matrix whose inverse weighs the gradients: "ekfac" or "kfac", a block for each layer; "exact"
+            (the Hessian) or "ggn" (generalised Gauss-Newton), for few parameters; "identity".
+        fisher: the labels of the gradients that K-FAC and EKFAC are fitted to: "true" (the expectation over the model's
+            own predictions, without sampling up to 32 classes) or "empirical" (the labels of the table).
+        damping: a number >= 0 that is added to the eigenvalues of the mean curvature. None: 0.1 x each layer's mean
+            eigenvalue for "kfac" and "ekfac", 0 otherwise.
+        factors: the folder or URI of a finished run of the same model and curvature, whose factors are used again.
+            None: they are fitted.
+        cluster: the workers on Ray that do the work. None: this process, without Ray.
+        out: the run's folder or URI (`s3://bucket/run`): scores are then Parquet shards there, and the same call
+            finishes an interrupted run. None: the result is held in memory.
+        seed: an integer >= 0 that fixes the drawn labels (above 32 classes).
+        batch_size: rows a pass of the model. None: as many as have their activations in 512 MB.
+        precision: "bf16" or "fp16" runs the model in mixed precision, "fp64" in float64; sums and products stay in
+            float32 or better. None: the model's own precision.
 
     Returns:
         Scores with the column `self_influence`.

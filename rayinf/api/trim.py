@@ -32,32 +32,36 @@ def trim(
     objective: Any = (),
     seed: int = 0,
 ) -> Selection:
-    """Remove the rows that a column of scores calls the worst.
+    """Remove the worst rows by a column of scores.
 
     Of `fi`, `fi_rank` and `self_influence`, the `budget` rows of largest value (Yu 2025, Algorithm 3). Of every other
-    column,
-    an influence with a sign, the `min(budget, number of negative values)` most negative ones (Chhabra 2024, Algorithm
-    2). Of equal
-    values the earlier row counts as the worse. Rows without a value (`fi`, where a share was scored) stay.
+    column, an influence with a sign, the `min(budget, number of negative values)` most negative ones (Chhabra 2024,
+    Algorithm 2). Of equal values the earlier row counts as the worse. Rows without a value (`fi`, where a share was
+    scored) stay.
 
     Of a gap between groups (`demographic_parity`, `equal_opportunity`) no more rows go than bring the predicted gap
-    nearest to 0: further ones would open it on the other side. `metadata` says what is predicted.
+    nearest to 0: further ones would open it on the other side. `metadata` has the predicted gap.
 
     Args:
-        scores: of the training rows.
-        budget: how many rows to remove, at most.
-        by: the column. Needed where there are several; `fi` with `fi_rank` means `fi_rank`.
-        floor: so many rows of every class stay at least (a class that had fewer keeps all): rows of a class at its
+        scores: of the training rows: from `influence`, `influence_measure` or `self_influence`, `Scores.load`, or
+            `Scores.from_numpy`.
+        budget: the most rows to remove, >= 0.
+        by: the column. It is needed where there are several; of `fi` with `fi_rank`, None means `fi_rank`.
+        floor: rows of every class that stay at least, >= 0 (a class that had fewer keeps all): rows of a class at its
             floor are passed over, and the next worst are taken.
-        retrain: also train the task's model anew on all of `train` and on the kept rows (`Task(fit=...)`), and measure
-            both: `Selection.before` and `.after`.
-        task: for `retrain`: the one that was valued. To train another on the kept rows, take
-            `rayinf.retrain(task, train, keep=...)`.
-        train: for `retrain`: the table that the scores belong to.
-        valid: for `retrain`: what is measured on, where there is no `test`.
-        test: for `retrain`: what is measured on.
-        objective: for `retrain`: what else is measured, as in `influence`; attacks are aimed at the task's own model.
-        seed: of the training.
+        retrain: whether the task's model is also trained anew on all of `train` and on the kept rows (`Task(fit=...)`),
+            and both are measured: `Selection.before` and `.after`.
+        task: for `retrain`: the task that was valued. To train another on the kept rows, take `rayinf.retrain(task,
+            train, keep=...)`.
+        train: for `retrain`: the table that the scores belong to, in any form that `influence` takes.
+        valid: for `retrain`: the rows to measure on, where there is no `test`.
+        test: for `retrain`: the rows to measure on.
+        objective: for `retrain`: further measures beside loss and accuracy: "total" (the summed loss), "category" (a
+            column a class), "slice:<column>" (a column a value); "demographic_parity" and "equal_opportunity" (gaps
+            between the groups of `Task(group=...)`); "robustness" (the linear attack); an `Objective`
+            (`demographic_parity(...)`, `robustness("pgd", epsilon=...)`, your own), a function `(logits [B, C], labels
+            [B]) -> [B]`, or a list of these. Attacks are aimed at the task's own model. The empty default: none.
+        seed: for `retrain`: an integer >= 0 that fixes the training.
 
     Returns:
         A Selection: `.kept`, `.removed` (worst first), and with `retrain` the measures `before` and `after`: `rows`,

@@ -111,21 +111,27 @@ def trim_rounds(
     *jointly harmful* ones (all values <= 0, and one at least < 0), and fits the task's model to the rest. A refit keeps
     the *sum* of the ridge (`l2 n / n'`), as the values assume, and the minibatches of a fit to all rows (see
     `retrain(paired=True)`). It ends where no row is jointly harmful, or where the accuracy on `valid` falls: that round
-    is undone. A lets rounds go on until none is left.
+    is undone. Nahin 2025 continues until no such row is left.
 
     A wrong label that helps a class stays: the rounds do not find all of them.
 
     Args:
         task: a trained model, and how to train it (`Task(fit=...)`; a linear softmax head needs none).
-        train: the rows to trim, of any form.
-        valid: the rows that the classes' losses are summed over, and that the accuracy is measured on.
-        test: rows that are only measured on, if any.
-        rounds: at most so many.
-        curvature: as in `influence`.
-        fisher: as in `influence`.
-        damping: as in `influence`.
-        cluster: where rows are valued; models are fitted in this process.
-        seed: of training, and as in `influence`.
+        train: the rows to trim: a Parquet path, folder, glob or URI, a `pyarrow.Table`, a `pandas.DataFrame`, or arrays
+            `(X, y)`.
+        valid: the rows that the classes' losses are summed over, and that the accuracy is measured on, in the same
+            forms.
+        test: rows that are only measured on, in the same forms, if any.
+        rounds: the most rounds, >= 1. More of them go on from what is in `out`; fewer read the first ones.
+        curvature: the matrix whose inverse weighs the gradients: "ekfac" or "kfac", a block for each layer; "exact"
+            (the Hessian) or "ggn" (generalised Gauss-Newton), for few parameters; "identity".
+        fisher: the labels of the gradients that K-FAC and EKFAC are fitted to: "true" (the expectation over the model's
+            own predictions, without sampling up to 32 classes) or "empirical" (the labels of the table).
+        damping: a number >= 0 that is added to the eigenvalues of the mean curvature. None: 0.1 x each layer's mean
+            eigenvalue for "kfac" and "ekfac", 0 otherwise.
+        cluster: the workers on Ray that value rows; models are fitted in this process. None: this process values them
+            too.
+        seed: an integer >= 0 that fixes training and the drawn labels (above 32 classes).
 
     Returns:
         A `TrimRounds`: `.table` with a line a round, `.kept`, `.mask`, `.removed`, `.task`, `.reason`.

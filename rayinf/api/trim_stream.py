@@ -68,21 +68,28 @@ def trim_stream(
     Args:
         task: the model and its columns. With several batches in which a class may be missing, name `Task(classes=...)`
             or use a fitted task (`logistic_regression`), whose classes are settled.
-        batches: tables in any form, taken one at a time; endless ones will do.
-        valid: the rows that the objectives are summed over.
-        budget: of each batch, at most this share of its rows in (0, 1), or this whole number of rows.
-        objective: as in `influence`.
-        by: the column to trim by, where there are several.
-        refit: train the task's model anew on each batch, and value the batch under that model: a surrogate for
-            whatever learns from the stream. False: value it under the model as it then is; it is looked at again for
-            each batch, so that a learner that goes on training the very same module is followed.
-        curvature: as in `influence`.
-        damping: as in `influence`.
-        floor: rows of every class that stay in a batch (see `trim`).
-        cluster: as in `influence`.
-        out: a folder with a run folder a batch, `batch-00000` and so on, and in it the kept rows as `kept.parquet`:
-            given the same stream again, batches that are finished are not valued again, and another stream is refused.
-        seed: of training, and as in `influence`.
+        batches: tables, taken one at a time, each a Parquet path, folder, glob or URI, a `pyarrow.Table`, a
+            `pandas.DataFrame`, or arrays `(X, y)`; the stream may be endless.
+        valid: the rows that the objectives are summed over, in any of these forms.
+        budget: of each batch, at most this share of its rows in (0, 1), or this integer number of rows.
+        objective: "total" (the summed loss), "category" (a column a class), "slice:<column>" (a column a value);
+            "demographic_parity" and "equal_opportunity" (gaps between the groups of `Task(group=...)`); "robustness"
+            (the linear attack); an `Objective` (`demographic_parity(...)`, `robustness("pgd", epsilon=...)`, your own),
+            a function `(logits [B, C], labels [B]) -> [B]`, or a list of these.
+        by: the column to trim by. It is needed where there are several.
+        refit: whether the task's model is trained anew on each batch, which is valued under that model: a surrogate for
+            the model that learns from the stream. False: each batch is valued under the task's model in its present
+            state, so that a model that goes on training (the very same module) is followed.
+        curvature: the matrix whose inverse weighs the gradients: "ekfac" or "kfac", a block for each layer; "exact"
+            (the Hessian) or "ggn" (generalised Gauss-Newton), for few parameters; "identity".
+        damping: a number >= 0 that is added to the eigenvalues of the mean curvature. None: 0.1 x each layer's mean
+            eigenvalue for "kfac" and "ekfac", 0 otherwise.
+        floor: rows of every class that stay in a batch at least, >= 0; a class that had fewer keeps all.
+        cluster: the workers on Ray that do the work. None: this process, without Ray.
+        out: a folder or URI with a run folder a batch, `batch-00000` and so on, and in it the kept rows as
+            `kept.parquet`: given the same stream again, batches that are finished are not valued again, and another
+            stream is refused. None: nothing is written.
+        seed: an integer >= 0 that fixes training and the drawn labels (above 32 classes).
 
     Returns:
         An iterator of `TrimmedBatch`, each as soon as it is done.

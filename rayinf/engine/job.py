@@ -23,14 +23,14 @@ class Cluster:
     """Where a run's workers live on Ray. Never a part of a run's identity: results do not depend on it.
 
     Args:
-        address: None starts Ray on this machine; "auto" or a head's address joins a cluster. A Ray that this
-            process has started already is used as it is.
-        workers: actors that each hold the model. More than the machine or the cluster can hold are refused before any
-            is started.
-        cpus_per_worker: CPUs that Ray keeps for a worker, and its threads.
-        gpus_per_worker: GPUs (or a share of one) a worker; over 0, its model runs there.
-        patience: seconds without progress (a finished shard, or rows that a worker has read) after which the run is
-            given up; what is finished is kept.
+        address: None starts Ray on this machine; "auto" or a head's address joins a cluster. A Ray that this process
+            has started already is used as it is.
+        workers: processes that each hold the model, >= 1. More than the machine or the cluster can hold are refused
+            before any is started.
+        cpus_per_worker: CPUs that Ray reserves for a worker, > 0, and the number of its threads.
+        gpus_per_worker: GPUs (or a share of one) that Ray reserves for a worker, >= 0. Over 0, its model runs there.
+        patience: seconds without progress (a finished shard, or rows that a worker has read), > 0, after which the run
+            ends with an error; what is finished is kept.
         runtime_env: Ray's own, for the code that a cluster's machines lack.
     """
 

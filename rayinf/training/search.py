@@ -22,29 +22,31 @@ class Search:
     See Nahin 2025, Algorithm 1.
 
     Args:
-        elites: candidates of a population that are the best of the one before.
-        mutated_elites: copies of these, mutated.
-        randoms: new ones.
-        crossover_children: children of two parents.
-        population: the sum of the four, to be checked; None: not said.
-        iterations: populations that are trained.
-        crossover_rate: how probably a child takes each gene from either parent at random.
-        mutation_rate: how probably a gene mutates.
-        strength: standard deviation of what is added to an alpha that mutates.
-        upper: alphas lie in `[0, upper]`, and without a radius so do the weights.
-        radius: of the trust region `|w - 1| <= radius`: "gene" searches it in (0, 1]; a number fixes it; None is the
-            paper's
-            box `0 <= w <= upper`. Influence predicts small changes, and the optimum over the box sits at its corners.
-        slack: "scaled" or "paper", see `reweight_lp`; None: "scaled" with a trust region, "paper" in the box.
-        prefer: what the search is for, and which candidate is chosen. "paper": the paper's fitness (line 7), which is 0
-            for all who cost no other class anything, so that it can be met by doing nothing. A number is a price: the
-            candidate of largest `gain of the targets + price * change of the others` (means over classes, against
-            the unweighted epoch), of those in which every target gains where some are worth more than the unweighted
-            epoch.
-        epochs: that a candidate is trained for.
-        lr: the learning rate; None: that of `Task(fit=...)`. Influence predicts an epoch that stays near the
-            checkpoint (A: 1e-4).
-        threads: of a candidate's training. More or fewer move the last bits, so it is a part of the run's identity.
+        elites: candidates of a population that are the best of the one before, >= 0.
+        mutated_elites: candidates that are mutated copies of the elites, >= 0.
+        randoms: candidates that are drawn anew, >= 0.
+        crossover_children: candidates that are children of two parents, >= 0.
+        population: the sum of the four numbers above, which is checked. None: it is not.
+        iterations: populations that are trained, >= 1.
+        crossover_rate: the probability with which a child takes each gene from either parent at random, in [0, 1].
+        mutation_rate: the probability with which a gene mutates, in [0, 1].
+        strength: the standard deviation of the noise that is added to an alpha that mutates, >= 0.
+        upper: the largest alpha, > 0; without a radius, the largest weight too.
+        radius: the radius of the trust region `|w - 1| <= radius`: "gene" searches it in (0, 1]; a number in (0, 1]
+            fixes it; None is the paper's box `0 <= w <= upper`. Influence predicts small changes, and the optimum over
+            the box sits at its corners.
+        slack: what a class may lose at its alpha: "scaled" (a share of `b_k = sum_i |P_i^k|`) or "paper" (a share of
+            `S_k = sum_i P_i^k`). None: "scaled" with a trust region, "paper" in the box.
+        prefer: "paper" or a number >= 0: which candidate is chosen. "paper" takes the paper's fitness (line 7), which
+            is 0 for all that cost no other class anything, so that doing nothing reaches it. A number is a price: the
+            candidate of largest `gain of the targets + price * change of the others` is chosen (means over classes,
+            against the unweighted epoch), among those in which every target gains, where some of these are worth more
+            than the unweighted epoch.
+        epochs: epochs that a candidate is trained for, >= 1.
+        lr: the learning rate, > 0. None: that of `Task(fit=...)`. Influence predicts an epoch that stays near the
+            checkpoint (Nahin 2025: 1e-4).
+        threads: threads of a candidate's training, >= 1. Another number changes the last bits, so it is a part of the
+            run's identity.
     """
 
     elites: int = 6

@@ -1,4 +1,4 @@
-"""On the command line messages speak of options and config keys, never of Python's arguments."""
+"""On the command line messages name options and config keys, never Python's arguments."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 from cli_cases import TASK, call, imports_of, make_folder
 
 import rayinf
-from rayinf import keys
-from rayinf.cli import words
+from rayinf import messages
+from rayinf.config_keys import VERBS, keys_of
 from rayinf.errors import InputError
 
 TRIM = ("by", "budget", "floor", "out")
 # Arguments of the library that a config or an option holds, with a value as Python writes it; and calls that no config
 # can hold. Task(...), Fit(...) and objectives are written in the user's own Python file.
-_KEYS = "|".join(sorted({k for model in keys.VERBS.values() for k in model.model_fields} | {"by", "budget", "floor"}))
+_KEYS = "|".join(sorted({key for verb in VERBS for key in keys_of(verb)} | {"by", "budget", "floor"}))
 PYTHON = re.compile(
     rf"\b(?:{_KEYS})=(?:'|\"|True\b|False\b|None\b|\.\.\.)"
     r"|\b(?:Cluster|Search|Scores\.\w+|influence|influence_measure|acquire|active_learning|trim|ceiling|removal_check"
@@ -72,12 +72,12 @@ def without_the_users_file(text: str) -> str:
     ],
 )
 def test_a_text(python: str, line: str) -> None:
-    assert words.translate(python, TRIM) == line
+    assert messages.translate(python, TRIM) == line
 
 
 def test_an_error_shows_what_was_given_as_it_is_set() -> None:
     error = InputError("curvature='newton', halves=None and\nSearch(elites=-1) are unknown.", 'use curvature="ekfac".')
-    assert words.said(error) == (
+    assert messages.error_line(error) == (
         "curvature=newton, halves=null and search.elites=-1 are unknown. Fix: use curvature: ekfac."
     )
 
@@ -124,7 +124,7 @@ def test_no_message_of_the_library_is_python_once_translated() -> None:
     assert len(held) > 300
     python = [m for m in held if PYTHON.search(without_the_users_file(m[1]))]
     assert len(python) > 20  # else the pattern finds nothing
-    left = [(place, words.translate(text, TRIM)) for place, text in held]
+    left = [(place, messages.translate(text, TRIM)) for place, text in held]
     assert [m for m in left if PYTHON.search(without_the_users_file(m[1]))] == []
 
 
@@ -166,7 +166,7 @@ CONFIGS = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with data, tasks and configs, and a finished run of influence by category."""
-    home = tmp_path_factory.mktemp("words") / "conf"
+    home = tmp_path_factory.mktemp("messages") / "conf"
     with imports_of(home.parent):
         make_folder(home)
         (home / "mytask.py").write_text(TASK + TRAINABLE)
@@ -262,6 +262,6 @@ def test_bad_input(folder: Path, words_given: tuple[str, ...]) -> None:
 
 
 def test_the_verdict_of_a_ceiling_without_halves(folder: Path) -> None:
-    said = call("ceiling", folder / "runs" / "a").stdout
-    assert "rayinf influence with objective: category and halves: true" in said
-    assert not PYTHON.search(without_the_users_file(said))
+    shown = call("ceiling", folder / "runs" / "a").stdout
+    assert "rayinf influence with objective: category and halves: true" in shown
+    assert not PYTHON.search(without_the_users_file(shown))

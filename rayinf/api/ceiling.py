@@ -58,7 +58,7 @@ def ceiling(
     Cost: about five passes over the rows (two where "highs" solves it), `O(K)` a row and pass and `O(K^2)` in the
     first; and for each pass an LP of 100,000 rows at most. Memory grows with rows in "highs" alone.
     """
-    check(scores=scores, method=method, gap=gap, resamples=resamples, seed=seed)
+    check(**locals())
     vectors = Vectors.of(scores)
     _check(vectors)
     rows, classes = len(vectors), len(vectors.columns)

@@ -16,14 +16,11 @@ from rayinf.core.blocks import Block
 from rayinf.core.objectives import Target, query_vectors, tell
 from rayinf.data.files import Arrays
 from rayinf.data.scores import HALVES
+from rayinf.engine.entry import DENSE, KRONECKER
 from rayinf.engine.fit_quality import PREFIX
 from rayinf.engine.stages import read_bases
 from rayinf.errors import InputError
 
-# Curvatures that are sums over layers of Kronecker factors, and those that are one dense matrix.
-KRONECKER = ("ekfac", "kfac")
-DENSE = ("exact", "ggn")
-CURVATURES = (*KRONECKER, *DENSE, "identity")
 # Eigenvectors and products differ in their last bits between thread counts, so their number is fixed by the size alone.
 # Two threads that share a processor with other work wait for each other far longer than small work takes.
 MOST_THREADS = 2

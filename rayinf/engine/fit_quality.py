@@ -186,13 +186,12 @@ def fit_quality(run: Any, found: Mapping[str, FitSums | None]) -> dict[str, Any]
     Raises:
         InputError: no row's loss has a slope, or no row has a value: all of them are 0.
     """
-    settings = run.job.settings
     known = {name: sums for name, sums in found.items() if sums is not None and sums.rows}
     if not known:
         return {}
     if run.job.scored == "train":
         check_values(known.get("train"))
-    exact = settings.outputs.loss(run.job.task.loss) == "cross_entropy"
+    exact = run.job.outputs.loss(run.job.task.loss) == "cross_entropy"
     told = problems(known, exact, run.job.classes)
     for text in told:
         warnings.warn(text, FitWarning, stacklevel=4)

@@ -15,9 +15,11 @@ from pathlib import Path
 import psutil
 import torch
 
-from rayinf.engine.curvature import DENSE, KRONECKER, column_names
+from rayinf.engine.curvature import column_names
+from rayinf.engine.entry import DENSE, KRONECKER
 from rayinf.engine.job import Cluster, Job, chunks
 from rayinf.engine.probe import Probe
+from rayinf.engine.spec import AcquireSpec, PairsSpec
 from rayinf.errors import InputError
 
 # Of what is free, so much may be planned for: the rest is for batches and for what other programs take meanwhile.
@@ -35,7 +37,7 @@ class Need:
 
 
 def check_fits(job: Job, probed: Probe, cluster: Cluster | None, merged: int) -> None:
-    """Refuse a run that does not fit into this machine's memory. On a cluster elsewhere nothing can be told.
+    """Refuse a run that does not fit into this machine's memory. A cluster elsewhere is not checked.
 
     Args:
         job: settled.
@@ -59,18 +61,18 @@ def needs(job: Job, probed: Probe, workers: int, merged: int) -> list[Need]:
     """What the steps of a run hold at once, of all processes together."""
     p, item = probed.parameters, torch.finfo(getattr(torch, probed.dtype)).bits // 8
     found = []
-    if job.settings.targets and "valid" in job.tables:
+    if job.targets and "valid" in job.tables:
         found.append(query_bytes(job, probed, workers, merged))
-    if job.settings.curvature in KRONECKER:
+    if job.spec.curvature in KRONECKER:
         found.append(_factors(probed, workers))
-    if job.settings.top:
+    if isinstance(job.spec, PairsSpec):
         size = p * (24 + 2 * item) * max(1, tile_rows(p))
         found.append(Need(f"The gradients of validation rows over {p:,} parameters", size, _FEWER))
     directions = min(probed.logits - 1, probed.perturbed)
-    if job.settings.strategy == "fi":
+    if job.spec.mixed and isinstance(job.spec, AcquireSpec):
         what = f"The {directions:,} directions of one labelled row over {p:,} parameters, in float64,"
         found.append(Need(what, 3 * 8 * directions * p * workers, _FEWER))
-    elif job.settings.mixed:
+    elif job.spec.mixed:
         what = f"The derivatives of one row, {directions:,} x {probed.perturbed:,} numbers in float64,"
         fix = "perturb fewer features: take embeddings as the features."
         found.append(Need(what, 3 * 8 * directions * probed.perturbed * workers, fix))
@@ -82,17 +84,18 @@ _FEWER = 'value fewer parameters with Task(parameters="last") or a list of modul
 
 def query_bytes(job: Job, probed: Probe, workers: int, merged: int) -> Need:
     """Group sums of gradients, and the queries that are made of them."""
-    s, item = job.settings, torch.finfo(getattr(torch, probed.dtype)).bits // 8
-    sums = sum(t.width for t in s.targets) * (2 if s.halves else 1)
-    columns = len(column_names(s.targets, s.halves))
+    item = torch.finfo(getattr(torch, probed.dtype)).bits // 8
+    halves = job.spec.halves
+    sums = sum(t.width for t in job.targets) * (2 if halves else 1)
+    columns = len(column_names(job.targets, halves))
     parts = len(chunks(job.tables["valid"].shards, merged))
-    solve = 16 * sums + (8 + item + (8 if s.curvature == "identity" else 0)) * columns
+    solve = 16 * sums + (8 + item + (8 if job.spec.curvature == "identity" else 0)) * columns
     fold = 8 * sums * (math.ceil(math.log2(parts)) + 2 + (2 * workers if workers > 1 else 0))
     score = item * columns * (1 + workers)
     what = f"{columns:,} column{'s' if columns > 1 else ''} over {probed.parameters:,} parameters"
     each = probed.parameters * max(solve, fold, score)
     fix = f"ask for fewer columns at a time (objective), or {_FEWER}"
-    if s.halves:
+    if halves:
         fix = f"leave halves out, {fix}"
     return Need(what, each, fix)
 

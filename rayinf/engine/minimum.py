@@ -69,7 +69,7 @@ def check_minimum(run: Any) -> None:
         if is_head(forward_pass) and worker.loss == "cross_entropy":  # convex
             return
     rows, shift = sum(len(b.y) for b in batches), run.solver.l2 + (run.solver.damping or 0.0)
-    start = torch.from_numpy(_start(run.probe.parameters, run.job.settings.seed))
+    start = torch.from_numpy(_start(run.probe.parameters, run.spec.seed))
 
     def mean(v_p: Tensor) -> Tensor:
         return sum((product(worker, b, v_p) for b in batches), torch.zeros_like(v_p)) / rows

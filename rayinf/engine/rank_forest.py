@@ -67,7 +67,7 @@ class Gather(_Ranked):
         """Features, labels and values, and the values that ranks are told against."""
         fi = self.values(item)["fi"].to_numpy()
         x, labels, keys = self.features(item[0])
-        draws = uniforms(keys, self.worker.job.settings.seed + 4, 1)[:, 0]
+        draws = uniforms(keys, self.worker.job.spec.seed + 4, 1)[:, 0]
         known = ~np.isnan(fi)
         rows = known & (draws < self.share)
         out = {"x": x[rows], "values": fi[rows], "reference": fi[known & (draws < self.reference_share)]}
@@ -95,7 +95,7 @@ class RankRest(_Ranked):
 
 def measured_into(run: Run) -> str:
     """The folder for values of FI: another one where a forest is to rank the rest."""
-    return SCORES if run.job.settings.subsample == 1 else UNRANKED
+    return SCORES if run.job.spec.subsample == 1 else UNRANKED
 
 
 def rank_rest(run: Run, tables: list[pa.Table]) -> tuple[list[pa.Table], dict[str, Any]]:
@@ -111,7 +111,7 @@ def rank_rest(run: Run, tables: list[pa.Table]) -> tuple[list[pa.Table], dict[st
     shards = run.job.tables[run.job.scored].shards
     items = {s.index: (s, tables[k] if tables else _source(run, s)) for k, s in enumerate(shards)}
     rows = run.scans[run.job.scored].rows
-    scored = max(rows - len(run.job.settings.exclude), 1) * run.job.settings.subsample
+    scored = max(rows - len(run.job.spec.undrawn), 1) * run.job.spec.subsample
     shares = {"shares": np.array([min(1.0, MOST_ROWS / scored), min(1.0, _MOST_REFERENCES / scored)])}
     parts: dict[int, Arrays] = {}
     with run.timed("forest", rows) as advance:
@@ -119,7 +119,7 @@ def rank_rest(run: Run, tables: list[pa.Table]) -> tuple[list[pa.Table], dict[st
             parts[key] = part
             advance(items[key][0].rows)
         held = {name: np.concatenate([parts[k][name] for k in sorted(parts)]) for name in parts[shards[0].index]}
-        seed = run.job.settings.seed
+        seed = run.spec.seed
         forest = RankForest.fit(held["x"], held["values"], held.get("labels"), seed, torch.get_num_threads())
     told = {"forest_rank_correlation": forest.oob_rank_correlation, "forest_rows": len(held["values"])}
     _report(run, told)

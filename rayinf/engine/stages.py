@@ -168,11 +168,11 @@ class Curvature(Summing):
         """Add one batch."""
         w = self.worker
         with w.forward_pass(ready.x) as forward_pass:
-            hessian_is_fisher = w.job.settings.curvature == "exact" or w.job.settings.fisher == "true"
+            hessian_is_fisher = w.job.spec.curvature == "exact" or w.job.spec.fisher == "true"
             if is_head(forward_pass) and w.loss == "cross_entropy" and hessian_is_fisher:
                 a = head_inputs(forward_pass)
                 exact.add_head_hessian(sums, a, forward_pass.logits.detach())
-            elif w.job.settings.curvature == "ggn":
+            elif w.job.spec.curvature == "ggn":
                 columns, scale = w.fisher_columns(ready, forward_pass.logits)
                 with kfac.scaled(sums, scale, "H") as part:
                     exact.add_ggn(part, forward_pass, columns)
@@ -191,7 +191,7 @@ class Queries(Summing):
 
     def batch(self, sums: Sums, ready: Ready) -> None:
         """Add one batch."""
-        sources = objectives.sources(self.worker.job.settings.targets)
+        sources = objectives.sources(self.worker.job.targets)
         attacks = [a for k, (a, _) in enumerate(sources) if a not in [b for b, _ in sources[:k]]]
         for attack in attacks:
             with self.worker.forward_pass(self.worker.attacked(attack, ready)) as forward_pass:
@@ -204,8 +204,8 @@ class Queries(Summing):
 
     def _add(self, sums: Sums, ready: Ready, forward_pass: ForwardPass, j: int, source: objectives.Source) -> None:
         w, job = self.worker, self.worker.job
-        shared = [t for t in job.settings.targets if t.source == source]
-        outputs = job.settings.outputs
+        shared = [t for t in job.targets if t.source == source]
+        outputs = job.outputs
         values, gradient = fisher.loss_gradient(
             w.loss if source[1] is None else outputs.rows(source[1]), forward_pass.logits, ready.y
         )
@@ -299,7 +299,7 @@ class SelfScore(Scoring):
         scaled = {k: v / self.scale if k.startswith("D/") or k == "dense" else v for k, v in arrays.items()}
         held = self.worker.tensors(scaled, self.worker.dtype)
         self.dense = held.get("dense")
-        self.turns = {n: (held.get(f"q_a/{n}"), held.get(f"q_g/{n}"), held[f"D/{n}"]) for n in names}
+        self.eigenbases = {n: (held.get(f"q_a/{n}"), held.get(f"q_g/{n}"), held[f"D/{n}"]) for n in names}
         self.flat = frozenset(n for n in names if not arrays[f"D/{n}"].any())
 
     def values(self, forward_pass: ForwardPass, cotangent_bc: Tensor, scale_b1: Tensor) -> Tensor:
@@ -308,7 +308,7 @@ class SelfScore(Scoring):
             rows = dense_rows(forward_pass, cotangent_bc)
             found = ((rows @ self.dense) * rows).sum(1, keepdim=True)
         else:
-            found = self_products(forward_pass, cotangent_bc, self.turns, self.flat)[:, None]
+            found = self_products(forward_pass, cotangent_bc, self.eigenbases, self.flat)[:, None]
         found = found * scale_b1.square()
         return found.to(self.worker.dtype) if self.scale == 1 else found * self.scale
 
@@ -318,7 +318,7 @@ class Pairs(Score):
 
     def __call__(self, item: Shard) -> tuple[TopRows, bytes]:
         """Candidates of a shard, and how well the model fits its rows."""
-        top = self.worker.job.settings.top
+        top = self.worker.job.spec.top
         parts = []
         self.fit = FitSums(len(self.worker.job.classes.labels))
         for ready, values in self.rows(item):

@@ -36,7 +36,7 @@ class LabeledValues(stages.Score):
         """A share of the shard's rows, by their contents alone."""
         x, values = [], []
         for ready, found in self.rows(item, "train"):
-            draws = uniforms(row_keys(ready.raw.x, ready.raw.labels), self.worker.job.settings.seed + 5, 1)[:, 0]
+            draws = uniforms(row_keys(ready.raw.x, ready.raw.labels), self.worker.job.spec.seed + 5, 1)[:, 0]
             array = found.cpu().numpy()
             stages.check_finite(array, ready.raw, self.worker.job.tables["train"].name)
             x.append(_flat(ready.raw.x)[draws < self.share])

@@ -19,7 +19,7 @@ import rayinf
 from rayinf.engine import leftovers, machine
 from rayinf.engine.deadline import Deadline
 from rayinf.engine.parallel import side_by_side
-from rayinf.engine.run import Request
+from rayinf.engine.spec import SelfInfluenceSpec
 
 
 @pytest.fixture(scope="module")
@@ -457,6 +457,7 @@ def test_paths_are_absolute_once(tables, tmp_path, monkeypatch):
     found = job.run(*tables, "run")
     again = job.run(*tables, "again", factors="run")
     assert again.table.equals(found.table)
-    given = Request("influence", None, {}, (), None, None, "run", None, "~/x")
+    task = rayinf.Task(job.model())
+    given = SelfInfluenceSpec(task=task, train=None, factors="run", out="~/x")
     assert (given.factors, given.out) == (tmp_path / "run", Path("~/x").expanduser())
-    assert str(Request("influence", None, {}, (), None, None, None, None, "s3://bucket/x").out) == "s3://bucket/x"
+    assert str(SelfInfluenceSpec(task=task, train=None, out="s3://bucket/x").out) == "s3://bucket/x"

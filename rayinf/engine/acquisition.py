@@ -50,9 +50,6 @@ TILE_BYTES = 512 << 20
 class Uncertain(stages.Scoring):
     """Shard of a pool -> how unsure the model is of its rows, or a uniform draw for "random"."""
 
-    def prepare(self, arrays: Arrays) -> None:
-        """Nothing is needed but the model."""
-
     def rows(self, shard: Shard, table: str | None = None) -> Iterator[tuple[Ready, Tensor]]:
         """Batches of a shard with their values `[B, 1]`, float64."""
         w = self.worker
@@ -239,12 +236,7 @@ def _piece_values(run: Run, piece: list[Shard], tiles: list[Chunk], inverse: Any
 def _factors(run: Run, tile: Chunk, inverse: Any, solve: bool) -> Any:
     """R of a tile of labelled rows beside the inverse, as a payload; its parts are made on all workers."""
     parts = {k: Chunk((s,)) for k, s in enumerate(tile.shards)}
-    found: dict[int, Arrays] = {}
-    with run.timed("pair factors", tile.rows) as advance:
-        for key, part in run.runner.map(PairFactors, inverse, parts, solve=solve):
-            found[key] = part
-            advance(parts[key].rows)
-    rows = [found[k]["R"] for k in sorted(found)]
+    rows = [found["R"] for found in run.gather("pair factors", PairFactors, inverse, parts, solve=solve)]
     whole = {"R": np.concatenate(rows) if len(rows) > 1 else rows[0]}
     name = f"pair-factors-{tile.shards[0].start}"
     run.runner.store("drop", name)

@@ -18,7 +18,7 @@ from rayinf.data.scores import Scores
 from rayinf.data.shards import ByIndex, Shard
 from rayinf.data.tables import files_of
 from rayinf.engine import curvature as curv
-from rayinf.engine import stages
+from rayinf.engine import pair_stages, stages
 from rayinf.engine.entry import DENSE
 from rayinf.engine.fit_quality import KEY, VALID_KEY, FitSums, fit_quality, merge_fits, of_shards, of_valid
 from rayinf.engine.identity import describe_factors, provenance
@@ -137,7 +137,7 @@ def pair_tiles(run: Run) -> list[pa.Table]:
                 continue
             parts: dict[int, tuple[TopRows, bytes]] = {}
             queries, valid = _tile_queries(run, k, tile)
-            for key, part in run.runner.map(stages.Pairs, queries, shards, names=[]):
+            for key, part in run.runner.map(pair_stages.Pairs, queries, shards, names=[]):
                 parts[key] = part
                 advance(shards[key].rows)
             best = merge_all([parts[key][0] for key in sorted(parts)])
@@ -167,7 +167,7 @@ def _tile_queries(run: Run, k: int, tile: Chunk) -> tuple[Any, bytes]:
     if k:
         store("drop", f"tile-{k - 1}")
     name = f"rows-{k}"
-    for _ in run.runner.fold(stages.RowQueries, {}, {0: tile}, name):
+    for _ in run.runner.fold(pair_stages.RowQueries, {}, {0: tile}, name):
         pass
     source = _solve_source(run)
     out = run.runner.publish("derive", f"tile-{k}", curv.precondition_rows, [name, source], run.solver)

@@ -6,10 +6,10 @@ import dataclasses
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib import metadata
 from types import TracebackType
 from typing import Any
@@ -100,9 +100,33 @@ class Run:
             for key in self.runner.fold(stage, arrays, items, name):
                 advance(items[key].rows)
 
-    def timed(self, name: str, rows: int, done: int = 0) -> AbstractContextManager[Callable[[int], None]]:
-        """A context that shows progress and notes the seconds of a stage."""
-        return _Timed(self, name, rows, done)
+    def gather(
+        self, name: str, stage: type[stages.Stage], arrays: Any, items: Mapping[int, Any], **options: Any
+    ) -> list[Any]:
+        """Results of a stage over items with `rows`, in the order of their keys."""
+        found = {}
+        with self.timed(name, sum(item.rows for item in items.values())) as advance:
+            for key, part in self.runner.map(stage, arrays, items, **options):
+                found[key] = part
+                advance(items[key].rows)
+        return [found[key] for key in sorted(found)]
+
+    @contextmanager
+    def timed(self, name: str, rows: int, done: int = 0) -> Generator[Callable[[int], None]]:
+        """A context that shows progress, and counts the rows and seconds of a stage."""
+        count = partial(self.runner.count, verb=self.spec.verb, stage=name)
+        begin = time.perf_counter()
+        with progress.bar(name, rows, done) as advance:
+
+            def counted(rows: int) -> None:
+                advance(rows)
+                count("rayinf_rows", rows)
+                count("rayinf_shards", 1)
+
+            yield counted
+        self.seconds[name] = time.perf_counter() - begin
+        self.log("stage", name=name, rows=rows, seconds=round(self.seconds[name], 4))
+        count("rayinf_stage_seconds", self.seconds[name])
 
     @cached_property
     def chunk_count(self) -> int:
@@ -145,36 +169,6 @@ class Run:
                     f"{table.name} ({given}) changed while the run was going.",
                     "leave the table as it is during a run, and run again into a new folder.",
                 )
-
-
-class _Timed:
-    """A stage's progress bar and clock."""
-
-    def __init__(self, run: Run, name: str, rows: int, done: int) -> None:
-        self._run, self._name, self._rows = run, name, rows
-        self._bar = progress.bar(name, rows, done)
-
-    def __enter__(self) -> Callable[[int], None]:
-        self._begin = time.perf_counter()
-        advance = self._bar.__enter__()
-
-        def counted(rows: int) -> None:
-            advance(rows)
-            self._count("rayinf_rows", rows)
-            self._count("rayinf_shards", 1)
-
-        return counted
-
-    def __exit__(self, *error: Any) -> None:
-        self._bar.__exit__(*error)
-        if error[0] is None:
-            seconds = time.perf_counter() - self._begin
-            self._run.seconds[self._name] = seconds
-            self._run.log("stage", name=self._name, rows=self._rows, seconds=round(seconds, 4))
-            self._count("rayinf_stage_seconds", seconds)
-
-    def _count(self, name: str, value: float) -> None:
-        self._run.runner.count(name, value, self._run.spec.verb, self._name)
 
 
 def open_run(spec: RunSpec, **more: Any) -> Run:

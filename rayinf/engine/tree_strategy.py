@@ -72,12 +72,8 @@ def value_by_tree(run: Run) -> list[pa.Table]:
     solved = pipeline.solve_queries(run)
     shards = {s.index: s for s in run.job.tables["train"].shards}
     rows = run.scans["train"].rows
-    parts: dict[int, Arrays] = {}
-    with run.timed("labelled values", rows) as advance:
-        for key, part in run.runner.map(LabeledValues, solved, shards, share=min(1.0, _MOST_ROWS / rows)):
-            parts[key] = part
-            advance(shards[key].rows)
-    x, values = (np.concatenate([parts[k][name] for k in sorted(parts)]) for name in ("x", "values"))
+    parts = run.gather("labelled values", LabeledValues, solved, shards, share=min(1.0, _MOST_ROWS / rows))
+    x, values = (np.concatenate([part[name] for part in parts]) for name in ("x", "values"))
     tree = InfluenceTree(max_depth=None, append_label=False).fit(x, None, values)
     arrays = {"tree": np.frombuffer(pickle.dumps(tree, protocol=5), np.uint8)}
     return pipeline.score(run, TreeValues, arrays, ["tree"])

@@ -92,5 +92,5 @@ def _check(vectors: Vectors) -> None:
 
 def _too_few(vectors: Vectors, found: Found) -> str:
     felt = [n for n, b in zip(vectors.names, found.total, strict=True) if b > 0]
-    told = f"only {felt[0]!r} has" if felt else "none has"
-    return f"Of {len(vectors.columns)} classes {told} any influence: all other values are 0."
+    who = f"only {felt[0]!r} has" if felt else "none has"
+    return f"Of {len(vectors.columns)} classes {who} any influence: all other values are 0."

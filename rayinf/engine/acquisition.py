@@ -165,7 +165,7 @@ def pick_jointly(run: Run, spec: AcquireSpec, shards: list[pa.Table]) -> list[in
 
 
 def value_pool(run: Run) -> list[pa.Table]:
-    """A value for every row of the pool, the larger the better to ask for; with a folder, written there.
+    """A value for every row of the pool, the larger the sooner it is to be labelled; with a folder, written there.
 
     Returns:
         The shards' tables, or nothing where they were written.

@@ -115,7 +115,7 @@ def check_place(name: str, value: Any) -> AnyPath:
 
 
 def check_aggregate(name: str, value: Any) -> str:
-    """An aggregate's name, or a quantile as text; which names there are, its own parser knows.
+    """An aggregate's name, or a quantile as text; its parser refuses unknown names.
 
     Raises:
         InputError: it is neither text nor a number in [0, 1].

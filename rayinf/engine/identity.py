@@ -112,9 +112,9 @@ def check_factors(other: Mapping[str, Any], own: Mapping[str, Any], factors: str
     """Refuse factors of another fit; and of other rows, where the verb needs those of the fit.
 
     A curvature over other rows of the same model is one more estimate of the same mean, and is used with the new
-    table's n (`factors_from` in the metadata says so). A row's influence on itself, and FI, are of rows that the fit
-    rests on: their own curvature is in the inverse, which bounds what they can be. With the curvature of other rows
-    they would be another quantity under the same name.
+    table's n (`factors_from` in the metadata names its folder and rows). A row's influence on itself, and FI, are of
+    rows that the fit rests on: their own curvature is in the inverse, which bounds what they can be. With the curvature
+    of other rows they would be another quantity under the same name.
 
     Raises:
         InputError: what differs.

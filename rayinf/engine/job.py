@@ -74,7 +74,7 @@ class Job:
         targets: the objectives with their groups.
         outputs: what the model returns.
         levels: the groups of every column of groups.
-        own_precision: the model's passes are in the precision that it came in, whatever the spec says.
+        own_precision: the model's passes are in the precision that it came in, not in that of the spec.
         key: another for every job that a worker must set itself up for anew.
         state: digests of the driver's parameters and buffers by name, which a model that a factory builds must agree
             with.

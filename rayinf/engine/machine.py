@@ -62,12 +62,12 @@ def misfit(cluster: Cluster, model_bytes: int = 0) -> str | None:
         model_bytes: of one worker's model.
     """
     have, free = cores(), free_memory()
-    asked = cluster.workers * cluster.cpus_per_worker
+    wanted = cluster.workers * cluster.cpus_per_worker
     most = max(MOST_PER_CORE * have, 1.0)
-    if asked > most:
+    if wanted > most:
         return (
-            f"Cluster(workers={cluster.workers}, cpus_per_worker={cluster.cpus_per_worker:g}) asks for {asked:g} CPUs, "
-            f"and this machine has {have:g}: at most {MOST_PER_CORE} times as many can be shared, "
+            f"Cluster(workers={cluster.workers}, cpus_per_worker={cluster.cpus_per_worker:g}) asks for {wanted:g} "
+            f"CPUs, and this machine has {have:g}: at most {MOST_PER_CORE} times as many can be shared, "
             f"{int(most / cluster.cpus_per_worker)} such workers"
         )
     each = WORKER_BYTES + model_bytes

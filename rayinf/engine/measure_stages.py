@@ -168,7 +168,7 @@ class Measure(Scoring):
 class PairFactors:
     """Chunk of labelled rows -> `R` `[rows, r, p]`, `R_i = ((n Hbar)^-1 M_i F_i)'`: `FI(z', z_i) = |R_i grad l(z')|^2`.
 
-    In the eigenbasis where the inverse has one and the model is no plain head; of a head, less class 0. Option
+    In the eigenbasis where the inverse has one and the model is not a plain head; of a head, less class 0. Option
     `solve`: False leaves a dense `(n Hbar)^-1` to the rows of the pool, which are fewer.
     """
 
@@ -286,7 +286,7 @@ def in_subsample(raw: Batch, spec: SampledSpec) -> np.ndarray[Any, Any]:
     """Positions of the batch's rows that a subsample takes: each with probability `subsample`, by its contents alone.
 
     Rows that are excluded are left out. Which rows are excluded moves the seed too, so that every round of active
-    learning draws anew from the rows that are left (Algorithm 8 of the influence measure's paper).
+    learning draws anew from the rows that are left (Yu 2025, Algorithm 8).
     """
     if spec.subsample >= 1.0:
         return np.arange(len(raw))

@@ -172,7 +172,7 @@ def _tile_queries(run: Run, k: int, tile: Chunk) -> tuple[Any, bytes]:
     source = _solve_source(run)
     out = run.runner.publish("derive", f"tile-{k}", curv.precondition_rows, [name, source], run.solver)
     store("has", f"tile-{k}")
-    valid = store("tell", of_valid, [name]).to_json()
+    valid = store("summarise", of_valid, [name]).to_json()
     store("drop", name)
     return out, valid
 
@@ -267,7 +267,7 @@ def _fit_of_scores(run: Run, tables: list[pa.Table]) -> dict[str, FitSums | None
     schemas = (t.schema for t in tables) if place is None else (place.schema(s.index) for s in shards)
     found = {"train": of_shards(schemas) if run.job.scored == "train" else None}
     if run.runner.store("has", "solved"):
-        found[run.spec.objective_rows] = run.runner.store("tell", of_valid, ["solved"])
+        found[run.spec.objective_rows] = run.runner.store("summarise", of_valid, ["solved"])
     return found
 
 
@@ -280,18 +280,18 @@ def _close_folder(run: Run, meta: dict[str, Any]) -> None:
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """What the curvature and the objectives say of themselves."""
+    """A summary of the curvature, and the objectives' values at the fit."""
     store, solver = run.runner.store, run.solver
     names = curv.column_names(run.job.targets, halves=False)
-    told = store("tell", curv.objectives_told, ["solved"], names)
-    values = {column: found.pop("value") for column, found in told.items()}
-    beside = {column: found for column, found in told.items() if found}
-    curvature = store("tell", curv.describe, ["factors"], solver)
+    found = store("summarise", curv.objective_details, ["solved"], names)
+    values = {column: details.pop("value") for column, details in found.items()}
+    beside = {column: details for column, details in found.items() if details}
+    curvature = store("summarise", curv.describe, ["factors"], solver)
     return {**curvature, "objective_values": values, **({"objective_details": beside} if beside else {})}
 
 
 def metadata(run: Run) -> dict[str, Any]:
-    """What a reader of the scores wants to know."""
+    """What the scores are of, and how they were computed."""
     spec = run.spec
     return {
         "sign": spec.sign,

@@ -147,7 +147,7 @@ class Run:
         )
 
     def record(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """What `run.json` says."""
+        """The contents of `run.json`."""
         return {
             "verb": self.spec.verb,
             "identity": self.identity,

@@ -103,7 +103,7 @@ class LocalRunner:
         return self.store(method, *args)
 
     def count(self, name: str, value: float, verb: str, stage: str) -> None:
-        """There is no cluster that collects metrics."""
+        """Do nothing: without a cluster, nothing collects metrics."""
 
     def close(self) -> None:
         """Nothing to end."""

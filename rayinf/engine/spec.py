@@ -102,7 +102,7 @@ class RunSpec:
 
     @property
     def objective_rows(self) -> str:
-        """The table that the objectives are summed over, as a user knows it."""
+        """The table that the objectives are summed over, under the name of its argument."""
         return "valid"
 
     @property

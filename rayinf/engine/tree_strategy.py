@@ -21,12 +21,12 @@ from rayinf.engine.run import Run
 from rayinf.engine.worker import Ready, Worker
 from rayinf.errors import InputError
 
-# Labelled rows that the tree learns from: more add memory, and hardly any knowledge.
+# Labelled rows that the tree is fitted on: more add memory, and change it little.
 _MOST_ROWS = 50_000
 
 
 class LabeledValues(stages.Score):
-    """Shard of labelled rows -> features `x` and values of those that the tree learns from."""
+    """Shard of labelled rows -> features `x` and values of those that the tree is fitted on."""
 
     def __init__(self, worker: Worker, arrays: Arrays, share: float) -> None:
         super().__init__(worker, arrays, [])
@@ -83,7 +83,7 @@ def _flat(x: Array) -> Array:
     """Features `[B, d]`.
 
     Raises:
-        InputError: they are no numbers.
+        InputError: they are not numbers.
     """
     if x.dtype.kind not in "fiub":
         raise InputError(

@@ -1,4 +1,4 @@
-"""One worker's standing equipment: the model, its blocks, and batches of tensors from any shard."""
+"""What a worker keeps between stages: the model, its blocks, and batches of tensors from any shard."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ class Worker:
 
     @contextmanager
     def forward_pass(self, x: Any) -> Generator[ForwardPass]:
-        """A forward pass whose row gradients can be asked for."""
+        """A forward pass whose row gradients can be computed."""
         half = _AUTOCAST[self.job.precision] is torch.float16
         with capture(self.model, self.blocks, half=half) as captured:
             yield ForwardPass(self.model, self.modules, self.blocks, captured, self.predict(x), x)

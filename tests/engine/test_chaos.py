@@ -74,7 +74,7 @@ def test_the_store_killed_between_partial_sums(tables, calm, tmp_path, monkeypat
     def deadly(self, work, arrays, items, name):
         for key in plain(self, work, arrays, items, name):
             if name == stage and not killed:
-                killed.append(self.store("tell", pid_of_store, []))
+                killed.append(self.store("summarise", pid_of_store, []))
                 os.kill(killed[0], signal.SIGKILL)
             yield key
 

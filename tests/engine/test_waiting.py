@@ -166,7 +166,7 @@ class _Job:
 def test_a_store_that_dies_in_one_call_again_and_again_is_named(runner):
     begin = time.monotonic()
     with pytest.raises(rayinf.RunError, match=r"'tell' in the store of factors ended its process 3 times") as found:
-        runner().store("tell", kill_store, [])
+        runner().store("summarise", kill_store, [])
     assert "memory" in str(found.value) and "Fix:" in str(found.value)
     assert time.monotonic() - begin < 200
 
@@ -174,9 +174,9 @@ def test_a_store_that_dies_in_one_call_again_and_again_is_named(runner):
 @pytest.mark.slow
 def test_a_store_that_works_is_waited_for_and_one_that_stands_still_is_not(runner):
     held = runner(patience=3.0)
-    assert held.store("tell", work, [], 8.0) == "worked"
+    assert held.store("summarise", work, [], 8.0) == "worked"
     with pytest.raises(rayinf.RunError, match=r"Nothing moved in 3 s: 'tell' in the store of factors stands still"):
-        held.store("tell", rest, [], 600.0)
+        held.store("summarise", rest, [], 600.0)
 
 
 @pytest.mark.chaos

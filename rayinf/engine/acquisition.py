@@ -14,7 +14,7 @@ from torch import Tensor
 from rayinf.core import uncertainty
 from rayinf.core.capture import forward
 from rayinf.core.dropout import mc_log_probabilities
-from rayinf.core.fisher import carried, loss_gradient
+from rayinf.core.fisher import loss_gradient
 from rayinf.data import overlap
 from rayinf.data.batches import uniforms
 from rayinf.data.files import Arrays
@@ -94,14 +94,9 @@ class DropoutSamples(Uncertain):
 class PoolScore(stages.Score):
     """Shard of a pool -> influence of its rows on the reference rows, each with its likeliest label."""
 
-    def rows(self, shard: Shard, table: str | None = None) -> Iterator[tuple[Ready, Tensor]]:
-        """Batches of a shard with their values `[B, 1]`."""
-        w = self.worker
-        for ready in w.read("pool", shard, w.rows_a_batch(1)):
-            with w.forward_pass(ready.x) as forward_pass:
-                labels = forward_pass.logits.detach().argmax(1)
-                _, gradient = loss_gradient(w.loss, forward_pass.logits, labels)
-                yield ready, self.values(forward_pass, *carried(gradient, w.dtype))
+    def gradient(self, logits: Tensor, ready: Ready) -> Tensor:
+        """Gradients `[B, C]` of the losses of the likeliest labels."""
+        return loss_gradient(self.worker.loss, logits, logits.detach().argmax(1))[1]
 
 
 def select(spec: AcquireSpec, scores: Scores) -> Selection:

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 # Fields that stay in the driver: workers find tables, task and objectives in their `Job`, and an identity holds digests
 # of their contents. Where a run works and writes changes no score.
 _DRIVER = {"sent": False, "identity": False}
-# Fields that choose among scores, and change none.
-_CHOICE = {"identity": False}
+# Fields that choose among scores, or follow from others.
+_NOT_IDENTITY = {"identity": False}
+_FI = "The influence measure FI"
 # Fields that hold tables, and the names that stages read them under.
 _TRAIN, _VALID, _POOL = ({**_DRIVER, "table": name} for name in ("train", "valid", "pool"))
 
@@ -51,6 +52,11 @@ class RunSpec:
         sign: what the sign of its values means, and `unit` what they are measured in.
         signed: whether the values have a sign.
         with_ids: tables whose rows are named by their ids in what comes out.
+        objectives: what is summed over the validation rows.
+        objective_rows: the table that they are summed over, under the name of its argument.
+        halves: whether every column is also given for each half of the validation rows.
+        mixed: whether derivatives in parameters and inputs are taken: the model is differentiated twice, in float64.
+        takes_probabilities: what takes the model's outputs as logits of probabilities, for errors; None: nothing does.
     """
 
     verb: ClassVar[str]
@@ -71,6 +77,11 @@ class RunSpec:
     seed: int = 0
     batch_size: int | None = None
     precision: str | None = None
+    objectives: tuple[Objective, ...] = field(default=(), init=False, metadata=_DRIVER)
+    objective_rows: str = field(default="valid", init=False, metadata=_NOT_IDENTITY)
+    halves: bool = field(default=False, init=False)
+    mixed: bool = field(default=False, init=False, metadata=_NOT_IDENTITY)
+    takes_probabilities: str | None = field(default=None, init=False, metadata=_NOT_IDENTITY)
 
     def __post_init__(self) -> None:
         """The one validation: every field by the rule of its name.
@@ -94,31 +105,6 @@ class RunSpec:
         """The tables as they were given, under the names that stages read them by."""
         held = {f.metadata["table"]: (f, getattr(self, f.name)) for f in fields(self) if "table" in f.metadata}
         return {name: given for name, (f, given) in held.items() if given is not None or f.default is MISSING}
-
-    @property
-    def objectives(self) -> tuple[Objective, ...]:
-        """What is summed over the validation rows."""
-        return ()
-
-    @property
-    def objective_rows(self) -> str:
-        """The table that the objectives are summed over, under the name of its argument."""
-        return "valid"
-
-    @property
-    def halves(self) -> bool:
-        """Whether every column is also given for each half of the validation rows."""
-        return False
-
-    @property
-    def mixed(self) -> bool:
-        """Whether derivatives in parameters and inputs are taken: the model is differentiated twice, in float64."""
-        return False
-
-    @property
-    def takes_probabilities(self) -> str | None:
-        """What takes the model's outputs as logits of probabilities, for errors; None where nothing does."""
-        return "The influence measure FI" if self.mixed else None
 
     def check(self, tables: Mapping[str, Table], probed: Probe) -> None:
         """Refuse, before any work, what the verb cannot do with these tables and this model.
@@ -160,13 +146,7 @@ class InfluenceSpec(RunSpec):
     def __post_init__(self) -> None:
         """Parse the objectives."""
         super().__post_init__()
-        self._set(objective=parse(self.objective, self.task.group))
-
-    @property
-    def objectives(self) -> tuple[Objective, ...]:
-        """As they are parsed."""
-        parsed: tuple[Objective, ...] = self.objective
-        return parsed
+        self._set(objectives=parse(self.objective, self.task.group))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +179,7 @@ class SampledSpec(RunSpec):
 
     rank: int | None = None
     subsample: float = 1.0
-    exclude: Any = field(default=(), metadata=_CHOICE)
+    exclude: Any = field(default=(), metadata=_NOT_IDENTITY)
 
     @cached_property
     def undrawn(self) -> tuple[Any, ...]:
@@ -259,19 +239,10 @@ class MeasureSpec(SampledSpec):
     valid: Any = field(metadata=_VALID)
 
     def __post_init__(self) -> None:
-        """Set the precision, which is not the caller's choice."""
+        """Set what follows from the verb."""
         super().__post_init__()
-        self._set(precision="fp64")
-
-    @property
-    def objectives(self) -> tuple[Objective, ...]:
-        """The mean validation loss."""
-        return (Objective("fi", combine=mean_loss),)
-
-    @property
-    def mixed(self) -> bool:
-        """FI is made of mixed derivatives."""
-        return True
+        self._set(precision="fp64", mixed=True, takes_probabilities=_FI)
+        self._set(objectives=(Objective("fi", combine=mean_loss),))  # the mean validation loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +257,7 @@ class AcquireSpec(SampledSpec):
     labeled: Any = field(metadata=_TRAIN)
     valid: Any = field(default=None, metadata=_VALID)
     pool: Any = field(metadata=_POOL)
-    n: int = field(default=500, metadata=_CHOICE)
+    n: int = field(default=500, metadata=_NOT_IDENTITY)
     strategy: str = "fi"
     aggregate: str | float = "trimmed_mean"
     samples: int = 20
@@ -300,33 +271,19 @@ class AcquireSpec(SampledSpec):
         super().__post_init__()
         if self.needs_valid and self.valid is None:
             raise InputError(f"strategy={self.strategy!r} needs validation rows.", "pass valid=..., or use isal.")
-        self._set(
-            curvature=self.curvature if self.strategy in ("fi", *BY_INFLUENCE) else "identity",
-            precision="fp64" if self.mixed else None,
-            valid=self.valid if self.needs_valid else self.labeled if self.strategy == "isal" else None,
-            exclude=() if self.exclude is None else self.exclude,
-        )
-
-    @property
-    def objectives(self) -> tuple[Objective, ...]:
-        """The sum of the losses, for strategies by influence."""
-        return (Objective("total"),) if self.strategy in BY_INFLUENCE else ()
-
-    @property
-    def objective_rows(self) -> str:
-        """The labelled rows for "isal"."""
-        return "train" if self.strategy == "isal" else "valid"
-
-    @property
-    def mixed(self) -> bool:
-        """FI is made of mixed derivatives."""
-        return self.strategy == "fi"
-
-    @property
-    def takes_probabilities(self) -> str | None:
-        """Strategies by probabilities, too."""
-        by_probabilities = self.strategy in (*BY_DROPOUT, *BY_LOGITS)
-        return f"strategy={self.strategy!r}" if by_probabilities else super().takes_probabilities
+        self._set(exclude=() if self.exclude is None else self.exclude, precision=None)
+        if self.strategy == "fi":
+            self._set(precision="fp64", mixed=True, takes_probabilities=_FI)
+        elif self.strategy in BY_INFLUENCE:
+            self._set(objectives=(Objective("total"),))
+        else:
+            self._set(curvature="identity")
+        if self.strategy in (*BY_DROPOUT, *BY_LOGITS):
+            self._set(takes_probabilities=f"strategy={self.strategy!r}")
+        if self.strategy == "isal":
+            self._set(valid=self.labeled, objective_rows="train")
+        elif not self.needs_valid:
+            self._set(valid=None)
 
     @property
     def needs_valid(self) -> bool:

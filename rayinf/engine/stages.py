@@ -256,9 +256,14 @@ class Scoring:
         w = self.worker
         for ready in w.read(table or w.job.scored, shard, w.rows_a_batch(1)):
             with w.forward_pass(ready.x) as forward_pass:
-                losses, gradient = fisher.loss_gradient(w.loss, forward_pass.logits, ready.y)
-                self.fit.add(forward_pass.logits, ready.y, losses, gradient)
+                gradient = self.gradient(forward_pass.logits, ready)
                 yield ready, self.values(forward_pass, *fisher.carried(gradient, w.dtype))
+
+    def gradient(self, logits: Tensor, ready: Ready) -> Tensor:
+        """Gradients `[B, C]` of the rows' losses in the logits."""
+        losses, gradient = fisher.loss_gradient(self.worker.loss, logits, ready.y)
+        self.fit.add(logits, ready.y, losses, gradient)
+        return gradient
 
 
 class Score(Scoring):

@@ -86,5 +86,5 @@ def plan(
     if verb not in _VERBS:
         raise InputError(f"verb={shown(verb)} has no plan.", f"use one of {', '.join(map(repr, _VERBS))}.")
     kind, compute = _VERBS[verb]
-    names = {f.name for f in fields(kind)}
+    names = {f.name for f in fields(kind) if f.init}
     return make_plan(kind(**{name: value for name, value in given.items() if name in names}), compute)

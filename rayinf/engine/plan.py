@@ -200,6 +200,7 @@ class _Trial:
             # A row enters the sums of its own groups alone, so that many columns cost little more than one.
             job = replace(job, targets=make_targets((Objective("total"),), job.classes.labels, {}))
         self.job = job
+        self._factors: Arrays = {}  # of a tile of labelled rows
         self.workers = spec.cluster.workers if spec.cluster else 1
         sizes = [p.numel() * p.element_size() for p in probed.model.parameters()]
         self.model_bytes, self._model = sum(sizes), 2 * self.item * sum(p.numel() for p in probed.model.parameters())
@@ -210,6 +211,8 @@ class _Trial:
         rows, most = _FEWEST, min(max(t.shards[0].rows for t in self.job.tables.values()), _MOST)
         while True:
             tables = {name: _first(table, rows) for name, table in self.job.tables.items()}
+            if self._is_paired:  # one tile of labelled rows, as in a run
+                tables["train"] = _first(self.job.tables["train"], min(rows, self._labeled))
             job = replace(self.job, tables=tables, key=f"plan-{rows}")
             runner = _TrialRunner(job, "cuda" if gpus else None, self._derived)
             run = Run(self.spec, job, self.probed, {}, None, {}, False, runner, is_trial=True)
@@ -276,7 +279,9 @@ class _Trial:
         """An artefact of the right shape; of factors of labelled rows, those of one row for each of a tile."""
         solved = {f"U/{b.name}": np.ones((self.tried, *b.shape), np.float32) for b in self.probed.blocks}
         if name.startswith("pair-factors"):
-            return {"R": np.repeat(last["R"][:1], self._labeled, axis=0), **self._inverse}
+            if not self._factors:
+                self._factors = {"R": np.repeat(last["R"][:1], self._labeled, axis=0), **self._inverse}
+            return self._factors
         if name == "measured":
             return {**solved, **self._inverse}
         return {"basis": self._basis, "solved": solved, "inverse": self._inverse}.get(name, {})

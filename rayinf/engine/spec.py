@@ -1,8 +1,8 @@
 """One description of a run: a verb's arguments, validated once, sent to workers, and hashed as the run's identity.
 
 A verb makes its spec from its own arguments, under the same names: `InfluenceSpec(**locals())`. So a new argument is a
-field here. It is checked by the rule of its name (`engine.entry`), or in `__post_init__` where one verb alone has it; it
-is a part of the identity, stands in the metadata of the scores, and reaches every stage as `worker.job.spec.<name>`.
+field here. It is checked by the rule of its name (`engine.entry`), or in `__post_init__` where one verb alone has it.
+It is a part of the identity, stands in the metadata of the scores, and reaches every stage as `worker.job.spec.<name>`.
 
 Plain frozen dataclasses, not pydantic models: a spec holds modules, tables and functions, which pydantic could only
 pass through, and its messages are our own rules' either way.

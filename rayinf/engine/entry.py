@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from rayinf.arguments import flag, names, number, one_of, optional, path, refuse, shown, text, whole
+from rayinf.arguments import flag, is_index, names, number, one_of, optional, path, refuse, shown, text, whole
 from rayinf.data.scores import Scores
 from rayinf.engine.job import Cluster
 from rayinf.errors import InputError
@@ -129,9 +129,7 @@ def check_ids(name: str, value: Any) -> None:
     Raises:
         InputError: they are not.
     """
-    import pandas as pd
-
-    several = isinstance(value, Sequence | np.ndarray | pd.Index | pd.Series | set | frozenset)
+    several = isinstance(value, Sequence | np.ndarray | set | frozenset) or is_index(value)
     if value is None or (several and not isinstance(value, str | bytes)):
         return
     refuse(name, value, "a list or array of row ids", f"pass {name}=[...], with ids of rows.")

@@ -98,28 +98,18 @@ class FitSums:
         if len(self.confusion):
             y, predicted = np.nonzero(self.confusion)
             counts = np.stack([y, predicted, self.confusion[y, predicted]], 1).tolist()
-        sums = {
-            "rows": self.rows,
-            "correct": self.correct,
-            "loss": self.loss,
-            "slope": self.slope,
-            "value": self.value,
-            "labels": self.labels.tolist(),
-            "confusion": counts,
-        }
-        return json.dumps(sums).encode()
+        return json.dumps({**vars(self), "labels": self.labels.tolist(), "confusion": counts}).encode()
 
     @classmethod
     def from_json(cls, held: bytes) -> FitSums:
         """The inverse of `to_json`."""
         sums = json.loads(held)
-        out = cls(len(sums["labels"]))
-        out.rows, out.correct, out.loss = sums["rows"], sums["correct"], sums["loss"]
-        out.slope, out.value, out.labels = sums["slope"], sums["value"], np.array(sums["labels"], np.int64)
-        if sums["confusion"] is None:
-            out.confusion = np.zeros((0, 0), np.int64)
-        for y, predicted, count in sums["confusion"] or ():
-            out.confusion[y, predicted] = count
+        counts, labels = sums.pop("confusion"), np.array(sums.pop("labels"), np.int64)
+        out = cls(**sums, labels=labels)
+        if counts is not None:
+            out.confusion = np.zeros((len(labels), len(labels)), np.int64)
+            for y, predicted, count in counts:
+                out.confusion[y, predicted] = count
         return out
 
     @property

@@ -31,25 +31,21 @@ def cores() -> float:
 
 
 def free_memory() -> int:
-    """Bytes that new processes can have: what the machine has free, and what the control group's limit leaves."""
+    """Bytes that processes may still take: what the machine has free, and what the control group's limit leaves.
+
+    Cached files are given back by the kernel when memory is short.
+    """
     free = int(psutil.virtual_memory().available)
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    for folder, limit, used, prefix in (
+        (_CGROUP, "memory.max", "memory.current", ""),
+        (_CGROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
     ):
-        with suppress(OSError, ValueError):
-            left = int((_CGROUP / limit).read_text()) - int((_CGROUP / used).read_text())
-            free = min(free, max(left, 0) + _page_cache())
+        with suppress(OSError, ValueError):  # ValueError: "max", no limit
+            most, taken = int((folder / limit).read_text()), int((folder / used).read_text())
+            held = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            files = sum(int(held.get(f"{prefix}{kind}_file", 0)) for kind in ("inactive", "active"))
+            free = min(free, max(most - taken + files, 0))
     return free
-
-
-def _page_cache() -> int:
-    """Bytes of the control group's use that are files, which the kernel gives back when memory is short."""
-    for name in ("memory.stat", "memory/memory.stat"):
-        with suppress(OSError, ValueError):
-            held = dict(line.split() for line in (_CGROUP / name).read_text().splitlines())
-            return int(held.get("inactive_file", 0)) + int(held.get("active_file", 0))
-    return 0
 
 
 def misfit(cluster: Cluster, model_bytes: int = 0) -> str | None:

@@ -10,21 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 
 from rayinf.engine.curvature import column_names
 from rayinf.engine.entry import DENSE, KRONECKER
 from rayinf.engine.job import Cluster, Job, chunks
+from rayinf.engine.machine import free_memory
 from rayinf.engine.probe import Probe
 from rayinf.engine.spec import AcquireSpec, PairsSpec
 from rayinf.errors import InputError
 
 # Of what is free, so much may be planned for: the rest is for batches and for what other programs take meanwhile.
 _SHARE = 0.9
-_GROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def check_fits(job: Job, probed: Probe, cluster: Cluster | None, merged: int) ->
         return
     found = needs(job, probed, 1 if cluster is None else cluster.workers, merged)
     worst = max(found, key=lambda need: need.size, default=None)
-    free = available()
+    free = free_memory()
     if worst is not None and worst.size > _SHARE * free:
         raise InputError(f"{worst.what} take {gib(worst.size)} of memory; {gib(free)} are free.", worst.fix)
 
@@ -133,29 +131,6 @@ def check_memory(curvature: str, parameters: int, free: int) -> None:
             f"(four float64 matrices of {parameters:,} squared); {gib(free)} are free.",
             'use curvature="ekfac", or fewer parameters with Task(parameters="last").',
         )
-
-
-def available() -> int:
-    """Bytes that this process may still take: what the machine has free, or the container's limit leaves."""
-    free = int(psutil.virtual_memory().available)
-    return min([free, *(left for folder in _GROUPS if (left := _group_left(folder)) is not None)])
-
-
-def _group_left(folder: Path) -> int | None:
-    """What a control group's limit leaves; None without one. Cached files are given back where memory is short."""
-    for limit, used, cached in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        try:
-            most = int((folder / limit).read_text())
-            taken = int((folder / used).read_text())
-            lines = (folder / "memory.stat").read_text().splitlines()
-        except (OSError, ValueError):  # ValueError: "max"
-            continue
-        files = next((int(line.split()[1]) for line in lines if line.startswith(f"{cached} ")), 0)
-        return max(most - taken + files, 0)
-    return None
 
 
 def gib(size: int) -> str:

@@ -162,7 +162,7 @@ def _tiles(run: Run) -> list[Chunk]:
 
 
 def _tile_queries(run: Run, k: int, tile: Chunk) -> tuple[Any, bytes]:
-    """Preconditioned gradients of a tile's rows, and how well the model fits them. Those of the last tile go."""
+    """Preconditioned gradients of a tile's rows, and how well the model fits them. The tile before is dropped."""
     store = run.runner.store
     if k:
         store("drop", f"tile-{k - 1}")

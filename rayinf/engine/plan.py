@@ -25,8 +25,8 @@ from rayinf.engine.acquisition import TILE_BYTES
 from rayinf.engine.curvature import column_names
 from rayinf.engine.entry import DENSE
 from rayinf.engine.job import Job
-from rayinf.engine.machine import misfit
-from rayinf.engine.memory import available, check_fits, check_memory, fewest, query_bytes
+from rayinf.engine.machine import free_memory, misfit
+from rayinf.engine.memory import check_fits, check_memory, fewest, query_bytes
 from rayinf.engine.probe import Probe, probe
 from rayinf.engine.run import Run, open_tables, partial_sums, scan_table
 from rayinf.engine.runner import LocalRunner
@@ -137,7 +137,7 @@ def make_plan(spec: RunSpec, compute: Callable[[Run], Any]) -> Cost:
     free = shutil.disk_usage(_existing(spec.out)).free if isinstance(spec.out, Path) else None
     local = spec.cluster is not None and spec.cluster.address is None
     why = misfit(spec.cluster, trial.model_bytes) if spec.cluster and local else None
-    return Cost(tuple(found), trial.workers, available(), free, why)
+    return Cost(tuple(found), trial.workers, free_memory(), free, why)
 
 
 class _TrialRunner(LocalRunner):
@@ -186,7 +186,7 @@ class _Trial:
         job = Job(spec.task, tables, columns, Classes(()), spec)
         probed = probe(job, spec.objectives)
         spec.check(tables, probed)
-        check_memory(spec.curvature, probed.parameters, available())
+        check_memory(spec.curvature, probed.parameters, free_memory())
         self.chunks = partial_sums(probed, spec.curvature)
         check_fits(job, probed, spec.cluster, self.chunks)  # without columns, of which a few can stand for all
         self.spec, self.probed = spec, probed

@@ -31,7 +31,8 @@ from rayinf.engine.entry import KRONECKER
 from rayinf.engine.identity import check_factors, factors_run, identity
 from rayinf.engine.job import Job, chunks
 from rayinf.engine.label_order import check_labels
-from rayinf.engine.memory import available, check_fits, check_memory
+from rayinf.engine.machine import free_memory
+from rayinf.engine.memory import check_fits, check_memory
 from rayinf.engine.probe import Probe, probe
 from rayinf.engine.runner import LocalRunner, Runner, make_runner
 from rayinf.engine.spec import RunSpec
@@ -186,7 +187,7 @@ def open_run(spec: RunSpec, **more: Any) -> Run:
     probed = probe(job, spec.objectives)
     job = dataclasses.replace(job, state=probed.state)
     spec.check(tables, probed)
-    check_memory(spec.curvature, probed.parameters, available())
+    check_memory(spec.curvature, probed.parameters, free_memory())
     folder = RunFolder(open_place(spec.out)) if spec.out is not None else None
     other = factors_run(spec.factors)
     runner = make_runner(job, spec.cluster)

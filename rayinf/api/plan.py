@@ -83,7 +83,7 @@ def plan(
     """
     given = {**locals(), "labeled": train, "n": 1}
     check(**given)
-    if verb not in _VERBS:
+    if not isinstance(verb, str) or verb not in _VERBS:
         raise InputError(f"verb={shown(verb)} has no plan.", f"use one of {', '.join(map(repr, _VERBS))}.")
     kind, compute = _VERBS[verb]
     names = {f.name for f in fields(kind) if f.init}

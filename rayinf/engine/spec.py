@@ -220,7 +220,7 @@ class SampledSpec(RunSpec):
 
     def identity(self) -> dict[str, Any]:
         """With the rows that no share is drawn from."""
-        return {**super().identity(), "exclude": self._digest() if self.undrawn else None}
+        return {**super().identity(), "exclude": self._digest()[:16] if self.undrawn else None}
 
     def _digest(self, *more: Any) -> str:
         """Of the rows that are excluded."""
@@ -321,5 +321,5 @@ class AcquireSpec(SampledSpec):
         """With n where rows are picked together."""
         held = super().identity()
         if self.is_joint:
-            held["exclude"] = self._digest(self.n)
+            held["exclude"] = self._digest(self.n)[:16]
         return {**held, "samples": self.samples if self.strategy in BY_DROPOUT else 0}

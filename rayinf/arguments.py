@@ -200,7 +200,7 @@ def names(name: str, value: Any, what: str) -> None:
     """
     if isinstance(value, str) and value.strip():
         return
-    held = list(value) if isinstance(value, list | tuple | np.ndarray) or _is_index(value) else []
+    held = list(value) if isinstance(value, list | tuple | np.ndarray) or is_index(value) else []
     if held and all(isinstance(v, str) and v.strip() for v in held):
         if len(set(held)) == len(held):
             return
@@ -211,7 +211,7 @@ def names(name: str, value: Any, what: str) -> None:
     refuse(name, value, what, f"pass {what}.{more if numbered else ''}")
 
 
-def _is_index(value: Any) -> bool:
+def is_index(value: Any) -> bool:
     """Whether it is an index or a series of pandas, whose items are values."""
     return type(value).__module__.startswith("pandas.") and hasattr(value, "tolist")
 

@@ -594,12 +594,12 @@ def test_fit_quality_is_told(verb: str) -> None:
 
 def test_fit_quality_of_pairs_in_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation rows in several tiles, a run that stops after the first one and goes on, and a finished run."""
-    from rayinf.engine import pipeline, stages
+    from rayinf.engine import pair_stages, pipeline
 
     monkeypatch.setattr(pipeline, "tile_rows", lambda parameters: 30)
     run = lambda out: rayinf.pairs(rayinf.Task(trained()), *tables(), top=3, out=out)  # noqa: E731
     whole = run(None)
-    call, done = stages.RowQueries.__call__, 0
+    call, done = pair_stages.RowQueries.__call__, 0
 
     def stops(self: Any, item: Any) -> Any:
         nonlocal done
@@ -608,10 +608,10 @@ def test_fit_quality_of_pairs_in_tiles(tmp_path: Path, monkeypatch: pytest.Monke
             raise KeyboardInterrupt
         return call(self, item)
 
-    monkeypatch.setattr(stages.RowQueries, "__call__", stops)
+    monkeypatch.setattr(pair_stages.RowQueries, "__call__", stops)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run")
-    monkeypatch.setattr(stages.RowQueries, "__call__", call)
+    monkeypatch.setattr(pair_stages.RowQueries, "__call__", call)
     again, finished = run(tmp_path / "run"), run(tmp_path / "run")
     assert dict(whole.metadata["fit"]) == again.metadata["fit"] == finished.metadata["fit"]
     assert again.table.equals(whole.table)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-from rayinf.arguments import one_of
 from rayinf.core.fisher import FisherKind
 from rayinf.data.scores import Scores
 from rayinf.data.selection import Selection
 from rayinf.engine import acquisition, pipeline, rank_forest
-from rayinf.engine.entry import check
 from rayinf.engine.job import Cluster
-from rayinf.engine.run import Request, open_run
+from rayinf.engine.run import open_run
+from rayinf.engine.spec import AcquireSpec
 from rayinf.store.places import AnyPath
 from rayinf.task import Task
 
@@ -93,26 +91,17 @@ def acquire(
     Cost of "fi": K passes a labelled row, then one matrix product `[labelled (K - 1), p] x [p, pool]` and a partial
     selection of its values; of the others, one pass over the pool.
     """
-    check(task=task, n=n, curvature=curvature, aggregate=aggregate, rank=rank, subsample=subsample, cluster=cluster)
-    check(out=out, seed=seed, fisher=fisher, damping=damping, factors=factors, samples=samples, exclude=exclude)
-    check(batch_size=batch_size)
-    one_of("strategy", strategy, acquisition.STRATEGIES)
-    spec = acquisition.AcquisitionSpec(strategy, n, () if exclude is None else exclude)
-    tables = spec.tables(labeled, pool, valid)
-    left_out = acquisition.labelled_already(task, labeled, pool)
+    spec = AcquireSpec(**locals())
+    left_out = acquisition.labelled_already(spec)
     spec = replace(spec, exclude=[*spec.exclude, *left_out.tolist()])
-    settings = spec.settings(curvature, fisher, seed, batch_size, rank, subsample)
-    settings = replace(settings, aggregate=str(aggregate), samples=samples if spec.needs_dropout else 0)
-    fits = partial(spec.check, features=task.feature_columns, settings=settings)
-    request = Request("acquire", task, tables, spec.objectives(), settings, damping, factors, cluster, out, fits)
-    with open_run(request) as run:
+    with open_run(spec) as run:
         if run.finished and run.folder is not None:
-            return spec.select(Scores.load(run.folder.path))
-        shards = acquisition.value_pool(run)
-        told: dict[str, Any] = {}
+            return acquisition.select(spec, Scores.load(run.folder.path))
+        parts = acquisition.value_pool(run)
+        extra: dict[str, Any] = {}
         if subsample < 1:
-            shards, told = rank_forest.rank_rest(run, shards)
-        told["left_out"] = len(left_out)
+            parts, extra = rank_forest.rank_rest(run, parts)
+        extra["left_out"] = len(left_out)
         if spec.is_joint:
-            told["picked"] = acquisition.pick_jointly(run, spec, shards)
-        return spec.select(pipeline.finish(run, shards, told))
+            extra["picked"] = acquisition.pick_jointly(run, spec, parts)
+        return acquisition.select(spec, pipeline.finish(run, parts, extra))

@@ -21,11 +21,11 @@ from rayinf.data.out_folder import check_out
 from rayinf.data.overlap import labelled_already, warn_left_out
 from rayinf.data.run_folder import RunFolder, owner_of
 from rayinf.data.tables import READ_ROWS, Table, as_table
-from rayinf.engine.acquisition import AcquisitionSpec
 from rayinf.engine.entry import check, check_seeds, check_strategies
-from rayinf.engine.job import Cluster, Job
+from rayinf.engine.job import Cluster
 from rayinf.engine.parallel import session, side_by_side
-from rayinf.engine.run import Request, open_run
+from rayinf.engine.run import open_run
+from rayinf.engine.spec import AcquireSpec
 from rayinf.errors import InputError
 from rayinf.store.places import AnyPath, open_place
 from rayinf.task import Task
@@ -244,15 +244,16 @@ def _open(given: _Given, options: Options, out: str | AnyPath | None) -> _Opened
         for name, table in given.tables.items()
         if table is not None or name != "valid"
     }
-    three = tables["labeled"], tables["pool"], tables.get("valid")
-    specs = {spec: spec.tables(*three) for spec in (AcquisitionSpec(s, given.n) for s in given.strategies)}
+    held = {"labeled": tables["labeled"], "pool": tables["pool"], "valid": tables.get("valid"), **asdict(options)}
+    specs = [AcquireSpec(task=task, n=given.n, strategy=s, seed=given.seeds[0], **held) for s in given.strategies]
     check_out(out, tables)
     left_out = labelled_already(tables["labeled"], tables["pool"], task.row_id)
     _check_rounds(given.rounds, given.n, tables["pool"].num_rows, len(left_out))
     warn_left_out(left_out, tables["pool"].num_rows)
     identity: dict[str, Any] = {}
-    for spec, asked in specs.items():
-        job, own = _try(given, options, spec, {**asked, "test": tables["test"]})
+    for spec in specs:
+        with open_run(spec, test=tables["test"]) as run:
+            job, own = run.job, run.identity
         identity |= {k: own[k] for k in _SHARED} | {"labeled": own["train"]}
         identity |= {"valid": own["valid"]} if spec.needs_valid else {}
     settled = replace(task, classes=job.classes.labels)
@@ -263,16 +264,6 @@ def _open(given: _Given, options: Options, out: str | AnyPath | None) -> _Opened
     identity |= {"strategy": given.strategies, "seed": given.seeds, "rounds": given.rounds, "n": given.n}
     identity |= {**asdict(options), "row_id": job.columns["pool"].row_id, **fit_identity(task)}
     return _Opened(settled, tables, (x, y), job.columns["pool"], identity, left_out)
-
-
-def _try(given: _Given, o: Options, spec: AcquisitionSpec, tables: Mapping[str, Any]) -> tuple[Job, dict[str, Any]]:
-    """Open a run of `acquire` on the first labelled rows, and close it again."""
-    settings = spec.settings(o.curvature, o.fisher, given.seeds[0], None, o.rank, o.subsample)
-    settings = replace(settings, aggregate=str(o.aggregate), samples=o.samples if spec.needs_dropout else 0)
-    fits = partial(spec.check, features=given.task.feature_columns, settings=settings)
-    request = Request("acquire", given.task, tables, spec.objectives(), settings, o.damping, None, None, None, fits)
-    with open_run(request) as run:
-        return run.job, run.identity
 
 
 def _read(table: Table, columns: Columns) -> tuple[Array, Array]:

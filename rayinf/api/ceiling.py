@@ -58,7 +58,7 @@ def ceiling(
     Cost: about five passes over the rows (two where "highs" solves it), `O(K)` a row and pass and `O(K^2)` in the
     first; and for each pass an LP of 100,000 rows at most. Memory grows with rows in "highs" alone.
     """
-    check(scores=scores, method=method, gap=gap, resamples=resamples, seed=seed)
+    check(**locals())
     vectors = Vectors.of(scores)
     _check(vectors)
     rows, classes = len(vectors), len(vectors.columns)
@@ -92,5 +92,5 @@ def _check(vectors: Vectors) -> None:
 
 def _too_few(vectors: Vectors, found: Found) -> str:
     felt = [n for n, b in zip(vectors.names, found.total, strict=True) if b > 0]
-    told = f"only {felt[0]!r} has" if felt else "none has"
-    return f"Of {len(vectors.columns)} classes {told} any influence: all other values are 0."
+    who = f"only {felt[0]!r} has" if felt else "none has"
+    return f"Of {len(vectors.columns)} classes {who} any influence: all other values are 0."

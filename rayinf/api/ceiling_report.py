@@ -18,7 +18,7 @@ from rayinf.store.places import AnyPath
 Array = np.ndarray[Any, Any]
 # Classes in a text and in a heat map, the dearest ones where there are more.
 _SHOWN, _DRAWN = 20, 30
-_PREFIX = "category_"  # of columns whose labels the scores do not tell
+_PREFIX = "category_"  # of columns, where the scores do not hold the labels
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Ceiling:
     Attributes:
         found: what the passes found.
         labels: of the K classes.
-        row_labels: of the training rows, as they turned up; empty where the scores do not tell.
+        row_labels: of the training rows, in table order; empty where the scores do not hold them.
         halves: whether the scores had the halves of the validation rows.
     """
 

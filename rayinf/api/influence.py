@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
+
 from rayinf.core.fisher import FisherKind
-from rayinf.core.objective_parser import parse
 from rayinf.data.scores import Scores
 from rayinf.engine import curvature as curv
 from rayinf.engine import pipeline, stages
-from rayinf.engine.entry import check
-from rayinf.engine.job import Cluster, Settings
-from rayinf.engine.run import Request, open_run
+from rayinf.engine.job import Cluster
+from rayinf.engine.run import Run, open_run
+from rayinf.engine.spec import InfluenceSpec
 from rayinf.store.places import AnyPath
 from rayinf.task import Task
 
@@ -76,16 +77,20 @@ def influence(
     forward and a backward pass without weights; two more to fit EKFAC (one for K-FAC). Memory does not grow with rows,
     beyond the result itself.
     """
-    check(task=task, curvature=curvature, fisher=fisher, damping=damping, factors=factors, halves=halves)
-    check(cluster=cluster, out=out, seed=seed, batch_size=batch_size, precision=precision)
-    settings = Settings(curvature, fisher, halves, seed, batch_size, precision)
-    tables = {"train": train, "valid": valid}
-    asked = parse(objective, task.group)
-    with open_run(Request("influence", task, tables, asked, settings, damping, factors, cluster, out)) as run:
+    spec = InfluenceSpec(**locals())
+    with open_run(spec) as run:
         if run.finished and run.folder is not None:
             return Scores.load(run.folder.path)
-        pipeline.fit_factors(run)
-        solved = pipeline.solve_queries(run)
-        names = curv.column_names(run.job.settings.targets, halves)
-        shards = pipeline.score(run, stages.Score, solved, names)
-        return pipeline.finish(run, shards, pipeline.describe(run))
+        parts = value_rows(run)
+        return pipeline.finish(run, parts, pipeline.describe(run))
+
+
+def value_rows(run: Run) -> list[pa.Table]:
+    """The stages of a run: curvature, objectives, scores.
+
+    Returns:
+        The shards' tables, or nothing where they were written to the folder.
+    """
+    pipeline.fit_factors(run)
+    solved = pipeline.solve_queries(run)
+    return pipeline.score(run, stages.Score, solved, curv.column_names(run.job.targets, run.spec.halves))

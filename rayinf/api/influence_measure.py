@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
+
+import pyarrow as pa
 
 from rayinf.core.fisher import FisherKind
 from rayinf.data.scores import Scores
-from rayinf.data.tables import Table
 from rayinf.engine import measure_stages, pipeline, rank_forest
-from rayinf.engine.entry import check
 from rayinf.engine.job import Cluster
-from rayinf.engine.probe import Probe
-from rayinf.engine.run import Request, open_run
+from rayinf.engine.run import Run, open_run
+from rayinf.engine.spec import MeasureSpec
 from rayinf.store.places import AnyPath
 from rayinf.task import Task
 
@@ -85,24 +84,23 @@ def influence_measure(
     Cost: a row of a network takes K passes backward, K through the doubly differentiated graph, and a thin SVD of
     `d K^2`; of a linear head, `K^2 i^2` multiply-adds (exact) or `K i^2` (ekfac). No `p x d` or `d x d` matrix.
     """
-    check(task=task, curvature=curvature, fisher=fisher, damping=damping, factors=factors, rank=rank)
-    check(subsample=subsample, cluster=cluster, out=out, seed=seed, batch_size=batch_size)
-    settings = measure_stages.settings(curvature, fisher, seed, batch_size, rank, subsample)
-    tables = {"train": train, "valid": valid}
-
-    def fits(tables: Mapping[str, Table], probed: Probe) -> None:
-        measure_stages.check(tables["train"], task.feature_columns, probed, settings)
-
-    request = Request(
-        "influence_measure", task, tables, (measure_stages.OBJECTIVE,), settings, damping, factors, cluster, out, fits
-    )
-    with open_run(request) as run:
+    spec = MeasureSpec(**locals())
+    with open_run(spec) as run:
         if run.finished and run.folder is not None:
             return Scores.load(run.folder.path)
-        pipeline.fit_factors(run)
-        arrays = pipeline.measure_arrays(run)
-        shards = pipeline.score(run, measure_stages.Measure, arrays, ["fi"], rank_forest.measured_into(run))
+        parts = measure_rows(run)
         forest: dict[str, Any] = {}
         if subsample < 1:
-            shards, forest = rank_forest.rank_rest(run, shards)
-        return pipeline.finish(run, shards, {**measure_stages.summarise(run, shards), **forest})
+            parts, forest = rank_forest.rank_rest(run, parts)
+        return pipeline.finish(run, parts, {**measure_stages.summarise(run, parts), **forest})
+
+
+def measure_rows(run: Run) -> list[pa.Table]:
+    """The stages of a run before a forest ranks the rest: curvature, validation loss, FI.
+
+    Returns:
+        The shards' tables, or nothing where they were written to the folder.
+    """
+    pipeline.fit_factors(run)
+    arrays = pipeline.measure_arrays(run)
+    return pipeline.score(run, measure_stages.Measure, arrays, ["fi"], rank_forest.measured_into(run))

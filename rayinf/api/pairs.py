@@ -7,9 +7,9 @@ from typing import Any
 from rayinf.core.fisher import FisherKind
 from rayinf.data.pairs import Pairs
 from rayinf.engine import pipeline
-from rayinf.engine.entry import check
-from rayinf.engine.job import Cluster, Settings
-from rayinf.engine.run import Request, open_run
+from rayinf.engine.job import Cluster
+from rayinf.engine.run import open_run
+from rayinf.engine.spec import PairsSpec
 from rayinf.store.places import AnyPath
 from rayinf.task import Task
 
@@ -64,11 +64,8 @@ def pairs(
     Cost: a pass over `train` for each tile of validation rows whose gradients fit in 512 MB; only the best pairs
     are ever kept.
     """
-    check(task=task, top=top, curvature=curvature, fisher=fisher, damping=damping, factors=factors)
-    check(cluster=cluster, out=out, seed=seed, batch_size=batch_size, precision=precision)
-    settings = Settings(curvature, fisher, False, seed, batch_size, precision, top=top)
-    tables = {"train": train, "valid": valid}
-    with open_run(Request("pairs", task, tables, (), settings, damping, factors, cluster, out)) as run:
+    spec = PairsSpec(**locals())
+    with open_run(spec) as run:
         if run.finished and run.folder is not None:
             return Pairs.read(run.folder.path)
         pipeline.fit_factors(run)

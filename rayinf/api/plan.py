@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
+from rayinf.api.influence import value_rows
+from rayinf.api.influence_measure import measure_rows
 from rayinf.arguments import shown
 from rayinf.core.fisher import FisherKind
-from rayinf.core.objective_parser import parse
-from rayinf.engine import measure_stages
-from rayinf.engine.acquisition import AcquisitionSpec
+from rayinf.engine.acquisition import value_pool
 from rayinf.engine.entry import check
-from rayinf.engine.job import Cluster, Settings
+from rayinf.engine.job import Cluster
 from rayinf.engine.plan import Cost, make_plan
-from rayinf.engine.run import Request
+from rayinf.engine.run import Run
+from rayinf.engine.spec import AcquireSpec, InfluenceSpec, MeasureSpec, RunSpec
 from rayinf.errors import InputError
 from rayinf.store.places import AnyPath
 from rayinf.task import Task
+
+# Verbs that have a plan: what describes them, and their stages.
+_VERBS: dict[str, tuple[type[RunSpec], Callable[[Run], Any]]] = {
+    "influence": (InfluenceSpec, value_rows),
+    "influence_measure": (MeasureSpec, measure_rows),
+    "acquire": (AcquireSpec, value_pool),
+}
 
 
 def plan(
@@ -82,18 +92,10 @@ def plan(
     Raises:
         InputError: wrong input, as far as the first rows show it; a verb that has no plan.
     """
-    check(task=task, curvature=curvature, fisher=fisher, damping=damping, halves=halves, cluster=cluster, out=out)
-    check(seed=seed, batch_size=batch_size, precision=precision, rank=rank, subsample=subsample)
-    tables, objectives = {"train": train, "valid": valid}, parse(objective, task.group)
-    if verb == "influence":
-        settings = Settings(curvature, fisher, halves, seed, batch_size, precision)
-    elif verb == "influence_measure":
-        objectives = (measure_stages.OBJECTIVE,)
-        settings = measure_stages.settings(curvature, fisher, seed, batch_size, rank, subsample)
-    elif verb == "acquire":
-        spec = AcquisitionSpec(strategy, 1)
-        tables, objectives = spec.tables(train, pool, valid), spec.objectives()
-        settings = spec.settings(curvature, fisher, seed, batch_size, rank, subsample)
-    else:
-        raise InputError(f"verb={shown(verb)} has no plan.", 'use "influence", "influence_measure" or "acquire".')
-    return make_plan(Request(verb, task, tables, objectives, settings, damping, None, cluster, out))
+    given = {**locals(), "labeled": train, "n": 1}
+    check(**given)
+    if not isinstance(verb, str) or verb not in _VERBS:
+        raise InputError(f"verb={shown(verb)} has no plan.", f"use one of {', '.join(map(repr, _VERBS))}.")
+    kind, compute = _VERBS[verb]
+    names = {f.name for f in fields(kind) if f.init}
+    return make_plan(kind(**{name: value for name, value in given.items() if name in names}), compute)

@@ -24,9 +24,10 @@ from rayinf.data.tables import Table
 from rayinf.data.vectors import Vectors
 from rayinf.engine import progress
 from rayinf.engine.entry import check
-from rayinf.engine.job import Cluster, Settings
+from rayinf.engine.job import Cluster
 from rayinf.engine.parallel import side_by_side
-from rayinf.engine.run import Request, open_run
+from rayinf.engine.run import open_run
+from rayinf.engine.spec import InfluenceSpec
 from rayinf.errors import InputError
 from rayinf.select.top_share import SIDES
 from rayinf.store.places import AnyPath, open_place
@@ -186,8 +187,10 @@ def _open(task: Task, given: Mapping[str, Any], scores: Scores, share: float) ->
         InputError: what is wrong.
     """
     vectors = Vectors.of(scores)
-    request = Request(VERB, task, given, parse("category"), Settings(curvature="identity"), None, None, None, None)
-    with open_run(request) as run:
+    spec = InfluenceSpec(
+        task=task, train=given["train"], valid=given["valid"], objective="category", curvature="identity"
+    )
+    with open_run(spec, test=given["test"]) as run:
         job, scans, own = run.job, run.scans, run.identity
     labels = _labels(vectors, job.classes)
     _check_tables(task, scores, scans, labels)

@@ -10,8 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayinf.api.row_weights import Asked, RowWeights, short_names
-from rayinf.arguments import optional, path
+from rayinf.api.row_weights import RowWeights, Terms, short_names
 from rayinf.data.files import sweep, write_whole
 from rayinf.data.scores import Scores
 from rayinf.data.vectors import Vectors
@@ -78,8 +77,7 @@ def reweight_lp(
     Cost: 5 to 15 passes over the rows and as many small linear programs; with ten classes 0.2 to 1 s for 200,000
     rows in memory. Memory: `O(n K)` held; streamed, `O(K)` times 20,000 rows, and the weights unless there is `out`.
     """
-    check(scores=scores, stream=stream)
-    optional(path, "out", out)
+    check(**locals())
     vectors = Vectors.of(scores)
     found = vectors.find(targets)
     alphas = checked(_by_class(alpha, vectors), len(vectors.columns), upper, radius, slack)
@@ -88,21 +86,21 @@ def reweight_lp(
         raise InputError("The scores have no rows.", "pass the scores of at least one row.")
     held = not stream if stream is not None else len(scores) <= _IN_MEMORY
     lp = ReweightLP(vectors.to_numpy() if held else vectors.batches, found, slack, short_names(vectors))
-    asked = Asked(alphas, upper, radius, slack, tuple(found))
+    terms = Terms(alphas, upper, radius, slack, tuple(found))
     if file is None:
-        return RowWeights.of(vectors, lp.survey, asked, lp.solve(alphas, upper, radius))
+        return RowWeights.of(vectors, lp.survey, terms, lp.solve(alphas, upper, radius))
     if isinstance(file, StorePath) or file.parent.is_dir():
         sweep(file.parent, file.name, elsewhere=False)
     solved: list[Solution] = []
-    write_whole(file, lambda path: solved.append(_solve_into(path, lp, asked, vectors)))
-    return RowWeights.of(vectors, lp.survey, asked, solved[0], file)
+    write_whole(file, lambda path: solved.append(_solve_into(path, lp, terms, vectors)))
+    return RowWeights.of(vectors, lp.survey, terms, solved[0], file)
 
 
 def _by_class(alpha: Any, vectors: Vectors) -> Any:
     """Alphas in the order of the classes.
 
     Raises:
-        InputError: a dict that leaves classes out, or names what is none.
+        InputError: a dict that leaves classes out, or names another label.
     """
     if not isinstance(alpha, Mapping):
         return alpha
@@ -128,7 +126,7 @@ def _file(out: str | AnyPath) -> AnyPath:
     return file
 
 
-def _solve_into(path: Path, lp: ReweightLP, asked: Asked, vectors: Vectors) -> Solution:
+def _solve_into(path: Path, lp: ReweightLP, terms: Terms, vectors: Vectors) -> Solution:
     kind = pa.schema([("row_id", vectors.scores.source.schema.field("row_id").type), ("weight", pa.float64())])
     with pq.ParquetWriter(
         path,
@@ -140,7 +138,7 @@ def _solve_into(path: Path, lp: ReweightLP, asked: Asked, vectors: Vectors) -> S
         write_page_checksum=True,
     ) as writer:
         rows = _Rows(writer, kind, vectors.row_ids())
-        found = lp.solve(asked.alpha, asked.upper, asked.radius, rows.add)
+        found = lp.solve(terms.alpha, terms.upper, terms.radius, rows.add)
         rows.flush()
     return found
 

@@ -24,8 +24,8 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What was asked for: `alpha [K]`, the bounds, the slack, and positions of the targets."""
+class Terms:
+    """The terms of the linear program: `alpha [K]`, the bounds, the slack, and positions of the targets."""
 
     alpha: Array
     upper: float
@@ -40,7 +40,7 @@ class RowWeights:
 
     Attributes:
         labels: of the K classes.
-        asked: alphas, bounds and targets.
+        terms: alphas, bounds and targets.
         solution: of the linear program.
         classes: a line a class: `class`, `target`, `alpha`, `total` (S_k), `absolute` (b_k), `demand` (the least
             w'P^k), `predicted_change` (w'P^k - S_k: the fall of its summed validation loss, to first order), `price`
@@ -49,7 +49,7 @@ class RowWeights:
     """
 
     labels: tuple[Any, ...]
-    asked: Asked
+    terms: Terms
     solution: Solution = field(repr=False)
     classes: pa.Table = field(repr=False)
     path: AnyPath | None = None
@@ -57,15 +57,15 @@ class RowWeights:
 
     @classmethod
     def of(
-        cls, vectors: Vectors, survey: Survey, asked: Asked, solution: Solution, path: AnyPath | None = None
+        cls, vectors: Vectors, survey: Survey, terms: Terms, solution: Solution, path: AnyPath | None = None
     ) -> RowWeights:
         """What a solution means to the classes."""
-        demands = Demands.of(survey, asked.alpha, asked.upper, asked.radius, asked.slack)
+        demands = Demands.of(survey, terms.alpha, terms.upper, terms.radius, terms.slack)
         every = range(len(vectors.columns))
         classes = {
             "class": short_names(vectors),
-            "target": [k in asked.targets for k in every],
-            "alpha": asked.alpha,
+            "target": [k in terms.targets for k in every],
+            "alpha": terms.alpha,
             "total": survey.total,
             "absolute": survey.absolute,
             "demand": demands.floor,
@@ -73,7 +73,7 @@ class RowWeights:
             "price": solution.prices,
             "binding": [k in solution.binding for k in every],
         }
-        return cls(vectors.labels, asked, solution, pa.table(classes), path, vectors)
+        return cls(vectors.labels, terms, solution, pa.table(classes), path, vectors)
 
     @property
     def weights(self) -> Array:
@@ -138,49 +138,49 @@ class RowWeights:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader should know of these classes."""
-        told, total, absolute = [], self.classes["total"].to_numpy(), self.classes["absolute"].to_numpy()
+        notes, total, absolute = [], self.classes["total"].to_numpy(), self.classes["absolute"].to_numpy()
         names = self.classes["class"].to_pylist()
-        if len(self.asked.targets) == len(names):
-            told.append("All classes are targets: what is maximised is their sum, the total influence.")
+        if len(self.terms.targets) == len(names):
+            notes.append("All classes are targets: what is maximised is their sum, the total influence.")
         idle = [n for n, b in zip(names, absolute, strict=True) if b == 0]
         if idle:
-            told.append(f"No row has any influence on {_list(idle)}.")
-        if self.asked.slack == "paper":
-            gains = [n for n, s, a in zip(names, total, self.asked.alpha, strict=True) if s < 0 and a < 1]
+            notes.append(f"No row has any influence on {_list(idle)}.")
+        if self.terms.slack == "paper":
+            gains = [n for n, s, a in zip(names, total, self.terms.alpha, strict=True) if s < 0 and a < 1]
             if gains:
-                told.append(
+                notes.append(
                     f"The summed influence S_k of {_list(gains)} is negative: an alpha under 1 demands a gain of "
                     '(1 - alpha) |S_k|. slack="scaled" measures alpha by sum |P| instead.'
                 )
             faint = [n for n, s, b in zip(names, total, absolute, strict=True) if b > 0 and abs(s) < _NEAR_ZERO * b]
             if faint:
-                told.append(
-                    f"S_k of {_list(faint)} is within {_NEAR_ZERO:.0%} of zero (beside sum |P|): alpha asks little "
+                notes.append(
+                    f"S_k of {_list(faint)} is within {_NEAR_ZERO:.0%} of zero (beside sum |P|): alpha demands little "
                     "more of it than not to lose."
                 )
-        return tuple(told)
+        return tuple(notes)
 
     def to_text(self) -> str:
         """The result in words and figures."""
-        radius, lines = self.asked.radius, self.classes.to_pylist()
-        low, high = (0.0, self.asked.upper) if radius is None else (1 - radius, 1 + radius)
-        before = float(self.total[list(self.asked.targets)].sum())
-        told = [
-            f"Weights from {low:.4g} to {high:.4g}, slack {self.asked.slack}: the targets' influence rises from "
+        radius, lines = self.terms.radius, self.classes.to_pylist()
+        low, high = (0.0, self.terms.upper) if radius is None else (1 - radius, 1 + radius)
+        before = float(self.total[list(self.terms.targets)].sum())
+        text = [
+            f"Weights from {low:.4g} to {high:.4g}, slack {self.terms.slack}: the targets' influence rises from "
             f"{before:.6g} to {self.objective:.6g}.",
         ]
         width = max(5, *(len(line["class"]) + 2 for line in lines))
-        told.append(f"{'class':<{width}} {'alpha':>7} {'S_k':>11} {'demand':>11} {'change':>11} {'price':>9}")
+        text.append(f"{'class':<{width}} {'alpha':>7} {'S_k':>11} {'demand':>11} {'change':>11} {'price':>9}")
         for line in lines[:_SHOWN]:
             name = line["class"] + (" *" if line["target"] else "")
-            told.append(
+            text.append(
                 f"{name:<{width}} {line['alpha']:7.3f} {line['total']:11.4g} {line['demand']:11.4g} "
                 f"{line['predicted_change']:+11.4g} {line['price']:9.3g}{'  binds' if line['binding'] else ''}"
             )
         if len(lines) > _SHOWN:
-            told.append(f"... and {len(lines) - _SHOWN} more classes, in .classes")
-        told.append("* target; change: predicted fall of the class's summed validation loss, to first order.")
-        return "\n".join([*told, *self.notes])
+            text.append(f"... and {len(lines) - _SHOWN} more classes, in .classes")
+        text.append("* target; change: predicted fall of the class's summed validation loss, to first order.")
+        return "\n".join([*text, *self.notes])
 
     def __len__(self) -> int:
         """Training rows."""
@@ -188,7 +188,7 @@ class RowWeights:
 
 
 def short_names(vectors: Vectors) -> list[str]:
-    """The labels as text; of columns whose labels the scores do not tell, the columns' names without their prefix."""
+    """The labels as text; of columns whose labels the scores do not hold, the columns' names without their prefix."""
     return [name.removeprefix("category_") for name in vectors.names]
 
 

@@ -7,9 +7,9 @@ from typing import Any
 from rayinf.core.fisher import FisherKind
 from rayinf.data.scores import Scores
 from rayinf.engine import pipeline, stages
-from rayinf.engine.entry import check
-from rayinf.engine.job import Cluster, Settings
-from rayinf.engine.run import Request, open_run
+from rayinf.engine.job import Cluster
+from rayinf.engine.run import open_run
+from rayinf.engine.spec import SelfInfluenceSpec
 from rayinf.store.places import AnyPath
 from rayinf.task import Task
 
@@ -58,13 +58,10 @@ def self_influence(
 
     Cost: one pass over `train` beside fitting; per row and layer `o^2 + i^2 + o i` multiply-adds for one position.
     """
-    check(task=task, curvature=curvature, fisher=fisher, damping=damping, factors=factors)
-    check(cluster=cluster, out=out, seed=seed, batch_size=batch_size, precision=precision)
-    settings = Settings(curvature, fisher, False, seed, batch_size, precision)
-    request = Request("self_influence", task, {"train": train}, (), settings, damping, factors, cluster, out)
-    with open_run(request) as run:
+    spec = SelfInfluenceSpec(**locals())
+    with open_run(spec) as run:
         if run.finished and run.folder is not None:
             return Scores.load(run.folder.path)
         pipeline.fit_factors(run)
-        tables = pipeline.score(run, stages.SelfScore, pipeline.inverse_arrays(run), ["self_influence"])
-        return pipeline.finish(run, tables, {})
+        parts = pipeline.score(run, stages.SelfScore, pipeline.inverse_arrays(run), ["self_influence"])
+        return pipeline.finish(run, parts, {})

@@ -16,14 +16,11 @@ from rayinf.core.blocks import Block
 from rayinf.core.objectives import Target, objective_details, query_vectors
 from rayinf.data.files import Arrays
 from rayinf.data.scores import HALVES
+from rayinf.engine.entry import DENSE, KRONECKER
 from rayinf.engine.fit_quality import PREFIX
 from rayinf.engine.stages import read_bases
 from rayinf.errors import InputError
 
-# Curvatures that are sums over layers of Kronecker factors, and those that are one dense matrix.
-KRONECKER = ("ekfac", "kfac")
-DENSE = ("exact", "ggn")
-CURVATURES = (*KRONECKER, *DENSE, "identity")
 # Eigenvectors and products differ in their last bits between thread counts, so their number is fixed by the size alone.
 # Two threads that share a processor with other work wait for each other far longer than small work takes.
 MOST_THREADS = 2
@@ -68,13 +65,14 @@ def dense_mean(hessian: Arrays) -> Arrays:
 def solve(queries: Arrays, source: Arrays, solver: Solver, targets: Sequence[Target], halves: bool) -> Arrays:
     """Merged group sums and what `precondition` takes -> `U/<block>` of every column (`column_names`).
 
-    Beside them stands what `tell` says of every objective, `told/<name>` `[columns]`, NaN where it says nothing.
+    Beside them stand the details of every objective (`core.objectives.objective_details`), `details/<name>`
+    `[columns]`, NaN where it has none.
 
     Raises:
         InputError: a singular or negative curvature (see `rayinf.core.inverse`).
     """
     sums = _tensors(queries)
-    vectors, told = query_vectors(sums, targets, solver.blocks, halves), objective_details(sums, targets).values()
+    vectors, details = query_vectors(sums, targets, solver.blocks, halves), objective_details(sums, targets).values()
     if not any(bool(v.any()) for v in vectors.values()):
         raise InputError(
             f"None of the {int(next(v for k, v in sums.items() if k.startswith('C')).sum()):,} validation rows has a "
@@ -82,15 +80,15 @@ def solve(queries: Arrays, source: Arrays, solver: Solver, targets: Sequence[Tar
             "check the scale of the features and of the model's outputs: it is so sure of every row that its loss is 0 "
             "to the last digit.",
         )
-    names = dict.fromkeys(name for column in told for name in column)
-    beside = {f"told/{n}": np.array([column.get(n, np.nan) for column in told]) for n in names}
+    names = dict.fromkeys(name for column in details for name in column)
+    beside = {f"details/{n}": np.array([column.get(n, np.nan) for column in details]) for n in names}
     fit = {k: v for k, v in queries.items() if k.startswith(PREFIX)}
     return {**precondition(vectors, source, solver), **beside, **fit}
 
 
-def objectives_told(solved: Arrays, columns: Sequence[str]) -> dict[str, dict[str, float]]:
-    """What every column's objective comes to at the fit: its value, and what is told beside."""
-    held = {k.removeprefix("told/"): v.tolist() for k, v in solved.items() if k.startswith("told/")}
+def details_by_column(solved: Arrays, columns: Sequence[str]) -> dict[str, dict[str, float]]:
+    """What every column's objective comes to at the fit: its value, and what belongs to it."""
+    held = {k.removeprefix("details/"): v.tolist() for k, v in solved.items() if k.startswith("details/")}
     return {c: {name: v[k] for name, v in held.items() if v[k] == v[k]} for k, c in enumerate(columns)}
 
 
@@ -204,7 +202,7 @@ def join_lambda(bases: Arrays, lambdas: Arrays | None = None) -> Arrays:
 
 
 def describe(factors: Arrays, solver: Solver) -> dict[str, Any]:
-    """What the curvature says of itself: damping and condition a layer, layers that contribute nothing, agreement."""
+    """A summary of the curvature: damping and condition a layer, layers that contribute nothing, agreement."""
     held = _tensors(factors)
     if solver.curvature == "identity":
         return {}
@@ -220,8 +218,8 @@ def describe(factors: Arrays, solver: Solver) -> dict[str, Any]:
         }
         for name, level in levels.items()
     }
-    silent = [b.name for b in solver.blocks if b.name not in levels or not bool(levels[b.name].any())]
-    out: dict[str, Any] = {"layers": layers, "contributes_nothing": silent}
+    without = [b.name for b in solver.blocks if b.name not in levels or not bool(levels[b.name].any())]
+    out: dict[str, Any] = {"layers": layers, "contributes_nothing": without}
     evens = {k.removeprefix("L_even/"): v for k, v in held.items() if k.startswith("L_even/")}
     if evens:
         from scipy.stats import spearmanr  # slow to import, and rarely needed

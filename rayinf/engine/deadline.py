@@ -26,7 +26,7 @@ class Deadline:
         self._last = self._now()
 
     def note(self, who: Hashable, life: str, count: float) -> None:
-        """A process says how far it is. A higher count than before is progress; a new process alone is not."""
+        """A report of how far a process is. A higher count than before is progress; a new process alone is not."""
         before = self._seen.get(who)
         self._seen[who] = (life, count)
         self._lives.setdefault(who, set()).add(life)

@@ -38,7 +38,7 @@ _BUILTIN = (types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDes
             types.MethodDescriptorType, types.ClassMethodDescriptorType)  # fmt: skip
 _CACHED = (type(functools.lru_cache(len)), functools.cached_property)
 _DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
-# Of a class, what is bookkeeping, beside all of its `__names__` that are no methods: some come with the first pickling.
+# Bookkeeping of a class, beside all of its `__names__` that are not methods: some come with the first pickling.
 _NO_MEMBERS = {"_abc_impl", "__annotate__", "__annotate_func__"}
 _METHODS = (types.FunctionType, staticmethod, classmethod, property)
 # Of a module, what is not a part of what it computes in eval mode.
@@ -93,7 +93,7 @@ class Digester:
         self._path: list[str] = []
 
     def of(self, value: Any, step: str = "") -> bytes:
-        """The digest of a value; `step` says how it was reached, for errors."""
+        """The digest of a value; `step` is how it was reached, for errors."""
         if type(value) in _PLAIN:
             return _plain(value)
         key = id(value)

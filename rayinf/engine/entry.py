@@ -1,4 +1,8 @@
-"""The arguments that public verbs share, checked before any work: a name means the same in every verb."""
+"""The arguments of public verbs, checked before any work: one rule a name, which means the same in every verb.
+
+The rules are functions of this package, not pydantic's types: pydantic's errors ("Input should be greater than or equal
+to 0") give no fix, and its strict integers refuse NumPy's.
+"""
 
 from __future__ import annotations
 
@@ -9,29 +13,41 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from rayinf.arguments import flag, names, number, one_of, optional, path, refuse, shown, text, whole
+from rayinf.arguments import flag, is_index, names, number, one_of, optional, path, refuse, shown, text, whole
 from rayinf.data.scores import Scores
-from rayinf.engine.curvature import CURVATURES
 from rayinf.engine.job import Cluster
 from rayinf.errors import InputError
-from rayinf.store.places import open_place
+from rayinf.store.places import AnyPath, open_place
 from rayinf.task import Task
 
+# Curvatures that are sums over layers of Kronecker factors, and those that are one dense matrix.
+KRONECKER = ("ekfac", "kfac")
+DENSE = ("exact", "ggn")
+CURVATURES = (*KRONECKER, *DENSE, "identity")
+# Strategies of `acquire`: by influence, by dropout samples, by the logits alone.
+BY_INFLUENCE = ("iv", "isal", "tree")
+BY_DROPOUT = ("bald", "batchbald")
+BY_LOGITS = ("entropy", "margin", "least_confidence")
+STRATEGIES = ("fi", *BY_INFLUENCE, *BY_DROPOUT, *BY_LOGITS, "random")
 # Above, drawn numbers would repeat; verbs that train count on from a seed.
 _MOST_SEED = 2**62
 
 
-def check(**given: Any) -> None:
+def check(**given: Any) -> dict[str, Any]:
     """Refuse arguments of a verb that no table could make right.
 
     Args:
-        given: arguments under their public names, those of `_RULES`.
+        given: arguments under their public names. Those that have no rule here (tables, say) are checked where they
+            are used.
+
+    Returns:
+        Those that have a rule, as a rule gives them back: plain numbers for NumPy's, places for paths.
 
     Raises:
         InputError: the first that has the wrong type or is out of range.
     """
-    for name, value in given.items():
-        _RULES[name](name, value)
+    found = {name: (value, _RULES[name](name, value)) for name, value in given.items() if name in _RULES}
+    return {name: value if plain is None else plain for name, (value, plain) in found.items()}
 
 
 def check_task(name: str, value: Any) -> None:
@@ -88,25 +104,23 @@ def check_cluster(name: str, value: Any) -> None:
     refuse(name, value, "a rayinf.Cluster or None", fix)
 
 
-def check_out(name: str, value: Any) -> None:
-    """Refuse what names no place, here or in a store.
+def check_place(name: str, value: Any) -> AnyPath:
+    """The place that a path or URI names, here or in a store: absolute, since workers have folders of their own.
 
     Raises:
-        InputError: no path, or a URI that leads nowhere.
+        InputError: not a path, or a URI that leads nowhere.
     """
-    if value is not None:
-        path(name, value)
-        open_place(value, name)
+    path(name, value)
+    return open_place(value, name)
 
 
-def check_aggregate(name: str, value: Any) -> None:
-    """Refuse an aggregate that is neither a name nor a number; which names there are, its own parser knows.
+def check_aggregate(name: str, value: Any) -> str:
+    """An aggregate's name, or a quantile as text; its parser refuses unknown names.
 
     Raises:
-        InputError: it is neither.
+        InputError: it is neither text nor a number in [0, 1].
     """
-    if not isinstance(value, str):
-        number(name, value, "in [0, 1]")
+    return str(value if isinstance(value, str) else number(name, value, "in [0, 1]"))
 
 
 def check_ids(name: str, value: Any) -> None:
@@ -115,9 +129,7 @@ def check_ids(name: str, value: Any) -> None:
     Raises:
         InputError: they are not.
     """
-    import pandas as pd
-
-    several = isinstance(value, Sequence | np.ndarray | pd.Index | pd.Series | set | frozenset)
+    several = isinstance(value, Sequence | np.ndarray | set | frozenset) or is_index(value)
     if value is None or (several and not isinstance(value, str | bytes)):
         return
     refuse(name, value, "a list or array of row ids", f"pass {name}=[...], with ids of rows.")
@@ -136,13 +148,13 @@ def check_seeds(name: str, value: Any) -> list[int]:
     return held
 
 
-def check_seed(name: str, value: Any) -> None:
+def check_seed(name: str, value: Any) -> int:
     """Refuse a seed that is not an integer, or so large that draws would repeat.
 
     Raises:
         InputError: it is one of these.
     """
-    whole(name, value, 0, _MOST_SEED)
+    return whole(name, value, 0, _MOST_SEED)
 
 
 def check_strategies(name: str, value: Any) -> list[str]:
@@ -173,11 +185,11 @@ def _word(*allowed: Any) -> Callable[[str, Any], Any]:
 
 _RULES: Mapping[str, Callable[[str, Any], Any]] = {
     "task": check_task,
-    "against": lambda name, value: None if value is None else check_task(name, value),
+    "against": _or_none(check_task),
     "scores": check_scores,
     "cluster": check_cluster,
-    "out": check_out,
-    "factors": _or_none(path),
+    "out": _or_none(check_place),
+    "factors": _or_none(check_place),
     "seed": check_seed,
     "curvature": _word(*CURVATURES),
     "fisher": _word("true", "empirical"),
@@ -205,7 +217,7 @@ _RULES: Mapping[str, Callable[[str, Any], Any]] = {
     "l2": _in(">= 0"),
     "aggregate": check_aggregate,
     "exclude": check_ids,
-    "strategy": check_strategies,
+    "strategy": _word(*STRATEGIES),
     "by": _or_none(text, "the name of a column"),
     "method": _word(None, "highs", "cuts"),
     "mode": _word("direct", "correct"),

@@ -1,6 +1,6 @@
 """The central store of a run's sums and factors: adds keyed partial sums in a fixed tree, keeps its state on disk.
 
-On Ray it is one actor; in one process it is a plain object. It knows nothing of either.
+On Ray it is one actor; in one process it is a plain object. The code is the same.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ class FactorStore:
             self._put(name, function(*[self._need(i) for i in inputs], *args))
         return self._need(name)
 
-    def tell(self, function: Callable[..., Any], inputs: list[str], *args: Any) -> Any:
-        """A small answer computed from artefacts, where they lie."""
+    def summarise(self, function: Callable[..., Any], inputs: list[str], *args: Any) -> Any:
+        """A small result computed from artefacts, where they lie."""
         return function(*[self._need(i) for i in inputs], *args)
 
     def put(self, name: str, arrays: Arrays) -> None:

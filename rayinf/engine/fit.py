@@ -32,7 +32,7 @@ def fit_logistic(train: Any, task_columns: dict[str, Any], l2: float) -> Task:
         l2: the ridge.
 
     Raises:
-        InputError: a table that cannot be read or fitted: NaN, fewer than two labels, features that are no numbers.
+        InputError: a table that cannot be read or fitted: NaN, fewer than two labels, features that are not numbers.
         RunError: no convergence.
     """
     features, label = task_columns["features"], column_name(task_columns["label"])

@@ -32,7 +32,7 @@ VALID_KEY = b"rayinf.fit.valid"
 PREFIX = "fit/"
 # Which class is taken for which is counted up to this many classes.
 MOST_CLASSES = 256
-# A table of fewer rows a class says nothing of its majority class.
+# A table with fewer rows a class does not show what its majority class is.
 _LEAST_ROWS = 10
 
 
@@ -98,28 +98,18 @@ class FitSums:
         if len(self.confusion):
             y, predicted = np.nonzero(self.confusion)
             counts = np.stack([y, predicted, self.confusion[y, predicted]], 1).tolist()
-        told = {
-            "rows": self.rows,
-            "correct": self.correct,
-            "loss": self.loss,
-            "slope": self.slope,
-            "value": self.value,
-            "labels": self.labels.tolist(),
-            "confusion": counts,
-        }
-        return json.dumps(told).encode()
+        return json.dumps({**vars(self), "labels": self.labels.tolist(), "confusion": counts}).encode()
 
     @classmethod
     def from_json(cls, held: bytes) -> FitSums:
         """The inverse of `to_json`."""
-        told = json.loads(held)
-        out = cls(len(told["labels"]))
-        out.rows, out.correct, out.loss = told["rows"], told["correct"], told["loss"]
-        out.slope, out.value, out.labels = told["slope"], told["value"], np.array(told["labels"], np.int64)
-        if told["confusion"] is None:
-            out.confusion = np.zeros((0, 0), np.int64)
-        for y, predicted, count in told["confusion"] or ():
-            out.confusion[y, predicted] = count
+        sums = json.loads(held)
+        counts, labels = sums.pop("confusion"), np.array(sums.pop("labels"), np.int64)
+        out = cls(**sums, labels=labels)
+        if counts is not None:
+            out.confusion = np.zeros((len(labels), len(labels)), np.int64)
+            for y, predicted, count in counts:
+                out.confusion[y, predicted] = count
         return out
 
     @property
@@ -129,7 +119,7 @@ class FitSums:
 
     @property
     def prior_loss(self) -> float:
-        """The mean cross-entropy of a model that knows the classes' shares and nothing else."""
+        """The mean cross-entropy of a model that gives every row the classes' shares."""
         share = self.labels[self.labels > 0] / max(self.rows, 1)
         return float(-(share * np.log(share)).sum())
 
@@ -141,9 +131,9 @@ class FitSums:
 def add_valid(sums: Sums, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
     """Add a batch of validation rows to the sums of their gradients, under names of their own."""
     hits = logits.argmax(1) == labels
-    told = {"rows": torch.tensor(float(len(labels))), "correct": hits.sum(), "loss": losses.double().sum()}
-    told["labels"] = torch.bincount(labels, minlength=logits.shape[1])
-    for name, value in told.items():
+    found = {"rows": torch.tensor(float(len(labels))), "correct": hits.sum(), "loss": losses.double().sum()}
+    found["labels"] = torch.bincount(labels, minlength=logits.shape[1])
+    for name, value in found.items():
         add(sums, PREFIX + name, value.double())
 
 
@@ -186,17 +176,16 @@ def fit_quality(run: Any, found: Mapping[str, FitSums | None]) -> dict[str, Any]
     Raises:
         InputError: no row's loss has a slope, or no row has a value: all of them are 0.
     """
-    settings = run.job.settings
     known = {name: sums for name, sums in found.items() if sums is not None and sums.rows}
     if not known:
         return {}
     if run.job.scored == "train":
         check_values(known.get("train"))
-    exact = settings.outputs.loss(run.job.task.loss) == "cross_entropy"
-    told = problems(known, exact, run.job.classes)
-    for text in told:
+    exact = run.job.outputs.loss(run.job.task.loss) == "cross_entropy"
+    texts = problems(known, exact, run.job.classes)
+    for text in texts:
         warnings.warn(text, FitWarning, stacklevel=4)
-    return {"fit": {**{name: sums.summary() for name, sums in known.items()}, "warnings": told}}
+    return {"fit": {**{name: sums.summary() for name, sums in known.items()}, "warnings": texts}}
 
 
 def check_values(train: FitSums | None) -> None:
@@ -230,12 +219,12 @@ def problems(known: Mapping[str, FitSums], cross_entropy: bool, classes: Classes
         cross_entropy: whether the loss is comparable with the logarithm of the number of classes.
         classes: of the task.
     """
-    told = []
+    texts = []
     for name, sums in known.items():
         shown = f"accuracy {sums.correct / sums.rows:.3f}, mean loss {sums.loss / sums.rows:.3f} on {name}"
         mean, several = sums.loss / sums.rows, int((sums.labels > 0).sum()) > 1
         if cross_entropy and mean > math.log(sums.classes):
-            told.append(
+            texts.append(
                 f"The model fits {name} worse than a uniform guess: {shown}, and log {sums.classes} = "
                 f"{math.log(sums.classes):.3f}. Its values mean little. Check that it is trained, the order of the "
                 "labels (Task(classes=[...])), and that the features have the scale of its training."
@@ -246,14 +235,14 @@ def problems(known: Mapping[str, FitSums], cross_entropy: bool, classes: Classes
             and sums.correct <= sums.majority * sums.rows
             and (not cross_entropy or mean >= sums.prior_loss)
         ):
-            told.append(
+            texts.append(
                 f"The model is no better than its majority class: {shown}, and {sums.majority:.3f} of the rows are of "
                 "one class. Its values mean little. Check that it is trained, the order of the labels "
                 "(Task(classes=[...])), and that the features have the scale of its training."
             )
         if len(sums.confusion) and (text := order_warning(classes, sums.confusion, name)):
-            told.append(text)
-    return told
+            texts.append(text)
+    return texts
 
 
 def fit_line(fit: Mapping[str, Any] | None) -> str | None:

@@ -10,10 +10,10 @@ from typing import Any
 from rayinf.data.differences import FUNCTIONS, SHARDS, differences, table_differences
 from rayinf.data.run_folder import read_record
 from rayinf.data.scan import FEATURES, LABEL, TableScan
-from rayinf.engine.curvature import KRONECKER
 from rayinf.engine.digest import digest
 from rayinf.engine.job import Job
 from rayinf.engine.probe import Probe
+from rayinf.engine.spec import RunSpec
 from rayinf.errors import InputError
 from rayinf.redaction import redact
 from rayinf.store.places import AnyPath, open_place
@@ -26,24 +26,28 @@ FUNCTIONS_OF_TASK = ("loss", "transform", "mask")
 _OF_THE_FIT = ("self_influence", "influence_measure")
 
 
-def identity(job: Job, probed: Probe, scans: Mapping[str, TableScan], given: Mapping[str, Any]) -> dict[str, Any]:
+def identity(
+    spec: RunSpec, job: Job, probed: Probe, scans: Mapping[str, TableScan], factors: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """What makes two runs the same. The cluster and the folder have no part in it.
 
     Functions, objectives and the model are known by the digest of their content (`engine.digest`), tables by that of
     their columns.
 
     Args:
+        spec: of the run.
         job: settled.
         probed: the model on a few rows.
         scans: of the tables.
-        given: the verb, the damping and the fingerprint of other factors, as they were asked for.
+        factors: the identity of the run whose factors are used, or None.
 
     Raises:
         InputError: code that cannot be digested, without `Task(version=...)`.
     """
-    task, s = job.task, job.settings
+    task = job.task
     return {
-        **given,
+        **spec.identity(),
+        "factors": None if factors is None else hashlib.sha256(json.dumps(factors).encode()).hexdigest(),
         "model": probed.fingerprint,
         "frozen": probed.frozen,
         **functions(task),
@@ -55,24 +59,11 @@ def identity(job: Job, probed: Probe, scans: Mapping[str, TableScan], given: Map
         "l2": float(task.l2),
         "classes": [str(v) for v in job.classes.labels],
         **{name: {**scan.content, SHARDS: scan.layout} for name, scan in scans.items()},
-        "objective": [c for t in s.targets for c in t.columns],
+        "objective": [c for t in job.targets for c in t.columns],
         FUNCTIONS: {
             ", ".join(t.columns): digest(t.objective, f"Objective {t.objective.name!r}", task.version)
-            for t in s.targets
+            for t in job.targets
         },
-        "curvature": s.curvature,
-        "fisher": s.fisher if s.curvature in KRONECKER or s.curvature == "ggn" else None,
-        "halves": s.halves,
-        "seed": s.seed,
-        "batch_size": s.batch_size,
-        "precision": s.precision,
-        "top": s.top,
-        "rank": s.rank,
-        "subsample": s.subsample,
-        "strategy": s.strategy,
-        "aggregate": s.aggregate,
-        "samples": s.samples,
-        "wish": s.wish,
     }
 
 
@@ -117,18 +108,13 @@ def factors_run(factors: str | AnyPath | None) -> dict[str, Any] | None:
     return found
 
 
-def fingerprint(run: Mapping[str, Any] | None) -> str | None:
-    """A short name for another run."""
-    return None if run is None else hashlib.sha256(json.dumps(run).encode()).hexdigest()
-
-
 def check_factors(other: Mapping[str, Any], own: Mapping[str, Any], factors: str | AnyPath | None) -> None:
     """Refuse factors of another fit; and of other rows, where the verb needs those of the fit.
 
     A curvature over other rows of the same model is one more estimate of the same mean, and is used with the new
-    table's n (`factors_from` in the metadata says so). A row's influence on itself, and FI, are of rows that the fit
-    rests on: their own curvature is in the inverse, which bounds what they can be. With the curvature of other rows
-    they would be another quantity under the same name.
+    table's n (`factors_from` in the metadata names its folder and rows). A row's influence on itself, and FI, are of
+    rows that the fit rests on: their own curvature is in the inverse, which bounds what they can be. With the curvature
+    of other rows they would be another quantity under the same name.
 
     Raises:
         InputError: what differs.
@@ -148,14 +134,14 @@ def check_factors(other: Mapping[str, Any], own: Mapping[str, Any], factors: str
         )
 
 
-def factors_told(factors: str | AnyPath | None, own: Mapping[str, Any]) -> dict[str, Any]:
-    """What the metadata says of borrowed factors: whose they are, over how many rows, and whether of the same table."""
+def describe_factors(factors: str | AnyPath | None, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Borrowed factors, for the metadata: whose they are, over how many rows, and whether of the same table."""
     other = factors_run(factors)
     if other is None:
         return {}
-    told = {"folder": redact(str(factors)), "rows": other["train"]["rows"]}
-    told["same_table"] = _other_rows(other, own) is None
-    return {"factors_from": {**told, "n": own["train"]["rows"]}}
+    same = _other_rows(other, own) is None
+    held = {"folder": redact(str(factors)), "rows": other["train"]["rows"], "same_table": same}
+    return {"factors_from": {**held, "n": own["train"]["rows"]}}
 
 
 def _other_rows(other: Mapping[str, Any], own: Mapping[str, Any]) -> str | None:

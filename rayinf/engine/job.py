@@ -1,4 +1,4 @@
-"""What every worker of a run is told, once."""
+"""What workers need to know of a run: its spec, its tables and what was found out about them; `Cluster`, chunks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayinf.arguments import number, optional, plain, refuse, text, whole
-from rayinf.core.fisher import FisherKind
+from rayinf.arguments import number, optional, refuse, text, whole
 from rayinf.core.objectives import Target
 from rayinf.core.outputs import Outputs
 from rayinf.data.batches import Columns
@@ -58,57 +57,46 @@ class Cluster:
         for name, value in held.items():
             object.__setattr__(self, name, value)
         if not (self.runtime_env is None or isinstance(self.runtime_env, dict)):
-            wish = "a dict, Ray's runtime_env, or None"
-            refuse("Cluster.runtime_env", self.runtime_env, wish, 'pass a dict, such as {"working_dir": "."}.')
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The numbers of a run that workers need.
-
-    Attributes:
-        exclude: ids of rows that a subsample leaves out.
-        draw: what the seed of a subsample is moved by, fixed by `exclude`.
-    """
-
-    curvature: str = "ekfac"
-    fisher: FisherKind = "true"
-    halves: bool = False
-    seed: int = 0
-    batch_size: int | None = None
-    precision: str | None = None
-    targets: tuple[Target, ...] = ()
-    top: int = 0
-    mixed: bool = False
-    rank: int | None = None
-    subsample: float = 1.0
-    strategy: str | None = None
-    aggregate: str | None = None
-    samples: int = 0
-    wish: str | None = None
-    outputs: Outputs = field(default_factory=Outputs)
-    exclude: tuple[Any, ...] = ()
-    draw: int = 0
-
-    def __post_init__(self) -> None:
-        """Plain numbers, which JSON can hold, for NumPy's."""
-        for name in ("halves", "seed", "batch_size", "top", "rank", "subsample", "samples"):
-            object.__setattr__(self, name, plain(getattr(self, name)))
+            expected = "a dict, Ray's runtime_env, or None"
+            refuse("Cluster.runtime_env", self.runtime_env, expected, 'pass a dict, such as {"working_dir": "."}.')
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run's description, picklable: every worker gets it once."""
+    """What has been found out about a run's tables and model, with its spec; picklable: every worker gets it once.
+
+    Attributes:
+        task: that of the spec, or one that was made of it.
+        tables: by name, opened.
+        columns: what is read of each.
+        classes: of the training table's labels, in the order of the logits; empty until they are known.
+        spec: of the run (`engine.spec`), of the verb's own class.
+        targets: the objectives with their groups.
+        outputs: what the model returns.
+        levels: the groups of every column of groups.
+        own_precision: the model's passes are in the precision that it came in, not in that of the spec.
+        key: another for every job that a worker must set itself up for anew.
+        state: digests of the driver's parameters and buffers by name, which a model that a factory builds must agree
+            with.
+    """
 
     task: Task
     tables: dict[str, Table]
     columns: dict[str, Columns]
     classes: Classes
-    settings: Settings
+    spec: Any
+    targets: tuple[Target, ...] = ()
+    outputs: Outputs = field(default_factory=Outputs)
     levels: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    own_precision: bool = False
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
-    # Digests of the driver's parameters and buffers by name, which a model that a factory builds must agree with.
     state: Mapping[str, str] | None = None
+
+    @property
+    def precision(self) -> str | None:
+        """Of the model's passes: None is that of its parameters."""
+        precision: str | None = None if self.own_precision and self.spec.precision == "fp64" else self.spec.precision
+        return precision
 
     @property
     def scored(self) -> str:

@@ -23,9 +23,9 @@ _MOST_CLASSES = 1000
 
 
 def check_labels(job: Job, probed: Probe, counts: Mapping[Any, int]) -> None:
-    """Refuse an order of labels that another beats clearly, where the labels do not say it themselves.
+    """Refuse an order of labels that another beats clearly, where the labels themselves do not fix it.
 
-    Labels that the task names, and integers from 0 on, are taken at their word (the passes over all rows warn of them).
+    Labels that the task names, and integers from 0 on, are not checked here (the passes over all rows warn of them).
 
     Args:
         job: settled.
@@ -57,7 +57,7 @@ def check_labels(job: Job, probed: Probe, counts: Mapping[Any, int]) -> None:
 
 
 def pieces(table: Table, count: int = _PIECES, size: int = _ROWS) -> list[Shard]:
-    """At most `count` pieces of at most `size` rows, spread evenly over a table; all of one that is no larger."""
+    """At most `count` pieces of at most `size` rows, spread evenly over a table; all of a table that is not larger."""
     shards = [s for s in table.shards if s.rows]
     total = sum(s.rows for s in shards)
     if total <= count * size:

@@ -1,4 +1,4 @@
-"""Temporary folders that a later run on the machine can tell from live ones, and removes when their run is dead."""
+"""Temporary folders, named so that a later run on the machine recognises and removes those of dead runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from rayinf.data import process
 
 _NAME = re.compile(r"rayinf-([0-9a-f]{32})")
-# A folder of a process on another machine (its store ran here) cannot be asked for; so long untouched it is dead.
+# A folder of a process on another machine (its store ran here) cannot be looked for; so long untouched it is dead.
 _FOREIGN_SECONDS = 3 * 86400.0
 
 

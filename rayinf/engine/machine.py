@@ -31,25 +31,21 @@ def cores() -> float:
 
 
 def free_memory() -> int:
-    """Bytes that new processes can have: what the machine has free, and what the control group's limit leaves."""
+    """Bytes that processes may still take: what the machine has free, and what the control group's limit leaves.
+
+    Cached files are given back by the kernel when memory is short.
+    """
     free = int(psutil.virtual_memory().available)
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    for folder, limit, used, prefix in (
+        (_CGROUP, "memory.max", "memory.current", ""),
+        (_CGROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
     ):
-        with suppress(OSError, ValueError):
-            left = int((_CGROUP / limit).read_text()) - int((_CGROUP / used).read_text())
-            free = min(free, max(left, 0) + _page_cache())
+        with suppress(OSError, ValueError):  # ValueError: "max", no limit
+            most, taken = int((folder / limit).read_text()), int((folder / used).read_text())
+            held = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            files = sum(int(held.get(f"{prefix}{kind}_file", 0)) for kind in ("inactive", "active"))
+            free = min(free, max(most - taken + files, 0))
     return free
-
-
-def _page_cache() -> int:
-    """Bytes of the control group's use that are files, which the kernel gives back when memory is short."""
-    for name in ("memory.stat", "memory/memory.stat"):
-        with suppress(OSError, ValueError):
-            held = dict(line.split() for line in (_CGROUP / name).read_text().splitlines())
-            return int(held.get("inactive_file", 0)) + int(held.get("active_file", 0))
-    return 0
 
 
 def misfit(cluster: Cluster, model_bytes: int = 0) -> str | None:
@@ -62,12 +58,12 @@ def misfit(cluster: Cluster, model_bytes: int = 0) -> str | None:
         model_bytes: of one worker's model.
     """
     have, free = cores(), free_memory()
-    asked = cluster.workers * cluster.cpus_per_worker
+    wanted = cluster.workers * cluster.cpus_per_worker
     most = max(MOST_PER_CORE * have, 1.0)
-    if asked > most:
+    if wanted > most:
         return (
-            f"Cluster(workers={cluster.workers}, cpus_per_worker={cluster.cpus_per_worker:g}) asks for {asked:g} CPUs, "
-            f"and this machine has {have:g}: at most {MOST_PER_CORE} times as many can be shared, "
+            f"Cluster(workers={cluster.workers}, cpus_per_worker={cluster.cpus_per_worker:g}) asks for {wanted:g} "
+            f"CPUs, and this machine has {have:g}: at most {MOST_PER_CORE} times as many can be shared, "
             f"{int(most / cluster.cpus_per_worker)} such workers"
         )
     each = WORKER_BYTES + model_bytes

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,31 +11,25 @@ import torch
 from torch import Tensor
 
 from rayinf.core import influence_measure, linear_head
-from rayinf.core.fisher import FisherKind, logit_error, loss_gradient
+from rayinf.core.fisher import logit_error, loss_gradient
 from rayinf.core.influence import dense_rows
 from rayinf.core.lowrank import OVERSAMPLE, project, right_subspace
 from rayinf.core.mixed_derivatives import Inverse, MixedRows, RecordedRows, float_tensors
-from rayinf.core.objectives import Objective, mean_loss
-from rayinf.data.batches import Batch, is_text, row_keys, uniforms
+from rayinf.data.batches import Batch, row_keys, uniforms
 from rayinf.data.files import Arrays
 from rayinf.data.part_files import PartPlace
 from rayinf.data.run_folder import SCORES
 from rayinf.data.scores import LABEL_COLUMN, to_numpy
 from rayinf.data.shards import Shard
-from rayinf.data.tables import Table
 from rayinf.engine.fit_quality import KEY, FitSums
-from rayinf.engine.job import Chunk, Settings
-from rayinf.engine.probe import Probe
+from rayinf.engine.job import Chunk
 from rayinf.engine.run import Run
+from rayinf.engine.spec import AcquireSpec, SampledSpec
 from rayinf.engine.stages import Scoring, check_finite
 from rayinf.engine.worker import BATCH_FLOATS, MOST_ROWS, Ready, Worker
-from rayinf.errors import InputError
 from rayinf.select.aggregate import parse
-from rayinf.select.forest import LEAST_ROWS
 
-# What FI_util watches.
-OBJECTIVE = Objective("fi", combine=mean_loss)
-# The key under which a shard's table carries what it has to say of its rows.
+# The key under which a shard's table carries counts over its rows.
 SUMMARY = b"rayinf"
 # Rows that are read at a time where only some of them are scored.
 _READ_ROWS = 8192
@@ -85,22 +77,22 @@ class Differentiator:
 
     def _basis(self, rows: MixedRows, ready: Ready, d: int) -> tuple[Tensor | None, Tensor]:
         """The subspace of the leading right singular vectors of every row's M (KFSVD)."""
-        rank = self.worker.job.settings.rank
+        rank = self.worker.job.spec.rank
         if rank is None or rank >= d:
             return None, torch.ones(len(ready.y))
         width = min(rank + OVERSAMPLE, d)
         if width == d:
             start = torch.eye(d, dtype=torch.float64).expand(len(ready.y), d, d)
         else:
-            start = torch.from_numpy(_normals(ready.raw, self.worker.job.settings.seed, d * width))
+            start = torch.from_numpy(_normals(ready.raw, self.worker.job.spec.seed, d * width))
             start = start.view(-1, d, width)
         return right_subspace(rows.gram, start.to(rows.logits.device), rank)
 
     def rows_a_batch(self) -> int:
         """Rows whose graph, row gradients and directions fit in half of `BATCH_FLOATS`."""
-        w, settings = self.worker, self.worker.job.settings
-        if settings.batch_size is not None:
-            return settings.batch_size
+        w, spec = self.worker, self.worker.job.spec
+        if spec.batch_size is not None:
+            return int(spec.batch_size)
         ready = next(w.read("train", w.job.tables["train"].shards[0], 1))
         d = sum(v[0].numel() for v in float_tensors(ready.x))
         k, p = len(w.job.classes.labels), sum(b.numel for b in w.blocks)
@@ -113,8 +105,8 @@ class Differentiator:
             floats = 16 * (inputs + outputs) + 3 * k * d
             # Row gradients are formed where a layer has many positions, or all at once.
             floats += 3 * w.largest_shared
-            floats += p * (3 if self.inverse.dense_pp is not None or settings.rank or settings.strategy else 0)
-        floats += 4 * d * (settings.rank or 0)
+            floats += p * (3 if self.inverse.dense_pp is not None or spec.rank or isinstance(spec, AcquireSpec) else 0)
+        floats += 4 * d * (spec.rank or 0)
         return int(min(max(BATCH_FLOATS // 2 // floats, 1), MOST_ROWS))
 
 
@@ -131,18 +123,18 @@ class Measure(Scoring):
         self.source = Differentiator(self.worker, arrays)
 
     def table(self, shard: Shard) -> pa.Table:
-        """`row_id`, the label and `fi`; what is told of the rows goes with it as its metadata."""
-        w, settings = self.worker, self.worker.job.settings
+        """`row_id`, the label and `fi`; counts over its rows are its metadata."""
+        w, spec = self.worker, self.worker.job.spec
         size = self.source.rows_a_batch()
         self.fit = FitSums(len(w.job.classes.labels))
-        told = {"one_hot": 0, "rows": 0, "share": 0.0, "least_share": 1.0}
+        counts = {"one_hot": 0, "rows": 0, "share": 0.0, "least_share": 1.0}
         ids, labels, parts = [], [], []
-        for raw in w.read_raw(w.job.scored, shard, max(size, int(size / settings.subsample))):
-            chosen = in_subsample(raw, settings)
+        for raw in w.read_raw(w.job.scored, shard, max(size, int(size / spec.subsample))):
+            chosen = in_subsample(raw, spec)
             values = np.full(len(raw), np.nan)
             for start in range(0, len(chosen), size):
                 rows = chosen[start : start + size]
-                values[rows] = self._values(w.ready(w.job.scored, raw.take(rows)), told)
+                values[rows] = self._values(w.ready(w.job.scored, raw.take(rows)), counts)
             ids.append(raw.ids)
             labels.append(raw.labels)
             parts.append(values)
@@ -153,10 +145,10 @@ class Measure(Scoring):
             "fi": pa.array(held, mask=np.isnan(held)),
         }
         self.fit.value = float(np.nanmax(np.abs(held), initial=0.0))
-        summaries = {SUMMARY: json.dumps(told).encode(), KEY: self.fit.to_json()}
+        summaries = {SUMMARY: json.dumps(counts).encode(), KEY: self.fit.to_json()}
         return pa.table(columns).replace_schema_metadata(summaries)
 
-    def _values(self, ready: Ready, told: dict[str, Any]) -> np.ndarray[Any, Any]:
+    def _values(self, ready: Ready, counts: dict[str, Any]) -> np.ndarray[Any, Any]:
         rows, total, basis, share = self.source.derivatives(ready)
         logits = rows.logits.detach()
         self.fit.add(logits, ready.y, *loss_gradient(self.worker.loss, logits, ready.y))
@@ -164,10 +156,10 @@ class Measure(Scoring):
         if basis is not None:
             slope = project(slope[:, None], basis)[:, 0]
         values, one_hot = influence_measure.measure(logits, total, slope)
-        told["one_hot"] += int(one_hot.sum())
-        told["rows"] += len(values)
-        told["share"] += float(share.sum())
-        told["least_share"] = min(told["least_share"], float(share.min()))
+        counts["one_hot"] += int(one_hot.sum())
+        counts["rows"] += len(values)
+        counts["share"] += float(share.sum())
+        counts["least_share"] = min(counts["least_share"], float(share.min()))
         out: np.ndarray[Any, Any] = values.cpu().numpy()
         check_finite(out[:, None], ready.raw, self.worker.job.tables[self.worker.job.scored].name)
         return out
@@ -176,7 +168,7 @@ class Measure(Scoring):
 class PairFactors:
     """Chunk of labelled rows -> `R` `[rows, r, p]`, `R_i = ((n Hbar)^-1 M_i F_i)'`: `FI(z', z_i) = |R_i grad l(z')|^2`.
 
-    In the eigenbasis where the inverse has one and the model is no plain head; of a head, less class 0. Option
+    In the eigenbasis where the inverse has one and the model is not a plain head; of a head, less class 0. Option
     `solve`: False leaves a dense `(n Hbar)^-1` to the rows of the pool, which are fewer.
     """
 
@@ -224,7 +216,7 @@ class PairValues(Scoring):
     def prepare(self, arrays: Arrays) -> None:
         """R as one matrix; for the plain mean, the `p x p` matrix that does it all where that is smaller."""
         self.source = Differentiator(self.worker, arrays)
-        self.aggregate = parse(str(self.worker.job.settings.aggregate), len(arrays["R"]))
+        self.aggregate = parse(str(self.worker.job.spec.aggregate), len(arrays["R"]))
         ready = next(self.worker.read("train", self.worker.job.tables["train"].shards[0], 1))
         self.source.rows(ready)
         r_nkp = torch.tensor(arrays["R"]).to(self.worker.device)
@@ -236,10 +228,10 @@ class PairValues(Scoring):
 
     def table(self, shard: Shard) -> pa.Table:
         """`row_id` and the aggregate `fi`, or `fi_<k>` for the k-th labelled row; null outside the subsample."""
-        w, settings = self.worker, self.worker.job.settings
+        w, spec = self.worker, self.worker.job.spec
         ids, parts = [], []
         for raw in w.read_raw("pool", shard, _READ_ROWS):
-            chosen = in_subsample(raw, settings)
+            chosen = in_subsample(raw, spec)
             values = np.full((len(raw), len(self.names)), np.nan, np.float64 if self.whole else np.float32)
             for rows in np.split(chosen, range(self._rows(), len(chosen), self._rows())):
                 if len(rows):
@@ -254,8 +246,8 @@ class PairValues(Scoring):
 
     def _rows(self) -> int:
         """Pool rows whose gradients fit in an eighth of `BATCH_FLOATS`."""
-        if self.worker.job.settings.batch_size is not None:
-            return self.worker.job.settings.batch_size
+        if self.worker.job.spec.batch_size is not None:
+            return int(self.worker.job.spec.batch_size)
         inputs, outputs = self.worker.activations
         return int(min(max(BATCH_FLOATS // 8 // (self.r_qp.shape[1] + 4 * (inputs + outputs)), 1), _READ_ROWS))
 
@@ -272,8 +264,8 @@ class PairValues(Scoring):
             logits = forward_pass.logits.detach()
             cotangent = logit_error(w.loss, logits, logits.argmax(1)).detach()
             inverse = self.source.inverse
-            rotated = not self.source.is_head and inverse.dense_pp is None
-            rows_bp = dense_rows(forward_pass, cotangent, eigenbases=inverse.eigenbases if rotated else None)
+            in_eigenbasis = not self.source.is_head and inverse.dense_pp is None
+            rows_bp = dense_rows(forward_pass, cotangent, eigenbases=inverse.eigenbases if in_eigenbasis else None)
             return rows_bp if self.solve or inverse.dense_pp is None else rows_bp @ inverse.dense_pp
 
     def _values(self, g_bp: Tensor) -> np.ndarray[Any, Any]:
@@ -290,59 +282,18 @@ class PairValues(Scoring):
         return np.concatenate(parts)
 
 
-def settings(
-    curvature: str, fisher: FisherKind, seed: int, batch_size: int | None, rank: int | None, subsample: float
-) -> Settings:
-    """Those of a run that measures FI: float64 but for fitting K-FAC, since the metric's inverse magnifies rounding."""
-    shared = Settings(curvature, fisher, seed=seed, batch_size=batch_size, rank=rank, subsample=subsample)
-    return replace(shared, precision="fp64", mixed=True)
-
-
-def check(table: Table, features: Sequence[str], probed: Probe, settings: Settings) -> None:
-    """Refuse a rank or a subsample that the table or the model cannot give, before any work.
-
-    Args:
-        table: whose rows are scored.
-        features: its columns of features.
-        probed: the model on a few rows.
-        settings: of the run.
-
-    Raises:
-        InputError: with the numbers.
-    """
-    rows = max(table.num_rows - len(settings.exclude), 1)
-    most = min(probed.parameters, probed.perturbed)
-    if settings.rank is not None and settings.rank > most:
-        raise InputError(
-            f"rank={settings.rank!r}: the mixed derivative of a row is {probed.parameters:,} x {probed.perturbed:,}.",
-            f"pass a whole number from 1 to {most:,}, or None for the exact measure.",
-        )
-    share = settings.subsample
-    if share < 1 and rows * share < LEAST_ROWS:
-        raise InputError(
-            f"subsample={share} of {rows:,} rows leaves {rows * share:.0f}: too few for a forest to learn from.",
-            f"score at least {LEAST_ROWS} rows: pass subsample={min(1.0, LEAST_ROWS / rows):.3g} or more.",
-        )
-    kinds = [table.schema.field(name).type for name in features]
-    if share < 1 and any(map(is_text, kinds)):
-        raise InputError(
-            f"subsample={share}: the features are text, and a forest cannot learn ranks from text.",
-            "pass subsample=1.0, or embeddings as the features.",
-        )
-
-
-def in_subsample(raw: Batch, settings: Settings) -> np.ndarray[Any, Any]:
-    """LayerInputs of the batch's rows that a subsample takes: each with probability `subsample`, by its contents alone.
+def in_subsample(raw: Batch, spec: SampledSpec) -> np.ndarray[Any, Any]:
+    """Positions of the batch's rows that a subsample takes: each with probability `subsample`, by its contents alone.
 
     Rows that are excluded are left out. Which rows are excluded moves the seed too, so that every round of active
-    learning draws anew from the rows that are left (Algorithm 8 of the influence measure's paper).
+    learning draws anew from the rows that are left (Yu 2025, Algorithm 8).
     """
-    if settings.subsample >= 1.0:
+    if spec.subsample >= 1.0:
         return np.arange(len(raw))
-    keys, seed = row_keys(raw.x, raw.labels), settings.seed + settings.draw + 2
-    taken = uniforms(keys, seed, 1)[:, 0] < settings.subsample
-    if settings.exclude:
-        taken &= ~np.isin(to_numpy(raw.ids), np.asarray(settings.exclude))
+    keys, seed = row_keys(raw.x, raw.labels), spec.seed + spec.draw + 2
+    taken = uniforms(keys, seed, 1)[:, 0] < spec.subsample
+    if spec.undrawn:
+        taken &= ~np.isin(to_numpy(raw.ids), np.asarray(spec.undrawn))
     return np.flatnonzero(taken)
 
 
@@ -368,6 +319,6 @@ def summarise(run: Run, tables: list[pa.Table]) -> dict[str, Any]:
         rows, one_hot, share = rows + part["rows"], one_hot + part["one_hot"], share + part["share"]
         least = min(least, part["least_share"])
     out: dict[str, Any] = {"rows_measured": rows, "one_hot_rows": one_hot}
-    if run.job.settings.rank is not None:
+    if run.job.spec.rank is not None:
         out |= {"captured_share": share / max(rows, 1), "least_captured_share": least}
     return out

@@ -10,19 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 
-from rayinf.engine.curvature import DENSE, KRONECKER, column_names
+from rayinf.engine.curvature import column_names
+from rayinf.engine.entry import DENSE, KRONECKER
 from rayinf.engine.job import Cluster, Job, chunks
+from rayinf.engine.machine import free_memory
 from rayinf.engine.probe import Probe
+from rayinf.engine.spec import AcquireSpec, PairsSpec
 from rayinf.errors import InputError
 
 # Of what is free, so much may be planned for: the rest is for batches and for what other programs take meanwhile.
 _SHARE = 0.9
-_GROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Need:
 
 
 def check_fits(job: Job, probed: Probe, cluster: Cluster | None, merged: int) -> None:
-    """Refuse a run that does not fit into this machine's memory. On a cluster elsewhere nothing can be told.
+    """Refuse a run that does not fit into this machine's memory. A cluster elsewhere is not checked.
 
     Args:
         job: settled.
@@ -50,7 +50,7 @@ def check_fits(job: Job, probed: Probe, cluster: Cluster | None, merged: int) ->
         return
     found = needs(job, probed, 1 if cluster is None else cluster.workers, merged)
     worst = max(found, key=lambda need: need.size, default=None)
-    free = available()
+    free = free_memory()
     if worst is not None and worst.size > _SHARE * free:
         raise InputError(f"{worst.what} take {gib(worst.size)} of memory; {gib(free)} are free.", worst.fix)
 
@@ -59,18 +59,18 @@ def needs(job: Job, probed: Probe, workers: int, merged: int) -> list[Need]:
     """What the steps of a run hold at once, of all processes together."""
     p, item = probed.parameters, torch.finfo(getattr(torch, probed.dtype)).bits // 8
     found = []
-    if job.settings.targets and "valid" in job.tables:
+    if job.targets and "valid" in job.tables:
         found.append(query_bytes(job, probed, workers, merged))
-    if job.settings.curvature in KRONECKER:
+    if job.spec.curvature in KRONECKER:
         found.append(_factors(probed, workers))
-    if job.settings.top:
+    if isinstance(job.spec, PairsSpec):
         size = p * (24 + 2 * item) * max(1, tile_rows(p))
         found.append(Need(f"The gradients of validation rows over {p:,} parameters", size, _FEWER))
     directions = min(probed.logits - 1, probed.perturbed)
-    if job.settings.strategy == "fi":
+    if job.spec.mixed and isinstance(job.spec, AcquireSpec):
         what = f"The {directions:,} directions of one labelled row over {p:,} parameters, in float64,"
         found.append(Need(what, 3 * 8 * directions * p * workers, _FEWER))
-    elif job.settings.mixed:
+    elif job.spec.mixed:
         what = f"The derivatives of one row, {directions:,} x {probed.perturbed:,} numbers in float64,"
         fix = "perturb fewer features: take embeddings as the features."
         found.append(Need(what, 3 * 8 * directions * probed.perturbed * workers, fix))
@@ -82,17 +82,18 @@ _FEWER = 'value fewer parameters with Task(parameters="last") or a list of modul
 
 def query_bytes(job: Job, probed: Probe, workers: int, merged: int) -> Need:
     """Group sums of gradients, and the queries that are made of them."""
-    s, item = job.settings, torch.finfo(getattr(torch, probed.dtype)).bits // 8
-    sums = sum(t.width for t in s.targets) * (2 if s.halves else 1)
-    columns = len(column_names(s.targets, s.halves))
+    item = torch.finfo(getattr(torch, probed.dtype)).bits // 8
+    halves = job.spec.halves
+    sums = sum(t.width for t in job.targets) * (2 if halves else 1)
+    columns = len(column_names(job.targets, halves))
     parts = len(chunks(job.tables["valid"].shards, merged))
-    solve = 16 * sums + (8 + item + (8 if s.curvature == "identity" else 0)) * columns
+    solve = 16 * sums + (8 + item + (8 if job.spec.curvature == "identity" else 0)) * columns
     fold = 8 * sums * (math.ceil(math.log2(parts)) + 2 + (2 * workers if workers > 1 else 0))
     score = item * columns * (1 + workers)
     what = f"{columns:,} column{'s' if columns > 1 else ''} over {probed.parameters:,} parameters"
     each = probed.parameters * max(solve, fold, score)
     fix = f"ask for fewer columns at a time (objective), or {_FEWER}"
-    if s.halves:
+    if halves:
         fix = f"leave halves out, {fix}"
     return Need(what, each, fix)
 
@@ -130,29 +131,6 @@ def check_memory(curvature: str, parameters: int, free: int) -> None:
             f"(four float64 matrices of {parameters:,} squared); {gib(free)} are free.",
             'use curvature="ekfac", or fewer parameters with Task(parameters="last").',
         )
-
-
-def available() -> int:
-    """Bytes that this process may still take: what the machine has free, or the container's limit leaves."""
-    free = int(psutil.virtual_memory().available)
-    return min([free, *(left for folder in _GROUPS if (left := _group_left(folder)) is not None)])
-
-
-def _group_left(folder: Path) -> int | None:
-    """What a control group's limit leaves; None without one. Cached files are given back where memory is short."""
-    for limit, used, cached in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        try:
-            most = int((folder / limit).read_text())
-            taken = int((folder / used).read_text())
-            lines = (folder / "memory.stat").read_text().splitlines()
-        except (OSError, ValueError):  # ValueError: "max"
-            continue
-        files = next((int(line.split()[1]) for line in lines if line.startswith(f"{cached} ")), 0)
-        return max(most - taken + files, 0)
-    return None
 
 
 def gib(size: int) -> str:

@@ -16,11 +16,11 @@ from rayinf.engine.stages import Summing, is_head
 from rayinf.engine.worker import Ready, Worker
 from rayinf.errors import InputError
 
-# Fewer parameters than this are not worth the question.
+# With fewer parameters the whole matrix is as fast.
 _LEAST_PARAMETERS = 256
 _STEPS = 16
 _PIECES, _ROWS = 4, 128
-# How many times beyond rounding a curvature is negative before it is believed without the whole matrix.
+# How many times beyond rounding a curvature is negative before it is taken as negative without the whole matrix.
 _CLEARLY = 4.0
 
 
@@ -45,7 +45,7 @@ def product(worker: Worker, ready: Ready, v_p: Tensor) -> Tensor:
 def check_minimum(run: Any) -> None:
     """Refuse the exact Hessian of a network that is clearly not at a minimum, before it is computed.
 
-    Lanczos on some hundred rows finds the direction of least curvature; a pass over all rows then tells the curvature
+    Lanczos on some hundred rows finds the direction of least curvature; a pass over all rows then gives the curvature
     along it. The least eigenvalue lies no higher: if this is clearly negative, the whole matrix would be refused too.
     What cannot be decided so is left to the whole matrix.
 
@@ -69,7 +69,7 @@ def check_minimum(run: Any) -> None:
         if is_head(forward_pass) and worker.loss == "cross_entropy":  # convex
             return
     rows, shift = sum(len(b.y) for b in batches), run.solver.l2 + (run.solver.damping or 0.0)
-    start = torch.from_numpy(_start(run.probe.parameters, run.job.settings.seed))
+    start = torch.from_numpy(_start(run.probe.parameters, run.spec.seed))
 
     def mean(v_p: Tensor) -> Tensor:
         return sum((product(worker, b, v_p) for b in batches), torch.zeros_like(v_p)) / rows
@@ -79,7 +79,7 @@ def check_minimum(run: Any) -> None:
     if least + shift >= -floor:
         return
     run.fold(Along, {"v": v_p.cpu().numpy()}, "train", "along")
-    found = run.runner.store("tell", _mean, ["along"]) + shift
+    found = run.runner.store("summarise", _mean, ["along"]) + shift
     run.runner.store("drop", "along")
     if found < -floor:
         raise InputError(

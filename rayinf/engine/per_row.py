@@ -23,5 +23,5 @@ def transform_fix(transform: Callable[[Any], Any] | None, x: np.ndarray[Any, Any
         shape = getattr(transform(np.array(x[0])), "shape", None)
     except Exception:
         return "mend the transform: it gets the features of a batch as NumPy [B, ...], and returns the model's input."
-    told = "" if shape is None else f", and gives {list(shape)}"
-    return f"the transform works on one row{told}, but it gets a batch [B, ...]: {_WRAP}"
+    given = "" if shape is None else f", and gives {list(shape)}"
+    return f"the transform works on one row{given}, but it gets a batch [B, ...]: {_WRAP}"

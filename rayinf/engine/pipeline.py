@@ -19,35 +19,34 @@ from rayinf.data.scores import Scores
 from rayinf.data.shards import ByIndex, Shard
 from rayinf.data.tables import files_of
 from rayinf.engine import curvature as curv
-from rayinf.engine import stages
+from rayinf.engine import pair_stages, stages
+from rayinf.engine.entry import DENSE
 from rayinf.engine.fit_quality import KEY, VALID_KEY, FitSums, fit_quality, merge_fits, of_shards, of_valid
-from rayinf.engine.identity import factors_told, provenance
+from rayinf.engine.identity import describe_factors, provenance
 from rayinf.engine.job import Chunk
 from rayinf.engine.memory import tile_rows
 from rayinf.engine.minimum import check_minimum
-from rayinf.engine.run import MEANINGS, SIGN, UNIT, UNSIGNED, Run
+from rayinf.engine.run import Run
 from rayinf.errors import InputError
 from rayinf.select.top_rows import TopRows, merge_all
 from rayinf.store.places import open_place
 
-# Settings of some verbs alone, told where they were asked for.
-_ASKED = ("rank", "subsample", "strategy", "aggregate", "samples")
 # What of the store stays when a run has finished: to be used by others, or to score shards that were taken away.
 _LASTING = ("factors", "queries", "solved", "inverse", "measured")
 
 
 def fit_factors(run: Run) -> Any:
     """Curvature of the training rows: a handle of the factors, from this run's store, another run, or computed."""
-    kind, runner, store = run.request.settings.curvature, run.runner, run.runner.store
+    kind, runner, store = run.spec.curvature, run.runner, run.runner.store
     if kind == "identity":
         store("put", "factors", {})
-    elif run.request.factors is not None:
+    elif run.spec.factors is not None:
         store("put", "factors", _borrow(run))
     if store("has", "factors"):
         return runner.publish("get", "factors")
-    if kind == "exact" and not store("has", "hessian"):
+    if kind == "exact" and not run.is_trial and not store("has", "hessian"):
         check_minimum(run)
-    if kind in curv.DENSE:
+    if kind in DENSE:
         run.fold(stages.Curvature, {}, "train", "hessian")
         return _derive(run, "factors", curv.dense_mean, ["hessian"])
     with _own_precision(run):
@@ -55,7 +54,7 @@ def fit_factors(run: Run) -> Any:
 
 
 def _fit_kronecker(run: Run) -> Any:
-    kind, store = run.request.settings.curvature, run.runner.store
+    kind, store = run.spec.curvature, run.runner.store
     if not store("has", "basis"):
         run.fold(stages.Covariance, {}, "train", "covariance")
     basis = _derive(run, "basis", curv.basis, ["covariance"], run.probe.blocks)
@@ -73,8 +72,8 @@ def _own_precision(run: Run) -> Generator[None]:
     any other run, at half the time.
     """
     job = run.runner.job
-    if job.settings.precision == "fp64":
-        run.runner.job = replace(job, settings=replace(job.settings, precision=None), key=job.key + "-own")
+    if job.precision == "fp64":
+        run.runner.job = replace(job, own_precision=True, key=job.key + "-own")
     try:
         yield
     finally:
@@ -97,13 +96,13 @@ def solve_queries(run: Run) -> Any:
     """Objectives over the validation rows, through the inverse curvature: a handle of `U/<block>`."""
     if not run.runner.store("has", "solved"):
         run.fold(stages.Queries, {}, "valid", "queries")
-    settings, source = run.job.settings, _solve_source(run)
-    return _derive(run, "solved", curv.solve, ["queries", source], run.solver, settings.targets, settings.halves)
+    inputs = ["queries", _solve_source(run)]
+    return _derive(run, "solved", curv.solve, inputs, run.solver, run.job.targets, run.spec.halves)
 
 
 def _solve_source(run: Run) -> str:
     """The artefact that solves start from: a dense curvature is decomposed once, as its inverse."""
-    if run.job.settings.curvature not in curv.DENSE:
+    if run.spec.curvature not in DENSE:
         return "factors"
     inverse_arrays(run)
     return "inverse"
@@ -133,13 +132,13 @@ def pair_tiles(run: Run) -> list[pa.Table]:
     rows = run.scans["train"].rows
     with run.timed("pairs", rows * len(tiles)) as advance:
         for k, tile in enumerate(tiles):
-            name, pairs = part_name("pairs", k), 2 * min(run.job.settings.top, rows) * tile.rows
+            name, pairs = part_name("pairs", k), 2 * min(run.job.spec.top, rows) * tile.rows
             if run.folder is not None and run.folder.files.is_sound(name, pairs):
                 advance(rows)
                 continue
             parts: dict[int, tuple[TopRows, bytes]] = {}
             queries, valid = _tile_queries(run, k, tile)
-            for key, part in run.runner.map(stages.Pairs, queries, shards, names=[]):
+            for key, part in run.runner.map(pair_stages.Pairs, queries, shards, names=[]):
                 parts[key] = part
                 advance(shards[key].rows)
             best = merge_all([parts[key][0] for key in sorted(parts)])
@@ -164,17 +163,17 @@ def _tiles(run: Run) -> list[Chunk]:
 
 
 def _tile_queries(run: Run, k: int, tile: Chunk) -> tuple[Any, bytes]:
-    """Preconditioned gradients of a tile's rows, and how well the model fits them. Those of the last tile go."""
+    """Preconditioned gradients of a tile's rows, and how well the model fits them. The tile before is dropped."""
     store = run.runner.store
     if k:
         store("drop", f"tile-{k - 1}")
     name = f"rows-{k}"
-    for _ in run.runner.fold(stages.RowQueries, {}, {0: tile}, name):
+    for _ in run.runner.fold(pair_stages.RowQueries, {}, {0: tile}, name):
         pass
     source = _solve_source(run)
     out = run.runner.publish("derive", f"tile-{k}", curv.precondition_rows, [name, source], run.solver)
     store("has", f"tile-{k}")
-    valid = store("tell", of_valid, [name]).to_json()
+    valid = store("summarise", of_valid, [name]).to_json()
     store("drop", name)
     return out, valid
 
@@ -229,7 +228,7 @@ def collect(
             if isinstance(part, Entry):
                 assert run.folder is not None
                 run.folder.files.add(part, soon=True)
-                run.runner.count("rayinf_bytes", part.size, run.request.verb, name)
+                run.runner.count("rayinf_bytes", part.size, run.spec.verb, name)
             else:
                 found[key] = part
             advance(shards[key].rows)
@@ -267,9 +266,7 @@ def _fit_of_scores(run: Run, tables: list[pa.Table]) -> dict[str, FitSums | None
     schemas = (t.schema for t in tables) if place is None else (place.schema(s.index) for s in shards)
     found = {"train": of_shards(schemas) if run.job.scored == "train" else None}
     if run.runner.store("has", "solved"):
-        # isal values by the labelled rows themselves.
-        name = "train" if run.job.settings.strategy == "isal" else "valid"
-        found[name] = run.runner.store("tell", of_valid, ["solved"])
+        found[run.spec.objective_rows] = run.runner.store("summarise", of_valid, ["solved"])
     return found
 
 
@@ -282,37 +279,36 @@ def _close_folder(run: Run, meta: dict[str, Any]) -> None:
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """What the curvature and the objectives say of themselves."""
+    """A summary of the curvature, and the objectives' values at the fit."""
     store, solver = run.runner.store, run.solver
-    names = curv.column_names(run.job.settings.targets, halves=False)
-    told = store("tell", curv.objectives_told, ["solved"], names)
-    values = {column: found.pop("value") for column, found in told.items()}
-    beside = {column: found for column, found in told.items() if found}
-    curvature = store("tell", curv.describe, ["factors"], solver)
+    names = curv.column_names(run.job.targets, halves=False)
+    found = store("summarise", curv.details_by_column, ["solved"], names)
+    values = {column: details.pop("value") for column, details in found.items()}
+    beside = {column: details for column, details in found.items() if details}
+    curvature = store("summarise", curv.describe, ["factors"], solver)
     return {**curvature, "objective_values": values, **({"objective_details": beside} if beside else {})}
 
 
 def metadata(run: Run) -> dict[str, Any]:
-    """What a reader of the scores wants to know."""
-    s = run.request.settings
-    sign, unit = MEANINGS.get(run.request.verb, (SIGN, UNIT))
+    """What the scores are of, and how they were computed."""
+    spec = run.spec
     return {
-        "sign": sign,
-        "signed": run.request.verb not in UNSIGNED,
-        "unit": unit,
+        "sign": spec.sign,
+        "signed": spec.signed,
+        "unit": spec.unit,
         "classes": {str(k): v for k, v in enumerate(run.job.classes.labels)},
         "rows": {name: scan.rows for name, scan in run.scans.items()},
         "files": files_of(run.job.tables["train"]),
         "parameters": run.probe.parameters,
         "blocks": {b.name: list(b.shape) for b in run.probe.blocks},
-        "curvature": s.curvature,
+        "curvature": spec.curvature,
         "fisher": run.identity["fisher"],
-        "damping": run.request.damping,
+        "damping": spec.damping,
         "l2": run.identity["l2"],
-        **factors_told(run.request.factors, run.identity),
+        **describe_factors(spec.factors, run.identity),
         "of": provenance(run.identity, run.probe),
-        "seed": s.seed,
-        **{k: v for k in _ASKED if (v := getattr(s, k)) not in (None, 0, 1.0)},
+        "seed": spec.seed,
+        **spec.own_arguments(),
     }
 
 
@@ -322,8 +318,8 @@ def _borrow(run: Run) -> Arrays:
     Raises:
         InputError: no sound factors there.
     """
-    assert run.request.factors is not None
-    folder = open_place(run.request.factors, "factors")
+    assert run.spec.factors is not None
+    folder = open_place(run.spec.factors, "factors")
     record = read_record(folder)
     arrays = CheckedFolder(folder / "factors", owner_of(record)).arrays("factors.safetensors") if record else None
     if arrays is None:

@@ -1,12 +1,14 @@
-"""What a run will take, before it is run: seconds and bytes of every stage, from a short probe of the real thing."""
+"""What a run will take, before it is run: seconds and bytes of every stage, from the verb's own stages on few rows."""
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +19,24 @@ from rayinf.core.objectives import LABEL, Objective, make_targets
 from rayinf.data.batches import BatchReader
 from rayinf.data.files import Arrays
 from rayinf.data.labels import Classes
-from rayinf.data.shards import Shard
-from rayinf.engine import stages
-from rayinf.engine.acquisition import BY_INFLUENCE, TILE_BYTES, PoolScore, Uncertain
-from rayinf.engine.curvature import DENSE, KRONECKER, column_names
-from rayinf.engine.job import Chunk, Job
-from rayinf.engine.machine import misfit
-from rayinf.engine.measure_stages import Measure, PairFactors, PairValues
-from rayinf.engine.memory import available, check_fits, check_memory, fewest, query_bytes
-from rayinf.engine.probe import probe
-from rayinf.engine.run import Request, open_tables, partial_sums
-from rayinf.engine.tree_strategy import LabeledValues
-from rayinf.engine.worker import BATCH_FLOATS, Worker
+from rayinf.data.shards import Shards
+from rayinf.data.tables import Table
+from rayinf.engine.acquisition import TILE_BYTES
+from rayinf.engine.curvature import column_names
+from rayinf.engine.entry import DENSE
+from rayinf.engine.job import Job
+from rayinf.engine.machine import free_memory, misfit
+from rayinf.engine.memory import check_fits, check_memory, fewest, query_bytes
+from rayinf.engine.probe import Probe, probe
+from rayinf.engine.run import Run, open_tables, partial_sums, scan_table
+from rayinf.engine.runner import LocalRunner
+from rayinf.engine.spec import RunSpec, SampledSpec
+from rayinf.engine.stages import Stage
+from rayinf.engine.worker import BATCH_FLOATS
 from rayinf.select.forest import MOST_ROWS, RankForest
 
-# Each stage is tried for about this long.
-_PROBE_SECONDS = 1.0
-_MOST_PROBED = 4096
+# Trials grow from so many rows, until all stages together take this long, or to so many rows.
+_FEWEST, _SECONDS, _MOST = 8, 2.0, 4096
 # Processes that import torch and Ray, before any data.
 _PROCESS_BYTES = 700 << 20
 _RAY_START_SECONDS = 8.0
@@ -110,186 +113,207 @@ class Cost:
         return "\n".join(lines)
 
 
-def make_plan(request: Request) -> Cost:
-    """Try every stage on a few rows, and scale up.
+def make_plan(spec: RunSpec, compute: Callable[[Run], Any]) -> Cost:
+    """Run the verb's own stages on the first rows, and scale up to all rows and workers.
+
+    Args:
+        spec: of the run.
+        compute: the stages of the verb, given an open run.
 
     Raises:
         InputError: what opening a run would refuse without reading the whole tables.
     """
-    trial = _Trial(request)
-    curvature = request.settings.curvature
-    found = [StageCost("start", _RAY_START_SECONDS, 0)] if request.cluster else []
-    found += [trial.scan(name) for name in trial.rows]
-    if curvature in KRONECKER:
-        found += trial.kronecker(ekfac=curvature == "ekfac")
-    elif curvature in DENSE:
-        found += trial.dense()
-    if "valid" in trial.rows:
-        found.append(trial.queries())
-    found += trial.pairs() if request.settings.strategy == "fi" else [trial.scores()]
-    if request.settings.strategy == "tree":
-        found.append(trial.labelled())
-    if request.settings.subsample < 1:
+    trial = _Trial(spec)
+    points = list(trial.points(compute))
+    before, after = points[-2:] if len(points) > 1 else points * 2
+    found = [StageCost("start", _RAY_START_SECONDS, 0)] if spec.cluster else []
+    for name, seconds in after.seconds.items():
+        rows, longer = after.rows[name] - before.rows[name], seconds - before.seconds[name]
+        # Beyond the fixed cost of a call, where two sizes show it.
+        each = longer / rows if rows > 0 and longer > 0 else seconds / after.rows[name]
+        found += trial.costs(name, each * trial.rows_of(name), after.bytes[name])
+    if isinstance(spec, SampledSpec) and spec.subsample < 1:
         found.append(trial.forest())
-    free = shutil.disk_usage(_existing(request.out)).free if isinstance(request.out, Path) else None
-    local = request.cluster is not None and request.cluster.address is None
-    why = misfit(request.cluster, trial.model_bytes) if request.cluster and local else None
-    return Cost(tuple(found), trial.workers, available(), free, why)
+    free = shutil.disk_usage(_existing(spec.out)).free if isinstance(spec.out, Path) else None
+    local = spec.cluster is not None and spec.cluster.address is None
+    why = misfit(spec.cluster, trial.model_bytes) if spec.cluster and local else None
+    return Cost(tuple(found), trial.workers, free_memory(), free, why)
+
+
+class _TrialRunner(LocalRunner):
+    """A runner that measures every stage over rows, and whose store derives arrays of the right shapes alone.
+
+    Stages pass over rows as in any run; but sums over few rows may be singular, and decompositions take long.
+    """
+
+    def __init__(self, job: Job, device: str | None, derived: Callable[[str, Any], Arrays]) -> None:
+        super().__init__(job, device)
+        self._derived = derived
+        self.rows, self.seconds = Counter[str](), dict[str, float]()
+        # Of each stage: bytes of what it is given beside the rows, and of its sums.
+        self.bytes = dict[str, tuple[int, int]]()
+        self._last = 0, 0
+
+    def map(
+        self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Any], **options: Any
+    ) -> Iterator[tuple[int, Any]]:
+        """Results by key, in order."""
+        for key, found in super().map(stage, arrays, items, **options):
+            self._last = _bytes_of(arrays), _bytes_of(found) if isinstance(found, dict) else 0
+            yield key, found
+
+    def publish(self, method: str, *args: Any) -> Any:
+        """Call the store of factors."""
+        if method == "derive":
+            name, *_, last = args
+            self.store("put", name, self._derived(name, last))
+            return self.store("get", name)
+        return super().publish(method, *args)
+
+    def count(self, name: str, value: float, verb: str, stage: str) -> None:
+        """Note rows and seconds of a stage; decompositions have no rows."""
+        if name == "rayinf_rows":
+            self.rows[stage] += int(value)
+        elif name == "rayinf_stage_seconds" and self.rows[stage]:
+            self.seconds[stage], self.bytes[stage] = value, self._last
 
 
 class _Trial:
-    """The job on its first rows, and the sizes that follow from the model."""
+    """The first rows of a run's tables, and the sizes that follow from the model."""
 
-    def __init__(self, request: Request) -> None:
-        tables, columns = open_tables(request)
-        job = Job(request.task, tables, columns, Classes(()), request.settings)
-        probed = probe(job, request.objectives)
-        check_memory(request.settings.curvature, probed.parameters, available())
-        merged = partial_sums(probed, request.settings.curvature)
-        check_fits(job, probed, request.cluster, merged)  # without columns, of which a few can stand for all
+    def __init__(self, spec: RunSpec) -> None:
+        tables, columns = open_tables(spec, {})
+        job = Job(spec.task, tables, columns, Classes(()), spec)
+        probed = probe(job, spec.objectives)
+        spec.check(tables, probed)
+        check_memory(spec.curvature, probed.parameters, free_memory())
+        self.chunks = partial_sums(probed, spec.curvature)
+        check_fits(job, probed, spec.cluster, self.chunks)  # without columns, of which a few can stand for all
+        self.spec, self.probed = spec, probed
         self.rows = {name: table.num_rows for name, table in tables.items()}
-        self.blocks, self.parameters = probed.blocks, probed.parameters
         self.item = torch.finfo(getattr(torch, probed.dtype)).bits // 8
-        self.job = _first_rows(job, request, probed.logits)
-        self.job = dataclasses.replace(
-            self.job, settings=dataclasses.replace(self.job.settings, outputs=probed.outputs)
-        )
-        self.columns = len(column_names(self.job.settings.targets, request.settings.halves))
-        self.worker = Worker(self.job, "cuda" if request.cluster and request.cluster.gpus_per_worker else None)
-        self.workers = request.cluster.workers if request.cluster else 1
-        self.chunks = min(merged, len(tables["train"].shards))
-        self.tried = fewest(max(self.columns, 1), self.parameters)
-        self._queries = query_bytes(self.job, probed, 1, merged).size if "valid" in tables else 0
-        self.directions = min(probed.logits - 1, probed.perturbed)
-        self._kept = request.out is not None
-        self.model_bytes = sum(p.numel() * p.element_size() for p in self.worker.model.parameters())
-        self._model = 2 * self.item * sum(p.numel() for p in self.worker.model.parameters())
-
-    def cost(self, name: str, make: Callable[[Worker], Any], table: str, memory: int, disk: int) -> StageCost:
-        """A stage over a table, from its rate on the first rows."""
-        seconds = self.rows[table] / self._rate(make(self.worker), table) / self.workers
-        return self._stage(name, seconds, memory + 4 * BATCH_FLOATS, disk)
-
-    def kronecker(self, ekfac: bool) -> list[StageCost]:
-        """Covariance, basis and Lambda."""
-        grams = sum(
-            8 * r * (o * o + (i if b.kind == "embedding" else i * i)) for b in self.blocks for r, o, i in [b.shape]
-        )
-        written = 2 * self.chunks * grams
-        found = [self.cost("covariance", lambda w: stages.Covariance(w, {}), "train", grams, written)]
-        sides = [x for b in self.blocks for x in b.shape[1:] if not (b.kind == "embedding" and x == b.shape[2])]
-        found.append(self._stage("basis", sum(map(_eigh_seconds, sides)), 3 * grams, grams))
-        if ekfac:
-            part, basis = 8 * self.parameters, self._basis()
-            disk = (2 * self.chunks + 1) * part
-            found.append(self.cost("lambda", lambda w: stages.Lambda(w, basis), "train", grams + part, disk))
-        return found
-
-    def dense(self) -> list[StageCost]:
-        """Exact Hessian or GGN, and its eigenvectors."""
-        size = 8 * self.parameters**2
-        found = [self.cost("hessian", lambda w: stages.Curvature(w, {}), "train", size, 2 * self.chunks * size)]
-        return [*found, self._stage("factors", _eigh_seconds(self.parameters), 4 * size, 2 * size)]
-
-    def scan(self, name: str) -> StageCost:
-        """The one look at a table before any work."""
-        return self.cost(f"scan {name}", lambda w: _Scan(w, name), name, 0, 0)
-
-    def queries(self) -> StageCost:
-        """The objectives' gradients, summed; where there are too many columns to be tried, that of one stands for all.
-
-        A row enters the sums of its own groups alone, so that many columns cost little more than one.
-        """
-        worker, settings = self.worker, self.job.settings
+        job = _settle(job, spec, probed)
+        self._query_bytes = query_bytes(job, probed, 1, self.chunks).size if "valid" in tables else 0
+        self.columns = max(len(column_names(job.targets, spec.halves)), 1)
+        self.tried = fewest(self.columns, probed.parameters)
         if self.tried < self.columns:
-            total = make_targets((Objective("total"),), self.job.classes.labels, {})
-            worker = Worker(dataclasses.replace(self.job, settings=dataclasses.replace(settings, targets=total)))
-        written = 3 * 8 * self.parameters * self.columns
-        return self.cost("queries", lambda w: stages.Queries(worker, {}), "valid", self._queries, written)
+            # A row enters the sums of its own groups alone, so that many columns cost little more than one.
+            job = replace(job, targets=make_targets((Objective("total"),), job.classes.labels, {}))
+        self.job = job
+        self._factors: Arrays = {}  # of a tile of labelled rows
+        self.workers = spec.cluster.workers if spec.cluster else 1
+        sizes = [p.numel() * p.element_size() for p in probed.model.parameters()]
+        self.model_bytes, self._model = sum(sizes), 2 * self.item * sum(p.numel() for p in probed.model.parameters())
 
-    def scores(self) -> StageCost:
-        """What gives the rows of the scored table their values."""
-        settings, scored = self.job.settings, self.job.scored
-        names, ones = self._names, self._ones
-        make: Callable[[Worker], Any] = lambda w: stages.Score(w, ones, names=names)  # noqa: E731
-        if settings.mixed:
-            make = lambda w: Measure(w, {**ones, **self._inverse()}, names=["fi"])  # noqa: E731
-        elif settings.strategy in BY_INFLUENCE:
-            make = lambda w: PoolScore(w, ones, names=names)  # noqa: E731
-        elif settings.strategy is not None:
-            make = lambda w: Uncertain(w, {}, names=names)  # noqa: E731
-        memory = self._solved_bytes + (self._inverse_bytes() if settings.mixed else 0)
-        columns = max(self.columns, 1)
-        found = self.cost("scores", make, scored, memory, self.rows[scored] * (16 + self.item * columns))
-        return dataclasses.replace(found, seconds=found.seconds * columns / len(names))
+    def points(self, compute: Callable[[Run], Any]) -> Iterator[_TrialRunner]:
+        """Measurements on ever more rows, until they take about a second."""
+        gpus = self.spec.cluster is not None and self.spec.cluster.gpus_per_worker
+        rows, most = _FEWEST, min(max(t.shards[0].rows for t in self.job.tables.values()), _MOST)
+        while True:
+            tables = {name: _first(table, rows) for name, table in self.job.tables.items()}
+            if self._is_paired:  # one tile of labelled rows, as in a run
+                tables["train"] = _first(self.job.tables["train"], min(rows, self._labeled))
+            job = replace(self.job, tables=tables, key=f"plan-{rows}")
+            runner = _TrialRunner(job, "cuda" if gpus else None, self._derived)
+            run = Run(self.spec, job, self.probed, {}, None, {}, False, runner, is_trial=True)
+            for name, table in tables.items():
+                with run.timed(f"scan {name}", rows) as advance:
+                    run.scans[name] = scan_table(runner, name, table)
+                    advance(run.scans[name].rows)
+            compute(run)
+            yield runner
+            if rows >= most or (rows > 4 * _FEWEST and sum(run.seconds.values()) > _SECONDS):
+                return
+            rows = min(4 * rows, most)
 
-    def labelled(self) -> StageCost:
-        """What gives the labelled rows the values that a tree learns from."""
-        ones = self._ones
-        make: Callable[[Worker], Any] = lambda w: LabeledValues(w, ones, share=1.0)  # noqa: E731
-        return self.cost("labelled values", make, "train", self._solved_bytes, 0)
+    def rows_of(self, name: str) -> int:
+        """Rows of the whole table that a stage passes over."""
+        tables = {"queries": "valid", "scores": self.job.scored}
+        return self.rows[name.removeprefix("scan ") if name.startswith("scan ") else tables.get(name, "train")]
 
-    @property
-    def _names(self) -> list[str]:
-        return [str(k) for k in range(self.tried)]
+    def costs(self, name: str, seconds: float, size: tuple[int, int]) -> list[StageCost]:
+        """A stage over all rows, and the decomposition of its sums.
 
-    @property
-    def _solved_bytes(self) -> int:
-        """Of all queries, as they come and as a worker holds them."""
-        return 2 * self.item * max(self.columns, 1) * self.parameters
-
-    @property
-    def _ones(self) -> Arrays:
-        """Queries of the right shape, whatever they are."""
-        return {f"U/{b.name}": np.ones((len(self._names), *b.shape), np.float32) for b in self.blocks}
-
-    def pairs(self) -> list[StageCost]:
-        """FI of every pool row on every labelled one: the labelled rows' factors, then products, tile by tile."""
-        inverse, width = self._inverse(), 8 * self.directions * self.parameters
-        labeled = min(self.rows["train"], max(1, TILE_BYTES // width))
-        tiles = -(-self.rows["train"] // labeled)
-        first = dataclasses.replace(self.job.tables["train"].shards[0], rows=1)
-        one = PairFactors(self.worker, inverse, solve=True)(Chunk((first,)))["R"]
-        factors = {"R": np.repeat(one, labeled, axis=0), **inverse}
-        memory = self._inverse_bytes() + 3 * labeled * width
-        rows = self.cost("factors of rows", lambda w: PairFactors(w, inverse, solve=True), "train", memory, 0)
-        products = self.cost(
-            "pairs",
-            lambda w: PairValues(w, factors, names=["fi"], whole=True, solve=True),
-            "pool",
-            memory,
-            16 * self.rows["pool"],
-        )
-        return [rows, dataclasses.replace(products, seconds=products.seconds * tiles)]
+        Args:
+            name: of the stage.
+            seconds: over all rows, of one worker.
+            size: bytes of what it is given beside the rows, as it comes, and of its sums.
+        """
+        given, sums = 2 * size[0], size[1]  # as it comes, and on the device
+        disk = (2 * self.chunks if name in ("covariance", "lambda", "hessian") else 0) * sums
+        if name == "queries":
+            sums, disk = self._query_bytes, 3 * 8 * self.probed.parameters * self.columns
+        if name == "scores":
+            disk = self.rows[self.job.scored] * (16 + self.item * self.columns)
+            # What a run repeats and a trial does not: tiles of labelled rows, or columns.
+            seconds *= self._tiles if self._is_paired else self.columns / self.tried
+            given = given * self.columns // self.tried
+        found = [self._stage(name, seconds / self.workers, given + sums + 4 * BATCH_FLOATS, disk)]
+        if name == "hessian":
+            found.append(self._stage("factors", _eigh_seconds(self.probed.parameters), 4 * sums, 2 * sums))
+        if name == "covariance":
+            blocks = self.probed.blocks
+            sides = [x for b in blocks for x in b.shape[1:] if not (b.kind == "embedding" and x == b.shape[2])]
+            found.append(self._stage("basis", sum(map(_eigh_seconds, sides)), 3 * sums, sums))
+        return found
 
     def forest(self) -> StageCost:
         """The forest's fit, and its ranks of the scored table."""
-        reader = BatchReader(self.job.tables[self.job.scored], self.job.columns[self.job.scored])
-        raw = next(reader.read(self.job.tables[self.job.scored].shards[0], _MOST_PROBED))
+        assert isinstance(self.spec, SampledSpec)
+        table = self.job.tables[self.job.scored]
+        raw = next(BatchReader(table, self.job.columns[self.job.scored]).read(table.shards[0], _MOST))
         x = raw.x.reshape(len(raw), -1)
         begin = time.perf_counter()
         forest = RankForest.fit(x, np.random.default_rng(0).random(len(x)), None, 0, torch.get_num_threads())
         fitted = time.perf_counter()
         forest.predict(x, None)
         rows = self.rows[self.job.scored]
-        learned = min(rows * self.job.settings.subsample, MOST_ROWS)
+        learned = min(rows * self.spec.subsample, MOST_ROWS)
         seconds = (fitted - begin) * learned / len(x) + (time.perf_counter() - fitted) * rows / len(x) / self.workers
         return self._stage("forest", seconds, int(learned) * x.shape[1] * 16, 8 * rows)
 
+    def _stage(self, name: str, seconds: float, memory: int, disk: int) -> StageCost:
+        return StageCost(name, seconds, self._model + memory, disk if self.spec.out is not None else 0)
+
+    def _derived(self, name: str, last: Any) -> Arrays:
+        """An artefact of the right shape; of factors of labelled rows, those of one row for each of a tile."""
+        solved = {f"U/{b.name}": np.ones((self.tried, *b.shape), np.float32) for b in self.probed.blocks}
+        if name.startswith("pair-factors"):
+            if not self._factors:
+                self._factors = {"R": np.repeat(last["R"][:1], self._labeled, axis=0), **self._inverse}
+            return self._factors
+        if name == "measured":
+            return {**solved, **self._inverse}
+        return {"basis": self._basis, "solved": solved, "inverse": self._inverse}.get(name, {})
+
+    @property
+    def _is_paired(self) -> bool:
+        """Whether the rows of a pool are scored against every labelled row."""
+        return self.spec.mixed and "pool" in self.job.tables
+
+    @property
+    def _labeled(self) -> int:
+        """Labelled rows of a tile, whose factors a worker holds."""
+        width = 8 * min(self.probed.logits - 1, self.probed.perturbed) * self.probed.parameters
+        return min(self.rows["train"], max(1, TILE_BYTES // width))
+
+    @property
+    def _tiles(self) -> int:
+        return -(-self.rows["train"] // self._labeled)
+
+    @cached_property
     def _inverse(self) -> Arrays:
         """An inverse curvature of the right shape."""
-        if self.job.settings.curvature in DENSE:
-            return {"dense": np.eye(self.parameters)}
-        ones = {f"D/{b.name}": np.ones(b.shape) for b in self.blocks}
-        basis = {k: v for k, v in self._basis().items() if k.startswith("q_")}
-        return ones if self.job.settings.curvature == "identity" else {**ones, **basis}
+        if self.spec.curvature in DENSE:
+            return {"dense": np.eye(self.probed.parameters)}
+        ones = {f"D/{b.name}": np.ones(b.shape) for b in self.probed.blocks}
+        bases = {k: v for k, v in self._basis.items() if k.startswith("q_")}
+        return ones if self.spec.curvature == "identity" else {**ones, **bases}
 
-    def _inverse_bytes(self) -> int:
-        return sum(v.nbytes for v in self._inverse().values())
-
+    @cached_property
     def _basis(self) -> Arrays:
         out: Arrays = {}
-        for b in self.blocks:
+        for b in self.probed.blocks:
             r, o, i = b.shape
             out[f"q_g/{b.name}"], out[f"l_g/{b.name}"] = np.tile(np.eye(o), (r, 1, 1)), np.ones((r, o))
             out[f"l_a/{b.name}"], out[f"positions/{b.name}"] = np.ones((r, i)), np.array(1.0)
@@ -297,40 +321,25 @@ class _Trial:
                 out[f"q_a/{b.name}"] = np.tile(np.eye(i), (r, 1, 1))
         return out
 
-    def _stage(self, name: str, seconds: float, memory: int, disk: int) -> StageCost:
-        return StageCost(name, seconds, self._model + memory, disk if self._kept else 0)
 
-    def _rate(self, stage: Any, table: str) -> float:
-        """Rows a second beyond the fixed cost of a call: from two sizes, the larger about a second long."""
-        shard = self.job.tables[table].shards[0]
-        rows, points = min(8, shard.rows), list[tuple[int, float]]()
-        while True:
-            item: Any = Shard(0, shard.start, rows, shard.file, shard.group, shard.offset)
-            begin = time.perf_counter()
-            stages.perform(stage, Chunk((item,)) if isinstance(stage, stages.Summing | PairFactors) else item)
-            points.append((rows, time.perf_counter() - begin))
-            if rows in (shard.rows, _MOST_PROBED) or (len(points) > 2 and points[-1][1] > _PROBE_SECONDS):
-                break
-            rows = min(rows * 4, shard.rows, _MOST_PROBED)
-        (few, short), (many, long) = points[-2:] if len(points) > 1 else (points[0], points[0])
-        return (many - few) / (long - short) if long > short and many > few else many / max(long, 1e-9)
+def _bytes_of(arrays: Arrays) -> int:
+    return sum(v.nbytes for v in arrays.values())
 
 
-class _Scan:
-    """The scan of a table as a trial runs it."""
+def _first(table: Table, rows: int) -> Table:
+    """The table with the first rows of its first shard alone."""
+    few: Any = copy.copy(table)
+    shard = table.shards[0]
+    object.__setattr__(few, "shards", Shards([replace(shard, rows=min(rows, shard.rows))]))
+    found: Table = few
+    return found
 
-    def __init__(self, worker: Worker, table: str) -> None:
-        self._stage = stages.Scan(worker, {}, table=table)
 
-    def __call__(self, item: Shard) -> Any:
-        return self._stage(item)
-
-
-def _first_rows(job: Job, request: Request, logits: int) -> Job:
+def _settle(job: Job, spec: RunSpec, probed: Probe) -> Job:
     """The job with classes and groups as the first rows show them: only a scan would know them all."""
-    task = request.task
+    task, logits = spec.task, probed.logits
     batches = {
-        name: next(BatchReader(table, job.columns[name]).read(table.shards[0], _MOST_PROBED))
+        name: next(BatchReader(table, job.columns[name]).read(table.shards[0], _MOST))
         for name, table in job.tables.items()
     }
     seen = sorted({v for name, b in batches.items() if name != "pool" for v in b.labels.tolist()})
@@ -342,13 +351,12 @@ def _first_rows(job: Job, request: Request, logits: int) -> Job:
         rest = [f"~{k}" if isinstance(seen[0], str) else seen[-1] + k for k in range(1, logits + 1)]
         labels = tuple([*seen, *rest][:logits])
     levels: dict[str, tuple[Any, ...]] = {}
-    for objective in request.objectives:
+    for objective in spec.objectives:
         if objective.split is not None:
             column = labels if objective.split == LABEL else np.unique(batches["valid"].extra[objective.split]).tolist()
             levels[objective.split] = tuple(column)
-    targets = make_targets(request.objectives, labels, levels)
-    settings = dataclasses.replace(request.settings, targets=targets)
-    return dataclasses.replace(job, classes=Classes(labels), settings=settings, levels=levels, key="plan")
+    targets = make_targets(spec.objectives, labels, levels)
+    return replace(job, classes=Classes(labels), targets=targets, outputs=probed.outputs, levels=levels)
 
 
 def _eigh_seconds(size: int) -> float:

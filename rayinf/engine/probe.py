@@ -19,7 +19,7 @@ from rayinf.core.mixed_derivatives import RecordedRows, float_tensors
 from rayinf.core.objectives import Objective
 from rayinf.core.outputs import Outputs, check_curvature, find_outputs
 from rayinf.data.batches import Batch, BatchReader
-from rayinf.engine.curvature import KRONECKER
+from rayinf.engine.entry import KRONECKER
 from rayinf.engine.factories import built, frozen
 from rayinf.engine.job import Job
 from rayinf.engine.model_digest import ModelDigest
@@ -37,7 +37,7 @@ _HALF = {torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 @dataclass(frozen=True)
 class Probe:
-    """What a few rows told."""
+    """What a few rows show of the model."""
 
     logits: int
     blocks: tuple[Block, ...]
@@ -53,7 +53,7 @@ class Probe:
     outputs: Outputs
 
 
-def probe(job: Job, asked: Sequence[Objective] = ()) -> Probe:
+def probe(job: Job, objectives: Sequence[Objective] = ()) -> Probe:
     """Try the model on the first rows of the training table.
 
     Raises:
@@ -64,15 +64,15 @@ def probe(job: Job, asked: Sequence[Objective] = ()) -> Probe:
     held = built(job.task)
     worker = Worker(job)
     with on_rows(lambda: worker.rows_at_work):
-        return _probe(worker, job, asked, held)
+        return _probe(worker, job, objectives, held)
 
 
-def _probe(worker: Worker, job: Job, asked: Sequence[Objective], held: ModelDigest) -> Probe:
+def _probe(worker: Worker, job: Job, objectives: Sequence[Objective], held: ModelDigest) -> Probe:
     model, blocks = worker.model, worker.blocks
     _check_parameters(model)
-    if job.settings.curvature in KRONECKER:
-        require_rules(model, blocks, f"curvature={job.settings.curvature!r}")
-    elif job.settings.mixed:
+    if job.spec.curvature in KRONECKER:
+        require_rules(model, blocks, f"curvature={job.spec.curvature!r}")
+    elif job.spec.mixed:
         require_rules(model, blocks, "the influence measure FI")
     batch = next(BatchReader(job.tables["train"], job.columns["train"]).read(job.tables["train"].shards[0], _ROWS))
     _check_features(batch, job)
@@ -99,14 +99,14 @@ def _probe(worker: Worker, job: Job, asked: Sequence[Objective], held: ModelDige
     logit_gradient(job.task.row_loss, logits, labels)
     outputs = find_outputs(model, x, job.task.loss)
     outputs.prepare(model)
-    job = replace(job, settings=replace(job.settings, outputs=outputs))
+    job = replace(job, outputs=outputs)
     worker.job = job
     logits = worker.predict(x).detach()
     _check_loss(worker, logits, labels)
-    _check_probabilities(job, asked)
+    _check_probabilities(job, objectives)
     if not job.task.is_cross_entropy:
         check_rows(worker.row_loss, logits, labels)
-    for objective in asked:
+    for objective in objectives:
         if objective.rows is not None:
             logit_gradient(outputs.rows(objective.rows), logits, labels, f"Objective {objective.name!r}")
             check_rows(outputs.rows(objective.rows), logits, labels, f"Objective {objective.name!r}")
@@ -114,7 +114,7 @@ def _probe(worker: Worker, job: Job, asked: Sequence[Objective], held: ModelDige
             _check_attack(objective, worker, x, labels)
     _check_attached(worker, x)
     _check_gradients(worker, x, labels)
-    if job.settings.mixed:
+    if job.spec.mixed:
         _check_mixed(worker, x, labels)
     return Probe(
         logits.shape[1],
@@ -159,26 +159,23 @@ def _try_model(worker: Worker, batch: Batch) -> tuple[Any, torch.Tensor]:
 
 def _check_loss(worker: Worker, logits: torch.Tensor, labels: torch.Tensor) -> None:
     """A Fisher that can be formed, and that is not 0 where the loss has a slope."""
-    loss, settings = worker.loss, worker.job.settings
-    if loss != "cross_entropy" and settings.curvature in (*KRONECKER, "ggn"):
-        factor = columns(logits, labels, loss, settings.fisher, None)
+    loss, spec = worker.loss, worker.job.spec
+    if loss != "cross_entropy" and spec.curvature in (*KRONECKER, "ggn"):
+        factor = columns(logits, labels, loss, spec.fisher, None)
         check_curvature(factor, loss_gradient(loss, logits, labels)[1])
 
 
-def _check_probabilities(job: Job, asked: Sequence[Objective]) -> None:
+def _check_probabilities(job: Job, objectives: Sequence[Objective]) -> None:
     """Outputs that a softmax turns into probabilities, for whatever takes these.
 
     Raises:
         InputError: the model returns probabilities.
     """
-    settings = job.settings
-    if settings.mixed:
-        settings.outputs.require_logits("The influence measure FI")
-    if settings.strategy in ("bald", "batchbald", "entropy", "margin", "least_confidence"):
-        settings.outputs.require_logits(f"strategy={settings.strategy!r}")
-    for objective in asked:
+    if job.spec.takes_probabilities:
+        job.outputs.require_logits(job.spec.takes_probabilities)
+    for objective in objectives:
         if isinstance(objective, Gap):
-            settings.outputs.require_logits(f"Objective {objective.name!r}")
+            job.outputs.require_logits(f"Objective {objective.name!r}")
 
 
 def _check_attack(objective: Objective, worker: Worker, x: Any, labels: torch.Tensor) -> None:

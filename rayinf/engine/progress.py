@@ -1,4 +1,4 @@
-"""One bar in the driver, fed by finished shards: rate and time left; plain lines where there is no terminal."""
+"""One bar in the driver, fed by finished shards: rate and time left; plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ def bar(stage: str, total: int, done: int = 0, unit: str = "rows") -> Generator[
 
 def _lines(stage: str, total: int, done: int, unit: str) -> Callable[[int], None]:
     begin, count = time.monotonic(), 0
-    said = begin
+    printed = begin
 
     def advance(rows: int) -> None:
-        nonlocal count, said
+        nonlocal count, printed
         count += rows
         now = time.monotonic()
-        if now - said < _QUIET_SECONDS:
+        if now - printed < _QUIET_SECONDS:
             return
-        said = now
+        printed = now
         rate = count / (now - begin)
         left = (total - done - count) / rate if rate else float("inf")
         share = (done + count) / max(total, 1)

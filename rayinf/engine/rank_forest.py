@@ -23,7 +23,7 @@ from rayinf.engine.run import Run
 from rayinf.engine.worker import Worker
 from rayinf.select.forest import MOST_ROWS, RankForest, rank_of
 
-# Scored values against which ranks are told: beyond so many, the ranks of a sample of them are as good.
+# Scored values that ranks are taken among: beyond so many, the ranks of a sample of them are as good.
 _MOST_REFERENCES = 1 << 20
 _READ_ROWS = 8192
 # Under this out-of-bag rank correlation the forest's ranks are little better than chance.
@@ -64,10 +64,10 @@ class Gather(_Ranked):
         self.share, self.reference_share = (float(v) for v in arrays["shares"])
 
     def __call__(self, item: Item) -> Arrays:
-        """Features, labels and values, and the values that ranks are told against."""
+        """Features, labels and values, and the values that ranks are taken among."""
         fi = self.values(item)["fi"].to_numpy()
         x, labels, keys = self.features(item[0])
-        draws = uniforms(keys, self.worker.job.settings.seed + 4, 1)[:, 0]
+        draws = uniforms(keys, self.worker.job.spec.seed + 4, 1)[:, 0]
         known = ~np.isnan(fi)
         rows = known & (draws < self.share)
         out = {"x": x[rows], "values": fi[rows], "reference": fi[known & (draws < self.reference_share)]}
@@ -95,7 +95,7 @@ class RankRest(_Ranked):
 
 def measured_into(run: Run) -> str:
     """The folder for values of FI: another one where a forest is to rank the rest."""
-    return SCORES if run.job.settings.subsample == 1 else UNRANKED
+    return SCORES if run.job.spec.subsample == 1 else UNRANKED
 
 
 def rank_rest(run: Run, tables: list[pa.Table]) -> tuple[list[pa.Table], dict[str, Any]]:
@@ -106,12 +106,12 @@ def rank_rest(run: Run, tables: list[pa.Table]) -> tuple[list[pa.Table], dict[st
         tables: of the shards, or nothing where they are in the folder.
 
     Returns:
-        The shards' tables (or nothing), and what the forest says of itself.
+        The shards' tables (or nothing), and how well the forest ranks.
     """
     shards = run.job.tables[run.job.scored].shards
     items = {s.index: (s, tables[k] if tables else _source(run, s)) for k, s in enumerate(shards)}
     rows = run.scans[run.job.scored].rows
-    scored = max(rows - len(run.job.settings.exclude), 1) * run.job.settings.subsample
+    scored = max(rows - len(run.job.spec.undrawn), 1) * run.job.spec.subsample
     shares = {"shares": np.array([min(1.0, MOST_ROWS / scored), min(1.0, _MOST_REFERENCES / scored)])}
     parts: dict[int, Arrays] = {}
     with run.timed("forest", rows) as advance:
@@ -119,22 +119,22 @@ def rank_rest(run: Run, tables: list[pa.Table]) -> tuple[list[pa.Table], dict[st
             parts[key] = part
             advance(items[key][0].rows)
         held = {name: np.concatenate([parts[k][name] for k in sorted(parts)]) for name in parts[shards[0].index]}
-        seed = run.job.settings.seed
+        seed = run.spec.seed
         forest = RankForest.fit(held["x"], held["values"], held.get("labels"), seed, torch.get_num_threads())
-    told = {"forest_rank_correlation": forest.oob_rank_correlation, "forest_rows": len(held["values"])}
-    _report(run, told)
+    quality = {"forest_rank_correlation": forest.oob_rank_correlation, "forest_rows": len(held["values"])}
+    _report(run, quality)
     arrays = {"forest": forest.to_array(), "reference": np.sort(held["reference"])}
     todo = {k: item for k, item in items.items() if not run.has_part(SCORES, item[0])}
     done = run.runner.map(RankRest, arrays, todo, into=run.place(SCORES))
-    return pipeline.collect(run, "ranks", done, {k: s for k, (s, _) in items.items()}, todo), told
+    return pipeline.collect(run, "ranks", done, {k: s for k, (s, _) in items.items()}, todo), quality
 
 
-def _report(run: Run, told: dict[str, Any]) -> None:
-    """Say how well the forest ranks, and warn where it hardly does."""
-    correlation = told["forest_rank_correlation"]
-    run.log("forest", **told)
+def _report(run: Run, quality: dict[str, Any]) -> None:
+    """Print how well the forest ranks, and warn where it hardly does."""
+    correlation = quality["forest_rank_correlation"]
+    run.log("forest", **quality)
     print(
-        f"rayinf forest: out-of-bag rank correlation {correlation:.3f} over {told['forest_rows']:,} scored rows; "
+        f"rayinf forest: out-of-bag rank correlation {correlation:.3f} over {quality['forest_rows']:,} scored rows; "
         "most of a top selection comes from the scored share"
     )
     if correlation < _WEAK:

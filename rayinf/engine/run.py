@@ -6,15 +6,14 @@ import dataclasses
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib import metadata
 from types import TracebackType
 from typing import Any
 
-from rayinf.arguments import plain
 from rayinf.core.objectives import LABEL, Objective, make_targets
 from rayinf.data.batches import Columns, check_columns
 from rayinf.data.files import sealed, unsealed, write_json
@@ -27,79 +26,32 @@ from rayinf.data.scan import ScanMerge, TableScan, check_unique_ids
 from rayinf.data.shards import ByIndex, Shard
 from rayinf.data.tables import Table, as_table
 from rayinf.engine import progress, stages
-from rayinf.engine.curvature import KRONECKER, Solver
-from rayinf.engine.identity import check_factors, factors_run, fingerprint, identity
-from rayinf.engine.job import Cluster, Job, Settings, chunks
+from rayinf.engine.curvature import Solver
+from rayinf.engine.entry import KRONECKER
+from rayinf.engine.identity import check_factors, factors_run, identity
+from rayinf.engine.job import Job, chunks
 from rayinf.engine.label_order import check_labels
-from rayinf.engine.memory import available, check_fits, check_memory
+from rayinf.engine.machine import free_memory
+from rayinf.engine.memory import check_fits, check_memory
 from rayinf.engine.probe import Probe, probe
 from rayinf.engine.runner import LocalRunner, Runner, make_runner
+from rayinf.engine.spec import RunSpec
 from rayinf.errors import InputError, RunError
 from rayinf.redaction import redact
-from rayinf.store.places import AnyPath, open_place
-from rayinf.task import Task
+from rayinf.store.places import open_place
 
 # What the partial sums of one stage may take on disk fixes how many there are.
 _PARTIAL_BYTES = 4 << 30
 _FEWEST_CHUNKS, _MOST_CHUNKS = 8, 64
 _SCANS = "scans.json"
 _PACKAGES = ("rayinf", "torch", "numpy", "pyarrow", "ray")
-SIGN = "positive: the row helps; removing it is predicted to raise the objective by that much"
-UNIT = "change of the sum of validation losses, in the loss's own unit; of a gap between groups, of the gap"
-# Verbs whose largest values are the worst or the most wanted, and whose columns have no sign.
-UNSIGNED = ("influence_measure", "self_influence", "acquire")
-# Of the verbs whose values mean something else: sign and unit.
-MEANINGS = {
-    "influence_measure": (
-        "none: the higher, the more the fit hangs on the row",
-        "squared change of the mean validation loss, a unit of the row's own metric",
-    ),
-    "acquire": ("the higher, the sooner the row's label is worth asking for", "the strategy's own"),
-}
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a verb was asked for, before anything is looked at.
-
-    Attributes:
-        verb: its name.
-        task: of the user.
-        tables: "train", and "valid" or "pool" where the verb has them. A pool's labels are not read.
-        objectives: what is valued.
-        settings: what workers need.
-        damping: as asked for.
-        factors: the folder of another run.
-        cluster: where to run.
-        out: the run's folder.
-        check: what the verb asks of its tables and of the model besides; raises an InputError.
-    """
-
-    verb: str
-    task: Task
-    tables: Mapping[str, Any]
-    objectives: tuple[Objective, ...]
-    settings: Settings
-    damping: float | None
-    factors: str | AnyPath | None
-    cluster: Cluster | None
-    out: str | AnyPath | None
-    check: Callable[[Mapping[str, Table], Probe], None] | None = None
-
-    def __post_init__(self) -> None:
-        """Plain numbers, which JSON can hold; absolute paths, since workers are in folders of their own."""
-        object.__setattr__(self, "damping", plain(self.damping))
-        for name in ("out", "factors"):
-            given = getattr(self, name)
-            if given is not None:
-                object.__setattr__(self, name, open_place(given, name))
 
 
 @dataclass
 class Run:
     """An open run: everything is checked, nothing is computed. A context manager that stops the workers at its end."""
 
-    request: Request
+    spec: RunSpec
     job: Job
     probe: Probe
     scans: dict[str, TableScan]
@@ -108,11 +60,13 @@ class Run:
     finished: bool
     runner: Runner
     seconds: dict[str, float] = field(default_factory=dict)
+    # Of a plan: on a few rows, which do not show whether the model is at a minimum.
+    is_trial: bool = False
 
     def __enter__(self) -> Run:
         """Log the start."""
         if not self.finished:
-            self.log("start", verb=self.request.verb)
+            self.log("start", verb=self.spec.verb)
         return self
 
     def __exit__(
@@ -147,33 +101,56 @@ class Run:
             for key in self.runner.fold(stage, arrays, items, name):
                 advance(items[key].rows)
 
-    def timed(self, name: str, rows: int, done: int = 0) -> _Timed:
-        """A context that shows progress and notes the seconds of a stage."""
-        return _Timed(self, name, rows, done)
+    def gather(
+        self, name: str, stage: type[stages.Stage], arrays: Any, items: Mapping[int, Any], **options: Any
+    ) -> list[Any]:
+        """Results of a stage over items with `rows`, in the order of their keys."""
+        found = {}
+        with self.timed(name, sum(item.rows for item in items.values())) as advance:
+            for key, part in self.runner.map(stage, arrays, items, **options):
+                found[key] = part
+                advance(items[key].rows)
+        return [found[key] for key in sorted(found)]
+
+    @contextmanager
+    def timed(self, name: str, rows: int, done: int = 0) -> Generator[Callable[[int], None]]:
+        """A context that shows progress, and counts the rows and seconds of a stage."""
+        count = partial(self.runner.count, verb=self.spec.verb, stage=name)
+        begin = time.perf_counter()
+        with progress.bar(name, rows, done) as advance:
+
+            def counted(rows: int) -> None:
+                advance(rows)
+                count("rayinf_rows", rows)
+                count("rayinf_shards", 1)
+
+            yield counted
+        self.seconds[name] = time.perf_counter() - begin
+        self.log("stage", name=name, rows=rows, seconds=round(self.seconds[name], 4))
+        count("rayinf_stage_seconds", self.seconds[name])
 
     @cached_property
     def chunk_count(self) -> int:
         """Partial sums of a stage: fixed by the table and the model, so that workers never move a bit."""
-        return partial_sums(self.probe, self.request.settings.curvature)
+        return partial_sums(self.probe, self.spec.curvature)
 
     @cached_property
     def solver(self) -> Solver:
         """What solves need beside the factors."""
-        r = self.request
         return Solver(
-            r.settings.curvature,
+            self.spec.curvature,
             self.probe.blocks,
             self.scans["train"].rows,
-            float(r.task.l2),
-            r.damping,
+            float(self.spec.task.l2),
+            self.spec.damping,
             self.probe.eps,
             self.probe.dtype,
         )
 
     def record(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """What `run.json` says."""
+        """The contents of `run.json`."""
         return {
-            "verb": self.request.verb,
+            "verb": self.spec.verb,
             "identity": self.identity,
             "versions": {**{p: _version(p) for p in _PACKAGES}, "python": platform.python_version()},
             "parts": len(self.job.tables[self.job.scored].shards),
@@ -186,8 +163,8 @@ class Run:
         Raises:
             RunError: a Parquet file changed since the run began.
         """
-        for name, table in self.job.tables.items():
-            given = self.request.tables[name]
+        for name, given in self.spec.tables.items():
+            table = self.job.tables[name]
             if table.stat and as_table(given, [], [], name).stat != table.stat:
                 raise RunError(
                     f"{table.name} ({given}) changed while the run was going.",
@@ -195,68 +172,40 @@ class Run:
                 )
 
 
-class _Timed:
-    """A stage's progress bar and clock."""
-
-    def __init__(self, run: Run, name: str, rows: int, done: int) -> None:
-        self._run, self._name, self._rows = run, name, rows
-        self._bar = progress.bar(name, rows, done)
-
-    def __enter__(self) -> Callable[[int], None]:
-        self._begin = time.perf_counter()
-        advance = self._bar.__enter__()
-
-        def counted(rows: int) -> None:
-            advance(rows)
-            self._count("rayinf_rows", rows)
-            self._count("rayinf_shards", 1)
-
-        return counted
-
-    def __exit__(self, *error: Any) -> None:
-        self._bar.__exit__(*error)
-        if error[0] is None:
-            seconds = time.perf_counter() - self._begin
-            self._run.seconds[self._name] = seconds
-            self._run.log("stage", name=self._name, rows=self._rows, seconds=round(seconds, 4))
-            self._count("rayinf_stage_seconds", seconds)
-
-    def _count(self, name: str, value: float) -> None:
-        self._run.runner.count(name, value, self._run.request.verb, self._name)
-
-
-def open_run(request: Request) -> Run:
+def open_run(spec: RunSpec, **more: Any) -> Run:
     """Check everything, scan the tables, and claim the folder. Nothing is written before all checks have passed.
+
+    Args:
+        spec: of the run.
+        more: further tables that are only checked and scanned, by name.
 
     Raises:
         InputError: anything wrong with the task, a table, an argument or the folder.
     """
-    tables, columns = open_tables(request)
-    job = Job(request.task, tables, columns, Classes(()), request.settings)
-    probed = probe(job, request.objectives)
+    tables, columns = open_tables(spec, more)
+    job = Job(spec.task, tables, columns, Classes(()), spec)
+    probed = probe(job, spec.objectives)
     job = dataclasses.replace(job, state=probed.state)
-    if request.check is not None:
-        request.check(tables, probed)
-    check_memory(request.settings.curvature, probed.parameters, available())
-    folder = RunFolder(open_place(request.out)) if request.out is not None else None
-    other = factors_run(request.factors)
-    runner = make_runner(job, request.cluster)
+    spec.check(tables, probed)
+    check_memory(spec.curvature, probed.parameters, free_memory())
+    folder = RunFolder(open_place(spec.out)) if spec.out is not None else None
+    other = factors_run(spec.factors)
+    runner = make_runner(job, spec.cluster)
     try:
         again = folder is not None and (folder.read() or {}).get("status") == FINISHED
-        # The tables of a run that seems to be finished are looked at here: perhaps nothing else is to be done.
+        # The tables of a run that seems to be finished are scanned in this process: perhaps nothing else is to be done.
         scans = {
             name: _kept_scan(folder, name, table, job.columns[name])
-            or _scan(LocalRunner(job) if again else runner, name, table)
+            or scan_table(LocalRunner(job) if again else runner, name, table)
             for name, table in tables.items()
         }
-        job = _settle(job, request, probed, scans)
-        check_labels(job, probed, scans["train"].counts[request.task.label])
-        check_fits(job, probed, request.cluster, partial_sums(probed, request.settings.curvature))
-        asked = {"verb": request.verb, "damping": request.damping, "factors": fingerprint(other)}
-        own = identity(job, probed, scans, asked)
+        job = _settle(job, spec, probed, scans)
+        check_labels(job, probed, scans["train"].counts[spec.task.label])
+        check_fits(job, probed, spec.cluster, partial_sums(probed, spec.curvature))
+        own = identity(spec, job, probed, scans, other)
         if other is not None:
-            check_factors(other, own, request.factors)
-        run = Run(request, job, probed, scans, folder, own, False, runner)
+            check_factors(other, own, spec.factors)
+        run = Run(spec, job, probed, scans, folder, own, False, runner)
         if folder is not None:
             run.finished = folder.begin(run.record({}))
             if not run.finished:
@@ -282,24 +231,25 @@ def partial_sums(probed: Probe, curvature: str) -> int:
     return min(max(_PARTIAL_BYTES // max(size, 1), _FEWEST_CHUNKS), _MOST_CHUNKS)
 
 
-def open_tables(request: Request) -> tuple[dict[str, Table], dict[str, Columns]]:
-    """The tables of a request and the columns that are read of each; nothing but footers is read.
+def open_tables(spec: RunSpec, more: Mapping[str, Any]) -> tuple[dict[str, Table], dict[str, Columns]]:
+    """The tables of a run and the columns that are read of each; nothing but footers is read.
 
     Raises:
         InputError: wrong arguments, no table, a missing column.
     """
-    if request.factors is not None and request.settings.curvature == "identity":
+    if spec.factors is not None and spec.curvature == "identity":
         raise InputError('curvature="identity" has no factors.', "leave factors out.")
-    task = request.task
+    task = spec.task
     others = [task.label, *([task.group] if task.group else [])]
-    tables = {name: as_table(value, task.feature_columns, others, name) for name, value in request.tables.items()}
-    check_out(request.out, tables)
-    splits = tuple(dict.fromkeys(o.split for o in request.objectives if o.split not in (None, LABEL)))
+    given = {**spec.tables, **more}
+    tables = {name: as_table(value, task.feature_columns, others, name) for name, value in given.items()}
+    check_out(spec.out, tables)
+    splits = tuple(dict.fromkeys(o.split for o in spec.objectives if o.split not in (None, LABEL)))
     columns, scored = {}, "pool" if "pool" in tables else "train"
     for name, table in tables.items():
         row_id = id_column(table.schema, task.row_id)
-        if name != scored and request.verb != "pairs" and task.row_id is None and row_id != "row_id":
-            row_id = None  # an index matters only where ids are told
+        if name not in spec.with_ids and task.row_id is None and row_id != "row_id":
+            row_id = None  # an index matters only where rows are named by it
         columns[name] = Columns(
             tuple(task.feature_columns),
             isinstance(task.features, str),
@@ -316,7 +266,12 @@ def _if_there(name: str | None, table: Table) -> str | None:
     return name if name in table.schema.names else None
 
 
-def _scan(runner: Runner, name: str, table: Table) -> TableScan:
+def scan_table(runner: Runner, name: str, table: Table) -> TableScan:
+    """Read every row of a table once, and refuse what no stage could work on.
+
+    Raises:
+        InputError: values that are not finite, features of different shapes, an id that stands twice.
+    """
     shards = ByIndex(table.shards)
     merged = ScanMerge(table)
     with progress.bar(f"scan {name}", table.num_rows) as advance:
@@ -348,13 +303,13 @@ def _keep_scans(folder: RunFolder, job: Job, scans: Mapping[str, TableScan]) -> 
     write_json(folder.path / _SCANS, sealed(held))
 
 
-def _settle(job: Job, request: Request, probed: Probe, scans: Mapping[str, TableScan]) -> Job:
+def _settle(job: Job, spec: RunSpec, probed: Probe, scans: Mapping[str, TableScan]) -> Job:
     """Classes, groups and targets, now that the tables are known.
 
     Raises:
         InputError: labels without a logit, features of different shapes, a class or group without rows.
     """
-    task = request.task
+    task = spec.task
     classes = make_classes(scans["train"].counts[task.label], probed.logits, task.classes)
     for name, scan in scans.items():
         if name != "pool":
@@ -365,19 +320,20 @@ def _settle(job: Job, request: Request, probed: Probe, scans: Mapping[str, Table
             f"{' and '.join(shapes)} have features of different shapes: {shapes}.", "prepare them in the same way."
         )
     levels: dict[str, tuple[Any, ...]] = {}
-    for objective in request.objectives:
+    for objective in spec.objectives:
         if objective.split == LABEL:
             _check_full(classes, scans["valid"].counts[task.label], objective)
             levels[LABEL] = classes.labels
         elif objective.split is not None:
             levels[objective.split] = tuple(scans["valid"].counts[objective.split])
             objective.settle(classes.labels).check(classes.labels, scans["valid"].joint[objective.split])
-    targets = make_targets(request.objectives, classes.labels, levels)
+    targets = make_targets(spec.objectives, classes.labels, levels)
     names = [c for t in targets for c in t.columns]
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise InputError(f"Two objectives give a column {twice[0]!r}.", "give one of them another name.")
-    settings = dataclasses.replace(request.settings, targets=targets, outputs=probed.outputs)
-    return dataclasses.replace(job, classes=classes, settings=settings, levels=levels, key=job.key + "*")
+    return dataclasses.replace(
+        job, classes=classes, targets=targets, outputs=probed.outputs, levels=levels, key=job.key + "*"
+    )
 
 
 def _check_full(classes: Classes, counts: Mapping[Any, int], objective: Objective) -> None:

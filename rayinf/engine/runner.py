@@ -14,7 +14,7 @@ from rayinf.store.places import AnyPath
 
 
 class Runner(Protocol):
-    """What the pipelines ask of whoever does the work.
+    """What the pipelines need to have work done.
 
     `arrays` is what a stage needs beside the job; on Ray it is a reference, and never passes through the driver.
     """
@@ -44,18 +44,24 @@ class Runner(Protocol):
         ...
 
     def count(self, name: str, value: float, verb: str, stage: str) -> None:
-        """Tell the cluster's metrics of rows, shards, bytes or seconds; see `ray_metrics`."""
+        """Add rows, shards, bytes or seconds to the cluster's metrics; see `ray_metrics`."""
         ...
 
     def close(self) -> None:
-        """Let the workers go."""
+        """End the workers."""
         ...
 
 
 class LocalRunner:
-    """One worker, in this process."""
+    """One worker, in this process.
 
-    def __init__(self, job: Job) -> None:
+    Args:
+        job: what it works on.
+        device: where the model is moved to; None leaves it where it is.
+    """
+
+    def __init__(self, job: Job, device: str | None = None) -> None:
+        self._device = device
         self.job = job
         self._store = FactorStore(None)
 
@@ -65,12 +71,12 @@ class LocalRunner:
 
     @property
     def job(self) -> Job:
-        """What the worker is told; setting it tells it something else."""
+        """What the worker works on; setting it makes another worker."""
         return self._worker.job
 
     @job.setter
     def job(self, job: Job) -> None:
-        self._worker = Worker(job)
+        self._worker = Worker(job, self._device)
 
     def map(
         self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Any], **options: Any
@@ -92,13 +98,15 @@ class LocalRunner:
         """Call the store of factors."""
         return getattr(self._store, method)(*args)
 
-    publish = store
+    def publish(self, method: str, *args: Any) -> Any:
+        """The same: in one process a handle of arrays is the arrays."""
+        return self.store(method, *args)
 
     def count(self, name: str, value: float, verb: str, stage: str) -> None:
-        """There is no cluster that collects metrics."""
+        """Do nothing: without a cluster, nothing collects metrics."""
 
     def close(self) -> None:
-        """Nothing to let go."""
+        """Nothing to end."""
 
 
 def make_runner(job: Job, cluster: Cluster | None) -> Runner:

@@ -13,7 +13,6 @@ from torch import Tensor
 from rayinf.core import exact, fisher, inverse, kfac, objectives
 from rayinf.core.blocks import Block
 from rayinf.core.influence import ForwardPass, add_queries, dense_rows, row_products, self_products
-from rayinf.core.inverse import split_blocks
 from rayinf.core.kfac import Basis, Sums
 from rayinf.core.layer_inputs import output_positions, tiles
 from rayinf.core.objectives import LABEL
@@ -29,7 +28,6 @@ from rayinf.engine.job import Chunk
 from rayinf.engine.not_finite import not_finite
 from rayinf.engine.worker import Ready, Worker
 from rayinf.errors import InputError, RunError
-from rayinf.select.top_rows import TopRows, merge_all
 from rayinf.user_code import on_rows
 
 _SCAN_ROWS = 8192
@@ -160,19 +158,15 @@ class Lambda(Summing):
 class Curvature(Summing):
     """Chunk -> sums of the exact Hessian or the GGN, for few parameters."""
 
-    def columns(self) -> int:
-        """One column at a time."""
-        return 1
-
     def batch(self, sums: Sums, ready: Ready) -> None:
         """Add one batch."""
         w = self.worker
         with w.forward_pass(ready.x) as forward_pass:
-            hessian_is_fisher = w.job.settings.curvature == "exact" or w.job.settings.fisher == "true"
+            hessian_is_fisher = w.job.spec.curvature == "exact" or w.job.spec.fisher == "true"
             if is_head(forward_pass) and w.loss == "cross_entropy" and hessian_is_fisher:
                 a = head_inputs(forward_pass)
                 exact.add_head_hessian(sums, a, forward_pass.logits.detach())
-            elif w.job.settings.curvature == "ggn":
+            elif w.job.spec.curvature == "ggn":
                 columns, scale = w.fisher_columns(ready, forward_pass.logits)
                 with kfac.scaled(sums, scale, "H") as part:
                     exact.add_ggn(part, forward_pass, columns)
@@ -191,7 +185,7 @@ class Queries(Summing):
 
     def batch(self, sums: Sums, ready: Ready) -> None:
         """Add one batch."""
-        sources = objectives.sources(self.worker.job.settings.targets)
+        sources = objectives.sources(self.worker.job.targets)
         attacks = [a for k, (a, _) in enumerate(sources) if a not in [b for b, _ in sources[:k]]]
         for attack in attacks:
             with self.worker.forward_pass(self.worker.attacked(attack, ready)) as forward_pass:
@@ -204,8 +198,8 @@ class Queries(Summing):
 
     def _add(self, sums: Sums, ready: Ready, forward_pass: ForwardPass, j: int, source: objectives.Source) -> None:
         w, job = self.worker, self.worker.job
-        shared = [t for t in job.settings.targets if t.source == source]
-        outputs = job.settings.outputs
+        shared = [t for t in job.targets if t.source == source]
+        outputs = job.outputs
         values, gradient = fisher.loss_gradient(
             w.loss if source[1] is None else outputs.rows(source[1]), forward_pass.logits, ready.y
         )
@@ -230,7 +224,6 @@ class Scoring:
 
     def prepare(self, arrays: Arrays) -> None:
         """Bring what the stage needs to the device."""
-        raise NotImplementedError
 
     def values(self, forward_pass: ForwardPass, cotangent_bc: Tensor, scale_b1: Tensor) -> Tensor:
         """Values `[B, columns]` of a batch, whose gradients in the logits are the cotangents times the scale."""
@@ -263,9 +256,14 @@ class Scoring:
         w = self.worker
         for ready in w.read(table or w.job.scored, shard, w.rows_a_batch(1)):
             with w.forward_pass(ready.x) as forward_pass:
-                losses, gradient = fisher.loss_gradient(w.loss, forward_pass.logits, ready.y)
-                self.fit.add(forward_pass.logits, ready.y, losses, gradient)
+                gradient = self.gradient(forward_pass.logits, ready)
                 yield ready, self.values(forward_pass, *fisher.scale_rows(gradient, w.dtype))
+
+    def gradient(self, logits: Tensor, ready: Ready) -> Tensor:
+        """Gradients `[B, C]` of the rows' losses in the logits."""
+        losses, gradient = fisher.loss_gradient(self.worker.loss, logits, ready.y)
+        self.fit.add(logits, ready.y, losses, gradient)
+        return gradient
 
 
 class Score(Scoring):
@@ -311,51 +309,6 @@ class SelfScore(Scoring):
             found = self_products(forward_pass, cotangent_bc, self.eigenbases, self.flat)[:, None]
         found = found * scale_b1.square()
         return found.to(self.worker.dtype) if self.scale == 1 else found * self.scale
-
-
-class Pairs(Score):
-    """Shard -> for each query of a tile, the `top` rows of largest and of smallest value, with their ids."""
-
-    def __call__(self, item: Shard) -> tuple[TopRows, bytes]:
-        """Candidates of a shard, and how well the model fits its rows."""
-        top = self.worker.job.settings.top
-        parts = []
-        self.fit = FitSums(len(self.worker.job.classes.labels))
-        for ready, values in self.rows(item):
-            array = values.cpu().numpy()
-            check_finite(array, ready.raw, self.worker.job.tables["train"].name)
-            ids = ready.raw.ids.to_numpy(zero_copy_only=False)
-            self.fit.value = max(self.fit.value, float(np.abs(array).max(initial=0.0)))
-            parts.append(TopRows.of(array.T, ids, ready.raw.start, top))
-        return merge_all(parts), self.fit.to_json()
-
-
-class RowQueries:
-    """Chunk of validation rows -> each row's own gradient, `V/<block>` `[rows, r, o, i]`: queries of `pairs`.
-
-    Beside them, how well the model fits these rows (`add_valid`).
-    """
-
-    def __init__(self, worker: Worker, arrays: Arrays) -> None:
-        self.worker = worker
-
-    def __call__(self, item: Chunk) -> Arrays:
-        """Gradients of a tile of rows; as many rows are held as the tile has."""
-        w = self.worker
-        parts: list[Tensor] = []
-        fit: Sums = {}
-        for shard in item.shards:
-            for ready in w.read("valid", shard, w.rows_a_batch(1)):
-                with w.forward_pass(ready.x) as forward_pass:
-                    losses, gradient = fisher.loss_gradient(w.loss, forward_pass.logits, ready.y)
-                    add_valid(fit, forward_pass.logits.detach(), ready.y, losses)
-                    cotangent, scale_b1 = fisher.scale_rows(gradient, w.dtype)
-                    parts.append(dense_rows(forward_pass, cotangent).double() * scale_b1)
-        queries = split_blocks(torch.cat(parts), w.blocks)
-        return {
-            **{f"V/{k}": v.cpu().numpy() for k, v in queries.items()},
-            **{k: v.cpu().numpy() for k, v in fit.items()},
-        }
 
 
 def is_head(forward_pass: ForwardPass) -> bool:

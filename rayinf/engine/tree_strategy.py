@@ -21,12 +21,12 @@ from rayinf.engine.run import Run
 from rayinf.engine.worker import Ready, Worker
 from rayinf.errors import InputError
 
-# Labelled rows that the tree learns from: more add memory, and hardly any knowledge.
+# Labelled rows that the tree is fitted on: more add memory, and change it little.
 _MOST_ROWS = 50_000
 
 
 class LabeledValues(stages.Score):
-    """Shard of labelled rows -> features `x` and values of those that the tree learns from."""
+    """Shard of labelled rows -> features `x` and values of those that the tree is fitted on."""
 
     def __init__(self, worker: Worker, arrays: Arrays, share: float) -> None:
         super().__init__(worker, arrays, [])
@@ -36,7 +36,7 @@ class LabeledValues(stages.Score):
         """A share of the shard's rows, by their contents alone."""
         x, values = [], []
         for ready, found in self.rows(item, "train"):
-            draws = uniforms(row_keys(ready.raw.x, ready.raw.labels), self.worker.job.settings.seed + 5, 1)[:, 0]
+            draws = uniforms(row_keys(ready.raw.x, ready.raw.labels), self.worker.job.spec.seed + 5, 1)[:, 0]
             array = found.cpu().numpy()
             stages.check_finite(array, ready.raw, self.worker.job.tables["train"].name)
             x.append(_flat(ready.raw.x)[draws < self.share])
@@ -72,12 +72,8 @@ def value_by_tree(run: Run) -> list[pa.Table]:
     solved = pipeline.solve_queries(run)
     shards = {s.index: s for s in run.job.tables["train"].shards}
     rows = run.scans["train"].rows
-    parts: dict[int, Arrays] = {}
-    with run.timed("labelled values", rows) as advance:
-        for key, part in run.runner.map(LabeledValues, solved, shards, share=min(1.0, _MOST_ROWS / rows)):
-            parts[key] = part
-            advance(shards[key].rows)
-    x, values = (np.concatenate([parts[k][name] for k in sorted(parts)]) for name in ("x", "values"))
+    parts = run.gather("labelled values", LabeledValues, solved, shards, share=min(1.0, _MOST_ROWS / rows))
+    x, values = (np.concatenate([part[name] for part in parts]) for name in ("x", "values"))
     tree = InfluenceTree(max_depth=None, append_label=False).fit(x, None, values)
     arrays = {"tree": np.frombuffer(pickle.dumps(tree, protocol=5), np.uint8)}
     return pipeline.score(run, TreeValues, arrays, ["tree"])
@@ -87,7 +83,7 @@ def _flat(x: Array) -> Array:
     """Features `[B, d]`.
 
     Raises:
-        InputError: they are no numbers.
+        InputError: they are not numbers.
     """
     if x.dtype.kind not in "fiub":
         raise InputError(

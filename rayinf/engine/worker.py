@@ -1,4 +1,4 @@
-"""One worker's standing equipment: the model, its blocks, and batches of tensors from any shard."""
+"""What a worker keeps between stages: the model, its blocks, and batches of tensors from any shard."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ class Worker:
         model = self.job.task.build()
         if self.job.state is not None and not isinstance(self.job.task.model, nn.Module):
             check_same_state(self.job.state, model)
-        if self.job.settings.precision == "fp64":
+        if self.job.precision == "fp64":
             # A factory may return one and the same module each time, which must stay as it is.
             model = (model if isinstance(self.job.task.model, nn.Module) else copy.deepcopy(model)).double()
-        self.job.settings.outputs.prepare(model)
+        self.job.outputs.prepare(model)
         return model.to(self._device) if self._device else model
 
     @cached_property
@@ -76,7 +76,7 @@ class Worker:
     @property
     def loss(self) -> str | RowLoss:
         """The task's loss as a function of the model's logits."""
-        return self.job.settings.outputs.loss(self.job.task.loss)
+        return self.job.outputs.loss(self.job.task.loss)
 
     def row_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Loss of each row, `[B]`."""
@@ -87,7 +87,7 @@ class Worker:
 
     def exact_row_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The same, in float64 where the loss takes that: a sure row would lose its derivatives in float32."""
-        exact = self.loss == "cross_entropy" or self.job.settings.outputs.doubles
+        exact = self.loss == "cross_entropy" or self.job.outputs.doubles
         return self.row_loss(logits.double() if exact else logits, labels)
 
     @cached_property
@@ -112,8 +112,8 @@ class Worker:
 
     def rows_a_batch(self, columns: int) -> int:
         """Rows that fit in `BATCH_FLOATS` with this many Fisher columns: fixed by the model and the data alone."""
-        if self.job.settings.batch_size is not None:
-            return self.job.settings.batch_size
+        if self.job.spec.batch_size is not None:
+            return self.job.spec.batch_size
         if columns not in self._sizes:
             self._sizes[columns] = self._measure(columns)
         return self._sizes[columns]
@@ -185,7 +185,7 @@ class Worker:
             return ""
         table, raw = self._batch
         which = f"row {raw.start}" if len(raw) == 1 else f"rows {raw.start} to {raw.start + len(raw) - 1}"
-        double = " in float64" if self.job.settings.precision == "fp64" else ""
+        double = " in float64" if self.job.precision == "fp64" else ""
         held = f"features {list(raw.x.shape)} {raw.x.dtype}{double}"
         return f"{which} of {self.job.tables[table].name} ({held})"
 
@@ -215,8 +215,8 @@ class Worker:
 
     @contextmanager
     def forward_pass(self, x: Any) -> Generator[ForwardPass]:
-        """A forward pass whose row gradients can be asked for."""
-        half = _AUTOCAST[self.job.settings.precision] is torch.float16
+        """A forward pass whose row gradients can be computed."""
+        half = _AUTOCAST[self.job.precision] is torch.float16
         with capture(self.model, self.blocks, half=half) as captured:
             yield ForwardPass(self.model, self.modules, self.blocks, captured, self.predict(x), x)
 
@@ -226,7 +226,7 @@ class Worker:
         Raises:
             UserCodeError: the model raised, or gave other logits than one row for each row of the batch.
         """
-        logits = forward(self.model, x, _AUTOCAST[self.job.settings.precision])
+        logits = forward(self.model, x, _AUTOCAST[self.job.precision])
         known, rows = len(self.job.classes.labels), len(self._batch[1]) if self._batch else None
         if known and rows is not None and logits.shape != (rows, known):
             raise UserCodeError(
@@ -252,31 +252,31 @@ class Worker:
 
         What is summed over the columns' outer products counts `scale ** 2` times.
         """
-        settings, draws = self.job.settings, None
+        spec, draws = self.job.spec, None
         if self.draws_labels:
             keys = row_keys(ready.raw.x, ready.raw.labels)
-            draws = torch.from_numpy(uniforms(keys, settings.seed, fisher.DRAWS))
-        found = fisher.columns(logits, ready.y, self.loss, settings.fisher, draws)
+            draws = torch.from_numpy(uniforms(keys, spec.seed, fisher.DRAWS))
+        found = fisher.columns(logits, ready.y, self.loss, spec.fisher, draws)
         return fisher.scale_together(found, logits.dtype)
 
     @property
     def draws_labels(self) -> bool:
         """Whether labels are drawn, because there are too many classes for the whole expectation."""
         many = len(self.job.classes.labels) > fisher.MOST_CLASSES
-        return many and self.job.settings.fisher == "true" and self.loss == "cross_entropy"
+        return many and self.job.spec.fisher == "true" and self.loss == "cross_entropy"
 
     @property
     def fisher_width(self) -> int:
         """S, the number of Fisher columns."""
-        if self.job.settings.fisher == "empirical":
+        if self.job.spec.fisher == "empirical":
             return 1
         return fisher.DRAWS if self.draws_labels else len(self.job.classes.labels)
 
     def halves(self, ready: Ready) -> Tensor | None:
         """0 or 1 for each row: which half of the validation rows it is in, from its contents and the seed."""
-        if not self.job.settings.halves:
+        if not self.job.spec.halves:
             return None
-        side = uniforms(row_keys(ready.raw.x, ready.raw.labels), self.job.settings.seed + 1, 1)[:, 0] >= 0.5
+        side = uniforms(row_keys(ready.raw.x, ready.raw.labels), self.job.spec.seed + 1, 1)[:, 0] >= 0.5
         return torch.from_numpy(side.astype(np.int64)).to(self.device)
 
     def tensors(self, arrays: Arrays, dtype: torch.dtype) -> dict[str, Tensor]:

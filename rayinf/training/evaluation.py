@@ -81,7 +81,7 @@ def _settle(worker: Worker, scan: TableScan, asked: tuple[Objective, ...]) -> tu
         for objective in asked:
             if isinstance(objective, Gap):
                 outputs.require_logits(f"Objective {objective.name!r}")
-        job = replace(job, settings=replace(job.settings, outputs=outputs))
+        job = replace(job, outputs=outputs)
     return make_targets(asked, labels, held), Worker(job)
 
 
@@ -96,7 +96,7 @@ def _add(sums: Sums, targets: tuple[Target, ...], workers: tuple[Worker, Worker]
         if attack not in logits:
             logits[attack] = worker.predict(aimed.attacked(attack, ready))
         shared = [t for t in targets if t.source == source]
-        outputs = worker.job.settings.outputs
+        outputs = worker.job.outputs
         values = (worker.row_loss if function is None else outputs.rows(function))(logits[attack], ready.y)
         weights = objectives.weights(shared, held, None, ready.y)
         objectives.add_values(sums, j, shared, values, weights, (logits[attack], ready.y))

@@ -11,8 +11,9 @@ from rayinf.data.batches import BatchReader, Columns, check_columns
 from rayinf.data.labels import Classes, check_known, make_classes
 from rayinf.data.scan import TableScan, merge_scans, scan_shard
 from rayinf.data.tables import READ_ROWS, Table, as_table
-from rayinf.engine.job import Job, Settings
+from rayinf.engine.job import Job
 from rayinf.engine.probe import probe
+from rayinf.engine.spec import InfluenceSpec
 from rayinf.engine.worker import Worker
 from rayinf.errors import RunError
 from rayinf.task import Task
@@ -38,7 +39,8 @@ def open_table(task: Task, given: Any, name: str, objectives: Sequence[Objective
     extra = tuple(s for s in splits if s is not None)
     columns = Columns(tuple(task.feature_columns), isinstance(task.features, str), task.label, None, extra)
     check_columns(table, columns)
-    job = Job(task, {TABLE: table}, {TABLE: columns}, Classes(()), Settings(curvature="identity"))
+    spec = InfluenceSpec(task=task, train=given, valid=None, curvature="identity")
+    job = Job(task, {TABLE: table}, {TABLE: columns}, Classes(()), spec)
     logits = probe(job, objectives).logits
     reader = BatchReader(table, columns)
     scan = merge_scans((scan_shard(reader, s, columns, READ_ROWS) for s in table.shards), table)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from rayinf.arguments import refuse
-from rayinf.core.objective_parser import parse
 from rayinf.data.batches import Array
 from rayinf.data.scan import TableScan
 from rayinf.data.scores import Scores
 from rayinf.data.vectors import Vectors
-from rayinf.engine.job import Job, Settings
+from rayinf.engine.job import Job
 from rayinf.engine.model_digest import model_digest
-from rayinf.engine.run import Request, open_run
+from rayinf.engine.run import open_run
+from rayinf.engine.spec import InfluenceSpec
 from rayinf.errors import InputError
 from rayinf.task import Fit, Task
 from rayinf.training.run_identity import fit_name
@@ -83,10 +83,9 @@ def open_request(asked: Asked, tables: Mapping[str, Any], targets: Any) -> Opene
     Raises:
         InputError: what does not fit.
     """
-    settings = Settings(curvature="identity", seed=asked.seed)
     # Influence vectors are what the objective "category" gives: it needs validation rows of every class too.
-    request = Request(VERB, asked.task, tables, parse("category"), settings, None, None, None, None)
-    with open_run(request) as run:
+    spec = InfluenceSpec(task=asked.task, **tables, objective="category", curvature="identity", seed=asked.seed)
+    with open_run(spec) as run:
         job, identity = run.job, run.identity
     notes = _check_scored(asked, job, run.scans)
     classes, order = job.classes.names, _columns(asked.vectors, job)
@@ -95,6 +94,7 @@ def open_request(asked: Asked, tables: Mapping[str, Any], targets: Any) -> Opene
     names = [str(job.classes.labels[k]) for k in chosen]
     search = asked.search
     identity |= {
+        "verb": VERB,
         "scores": hashlib.sha256(p_nk.tobytes()).hexdigest(),
         "targets": names,
         "mode": asked.mode,

@@ -68,7 +68,7 @@ def test_the_store_killed_between_partial_sums(tables, calm, tmp_path, monkeypat
     def deadly(self, work, arrays, items, name):
         for key in plain(self, work, arrays, items, name):
             if name not in killed:
-                killed[name] = self.store("tell", pid_of_store, [])
+                killed[name] = self.store("summarise", pid_of_store, [])
                 os.kill(killed[name], signal.SIGKILL)
             yield key
 

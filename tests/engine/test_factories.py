@@ -96,7 +96,8 @@ def job_of(model: Any) -> Job:
 
 def test_a_worker_that_builds_the_same() -> None:
     assert torch.equal(Worker(job_of(seeded)).model[0].weight, seeded()[0].weight)
-    fp64 = replace(job_of(seeded), settings=replace(job_of(seeded).settings, precision="fp64"))
+    job = job_of(seeded)
+    fp64 = replace(job, spec=replace(job.spec, precision="fp64"))
     assert Worker(fp64).model[0].weight.dtype is torch.float64
 
 

@@ -15,7 +15,7 @@ from data.refusals import TRAIN, VALID, task
 from torch import nn
 
 import rayinf
-from rayinf.engine import memory, stages
+from rayinf.engine import machine, memory, stages
 
 WIDE = nn.Sequential(nn.Linear(4, 50), nn.Tanh(), nn.Linear(50, 3))
 P = 4 * 50 + 50 + 50 * 3 + 3
@@ -24,7 +24,7 @@ P = 4 * 50 + 50 + 50 * 3 + 3
 def give(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
     """A machine with so many bytes free, in no control group."""
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=int(free)))
-    monkeypatch.setattr(memory, "_GROUPS", ())
+    monkeypatch.setattr(machine, "_CGROUP", Path("/nonexistent"))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def _last(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
             {
                 "memory.limit_in_bytes": "1000",
                 "memory.usage_in_bytes": "990",
-                "memory.stat": "inactive_file 7\ntotal_inactive_file 5\n",
+                "memory.stat": "inactive_file 7\ntotal_inactive_file 3\ntotal_active_file 2\n",
             },
             15,
         ),
@@ -146,10 +146,12 @@ def test_a_containers_limit(
 ) -> None:
     """It counts where the machine has more free."""
     give(monkeypatch, 10_000)
-    monkeypatch.setattr(memory, "_GROUPS", (tmp_path,))
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    folder = tmp_path / "memory" if "memory.limit_in_bytes" in files else tmp_path
+    folder.mkdir(exist_ok=True)
     for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    assert memory.available() == (10_000 if left is None else left)
+        (folder / name).write_text(text)
+    assert machine.free_memory() == (10_000 if left is None else left)
 
 
 def test_a_plan_tries_no_more_columns_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import rayinf
 from rayinf.engine import leftovers, machine
 from rayinf.engine.deadline import Deadline
 from rayinf.engine.parallel import side_by_side
-from rayinf.engine.run import Request
+from rayinf.engine.spec import SelfInfluenceSpec
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +165,8 @@ class _Job:
 @pytest.mark.chaos
 def test_a_store_that_dies_in_one_call_again_and_again_is_named(runner):
     begin = time.monotonic()
-    with pytest.raises(rayinf.RunError, match=r"'tell' in the store of factors ended its process 3 times") as found:
-        runner().store("tell", kill_store, [])
+    with pytest.raises(rayinf.RunError, match=r"'summarise' in the store .* ended its process 3 times") as found:
+        runner().store("summarise", kill_store, [])
     assert "memory" in str(found.value) and "Fix:" in str(found.value)
     assert time.monotonic() - begin < 200
 
@@ -174,9 +174,9 @@ def test_a_store_that_dies_in_one_call_again_and_again_is_named(runner):
 @pytest.mark.slow
 def test_a_store_that_works_is_waited_for_and_one_that_stands_still_is_not(runner):
     held = runner(patience=3.0)
-    assert held.store("tell", work, [], 8.0) == "worked"
-    with pytest.raises(rayinf.RunError, match=r"Nothing moved in 3 s: 'tell' in the store of factors stands still"):
-        held.store("tell", rest, [], 600.0)
+    assert held.store("summarise", work, [], 8.0) == "worked"
+    with pytest.raises(rayinf.RunError, match=r"Nothing moved in 3 s: 'summarise' in the store .* stands still"):
+        held.store("summarise", rest, [], 600.0)
 
 
 @pytest.mark.chaos
@@ -457,6 +457,7 @@ def test_paths_are_absolute_once(tables, tmp_path, monkeypatch):
     found = job.run(*tables, "run")
     again = job.run(*tables, "again", factors="run")
     assert again.table.equals(found.table)
-    given = Request("influence", None, {}, (), None, None, "run", None, "~/x")
+    task = rayinf.Task(job.model())
+    given = SelfInfluenceSpec(task=task, train=None, factors="run", out="~/x")
     assert (given.factors, given.out) == (tmp_path / "run", Path("~/x").expanduser())
-    assert str(Request("influence", None, {}, (), None, None, None, None, "s3://bucket/x").out) == "s3://bucket/x"
+    assert str(SelfInfluenceSpec(task=task, train=None, out="s3://bucket/x").out) == "s3://bucket/x"

@@ -1,0 +1,325 @@
+"""One description of a run: a verb's arguments, validated once, sent to workers, and hashed as the run's identity.
+
+A verb makes its spec from its own arguments, under the same names: `InfluenceSpec(**locals())`. So a new argument is a
+field here. It is checked by the rule of its name (`engine.entry`), or in `__post_init__` where one verb alone has it.
+It is a part of the identity, stands in the metadata of the scores, and reaches every stage as `worker.job.spec.<name>`.
+
+Plain frozen dataclasses, not pydantic models: a spec holds modules, tables and functions, which pydantic could only
+pass through, and its messages are our own rules' either way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rayinf.core.dropout import require_dropout
+from rayinf.core.fisher import FisherKind
+from rayinf.core.objective_parser import parse
+from rayinf.core.objectives import Objective, mean_loss
+from rayinf.data.batches import is_text
+from rayinf.data.tables import Table
+from rayinf.engine.entry import BY_DROPOUT, BY_INFLUENCE, BY_LOGITS, KRONECKER, check
+from rayinf.engine.job import Cluster
+from rayinf.errors import InputError
+from rayinf.select import aggregate
+from rayinf.select.forest import LEAST_ROWS
+from rayinf.store.places import AnyPath
+from rayinf.task import Task
+
+if TYPE_CHECKING:
+    from rayinf.engine.probe import Probe
+
+# Fields that stay in the driver: workers find tables, task and objectives in their `Job`, and an identity holds digests
+# of their contents. Where a run works and writes changes no score.
+_DRIVER = {"sent": False, "identity": False}
+# Fields that choose among scores, or follow from others.
+_NOT_IDENTITY = {"identity": False}
+_FI = "The influence measure FI"
+# Fields that hold tables, and the names that stages read them under.
+_TRAIN, _VALID, _POOL = ({**_DRIVER, "table": name} for name in ("train", "valid", "pool"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """What every verb that opens a run has in common.
+
+    Attributes:
+        verb: its name.
+        sign: what the sign of its values means, and `unit` what they are measured in.
+        signed: whether the values have a sign.
+        with_ids: tables whose rows are named by their ids in what comes out.
+        objectives: what is summed over the validation rows.
+        objective_rows: the table that they are summed over, under the name of its argument.
+        halves: whether every column is also given for each half of the validation rows.
+        mixed: whether derivatives in parameters and inputs are taken: the model is differentiated twice, in float64.
+        takes_probabilities: what takes the model's outputs as logits of probabilities, for errors; None: nothing does.
+    """
+
+    verb: ClassVar[str]
+    sign: ClassVar[str] = "positive: the row helps; removing it is predicted to raise the objective by that much"
+    unit: ClassVar[str] = (
+        "change of the sum of validation losses, in the loss's own unit; of a gap between groups, of the gap"
+    )
+    signed: ClassVar[bool] = True
+    with_ids: ClassVar[tuple[str, ...]] = ("train",)
+
+    task: Task = field(metadata=_DRIVER)
+    curvature: str = "ekfac"
+    fisher: FisherKind = "true"
+    damping: float | None = None
+    factors: str | AnyPath | None = field(default=None, metadata=_DRIVER)
+    cluster: Cluster | None = field(default=None, metadata=_DRIVER)
+    out: str | AnyPath | None = field(default=None, metadata=_DRIVER)
+    seed: int = 0
+    batch_size: int | None = None
+    precision: str | None = None
+    objectives: tuple[Objective, ...] = field(default=(), init=False, metadata=_DRIVER)
+    objective_rows: str = field(default="valid", init=False, metadata=_NOT_IDENTITY)
+    halves: bool = field(default=False, init=False)
+    mixed: bool = field(default=False, init=False, metadata=_NOT_IDENTITY)
+    takes_probabilities: str | None = field(default=None, init=False, metadata=_NOT_IDENTITY)
+
+    def __post_init__(self) -> None:
+        """The one validation: every field by the rule of its name.
+
+        Raises:
+            InputError: the first that has the wrong type or is out of range.
+        """
+        self._set(**check(**{f.name: getattr(self, f.name) for f in fields(self)}))
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is sent to workers."""
+        kept_here = {f.name for f in fields(self) if not f.metadata.get("sent", True)}
+        return {name: value for name, value in vars(self).items() if name not in kept_here}
+
+    @property
+    def tables(self) -> dict[str, Any]:
+        """The tables as they were given, under the names that stages read them by."""
+        held = {f.metadata["table"]: (f, getattr(self, f.name)) for f in fields(self) if "table" in f.metadata}
+        return {name: given for name, (f, given) in held.items() if given is not None or f.default is MISSING}
+
+    def check(self, tables: Mapping[str, Table], probed: Probe) -> None:
+        """Refuse, before any work, what the verb cannot do with these tables and this model.
+
+        Args:
+            tables: opened.
+            probed: the model on a few rows.
+
+        Raises:
+            InputError: with the numbers.
+        """
+
+    def identity(self) -> dict[str, Any]:
+        """The verb and every argument that changes scores.
+
+        Digests of the tables, the model and functions stand beside it (`engine.identity`).
+        """
+        held = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("identity", True)}
+        uses_fisher = self.curvature in KRONECKER or self.curvature == "ggn"
+        return {"verb": self.verb, **held, "fisher": self.fisher if uses_fisher else None}
+
+    def own_arguments(self) -> dict[str, Any]:
+        """What the identity holds beyond that of every verb, where it is given."""
+        shared = {"verb", *(f.name for f in fields(RunSpec))}
+        return {k: v for k, v in self.identity().items() if k not in shared and v is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfluenceSpec(RunSpec):
+    """Of `influence`; also what verbs that train with its scores open to check their tables."""
+
+    verb = "influence"
+
+    train: Any = field(metadata=_TRAIN)
+    valid: Any = field(metadata=_VALID)
+    objective: Any = field(default="total", metadata=_DRIVER)
+    halves: bool = False
+
+    def __post_init__(self) -> None:
+        """Parse the objectives."""
+        super().__post_init__()
+        self._set(objectives=parse(self.objective, self.task.group))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfInfluenceSpec(RunSpec):
+    """Of `self_influence`."""
+
+    verb = "self_influence"
+    signed = False
+
+    train: Any = field(metadata=_TRAIN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsSpec(RunSpec):
+    """Of `pairs`."""
+
+    verb = "pairs"
+    with_ids = ("train", "valid")
+
+    train: Any = field(metadata=_TRAIN)
+    valid: Any = field(metadata=_VALID)
+    top: int = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledSpec(RunSpec):
+    """Of verbs that can take FI of a share of the rows, and with a rank; `exclude` names rows not to draw."""
+
+    signed = False
+
+    rank: int | None = None
+    subsample: float = 1.0
+    exclude: Any = field(default=(), metadata=_NOT_IDENTITY)
+
+    @cached_property
+    def undrawn(self) -> tuple[Any, ...]:
+        """Ids of rows that the share is not drawn from."""
+        return tuple(sorted(set(self.exclude), key=str)) if self.subsample < 1 else ()
+
+    @cached_property
+    def draw(self) -> int:
+        """What moves the seed of the share: every round of active learning draws anew, from the rows that are left."""
+        return int(self._digest()[:15], 16) | 1 << 40 if self.undrawn else 0
+
+    def check(self, tables: Mapping[str, Table], probed: Probe) -> None:
+        """Refuse a rank or a share that the scored table or the model cannot give.
+
+        Raises:
+            InputError: one of these, or features of text, which no forest learns from.
+        """
+        table = tables.get("pool", tables["train"])
+        rows = max(table.num_rows - len(self.undrawn), 1)
+        most = min(probed.parameters, probed.perturbed)
+        if self.rank is not None and self.rank > most:
+            raise InputError(
+                f"rank={self.rank!r}: the mixed derivative of a row is {probed.parameters:,} x {probed.perturbed:,}.",
+                f"pass a whole number from 1 to {most:,}, or None for the exact measure.",
+            )
+        share = self.subsample
+        if share < 1 and rows * share < LEAST_ROWS:
+            raise InputError(
+                f"subsample={share} of {rows:,} rows leaves {rows * share:.0f}: too few for a forest to learn from.",
+                f"score at least {LEAST_ROWS} rows: pass subsample={min(1.0, LEAST_ROWS / rows):.3g} or more.",
+            )
+        kinds = [table.schema.field(name).type for name in self.task.feature_columns]
+        if share < 1 and any(map(is_text, kinds)):
+            raise InputError(
+                f"subsample={share}: the features are text, and a forest cannot learn ranks from text.",
+                "pass subsample=1.0, or embeddings as the features.",
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """With the rows that no share is drawn from."""
+        return {**super().identity(), "exclude": self._digest()[:16] if self.undrawn else None}
+
+    def _digest(self, *more: Any) -> str:
+        """Of the rows that are excluded."""
+        return hashlib.sha256(repr((*more, sorted(map(str, self.exclude)))).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureSpec(SampledSpec):
+    """Of `influence_measure`: in float64 but for fitting K-FAC, since the metric's inverse magnifies rounding."""
+
+    verb = "influence_measure"
+    sign = "none: the higher, the more the fit hangs on the row"
+    unit = "squared change of the mean validation loss, a unit of the row's own metric"
+
+    train: Any = field(metadata=_TRAIN)
+    valid: Any = field(metadata=_VALID)
+
+    def __post_init__(self) -> None:
+        """Set what follows from the verb."""
+        super().__post_init__()
+        self._set(precision="fp64", mixed=True, takes_probabilities=_FI)
+        self._set(objectives=(Objective("fi", combine=mean_loss),))  # the mean validation loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcquireSpec(SampledSpec):
+    """Of `acquire`. The n rows to pick and the rows to exclude change the scores of few strategies alone."""
+
+    verb = "acquire"
+    sign = "the higher, the sooner the row's label is worth asking for"
+    unit = "the strategy's own"
+    with_ids = ("pool",)
+
+    labeled: Any = field(metadata=_TRAIN)
+    valid: Any = field(default=None, metadata=_VALID)
+    pool: Any = field(metadata=_POOL)
+    n: int = field(default=500, metadata=_NOT_IDENTITY)
+    strategy: str = "fi"
+    aggregate: str | float = "trimmed_mean"
+    samples: int = 20
+
+    def __post_init__(self) -> None:
+        """Set what follows from the strategy: curvature, precision and validation rows matter to some alone.
+
+        Raises:
+            InputError: a wrong argument, or a strategy without the validation rows that it needs.
+        """
+        super().__post_init__()
+        if self.needs_valid and self.valid is None:
+            raise InputError(f"strategy={self.strategy!r} needs validation rows.", "pass valid=..., or use isal.")
+        self._set(exclude=() if self.exclude is None else self.exclude, precision=None)
+        if self.strategy == "fi":
+            self._set(precision="fp64", mixed=True, takes_probabilities=_FI)
+        elif self.strategy in BY_INFLUENCE:
+            self._set(objectives=(Objective("total"),))
+        else:
+            self._set(curvature="identity")
+        if self.strategy in (*BY_DROPOUT, *BY_LOGITS):
+            self._set(takes_probabilities=f"strategy={self.strategy!r}")
+        if self.strategy == "isal":
+            self._set(valid=self.labeled, objective_rows="train")
+        elif not self.needs_valid:
+            self._set(valid=None)
+
+    @property
+    def needs_valid(self) -> bool:
+        """Whether the strategy looks at validation rows."""
+        return self.strategy in ("iv", "tree")
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether rows are picked together, so that how many there are matters to which."""
+        return self.strategy == "batchbald"
+
+    def check(self, tables: Mapping[str, Table], probed: Probe) -> None:
+        """Refuse what the tables or the model cannot give.
+
+        Raises:
+            InputError: more rows wanted than there are, an unknown aggregate, dropout without dropout layers, a rank
+                or subsample for another strategy than "fi", or as for `influence_measure`.
+        """
+        rows = tables["pool"].num_rows
+        if self.n > rows - len(set(self.exclude)):
+            left = f", {len(set(self.exclude)):,} of them excluded" if len(self.exclude) else ""
+            raise InputError(f"n={self.n:,} rows are wanted, and the pool has {rows:,}{left}.", "pass a smaller n.")
+        if self.strategy != "fi" and (self.rank is not None or self.subsample != 1):
+            raise InputError(
+                f"rank={self.rank} and subsample={self.subsample} are for FI, not for {self.strategy!r}.",
+                'leave them out, or use strategy="fi".',
+            )
+        if self.strategy == "fi":
+            aggregate.parse(str(self.aggregate), tables["train"].num_rows)
+        if self.strategy in BY_DROPOUT:
+            require_dropout(probed.model)
+        super().check(tables, probed)
+
+    def identity(self) -> dict[str, Any]:
+        """With n where rows are picked together."""
+        held = super().identity()
+        if self.is_joint:
+            held["exclude"] = self._digest(self.n)[:16]
+        return {**held, "samples": self.samples if self.strategy in BY_DROPOUT else 0}

@@ -11,6 +11,9 @@ from rayinf.engine.model_digest import model_digest
 from rayinf.store.places import is_uri
 from rayinf.task import Fit, Task
 
+# Of the identity of a run of the engine, what says which task it is about.
+TASK_IDENTITY = ("model", "loss", "features", "label", "transform", "mask", "version", "parameters", "l2", "classes")
+
 
 def absolute(given: Any) -> Any:
     """A table's path, or each of several, the same in any process; anything else as it is."""

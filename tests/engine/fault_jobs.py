@@ -104,6 +104,12 @@ def pareto_reweight(tables: Tables, out: Path, **more: Any) -> None:
     rayinf.pareto_reweight(task(), tables.train, tables.valid, by_class(tables), [0], search=search, out=out, **more)
 
 
+def trim_rounds(tables: Tables, out: Path, **more: Any) -> None:
+    rayinf.trim_rounds(
+        task(), tables.train, tables.valid, rounds=2, curvature="ggn", damping=0.1, seed=1, out=out, **more
+    )
+
+
 def reweight_lp(tables: Tables, out: Path, **more: Any) -> None:
     values = np.random.default_rng(0).normal(0.1, 1, (3000, 3))  # of some pages, so that a small disk is full
     scores = rayinf.Scores.from_numpy(values, ["category_0", "category_1", "category_2"])
@@ -132,6 +138,7 @@ VERBS: dict[str, Callable[..., None]] = {
         removal_check,
         pareto_reweight,
         reweight_lp,
+        trim_rounds,
         trim_stream,
     )
 }
@@ -149,7 +156,7 @@ def run(verb: str, tables: Tables, out: Path, cluster: rayinf.Cluster | None = N
 def digest(out: Path) -> dict[str, str]:
     """Every file of a finished run that carries no time, and its SHA-256."""
     found = {}
-    timed = any(out.rglob("round-0.json")) or (out / "trainings").is_dir()
+    timed = any(out.glob("*/round-0.json")) or (out / "trainings").is_dir()
     for path in sorted(p for p in out.rglob("*") if p.is_file()):
         name = path.relative_to(out).as_posix()
         if (

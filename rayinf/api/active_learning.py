@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +15,7 @@ from rayinf.api.history import History
 from rayinf.arguments import plain
 from rayinf.core.fisher import FisherKind
 from rayinf.data.batches import Array, BatchReader, Columns
+from rayinf.data.extent import EXTENT, OPTIONAL
 from rayinf.data.out_folder import check_out
 from rayinf.data.overlap import labelled_already, tell
 from rayinf.data.run_folder import RunFolder, owner_of
@@ -27,19 +26,14 @@ from rayinf.engine.job import Cluster, Job
 from rayinf.engine.parallel import session, side_by_side
 from rayinf.engine.run import Request, open_run
 from rayinf.errors import InputError
-from rayinf.store.places import AnyPath, open_place
+from rayinf.store.places import AnyPath
 from rayinf.task import Task
 from rayinf.training.oracle import Pool, make_oracle
 from rayinf.training.retraining import train_anew
-from rayinf.training.run_identity import absolute, fit_identity
-from rayinf.training.trajectory import Learning, Options, tell_round
-from rayinf.training.trajectory_folder import VERB, Key, keys, load_trajectories
-
-# Of a run of `acquire`, what says which task and which data it is about.
-_SHARED = (
-    *("model", "loss", "features", "label", "transform", "mask", "version", "parameters", "l2", "classes"),
-    *("pool", "test"),
-)
+from rayinf.training.run_identity import TASK_IDENTITY, absolute, fit_identity
+from rayinf.training.steps import run_folder
+from rayinf.training.trajectory import AcquireOptions, Learning, print_round
+from rayinf.training.trajectory_state import VERB, Key, folder_name, read_states
 
 
 def active_learning(
@@ -91,7 +85,8 @@ def active_learning(
             the device of the task's own model); tables and a function as oracle are then sent to the workers.
         out: the run's folder. `<strategy>-seed<k>/round-<r>.parquet` holds the rows that round r added (`row_id`,
             `position`, `label`, `value`, best first), `round-<r>.json` its measures. The same call again goes on after
-            the last finished step. Workers on other machines must see the folder.
+            the last finished step. So does one that asks for more rounds, seeds or strategies, and one that asks for
+            fewer reads what it needs. Workers on other machines must see the folder.
         seed: of training and of what is drawn, the same in every round; or a list.
         curvature: as in `acquire`.
         aggregate: as in `acquire`.
@@ -113,90 +108,99 @@ def active_learning(
     """
     check(task=task, rounds=rounds, n=n, cluster=cluster, out=out, curvature=curvature, aggregate=aggregate, rank=rank)
     check(subsample=subsample, fisher=fisher, damping=damping, samples=samples)
-    wanted, rounds, n = keys(check_strategies("strategy", strategy), check_seeds("seed", seed)), int(rounds), int(n)
-    given = _Given(task, {"labeled": labeled, "pool": pool, "test": test, "valid": valid}, rounds, n, wanted)
-    options = Options(curvature, aggregate, plain(rank), plain(subsample), fisher, plain(damping), plain(samples))
-    opened = _open(given, options, out)
-    place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(open_place(out, "out"))
-    with place as folder:
+    strategies, seeds = check_strategies("strategy", strategy), check_seeds("seed", seed)
+    tables = {"labeled": labeled, "pool": pool, "test": test, "valid": valid}
+    given = _Arguments(task, tables, int(rounds), int(n), strategies, seeds)
+    options = AcquireOptions(
+        curvature, aggregate, plain(rank), plain(subsample), fisher, plain(damping), plain(samples)
+    )
+    inputs = _check_inputs(given, options, out)
+    with run_folder(out) as folder:
         learning = Learning(
-            opened.task,
-            opened.labeled,
-            {name: opened.tables.get(name) for name in ("pool", "test", "valid")},
-            {k: absolute(v) for k, v in given.tables.items() if k != "labeled" and isinstance(v, str | Path | list)},
-            opened.columns,
-            make_oracle(oracle, Pool(opened.task, opened.tables["pool"].num_rows, opened.columns.row_id)),
-            rounds,
-            n,
+            inputs.task,
+            inputs.labeled,
+            {name: inputs.tables.get(name) for name in ("pool", "test", "valid")},
+            {k: absolute(v) for k, v in tables.items() if k != "labeled" and isinstance(v, str | Path | list)},
+            inputs.columns,
+            make_oracle(oracle, Pool(inputs.task, inputs.tables["pool"].num_rows, inputs.columns.row_id)),
+            given.rounds,
+            given.n,
             acquire,
             options,
-            open_place(folder),
-            owner_of({"identity": opened.identity}),
+            folder.path,
+            owner_of({"identity": inputs.identity}),
             None,
-            left_out=opened.left_out,
-            prints=cluster is None or len(wanted) == 1,
+            left_out=inputs.left_out,
+            prints=cluster is None or len(given.keys) == 1,
         )
-        return _run(learning, wanted, opened.identity, cluster)
+        record = {"verb": VERB, "identity": inputs.identity, OPTIONAL: inputs.optional, EXTENT: given.extent}
+        return _run(learning, given, record, folder, cluster)
 
 
 @dataclass(frozen=True)
-class _Given:
+class _Arguments:
     """What the user passed."""
 
     task: Task
     tables: Mapping[str, Any]
     rounds: int
     n: int
-    wanted: Sequence[Key]
+    strategies: Sequence[str]
+    seeds: Sequence[int]
 
     @property
-    def strategies(self) -> list[str]:
-        """Every strategy once."""
-        return list(dict.fromkeys(s for s, _ in self.wanted))
+    def keys(self) -> list[Key]:
+        """Every strategy under every seed."""
+        return [(strategy, seed) for strategy in self.strategies for seed in self.seeds]
 
     @property
-    def seeds(self) -> list[int]:
-        """Every seed once."""
-        return list(dict.fromkeys(s for _, s in self.wanted))
+    def extent(self) -> dict[str, int]:
+        """Rounds of every trajectory, by its folder."""
+        return {folder_name(key): self.rounds for key in self.keys}
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """What was found to be sound."""
+class _Inputs:
+    """The arguments, checked.
+
+    Attributes:
+        task: with its classes.
+        tables: opened.
+        labeled: features and labels of the first labelled rows.
+        columns: of the pool.
+        identity: of the run.
+        optional: what only some strategies depend on.
+        left_out: ids of the pool's rows that are labelled already.
+    """
 
     task: Task
     tables: dict[str, Table]
     labeled: tuple[Array, Array]
     columns: Columns
     identity: dict[str, Any]
+    optional: dict[str, Any]
     left_out: Array
 
 
-def _run(learning: Learning, wanted: Sequence[Key], identity: dict[str, Any], cluster: Cluster | None) -> History:
-    """Every trajectory, from where its folder stands."""
-    with RunFolder(learning.folder) as folder:
-        record = {"verb": VERB, "identity": identity}
-        if folder.begin(record):
-            return History.of(load_trajectories(folder.path, learning.owner, wanted, learning.n))
-        return _learn(learning, wanted, folder, record, cluster)
-
-
-def _learn(
-    learning: Learning, wanted: Sequence[Key], folder: RunFolder, record: Mapping[str, Any], cluster: Cluster | None
+def _run(
+    learning: Learning, given: _Arguments, record: Mapping[str, Any], folder: RunFolder, cluster: Cluster | None
 ) -> History:
-    """What is left of every trajectory."""
-    before = load_trajectories(folder.path, learning.owner, wanted, learning.n)
+    """Every trajectory, from where its folder stands."""
+    finished = folder.begin(record)
+    before = read_states(folder.path, learning.owner, given.extent)
+    if finished:
+        return History.of(before)
     folder.log("start", verb=VERB)
-    if len(wanted) == 1:
+    if len(given.keys) == 1:
         with session(cluster):
-            trails = {wanted[0]: replace(learning, cluster=cluster)(wanted[0])}
+            states = {given.keys[0]: replace(learning, cluster=cluster)(given.keys[0])}
     else:
-        told = {key: len(trail.rows) for key, trail in before.items()}
-        tick = partial(_tell_new, learning, told)
-        trails = dict(side_by_side(learning, {key: key for key in wanted}, cluster, tick))
+        printed = {key: len(state.rows) for key, state in before.items()}
+        tick = partial(_print_new, learning, given, printed)
+        states = dict(side_by_side(learning, {key: key for key in given.keys}, cluster, tick))
         if cluster is not None:
             tick()
-    history = History.of({key: trails[key] for key in wanted})
+    history = History.of({key: states[key] for key in given.keys})
     if history.waiting:
         folder.log("waiting", files=history.waiting)
     else:
@@ -205,15 +209,15 @@ def _learn(
     return history
 
 
-def _tell_new(learning: Learning, told: dict[Key, int]) -> None:
+def _print_new(learning: Learning, given: _Arguments, printed: dict[Key, int]) -> None:
     """Print the rounds that workers have finished since the last time."""
-    for key, trail in load_trajectories(learning.folder, learning.owner, list(told), learning.n).items():
-        for r in range(told[key], len(trail.rows)):
-            tell_round(key, r, learning.rounds, trail.rows[r])
-        told[key] = max(told[key], len(trail.rows))
+    for key, state in read_states(learning.folder, learning.owner, given.extent).items():
+        for r in range(printed[key], len(state.rows)):
+            print_round(key, r, learning.rounds, state.rows[r])
+        printed[key] = max(printed[key], len(state.rows))
 
 
-def _open(given: _Given, options: Options, out: str | AnyPath | None) -> _Opened:
+def _check_inputs(given: _Arguments, options: AcquireOptions, out: str | AnyPath | None) -> _Inputs:
     """Check everything that `acquire`, training and measuring would, before any work.
 
     Raises:
@@ -233,21 +237,23 @@ def _open(given: _Given, options: Options, out: str | AnyPath | None) -> _Opened
     _check_rounds(given.rounds, given.n, tables["pool"].num_rows, len(left_out))
     tell(left_out, tables["pool"].num_rows)
     identity: dict[str, Any] = {}
-    for spec, asked in specs.items():
-        job, own = _try(given, options, spec, {**asked, "test": tables["test"]})
-        identity |= {k: own[k] for k in _SHARED} | {"labeled": own["train"]}
-        identity |= {"valid": own["valid"]} if spec.needs_valid else {}
-    settled = replace(task, classes=job.classes.labels)
+    optional: dict[str, Any] = {}
+    for spec, read in specs.items():
+        job, own = _try(given, options, spec, {**read, "test": tables["test"]})
+        identity |= {k: own[k] for k in (*TASK_IDENTITY, "pool", "test")} | {"labeled": own["train"]}
+        optional |= {"valid": own["valid"]} if spec.needs_valid else {}
+    with_classes = replace(task, classes=job.classes.labels)
     x, y = _read(tables["labeled"], job.columns["train"])
     if task.fit is None:
         # A model that no fit says how to train must be refused before a folder is claimed.
-        train_anew(settled, tables["labeled"], seed=given.seeds[0])
-    identity |= {"strategy": given.strategies, "seed": given.seeds, "rounds": given.rounds, "n": given.n}
-    identity |= {**asdict(options), "row_id": job.columns["pool"].row_id, **fit_identity(task)}
-    return _Opened(settled, tables, (x, y), job.columns["pool"], identity, left_out)
+        train_anew(with_classes, tables["labeled"], seed=given.seeds[0])
+    identity |= {"n": given.n, **asdict(options), "row_id": job.columns["pool"].row_id, **fit_identity(task)}
+    return _Inputs(with_classes, tables, (x, y), job.columns["pool"], identity, optional, left_out)
 
 
-def _try(given: _Given, o: Options, spec: AcquisitionSpec, tables: Mapping[str, Any]) -> tuple[Job, dict[str, Any]]:
+def _try(
+    given: _Arguments, o: AcquireOptions, spec: AcquisitionSpec, tables: Mapping[str, Any]
+) -> tuple[Job, dict[str, Any]]:
     """Open a run of `acquire` on the first labelled rows, and close it again."""
     settings = spec.settings(o.curvature, o.fisher, given.seeds[0], None, o.rank, o.subsample)
     settings = replace(settings, aggregate=str(o.aggregate), samples=o.samples if spec.needs_dropout else 0)

@@ -166,7 +166,7 @@ def digest(out: Path) -> dict[str, str]:
         ):
             continue
         held = path.read_bytes()
-        if path.suffix == ".json" and (path.parent.name == "trainings" or path.name.startswith("round-")):
+        if path.suffix == ".json" and (path.parent.name == "trainings" or path.name.startswith(("round-", "picked-"))):
             held = json.dumps({k: v for k, v in json.loads(held).items() if "seconds" not in k}).encode()
         found[name] = hashlib.sha256(held).hexdigest()
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -209,27 +209,13 @@ class Trajectory:
 
     def _pick(self, r: int) -> pa.Table:
         """`row_id`, `position` and `value` of the rows that a round picks, best first."""
-        shared, o = self._shared, self._shared.options
+        shared = self._shared
         task, labeled = self._model(), self._labeled.table(shared.task)
         begin = time.perf_counter()
-        selection = shared.acquire(
-            task,
-            labeled,
-            self._pool,
-            shared.n,
-            self._strategy,
-            shared.tables["valid"],
-            o.curvature,
-            o.aggregate,
-            o.rank,
-            o.subsample,
-            shared.cluster,
-            seed=self._seed,
-            fisher=o.fisher,
-            damping=o.damping,
-            samples=o.samples,
-            exclude=[i for ids in (shared.left_out, *self._picked) for i in ids.tolist()] or None,
-        )
+        places = {"valid": shared.tables["valid"], "cluster": shared.cluster}
+        exclude = [i for ids in (shared.left_out, *self._picked) for i in ids.tolist()] or None
+        how = {**asdict(shared.options), **places, "seed": self._seed, "exclude": exclude}
+        selection = shared.acquire(task, labeled, self._pool, shared.n, self._strategy, **how)
         shared.check_unchanged()
         self._steps.write(picked(r, "json"), {"acquire_seconds": time.perf_counter() - begin})
         return selection.source.filter(selection.source["kept"]).select(["row_id", "position", "value"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,8 +35,9 @@ import rayinf
 from rayinf.data.checked_folder import CheckedFolder
 from rayinf.pareto.fitness import rank, relative_change
 from rayinf.pareto.lp import ReweightLP
-from rayinf.training.candidates import Outcome
-from rayinf.training.generations import Generations, Wanted
+from rayinf.training.candidates import CandidateTrainer, Evaluation
+from rayinf.training.generations import Generations, Goal
+from rayinf.training.steps import Steps
 
 HERE = Path(__file__).parent
 
@@ -119,7 +122,7 @@ def test_prefer_paper_takes_the_best_of_line_7(valued, mode):
 def test_on_disk_again_nothing_is_trained(first, valued, tmp_path, monkeypatch):
     found, out = first
     before = digest(out)
-    monkeypatch.setattr("rayinf.training.candidates.Trials.__call__", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("rayinf.training.candidates.CandidateTrainer.__call__", lambda *_: pytest.fail("trained"))
     again = search(scores=valued, out=out)
     assert digest(out) == before and again.to_text() == found.to_text()
     np.testing.assert_array_equal(again.weights, found.weights)
@@ -195,6 +198,56 @@ def test_a_damaged_candidate_is_trained_anew(first, valued, tmp_path):
     (out / "weights.parquet").unlink()
     search(scores=valued, out=out)
     assert digest(out) == digest(first[1])
+
+
+@pytest.mark.parametrize("few", [1, 2])
+def test_more_generations_go_on_from_what_is_there(few, first, valued, tmp_path, monkeypatch):
+    out, trained = tmp_path / "run", []
+    part = search(scores=valued, out=out, search=replace(SMALL, iterations=few))
+    lines = part.candidates["candidate"].to_pylist()
+    assert lines == first[0].candidates["candidate"].to_pylist()[: len(lines)]
+    plain = CandidateTrainer.__call__
+    monkeypatch.setattr(CandidateTrainer, "__call__", lambda self, t: trained.append(t) or plain(self, t))
+    found = search(scores=valued, out=out)
+    new = first[0].candidates.num_rows - part.candidates.num_rows
+    assert len(trained) == new + (found.chosen["candidate"] != part.chosen["candidate"])
+    assert digest(out) == digest(first[1]) and found.to_text() == first[0].to_text()
+    assert rayinf.verify(out).ok
+    with pytest.raises(rayinf.InputError, match=f"holds a search of 3 generations, and .*iterations={few}. has fewer"):
+        search(scores=valued, out=out, search=replace(SMALL, iterations=few))
+    assert digest(out) == digest(first[1])
+
+
+def test_the_files_of_another_choice_are_not_read(valued, tmp_path, monkeypatch):
+    """Stopped at changes of files while more generations choose another candidate; then the old call, or the same."""
+    few = replace(SMALL, iterations=1)
+    calm, more = tmp_path / "calm", tmp_path / "more"
+    part, whole = search(scores=valued, out=calm, search=few), search(scores=valued, out=more)
+    assert part.chosen["candidate"] != whole.chosen["candidate"]
+    for name in ("put", "put_table", "put_json", "remove"):
+        for at in range(2):
+            out = tmp_path / f"{name}-{at}"
+            shutil.copytree(calm, out)
+            left, plain = [at], getattr(CheckedFolder, name)
+
+            def stopped(self, file, *given, left=left, plain=plain):
+                if "/" not in file:
+                    left[0] -= 1
+                    if left[0] < 0:
+                        raise KeyboardInterrupt
+                return plain(self, file, *given)
+
+            monkeypatch.setattr(CheckedFolder, name, stopped)
+            with contextlib.suppress(KeyboardInterrupt):
+                search(scores=valued, out=out)
+            monkeypatch.undo()
+            if json.loads((out / "run.json").read_text())["status"] == "running":
+                again = search(scores=valued, out=out, search=few)
+                np.testing.assert_array_equal(again.weights, part.weights)
+                for a, b in zip(again.task.model.parameters(), part.task.model.parameters(), strict=True):
+                    assert torch.equal(a, b)
+            search(scores=valued, out=out)
+            assert digest(out) == digest(more)
 
 
 def test_another_config_is_refused(first, valued):
@@ -296,15 +349,16 @@ def test_plot(first, tmp_path):
 
 def test_equal_candidates_are_tried_once(tmp_path):
     """Mutation and crossover off: nothing but elites, copies of them and new ones."""
-    plain = Outcome([50, 50], [100, 100], [1.0, 1.0])
+    plain = Evaluation([50, 50], [100, 100], [1.0, 1.0])
     still = rayinf.Search(2, 2, 0, 4, iterations=4, mutation_rate=0.0, crossover_rate=0.0, radius=None)
-    state = Generations(CheckedFolder(tmp_path, ""), still, Wanted((0,), "direct", 1.0), 2, 0, plain, plain)
+    files = CheckedFolder(tmp_path, "")
+    state = Generations(Steps(lambda: files), still, Goal((0,), "direct", 1.0), 2, 0, plain, plain)
     tried = []
 
-    def calls(trials):
-        for key, trial in trials.items():
+    def calls(trainings):
+        for key, training in trainings.items():
             tried.append(key)
-            yield key, Outcome([int(100 * trial.alpha[0]), 50], [100, 100], [1.0, 1.0])
+            yield key, Evaluation([int(100 * training.alpha[0]), 50], [100, 100], [1.0, 1.0])
 
     counts = [trained for _, _, trained in state.run(calls)]
     assert counts == [8, 0, 0, 0] and len(tried) == len(set(tried)) == 8

@@ -18,7 +18,7 @@ from rayinf.data.batches import Array, BatchReader, Columns
 from rayinf.data.extent import EXTENT, OPTIONAL
 from rayinf.data.out_folder import check_out
 from rayinf.data.overlap import labelled_already, tell
-from rayinf.data.run_folder import RunFolder, owner_of
+from rayinf.data.run_folder import owner_of
 from rayinf.data.tables import READ_ROWS, Table, as_table
 from rayinf.engine.acquisition import AcquisitionSpec
 from rayinf.engine.entry import check, check_seeds, check_strategies
@@ -28,12 +28,12 @@ from rayinf.engine.run import Request, open_run
 from rayinf.errors import InputError
 from rayinf.store.places import AnyPath
 from rayinf.task import Task
+from rayinf.training.checked_inputs import TASK_IDENTITY, absolute, fit_identity
 from rayinf.training.oracle import Pool, make_oracle
 from rayinf.training.retraining import train_anew
-from rayinf.training.run_identity import TASK_IDENTITY, absolute, fit_identity
-from rayinf.training.steps import run_folder
+from rayinf.training.steps import begun
 from rayinf.training.trajectory import AcquireOptions, Learning, print_round
-from rayinf.training.trajectory_state import VERB, Key, folder_name, read_states
+from rayinf.training.trajectory_state import VERB, Key, TrajectoryState, folder_name, read_states
 
 
 def active_learning(
@@ -110,31 +110,24 @@ def active_learning(
     check(subsample=subsample, fisher=fisher, damping=damping, samples=samples)
     strategies, seeds = check_strategies("strategy", strategy), check_seeds("seed", seed)
     tables = {"labeled": labeled, "pool": pool, "test": test, "valid": valid}
-    given = _Arguments(task, tables, int(rounds), int(n), strategies, seeds)
     options = AcquireOptions(
         curvature, aggregate, plain(rank), plain(subsample), fisher, plain(damping), plain(samples)
     )
-    inputs = _check_inputs(given, options, out)
-    with run_folder(out) as folder:
-        learning = Learning(
-            inputs.task,
-            inputs.labeled,
-            {name: inputs.tables.get(name) for name in ("pool", "test", "valid")},
-            {k: absolute(v) for k, v in tables.items() if k != "labeled" and isinstance(v, str | Path | list)},
-            inputs.columns,
-            make_oracle(oracle, Pool(inputs.task, inputs.tables["pool"].num_rows, inputs.columns.row_id)),
-            given.rounds,
-            given.n,
-            acquire,
-            options,
-            folder.path,
-            owner_of({"identity": inputs.identity}),
-            None,
-            left_out=inputs.left_out,
-            prints=cluster is None or len(given.keys) == 1,
-        )
-        record = {"verb": VERB, "identity": inputs.identity, OPTIONAL: inputs.optional, EXTENT: given.extent}
-        return _run(learning, given, record, folder, cluster)
+    given = _Arguments(task, tables, int(rounds), int(n), strategies, seeds, options)
+    learning, record = _check_inputs(given, oracle, out)
+    with begun(out, record) as (folder, finished):
+        alone = cluster is None or len(given.keys) == 1
+        learning = replace(learning, folder=folder.path, owner=owner_of(record), prints=alone)
+        before = read_states(folder.path, learning.owner, given.extent)
+        if finished:
+            return History.of(before)
+        history = _learn(learning, given, before, cluster)
+        if history.waiting:
+            folder.log("waiting", files=history.waiting)
+        else:
+            folder.finish(record)
+            folder.log("finish")
+        return history
 
 
 @dataclass(frozen=True)
@@ -147,6 +140,7 @@ class _Arguments:
     n: int
     strategies: Sequence[str]
     seeds: Sequence[int]
+    options: AcquireOptions
 
     @property
     def keys(self) -> list[Key]:
@@ -159,54 +153,19 @@ class _Arguments:
         return {folder_name(key): self.rounds for key in self.keys}
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """The arguments, checked.
-
-    Attributes:
-        task: with its classes.
-        tables: opened.
-        labeled: features and labels of the first labelled rows.
-        columns: of the pool.
-        identity: of the run.
-        optional: what only some strategies depend on.
-        left_out: ids of the pool's rows that are labelled already.
-    """
-
-    task: Task
-    tables: dict[str, Table]
-    labeled: tuple[Array, Array]
-    columns: Columns
-    identity: dict[str, Any]
-    optional: dict[str, Any]
-    left_out: Array
-
-
-def _run(
-    learning: Learning, given: _Arguments, record: Mapping[str, Any], folder: RunFolder, cluster: Cluster | None
+def _learn(
+    learning: Learning, given: _Arguments, before: Mapping[Key, TrajectoryState], cluster: Cluster | None
 ) -> History:
     """Every trajectory, from where its folder stands."""
-    finished = folder.begin(record)
-    before = read_states(folder.path, learning.owner, given.extent)
-    if finished:
-        return History.of(before)
-    folder.log("start", verb=VERB)
     if len(given.keys) == 1:
         with session(cluster):
-            states = {given.keys[0]: replace(learning, cluster=cluster)(given.keys[0])}
-    else:
-        printed = {key: len(state.rows) for key, state in before.items()}
-        tick = partial(_print_new, learning, given, printed)
-        states = dict(side_by_side(learning, {key: key for key in given.keys}, cluster, tick))
-        if cluster is not None:
-            tick()
-    history = History.of({key: states[key] for key in given.keys})
-    if history.waiting:
-        folder.log("waiting", files=history.waiting)
-    else:
-        folder.finish(record)
-        folder.log("finish")
-    return history
+            return History.of({key: replace(learning, cluster=cluster)(key) for key in given.keys})
+    printed = {key: len(state.rows) for key, state in before.items()}
+    tick = partial(_print_new, learning, given, printed)
+    states = dict(side_by_side(learning, {key: key for key in given.keys}, cluster, tick))
+    if cluster is not None:
+        tick()
+    return History.of({key: states[key] for key in given.keys})
 
 
 def _print_new(learning: Learning, given: _Arguments, printed: dict[Key, int]) -> None:
@@ -217,8 +176,8 @@ def _print_new(learning: Learning, given: _Arguments, printed: dict[Key, int]) -
         printed[key] = max(printed[key], len(state.rows))
 
 
-def _check_inputs(given: _Arguments, options: AcquireOptions, out: str | AnyPath | None) -> _Inputs:
-    """Check everything that `acquire`, training and measuring would, before any work.
+def _check_inputs(given: _Arguments, oracle: Any, out: str | AnyPath | None) -> tuple[Learning, dict[str, Any]]:
+    """Check everything that `acquire`, training and measuring would, before any work; and the record of the run.
 
     Raises:
         InputError: what is wrong.
@@ -239,22 +198,34 @@ def _check_inputs(given: _Arguments, options: AcquireOptions, out: str | AnyPath
     identity: dict[str, Any] = {}
     optional: dict[str, Any] = {}
     for spec, read in specs.items():
-        job, own = _try(given, options, spec, {**read, "test": tables["test"]})
+        job, own = _try(given, spec, {**read, "test": tables["test"]})
         identity |= {k: own[k] for k in (*TASK_IDENTITY, "pool", "test")} | {"labeled": own["train"]}
         optional |= {"valid": own["valid"]} if spec.needs_valid else {}
-    with_classes = replace(task, classes=job.classes.labels)
+    with_classes, columns = replace(task, classes=job.classes.labels), job.columns["pool"]
     x, y = _read(tables["labeled"], job.columns["train"])
     if task.fit is None:
         # A model that no fit says how to train must be refused before a folder is claimed.
         train_anew(with_classes, tables["labeled"], seed=given.seeds[0])
-    identity |= {"n": given.n, **asdict(options), "row_id": job.columns["pool"].row_id, **fit_identity(task)}
-    return _Inputs(with_classes, tables, (x, y), job.columns["pool"], identity, optional, left_out)
+    identity |= {"n": given.n, **asdict(given.options), "row_id": columns.row_id, **fit_identity(task)}
+    learning = Learning(
+        with_classes,
+        (x, y),
+        {name: tables.get(name) for name in ("pool", "test", "valid")},
+        {k: absolute(v) for k, v in given.tables.items() if k != "labeled" and isinstance(v, str | Path | list)},
+        columns,
+        make_oracle(oracle, Pool(with_classes, tables["pool"].num_rows, columns.row_id)),
+        given.rounds,
+        given.n,
+        acquire,
+        given.options,
+        left_out,
+    )
+    return learning, {"verb": VERB, "identity": identity, OPTIONAL: optional, EXTENT: given.extent}
 
 
-def _try(
-    given: _Arguments, o: AcquireOptions, spec: AcquisitionSpec, tables: Mapping[str, Any]
-) -> tuple[Job, dict[str, Any]]:
+def _try(given: _Arguments, spec: AcquisitionSpec, tables: Mapping[str, Any]) -> tuple[Job, dict[str, Any]]:
     """Open a run of `acquire` on the first labelled rows, and close it again."""
+    o = given.options
     settings = spec.settings(o.curvature, o.fisher, given.seeds[0], None, o.rank, o.subsample)
     settings = replace(settings, aggregate=str(o.aggregate), samples=o.samples if spec.needs_dropout else 0)
     fits = partial(spec.check, features=given.task.feature_columns, settings=settings)

@@ -21,14 +21,14 @@ from rayinf.errors import InputError, RunError
 from rayinf.store.places import AnyPath
 from rayinf.task import Fit, Task
 from rayinf.training.candidates import CandidateTrainer, Evaluation, Training
+from rayinf.training.checked_inputs import absolute
 from rayinf.training.checkpoint import load_checkpoint, write_checkpoint
-from rayinf.training.generations import CHECKPOINT, PLAIN, Calls, Candidate, Generations, Goal, evaluate
+from rayinf.training.generations import CHECKPOINT, PLAIN, Calls, Candidate, Generations, evaluate
 from rayinf.training.open_table import check_unchanged
 from rayinf.training.reweight_request import VERB, SearchInputs, check_arguments, check_inputs
-from rayinf.training.run_identity import absolute
 from rayinf.training.search import Search
 from rayinf.training.search_progress import search_progress
-from rayinf.training.steps import Steps, run_folder
+from rayinf.training.steps import Steps, begun
 
 _MODEL, _WEIGHTS, _CHOSEN = "model.safetensors", "weights.parquet", "chosen.json"
 _CANDIDATES, _CLASSES = "candidates.parquet", "classes.parquet"
@@ -98,15 +98,12 @@ def pareto_reweight(
     check_out(out, inputs.job.tables)
     iterations = arguments.search.iterations
     record = {"verb": VERB, "identity": inputs.identity, "extent": {"iterations": iterations}}
-    with run_folder(out) as folder:
-        finished = folder.begin(record)
+    with begun(out, record) as (folder, finished):
         if (done := folder.extent["iterations"]) > iterations:
             raise InputError(
                 f"{folder.path} holds a search of {done} generations, and Search(iterations={iterations}) has fewer.",
                 f"pass iterations={done} or more, or another folder as out.",
             )
-        if not finished:
-            folder.log("start", verb=VERB)
         run = _Run(inputs, folder, given, record, finished)
         gpus = cluster is not None and cluster.gpus_per_worker > 0
         trainer = _trainer(inputs, train, "cuda" if gpus else None)
@@ -165,7 +162,6 @@ class _Run:
             RunError: the unweighted epoch has no finite loss, or no candidate could be trained.
         """
         arguments, names = self.inputs.arguments, self.inputs.names
-        goal = Goal(self.inputs.targets, arguments.mode, arguments.search.prefer)
         with search_progress(names) as shown:
 
             def counted(trainings: Mapping[str, Training]) -> Iterator[tuple[str, Evaluation]]:
@@ -175,7 +171,8 @@ class _Run:
 
             references = {f"{CHECKPOINT}.json": Training(trains=False), f"{PLAIN}.json": Training()}
             before, plain = evaluate(self.steps, counted, references, _check_reference).values()
-            state = Generations(self.steps, arguments.search, goal, len(names), arguments.seed, before, plain)
+            goal, classes = (self.inputs.targets, arguments.mode), len(names)
+            state = Generations(self.steps, arguments.search, *goal, classes, arguments.seed, before, plain)
             for g, ranked, trained in state.run(counted):
                 if trained or not self.finished:
                     shown.generation(g, ranked, trained, state)

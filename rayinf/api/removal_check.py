@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,23 +22,21 @@ from rayinf.data.scores import Scores
 from rayinf.data.tables import Table
 from rayinf.data.vectors import Vectors
 from rayinf.engine.entry import check
-from rayinf.engine.job import Cluster, Settings
+from rayinf.engine.job import Cluster
 from rayinf.engine.parallel import side_by_side
-from rayinf.engine.run import Request, open_run
 from rayinf.errors import InputError
 from rayinf.select.top_share import SIDES
 from rayinf.store.places import AnyPath
 from rayinf.task import Fit, Task
+from rayinf.training.checked_inputs import absolute, check_tables, fit_identity
 from rayinf.training.evaluation import measure_model
 from rayinf.training.open_table import check_unchanged
 from rayinf.training.removal_sets import Removal, Removals
 from rayinf.training.retraining import check_trainable, train_anew
-from rayinf.training.run_identity import TASK_IDENTITY, absolute, fit_identity
 from rayinf.training.scored_table import check_scored
-from rayinf.training.steps import Steps, run_folder
+from rayinf.training.steps import Steps, begun
 
 VERB = "removal_check"
-_TABLES = ("train", "valid", "test")
 # What a training leaves out, or None for nothing; and its seed.
 Training = tuple[Removal | None, int]
 
@@ -115,10 +113,7 @@ def removal_check(
     check_out(out, inputs.tables)
     first, count = int(seed), 1 if task.fit is None else int(seeds)
     record = {"verb": VERB, "identity": {**inputs.identity, "seed": first}, "extent": {"seeds": count}}
-    with run_folder(out) as run:
-        finished = run.begin(record)
-        if not finished:
-            run.log("start", verb=VERB)
+    with begun(out, record) as (run, finished):
         done = _train(inputs, range(first, first + run.extent["seeds"]), run, cluster)
         if not finished:
             _compare(inputs, done, range(first, first + run.extent["seeds"])).save(run.files)
@@ -134,7 +129,7 @@ class _Inputs:
     Attributes:
         task: with its classes.
         given: the tables as they were given, paths absolute.
-        tables: the same, inputs.
+        tables: the same, opened.
         labels: of the K classes that have a column.
         counts: rows of each of these in "valid" and "test" `[K]`.
         removals: which rows go.
@@ -178,20 +173,18 @@ def _check_inputs(task: Task, given: Mapping[str, Any], scores: Scores, share: f
         InputError: what is wrong.
     """
     vectors = Vectors.of(scores)
-    request = Request(VERB, task, given, parse("category"), Settings(curvature="identity"), None, None, None, None)
-    with open_run(request) as run:
-        job, scans, own = run.job, run.scans, run.identity
+    checked = check_tables(VERB, task, given)
+    job, scans = checked.job, checked.scans
     labels = _labels(vectors, job.classes)
     _check_tables(task, scores, scans, labels)
     check_scored(scores, task, job.tables["train"], {name: scans[name] for name in ("train", "valid")})
     removals = Removals.of(vectors, share)
     removals.check_left(job.tables["train"], task.label, job.classes, labels)
     counts = {t: np.array([scans[t].counts[task.label][v] for v in labels]) for t in ("valid", "test")}
-    identity = {k: own[k] for k in (*TASK_IDENTITY, *_TABLES)} | fit_identity(task)
-    identity |= {"columns": list(vectors.columns), "share": share, "removals": removals.digest}
-    with_classes = replace(task, classes=job.classes.labels)
+    identity = {**checked.identity, **fit_identity(task), "columns": list(vectors.columns), "share": share}
+    identity["removals"] = removals.digest
     held = {k: absolute(v) for k, v in given.items()}
-    return _Inputs(with_classes, held, job.tables, labels, counts, removals, identity, share)
+    return _Inputs(job.task, held, job.tables, labels, counts, removals, identity, share)
 
 
 def _labels(vectors: Vectors, classes: Classes) -> tuple[Any, ...]:

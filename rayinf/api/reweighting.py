@@ -136,7 +136,7 @@ def classes_table(state: Generations, weighted: Evaluation, names: tuple[str, ..
     """A line a class: accuracy before and after, with intervals."""
     columns: dict[str, Any] = {
         "class": list(names),
-        "target": [k in state.goal.targets for k in range(len(names))],
+        "target": [k in state.targets for k in range(len(names))],
         "rows": state.checkpoint.rows,
         "total": total,
     }

@@ -14,7 +14,6 @@ import pyarrow as pa
 from rayinf.api.influence import influence
 from rayinf.arguments import plain
 from rayinf.core.fisher import FisherKind
-from rayinf.core.objective_parser import parse
 from rayinf.data.batches import Array
 from rayinf.data.kept_table import KeptTable
 from rayinf.data.out_folder import check_out
@@ -22,16 +21,15 @@ from rayinf.data.scores import Scores, to_numpy
 from rayinf.data.tables import Table, as_table
 from rayinf.data.vectors import Vectors
 from rayinf.engine.entry import check
-from rayinf.engine.job import Cluster, Settings
+from rayinf.engine.job import Cluster
 from rayinf.engine.parallel import session
-from rayinf.engine.run import Request, open_run
 from rayinf.store.places import AnyPath
 from rayinf.task import Task
+from rayinf.training.checked_inputs import check_tables, fit_name
 from rayinf.training.evaluation import measure_model
 from rayinf.training.open_table import check_unchanged
 from rayinf.training.retraining import check_trainable, train_anew
-from rayinf.training.run_identity import TASK_IDENTITY, fit_name
-from rayinf.training.steps import Steps, run_folder
+from rayinf.training.steps import Steps, begun
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,16 +156,17 @@ def trim_rounds(
     others = [task.label, *([task.group] if task.group else [])]
     given = {"train": train, "valid": valid, **({} if test is None else {"test": test})}
     tables = {"train": as_table(train, task.feature_columns, others, "train")}
-    how = {"curvature": curvature, "fisher": fisher, "damping": damping, "seed": seed}
+    how: dict[str, Any] = {"curvature": curvature, "fisher": fisher, "damping": damping, "seed": seed}
     trimming = _Trimming(task, tables, given, {**how, "cluster": cluster})
     with session(cluster):
         if out is None:
             return trimming.run(Steps(None), int(rounds))
-        trimming, identity = _with_identity(trimming, {**how, "damping": plain(damping), "seed": int(seed)})
-        check_out(out, trimming.tables)
-        record = {"verb": VERB, "identity": identity, "extent": {"rounds": int(rounds)}}
-        with run_folder(out) as folder:
-            finished = folder.begin(record)
+        checked = check_tables(VERB, task, given)
+        check_out(out, checked.job.tables)
+        how |= {"damping": plain(damping), "seed": int(seed), "fit": fit_name(task)}
+        record = {"verb": VERB, "identity": {**checked.identity, **how}, "extent": {"rounds": int(rounds)}}
+        trimming = replace(trimming, task=checked.job.task, tables=checked.job.tables)
+        with begun(out, record) as (folder, finished):
             found = trimming.run(Steps(lambda: folder.files), int(rounds))
             if not finished:
                 folder.finish(record)
@@ -259,22 +258,6 @@ class _Trimming:
     def _check_unchanged(self) -> None:
         for name, table in self.tables.items():
             check_unchanged(table, self.given[name], name)
-
-
-def _with_identity(trimming: _Trimming, how: Mapping[str, Any]) -> tuple[_Trimming, dict[str, Any]]:
-    """The same with all tables opened and the classes of the task; and what makes a run the same.
-
-    Raises:
-        InputError: a table that does not fit the task.
-    """
-    task = trimming.task
-    settings = Settings(curvature="identity")
-    with open_run(Request(VERB, task, trimming.given, parse("category"), settings, None, None, None, None)) as run:
-        job, own = run.job, run.identity
-    identity = {name: own[name] for name in (*TASK_IDENTITY, *trimming.given)}
-    tables = {name: job.tables[name] for name in trimming.given}
-    found = replace(trimming, task=replace(task, classes=job.classes.labels), tables=tables)
-    return found, {**identity, **how, "fit": fit_name(task)}
 
 
 def jointly_harmful(scores: Scores) -> Array:

@@ -19,9 +19,9 @@ from rayinf.engine.worker import Worker
 from rayinf.errors import InputError, RunError
 from rayinf.pareto.lp import InfeasibleError, ReweightLP, Solution
 from rayinf.task import Fit
-from rayinf.training.retraining import train_in_place
+from rayinf.training.retraining import call_fit, train_in_place
 from rayinf.training.shuffle import BUFFER_BYTES, Shuffled
-from rayinf.user_code import FIT, on_rows, user_code
+from rayinf.user_code import on_rows
 
 _EVALUATE_ROWS = 1024
 _KEPT = ("right", "rows", "loss", "predicted", "mean_weight", "problem", "conflict")
@@ -180,12 +180,7 @@ class CandidateTrainer:
             worker = Worker(replace(self.job, task=task))  # with a copy of the checkpoint
             train_in_place(worker, self._shuffled, weights, self.fit, task.l2, self.seed)
             return worker.model
-        with user_code(*FIT):
-            model = self.fit(task, self.given, weights, self.seed)
-        if not isinstance(model, nn.Module):
-            raise InputError(
-                f"Task(fit=...) is a function that returned a {type(model).__name__}.", "return the trained nn.Module."
-            )
+        model = call_fit(task, self.given, weights, self.seed)
         if model is self._checkpoint.model:
             raise InputError(
                 "Task(fit=...) is a function that trained the task's own model in place.",

@@ -23,21 +23,6 @@ Calls = Callable[[Mapping[str, Training]], Iterator[tuple[str, Evaluation]]]
 
 
 @dataclass(frozen=True)
-class Goal:
-    """What ranks a candidate.
-
-    Attributes:
-        targets: positions of the classes that are to gain.
-        mode: "direct" (against the checkpoint) or "correct" (against the unweighted epoch).
-        prefer: "paper", or a price of the other classes' loss.
-    """
-
-    targets: tuple[int, ...]
-    mode: str
-    prefer: str | float
-
-
-@dataclass(frozen=True)
 class Candidate:
     """One that was trained.
 
@@ -66,11 +51,23 @@ class Candidate:
 
 @dataclass
 class Generations:
-    """Candidates by key, and the steps that keep them."""
+    """Candidates by key, and the steps that keep them.
+
+    Attributes:
+        steps: keep every candidate and every generation.
+        search: how populations are made, and what ranks a candidate.
+        targets: positions of the classes that are to gain.
+        mode: "direct" (they gain against the checkpoint) or "correct" (against the unweighted epoch).
+        classes: K.
+        seed: of all draws.
+        checkpoint: before the epoch.
+        plain: after the unweighted epoch.
+    """
 
     steps: Steps
     search: Search
-    goal: Goal
+    targets: tuple[int, ...]
+    mode: str
     classes: int
     seed: int
     checkpoint: Evaluation
@@ -128,12 +125,12 @@ class Generations:
     def _ranked(self, key: str, place: tuple[int, int], training: Training, found: Evaluation) -> Candidate:
         if found.problem is not None:
             return Candidate(key, *place, training, found, -np.inf, HOPELESS, np.nan, np.nan)
-        against = self.checkpoint if self.goal.mode == "direct" else self.plain
-        fitness, tie = rank(relative_change(found.accuracy, against.accuracy), self.goal.targets)
-        gain, others = trade_off(found.accuracy, self.plain.accuracy, self.goal.targets)
+        against = self.checkpoint if self.mode == "direct" else self.plain
+        fitness, tie = rank(relative_change(found.accuracy, against.accuracy), self.targets)
+        gain, others = trade_off(found.accuracy, self.plain.accuracy, self.targets)
         order = (fitness, tie)
-        if self.goal.prefer != PAPER:
-            worth = value(gain, others, float(self.goal.prefer))
+        if self.search.prefer != PAPER:
+            worth = value(gain, others, float(self.search.prefer))
             order = (float(np.isfinite(fitness) and worth > 0), worth)
         return Candidate(key, *place, training, found, fitness, order, gain, others)
 

@@ -10,17 +10,15 @@ from typing import Any
 import numpy as np
 
 from rayinf.arguments import refuse
-from rayinf.core.objective_parser import parse
 from rayinf.data.batches import Array
 from rayinf.data.scan import TableScan
 from rayinf.data.scores import Scores
 from rayinf.data.vectors import Vectors
-from rayinf.engine.job import Job, Settings
+from rayinf.engine.job import Job
 from rayinf.engine.model_digest import model_digest
-from rayinf.engine.run import Request, open_run
 from rayinf.errors import InputError
 from rayinf.task import Fit, Task
-from rayinf.training.run_identity import fit_name
+from rayinf.training.checked_inputs import check_tables, fit_name
 from rayinf.training.scored_table import check_model, check_scored, check_table
 from rayinf.training.search import Search
 
@@ -85,28 +83,24 @@ def check_inputs(arguments: SearchArguments, tables: Mapping[str, Any], targets:
     Raises:
         InputError: what does not fit.
     """
-    settings = Settings(curvature="identity", seed=arguments.seed)
-    # Influence vectors are what the objective "category" gives: it needs validation rows of every class too.
-    request = Request(VERB, arguments.task, tables, parse("category"), settings, None, None, None, None)
-    with open_run(request) as run:
-        job, identity = run.job, run.identity
-    notes = _check_scored(arguments, job, run.scans)
+    checked = check_tables(VERB, arguments.task, tables)
+    job = checked.job
+    notes = _check_scored(arguments, job, checked.scans)
     classes, order = job.classes.names, _columns(arguments.vectors, job)
     p_nk = np.ascontiguousarray(arguments.vectors.to_numpy()[:, order])
     chosen = tuple(sorted(order.index(k) for k in arguments.vectors.find(targets)))
     names = [str(job.classes.labels[k]) for k in chosen]
     search = arguments.search
-    identity |= {
+    identity = {
+        **checked.identity,
+        "seed": arguments.seed,
         "scores": hashlib.sha256(p_nk.tobytes()).hexdigest(),
         "targets": names,
         "mode": arguments.mode,
         **{f"search.{name}": value for name, value in asdict(search).items() if name not in _VARIABLE},
         "fit": fit_name(arguments.task),
     }
-    with_classes = replace(job, task=replace(arguments.task, classes=job.classes.labels))
-    return SearchInputs(
-        arguments, with_classes, p_nk, chosen, identity, (*notes, *_notes(p_nk, chosen, classes, search))
-    )
+    return SearchInputs(arguments, job, p_nk, chosen, identity, (*notes, *_notes(p_nk, chosen, classes, search)))
 
 
 def _check_scored(arguments: SearchArguments, job: Job, scans: Mapping[str, TableScan]) -> tuple[str, ...]:

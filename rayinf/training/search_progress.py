@@ -63,7 +63,7 @@ class SearchProgress:
             return table
         state, best = self._state, self._state.best
         before, plain, after = (e.accuracy for e in (state.checkpoint, state.plain, best.evaluation))
-        targets = list(state.goal.targets)
+        targets = list(state.targets)
         order = [*targets, *np.delete(np.arange(len(self.names)), targets)][:_MOST_CLASSES]
         for k in order:
             name = f"{self.names[k]} (target)" if k in targets else self.names[k]

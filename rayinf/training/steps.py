@@ -111,8 +111,19 @@ class Steps:
 
 
 @contextmanager
-def run_folder(out: str | AnyPath | None) -> Generator[RunFolder]:
-    """The folder of a run for as long as the context lasts: `out`, or a temporary one, which goes at the end."""
+def begun(out: str | AnyPath | None, record: Mapping[str, Any]) -> Generator[tuple[RunFolder, bool]]:
+    """The folder of a run for as long as the context lasts, and whether all that is asked for was there already.
+
+    Args:
+        out: where; None: a temporary folder, which goes at the end.
+        record: of the run; see `RunFolder.begin`.
+
+    Raises:
+        RayinfError: the folder belongs to another config or process, or cannot be written.
+    """
     place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(open_place(out, "out"))
     with place as path, RunFolder(open_place(path)) as folder:
-        yield folder
+        finished = folder.begin(record)
+        if not finished:
+            folder.log("start", verb=record["verb"])
+        yield folder, finished

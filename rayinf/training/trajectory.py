@@ -111,7 +111,7 @@ class Learning:
     """What all trajectories of a call share; called with a strategy and a seed, it runs theirs. Picklable.
 
     Attributes:
-        task: its classes are settled.
+        task: with its classes.
         labeled: features and labels of the first labelled rows.
         tables: "pool", "test", and "valid" or None.
         paths: of those that lie on disk, to see whether they change.
@@ -121,11 +121,11 @@ class Learning:
         n: rows a round.
         acquire: `rayinf.acquire`.
         options: of `acquire`.
-        folder: where the state lies.
+        left_out: ids of the pool's rows that are labelled from the first.
+        folder: the run's.
         owner: of the files in it.
         cluster: for `acquire`; None where trajectories run side by side.
         prints: whether rounds are printed on stderr.
-        left_out: ids of the pool's rows that are labelled from the first.
     """
 
     task: Task
@@ -138,11 +138,11 @@ class Learning:
     n: int
     acquire: Callable[..., Selection]
     options: AcquireOptions
-    folder: AnyPath
-    owner: str
-    cluster: Cluster | None
-    prints: bool
     left_out: Array
+    folder: AnyPath = Path()
+    owner: str = ""
+    cluster: Cluster | None = None
+    prints: bool = False
 
     def __call__(self, key: Key) -> TrajectoryState:
         """Run a trajectory to its end, or until it must wait for labels; what is on disk is not done again."""

@@ -36,7 +36,7 @@ from rayinf.data.checked_folder import CheckedFolder
 from rayinf.pareto.fitness import rank, relative_change
 from rayinf.pareto.lp import ReweightLP
 from rayinf.training.candidates import CandidateTrainer, Evaluation
-from rayinf.training.generations import Generations, Goal
+from rayinf.training.generations import Generations
 from rayinf.training.steps import Steps
 
 HERE = Path(__file__).parent
@@ -350,9 +350,9 @@ def test_plot(first, tmp_path):
 def test_equal_candidates_are_tried_once(tmp_path):
     """Mutation and crossover off: nothing but elites, copies of them and new ones."""
     plain = Evaluation([50, 50], [100, 100], [1.0, 1.0])
-    still = rayinf.Search(2, 2, 0, 4, iterations=4, mutation_rate=0.0, crossover_rate=0.0, radius=None)
+    still = rayinf.Search(2, 2, 0, 4, iterations=4, mutation_rate=0.0, crossover_rate=0.0, radius=None, prefer=1.0)
     files = CheckedFolder(tmp_path, "")
-    state = Generations(Steps(lambda: files), still, Goal((0,), "direct", 1.0), 2, 0, plain, plain)
+    state = Generations(Steps(lambda: files), still, (0,), "direct", 2, 0, plain, plain)
     tried = []
 
     def calls(trainings):

@@ -15,9 +15,8 @@ from torch import nn
 
 import rayinf
 from rayinf.data.checked_folder import CheckedFolder
-from rayinf.data.run_folder import RunFolder
 from rayinf.engine.parallel import side_by_side
-from rayinf.training.steps import Steps, run_folder
+from rayinf.training.steps import Steps, begun
 
 VALUES: dict[str, Any] = {
     "a.json": {"x": 0.1 + 0.2, "y": [1, None, "é"]},
@@ -135,12 +134,13 @@ def test_without_a_folder_every_step_is_done(tmp_path: Path) -> None:
 
 
 def test_a_temporary_folder_goes_at_the_end(tmp_path: Path) -> None:
-    with run_folder(None) as folder:
-        assert isinstance(folder, RunFolder)
-        assert folder.begin({"identity": {}}) is False
+    record = {"verb": "v", "identity": {}}
+    with begun(None, record) as (folder, finished):
         folder.files.put_json("a.json", 1)
-        assert (folder.path / "a.json").exists()
+        assert (folder.path / "a.json").exists() and not finished
     assert not folder.path.exists()
-    with run_folder(tmp_path / "run") as folder:
-        folder.begin({"identity": {}})
-    assert (tmp_path / "run" / "run.json").exists()
+    for before in (False, True):
+        with begun(tmp_path / "run", record) as (folder, finished):
+            assert finished is before
+            if not finished:
+                folder.finish(record)

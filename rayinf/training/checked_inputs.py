@@ -1,18 +1,57 @@
-"""What a loop's run folder is, and what its identity says of the training."""
+"""The inputs of a verb that trains, opened and checked, and what its run's identity says of them."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rayinf.core.objective_parser import parse
+from rayinf.data.scan import TableScan
 from rayinf.engine.digest import digest
+from rayinf.engine.job import Job, Settings
 from rayinf.engine.model_digest import model_digest
+from rayinf.engine.run import Request, open_run
 from rayinf.store.places import is_uri
 from rayinf.task import Fit, Task
 
 # Of the identity of a run of the engine, what says which task it is about.
 TASK_IDENTITY = ("model", "loss", "features", "label", "transform", "mask", "version", "parameters", "l2", "classes")
+
+
+@dataclass(frozen=True)
+class CheckedInputs:
+    """A task and tables that fit each other.
+
+    Attributes:
+        job: the task with its classes, and the tables, opened.
+        scans: of the tables.
+        identity: of both: what they must share with another run to be the same.
+    """
+
+    job: Job
+    scans: Mapping[str, TableScan]
+    identity: dict[str, Any]
+
+
+def check_tables(verb: str, task: Task, tables: Mapping[str, Any]) -> CheckedInputs:
+    """Open tables for a verb that needs influence vectors by class, before any work.
+
+    Args:
+        verb: its name.
+        task: the model.
+        tables: "train", "valid" and more, of any form.
+
+    Raises:
+        InputError: what does not fit: validation rows of every class are needed too.
+
+    Cost: a pass over all tables.
+    """
+    settings = Settings(curvature="identity")
+    with open_run(Request(verb, task, tables, parse("category"), settings, None, None, None, None)) as run:
+        job = replace(run.job, task=replace(task, classes=run.job.classes.labels))
+        return CheckedInputs(job, run.scans, {name: run.identity[name] for name in (*TASK_IDENTITY, *tables)})
 
 
 def absolute(given: Any) -> Any:

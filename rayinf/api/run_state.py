@@ -96,8 +96,8 @@ class Status:
             )
         if self.event:
             when = datetime.fromtimestamp(float(self.event.get("time", 0)), UTC).isoformat(timespec="seconds")
-            told = ", ".join(f"{k}={v}" for k, v in self.event.items() if k not in ("time", "event"))
-            lines.append(f"Last event, {when}: {self.event.get('event')}" + (f" ({told})" if told else "") + ".")
+            fields = ", ".join(f"{k}={v}" for k, v in self.event.items() if k not in ("time", "event"))
+            lines.append(f"Last event, {when}: {self.event.get('event')}" + (f" ({fields})" if fields else "") + ".")
         if self.state == "stopped":
             lines.append("The same command again goes on from there.")
         return "\n".join(lines)

@@ -120,7 +120,7 @@ def trim_rounds(
     *jointly harmful* ones (all values <= 0, and one at least < 0), and fits the task's model to the rest. A refit keeps
     the *sum* of the ridge (`l2 n / n'`), as the values assume, and the minibatches of a fit to all rows (see
     `retrain(paired=True)`). It ends where no row is jointly harmful, or where the accuracy on `valid` falls: that round
-    is undone. A lets rounds go on until none is left.
+    is undone. The paper lets rounds go on until none is left.
 
     A wrong label that helps a class stays: the rounds do not find all of them.
 
@@ -161,7 +161,7 @@ def trim_rounds(
     with session(cluster):
         if out is None:
             return trimming.run(Steps(None), int(rounds))
-        checked = check_tables(VERB, task, given)
+        checked = check_tables(VERB, task, {**given, **tables})
         check_out(out, checked.job.tables)
         how |= {"damping": plain(damping), "seed": int(seed), "fit": fit_name(task)}
         record = {"verb": VERB, "identity": {**checked.identity, **how}, "extent": {"rounds": int(rounds)}}

@@ -67,7 +67,7 @@ def trim_stream(
 
     Args:
         task: the model and its columns. With several batches in which a class may be missing, name `Task(classes=...)`
-            or use a fitted task (`logistic_regression`), whose classes are settled.
+            or use a fitted task (`logistic_regression`), whose classes are known.
         batches: tables in any form, taken one at a time; endless ones will do.
         valid: the rows that the objectives are summed over.
         budget: of each batch, at most this share of its rows in (0, 1), or this whole number of rows.

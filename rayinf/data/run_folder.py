@@ -102,7 +102,7 @@ class RunFolder:
             return True
         self._lease = Lease.acquire(self.path)
         if isinstance(self.path, StorePath):
-            listeners.append(self._told)
+            listeners.append(self._log_store)
         try:
             finished = self._is_finished(record)  # by another process, meanwhile
             if not finished:
@@ -140,12 +140,12 @@ class RunFolder:
                     self._files.flush()
                 self._log.join()
         finally:
-            if self._told in listeners:
-                listeners.remove(self._told)
+            if self._log_store in listeners:
+                listeners.remove(self._log_store)
             held, self._lease = self._lease, None
             held.release()
 
-    def _told(self, line: str) -> None:
+    def _log_store(self, line: str) -> None:
         """Note in the log that the store is away, or has come back; it is written once it answers."""
         held = {"time": round(time.time(), 3), "event": "store", "told": line}
         self._log.hold((redact(json.dumps(held)) + "\n").encode())

@@ -43,20 +43,20 @@ def train_anew(
     worker, scan = open_table(task, table, "train")
     chosen = _choose(kept_mask(keep, worker.job.tables[TABLE], task, scan), weights)
     over = chosen.rows if rows is None else int(rows)
-    settled = worker.job.task
+    with_classes = worker.job.task
     if isinstance(task.fit, Fit):
-        job, ridge = worker.job, settled.l2 * over / chosen.rows
+        job, ridge = worker.job, with_classes.l2 * over / chosen.rows
         shuffled = Shuffled(job.tables[TABLE], job.columns[TABLE], chosen.keep, task.fit.batch_size, paired)
         train_in_place(worker, shuffled, chosen.weights, task.fit, ridge, int(seed))
         model = worker.model
     elif task.fit is not None:
-        ridged = replace(settled, l2=settled.l2 * over / chosen.rows)
+        ridged = replace(with_classes, l2=with_classes.l2 * over / chosen.rows)
         model = call_fit(ridged, table, chosen.as_weights, int(seed))
     else:
         with on_rows(lambda: worker.rows_at_work):
-            fit_head(_head(worker.model, settled), lambda: _head_batches(worker, chosen), over, settled.l2)
+            fit_head(_head(worker.model, with_classes), lambda: _head_batches(worker, chosen), over, with_classes.l2)
         model = worker.model
-    return replace(settled, model=model.eval())
+    return replace(with_classes, model=model.eval())
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from rayinf.store.places import AnyPath, StorePath
 from rayinf.task import Task
 from rayinf.training.evaluation import measure_model
 from rayinf.training.open_table import check_unchanged
-from rayinf.training.oracle import Oracle, Question
+from rayinf.training.oracle import Oracle, Query
 from rayinf.training.retraining import train_anew
 from rayinf.training.steps import Steps
 from rayinf.training.trajectory_state import (
@@ -70,7 +70,7 @@ class Labeled:
     _unread: list[tuple[Array, Array]] = field(default_factory=list)
 
     def add(self, positions: Array, labels: Array) -> None:
-        """Add rows of the pool; their features are read when the table is asked for."""
+        """Add rows of the pool; their features are read with the next `table`."""
         self._unread.append((positions, labels))
 
     def __len__(self) -> int:
@@ -199,7 +199,7 @@ class Trajectory:
         """The rows that a round adds, with labels; None where these are awaited."""
         rows = self._steps.step(picked(r), partial(self._pick, r))
         begin = time.perf_counter()
-        answer = self._shared.oracle.ask(Question(self._strategy, self._seed, r, rows))
+        answer = self._shared.oracle.label(Query(self._strategy, self._seed, r, rows))
         if isinstance(answer, Path | StorePath):
             name = picked(r, "json")
             self._steps.write(name, {**(self._steps.read(name) or {}), "waiting": str(answer)})

@@ -1,4 +1,4 @@
-"""Rounds of trimming, against the same in plain NumPy; where they stop; tables of every form; A's synthetic set."""
+"""Rounds of trimming, against the same in plain NumPy; where they stop; tables of every form; the paper's synthetic set."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_the_sum_of_the_ridge_matters() -> None:
 
 
 def test_synthetic_set_of_the_paper() -> None:
-    """A's 300 + 300 rows with 50 and 20 flipped."""
+    """The paper's 300 + 300 rows with 50 and 20 flipped."""
     (train, flipped), (valid, _), (test, _) = discs(300, 0, (50, 20)), discs(300, 100), discs(1000, 200)
     found = rayinf.trim_rounds(rayinf.logistic_regression(train, l2=1 / 600), train, valid, test=test)
     assert (~found.mask & flipped).sum() >= 35

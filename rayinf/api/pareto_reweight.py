@@ -50,11 +50,11 @@ def pareto_reweight(
 
     A candidate is one alpha a class and the radius of a trust region: the LP of `reweight_lp` gives it weights, the
     task's model is trained with them for one epoch more, and its accuracy by class on `valid` ranks it. A genetic
-    search makes generations of candidates. Where we depart from Nahin 2025, Algorithm 1: weights stay within a trust region,
-    which is a gene (`Search.radius`); line 7 is taken by branches, and ties go to the higher gain of the targets; the
-    search also keeps the *front* of candidates that no other beats by (gain of the targets, change of the others),
-    both against the unweighted epoch from the same checkpoint, and `Search.prefer` picks one. The unweighted epoch is
-    a candidate too, and is what comes back where nothing is better.
+    search makes generations of candidates. Where we depart from Nahin 2025, Algorithm 1: weights stay within a trust
+    region, which is a gene (`Search.radius`); line 7 is taken by branches, and ties go to the higher gain of the
+    targets; the search also keeps the *front* of candidates that no other beats by (gain of the targets, change of the
+    others), both against the unweighted epoch from the same checkpoint, and `Search.prefer` picks one. The unweighted
+    epoch is a candidate too, and is what comes back where nothing is better.
 
     All candidates see the rows in the same order (`seed`). Equal candidates are trained once.
 

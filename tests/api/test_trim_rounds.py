@@ -1,4 +1,4 @@
-"""Rounds of trimming, against the same in plain NumPy; where they stop; tables of every form; the paper's synthetic set."""
+"""Rounds of trimming, against the same in plain NumPy; where they stop; folders; tables of every form."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class History:
         """
         folder = RunFolder(open_place(path))
         held = folder.read()
-        if held is None or held.get("verb") != VERB:
+        if held is None or held.get("verb") != VERB or not held.get(EXTENT):
             raise InputError(
                 f"{folder.path} holds no run of active learning.", "pass the folder that was given as out=..."
             )

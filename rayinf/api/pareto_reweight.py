@@ -16,7 +16,7 @@ from rayinf.data.run_folder import RunFolder
 from rayinf.data.scores import Scores, to_numpy
 from rayinf.engine.entry import check
 from rayinf.engine.job import Cluster
-from rayinf.engine.parallel import standing
+from rayinf.engine.parallel import worker_pool
 from rayinf.errors import InputError, RunError
 from rayinf.store.places import AnyPath
 from rayinf.task import Fit, Task
@@ -107,7 +107,7 @@ def pareto_reweight(
         run = _Run(inputs, folder, given, record, finished)
         gpus = cluster is not None and cluster.gpus_per_worker > 0
         trainer = _trainer(inputs, train, "cuda" if gpus else None)
-        with standing(trainer, cluster, workers=arguments.search.size) as calls:
+        with worker_pool(trainer, cluster, workers=arguments.search.size) as calls:
             found = run.finish(run.search(calls), calls)
     return found if out is not None else replace(found, path=None)
 

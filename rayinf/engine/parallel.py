@@ -34,13 +34,13 @@ Calls = Callable[[Mapping[Key, Item]], Iterator[tuple[Key, Result]]]
 
 
 @contextmanager
-def standing(
+def worker_pool(
     function: Callable[[Item], Result],
     cluster: Cluster | None,
     tick: Callable[[], None] | None = None,
     workers: int | None = None,
 ) -> Generator[Calls[Any, Item, Result]]:
-    """Workers that stay, for one set of items after another: the context's value is called with each set.
+    """A pool of workers for one set of items after another: the context's value is called with each set.
 
     Without a cluster items are done in this process and in order; else as they finish, every item in one worker of
     Ray. Workers start with the first item, and get the function once, so that an object keeps what it has built up (a
@@ -84,7 +84,7 @@ def side_by_side(
     cluster: Cluster | None,
     tick: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Key, Result]]:
-    """The function's result for every item, with its key; see `standing`.
+    """The function's result for every item, with its key; see `worker_pool`.
 
     Args:
         function: picklable; sent to the workers once.
@@ -95,7 +95,7 @@ def side_by_side(
     Raises:
         RayinfError: what the function raised, or workers that cannot be had or kept alive.
     """
-    with standing(function, cluster, tick, len(items)) as calls:
+    with worker_pool(function, cluster, tick, len(items)) as calls:
         yield from calls(items)
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -73,12 +73,8 @@ class Query:
         return f"{self.strategy}-{self.seed}-round-{self.round}"
 
 
-class Oracle(Protocol):
-    """Gives labels of rows; picklable."""
-
-    def label(self, query: Query) -> Array | AnyPath:
-        """Labels of the query's rows in their order, or the file that is awaited."""
-        ...
+# Labels of a query's rows in their order, or the file that is awaited; picklable.
+Oracle = Callable[[Query], Array | AnyPath]
 
 
 @dataclass(frozen=True)
@@ -170,7 +166,7 @@ class _Function:
     call: Callable[[Array], Any]
     pool: Pool
 
-    def label(self, query: Query) -> Array:
+    def __call__(self, query: Query) -> Array:
         """The labels that the function returns."""
         import pandas as pd
 
@@ -199,7 +195,7 @@ class _Table:
     pool: Pool
     numbered: bool
 
-    def label(self, query: Query) -> Array:
+    def __call__(self, query: Query) -> Array:
         """The labels of the rows, by id or by position."""
         by = "position" if self.columns.row_id is None and not self.numbered else "row_id"
         wanted = _plain(query.rows[by].combine_chunks())
@@ -244,7 +240,7 @@ class _Folder:
     path: AnyPath
     pool: Pool
 
-    def label(self, query: Query) -> Array | AnyPath:
+    def __call__(self, query: Query) -> Array | AnyPath:
         """The labels that were dropped, or where they are awaited."""
         ask, answer = (self.path / f"{kind}{query.name}.parquet" for kind in (_ASK, _LABELS))
         ranks = pa.array(range(1, query.rows.num_rows + 1), pa.int64())

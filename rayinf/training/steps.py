@@ -91,7 +91,7 @@ class Steps:
         """The results of several steps, in the order of their items. Those that are not on disk are done side by side.
 
         Args:
-            calls: does items by name, as `parallel.side_by_side` and `parallel.standing` do.
+            calls: does items by name, as `parallel.side_by_side` and `parallel.worker_pool` do.
             items: what is to be done, by the names of the files.
             each: called with the name and the result of each that is done now, before it is kept.
             title: of the progress bar; empty: there is none.

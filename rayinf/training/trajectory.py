@@ -116,7 +116,7 @@ class Learning:
         tables: "pool", "test", and "valid" or None.
         paths: of those that lie on disk, to see whether they change.
         columns: of the pool.
-        oracle: gives labels.
+        oracle: gives labels; picklable.
         rounds: how many.
         n: rows a round.
         acquire: `rayinf.acquire`.
@@ -199,7 +199,7 @@ class Trajectory:
         """The rows that a round adds, with labels; None where these are awaited."""
         rows = self._steps.step(picked(r), partial(self._pick, r))
         begin = time.perf_counter()
-        answer = self._shared.oracle.label(Query(self._strategy, self._seed, r, rows))
+        answer = self._shared.oracle(Query(self._strategy, self._seed, r, rows))
         if isinstance(answer, Path | StorePath):
             name = picked(r, "json")
             self._steps.write(name, {**(self._steps.read(name) or {}), "waiting": str(answer)})

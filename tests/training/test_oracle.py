@@ -28,7 +28,7 @@ def query(ids: Any = IDS) -> Query:
 
 
 def ask(given: Any, ids: Any = IDS, row_id: str | None = "row_id", task: rayinf.Task = TASK) -> Any:
-    return make_oracle(given, Pool(task, 5, row_id)).label(query(ids))
+    return make_oracle(given, Pool(task, 5, row_id))(query(ids))
 
 
 def by_id() -> pa.Table:

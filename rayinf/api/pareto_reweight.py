@@ -28,7 +28,7 @@ from rayinf.training.open_table import check_unchanged
 from rayinf.training.reweight_request import VERB, SearchInputs, check_arguments, check_inputs
 from rayinf.training.search import Search
 from rayinf.training.search_progress import search_progress
-from rayinf.training.steps import Steps, begun
+from rayinf.training.steps import Steps, run_folder
 
 _MODEL, _WEIGHTS, _CHOSEN = "model.safetensors", "weights.parquet", "chosen.json"
 _CANDIDATES, _CLASSES = "candidates.parquet", "classes.parquet"
@@ -98,7 +98,7 @@ def pareto_reweight(
     check_out(out, inputs.job.tables)
     iterations = arguments.search.iterations
     record = {"verb": VERB, "identity": inputs.identity, "extent": {"iterations": iterations}}
-    with begun(out, record) as (folder, finished):
+    with run_folder(out, record) as (folder, finished):
         if (done := folder.extent["iterations"]) > iterations:
             raise InputError(
                 f"{folder.path} holds a search of {done} generations, and Search(iterations={iterations}) has fewer.",

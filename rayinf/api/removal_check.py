@@ -34,7 +34,7 @@ from rayinf.training.open_table import check_unchanged
 from rayinf.training.removal_sets import Removal, Removals
 from rayinf.training.retraining import check_trainable, train_anew
 from rayinf.training.scored_table import check_scored
-from rayinf.training.steps import Steps, begun
+from rayinf.training.steps import Steps, run_folder
 
 VERB = "removal_check"
 # What a training leaves out, or None for nothing; and its seed.
@@ -113,7 +113,7 @@ def removal_check(
     check_out(out, inputs.tables)
     first, count = int(seed), 1 if task.fit is None else int(seeds)
     record = {"verb": VERB, "identity": {**inputs.identity, "seed": first}, "extent": {"seeds": count}}
-    with begun(out, record) as (run, finished):
+    with run_folder(out, record) as (run, finished):
         done = _train(inputs, range(first, first + run.extent["seeds"]), run, cluster)
         if not finished:
             _compare(inputs, done, range(first, first + run.extent["seeds"])).save(run.files)

@@ -136,7 +136,7 @@ class Generations:
 
 
 def evaluate(
-    steps: Steps, calls: Calls, trainings: Mapping[str, Training], each: Callable[[str, Any], None]
+    steps: Steps, calls: Calls, trainings: Mapping[str, Training], on_new: Callable[[str, Any], None]
 ) -> dict[str, Evaluation]:
     """How candidates do, by the names of their files; those that are not on disk are trained now.
 
@@ -144,13 +144,13 @@ def evaluate(
         steps: keep what is found.
         calls: trains.
         trainings: what is wanted.
-        each: called with the name and the evaluation of each that is trained now, before it is kept.
+        on_new: called with the name and the evaluation of each that is trained now, before it is kept.
     """
 
     def to_json(missing: Mapping[str, Training]) -> Iterator[tuple[str, Any]]:
         return ((name, found.to_json(missing[name])) for name, found in calls(missing))
 
-    return {name: Evaluation.from_json(held) for name, held in steps.map(to_json, trainings, each).items()}
+    return {name: Evaluation.from_json(held) for name, held in steps.map(to_json, trainings, on_new).items()}
 
 
 def _summary(g: int, population: Sequence[Candidate], best: Candidate) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Steps:
         Args:
             name: of its file, `.safetensors`.
             task: whose model has the architecture, with its classes. A model of another architecture, which a user's
-                fit may return, is trained whenever it is wanted.
+                fit may return, is trained whenever it is wanted, and its file stays.
             train: gives the task around the trained model.
         """
         if self._files is None:
@@ -77,14 +77,15 @@ class Steps:
             return replace(task, model=model)
         trained = train()
         assert isinstance(trained.model, nn.Module)
-        write_checkpoint(self._files(), name, trained.model, task.version)
+        if not self._files().is_sound(name):
+            write_checkpoint(self._files(), name, trained.model, task.version)
         return trained
 
     def map(
         self,
         calls: Callable[[Mapping[str, Item]], Iterator[tuple[str, Any]]],
         items: Mapping[str, Item],
-        each: Callable[[str, Any], None],
+        on_new: Callable[[str, Any], None],
         title: str = "",
         unit: str = "",
     ) -> dict[str, Any]:
@@ -93,7 +94,7 @@ class Steps:
         Args:
             calls: does items by name, as `parallel.side_by_side` and `parallel.worker_pool` do.
             items: what is to be done, by the names of the files.
-            each: called with the name and the result of each that is done now, before it is kept.
+            on_new: called with the name and the result of each that is done now, before it is kept.
             title: of the progress bar; empty: there is none.
             unit: what the bar counts.
         """
@@ -102,7 +103,7 @@ class Steps:
         shown = progress.bar(title, len(items), len(items) - len(missing), unit) if title and missing else nullcontext()
         with shown as advance:
             for name, result in calls(missing):
-                each(name, result)
+                on_new(name, result)
                 self.write(name, result)
                 found[name] = result
                 if advance is not None:
@@ -111,7 +112,7 @@ class Steps:
 
 
 @contextmanager
-def begun(out: str | AnyPath | None, record: Mapping[str, Any]) -> Generator[tuple[RunFolder, bool]]:
+def run_folder(out: str | AnyPath | None, record: Mapping[str, Any]) -> Generator[tuple[RunFolder, bool]]:
     """The folder of a run for as long as the context lasts, and whether all that is asked for was there already.
 
     Args:

@@ -288,6 +288,7 @@ def test_a_model_of_another_kind_is_never_read_as_the_task_s(tmp_path: Path) -> 
         found = rayinf.trim_rounds(task, train, valid, rounds=1, curvature="ggn", damping=0.1, out=tmp_path / "run")
         assert found.to_text() == whole.to_text()
         assert isinstance(found.task.model, OtherModel) == isinstance(whole.task.model, OtherModel)
+        assert rayinf.verify(tmp_path / "run").ok
     held = CheckedFolder(tmp_path / "run", owner_of(json.loads((tmp_path / "run" / "run.json").read_text())))
     assert load_checkpoint(held, "round-1.safetensors", task) is None
     assert load_checkpoint(held, "round-1.safetensors", replace(task, model=OtherModel())) is not None

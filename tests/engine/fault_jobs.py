@@ -86,13 +86,19 @@ def acquire_isal(tables: Tables, out: Path, **more: Any) -> None:
     rayinf.acquire(task(), tables.valid, tables.train, n=5, strategy="isal", out=out, **more)
 
 
-def active_learning(tables: Tables, out: Path, **more: Any) -> None:
+def active_learning(tables: Tables, out: Path, rounds: int = 2, strategy: Any = "entropy", **more: Any) -> None:
     x, y, ids, _ = small_job.arrays(ROWS, 1)
     known = dict(zip(ids.tolist(), y.tolist(), strict=True))
     rayinf.active_learning(
-        task(), tables.valid, tables.train, lambda asked: [known[i] for i in asked.tolist()], (x, y), 2, 4,
-        "entropy", out=out, **more,
+        task(), tables.valid, tables.train, lambda asked: [known[i] for i in asked.tolist()], (x, y), rounds, 4,
+        strategy, out=out, **more,
     )  # fmt: skip
+
+
+def active_learning_grown(tables: Tables, out: Path, **more: Any) -> None:
+    """A finished run that goes on to another round and another strategy."""
+    active_learning(tables, out, 1, **more)
+    active_learning(tables, out, 2, ["entropy", "random"], **more)
 
 
 def removal_check(tables: Tables, out: Path, **more: Any) -> None:
@@ -135,6 +141,7 @@ VERBS: dict[str, Callable[..., None]] = {
         acquire,
         acquire_isal,
         active_learning,
+        active_learning_grown,
         removal_check,
         pareto_reweight,
         reweight_lp,

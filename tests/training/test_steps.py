@@ -16,7 +16,7 @@ from torch import nn
 import rayinf
 from rayinf.data.checked_folder import CheckedFolder
 from rayinf.engine.parallel import side_by_side
-from rayinf.training.steps import Steps, begun
+from rayinf.training.steps import Steps, run_folder
 
 VALUES: dict[str, Any] = {
     "a.json": {"x": 0.1 + 0.2, "y": [1, None, "é"]},
@@ -81,8 +81,9 @@ def test_a_model(tmp_path: Path) -> None:
         assert torch.equal(a, b)
     # The same tensors in another architecture are not what was trained.
     other = rayinf.Task(nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2)))
+    before = (tmp_path / "manifest.jsonl").read_bytes()
     steps(tmp_path).model("m.safetensors", other, train)
-    assert len(made) == 2
+    assert len(made) == 2 and (tmp_path / "manifest.jsonl").read_bytes() == before
 
 
 def test_items_side_by_side_are_kept_as_they_come(tmp_path: Path) -> None:
@@ -135,12 +136,12 @@ def test_without_a_folder_every_step_is_done(tmp_path: Path) -> None:
 
 def test_a_temporary_folder_goes_at_the_end(tmp_path: Path) -> None:
     record = {"verb": "v", "identity": {}}
-    with begun(None, record) as (folder, finished):
+    with run_folder(None, record) as (folder, finished):
         folder.files.put_json("a.json", 1)
         assert (folder.path / "a.json").exists() and not finished
     assert not folder.path.exists()
     for before in (False, True):
-        with begun(tmp_path / "run", record) as (folder, finished):
+        with run_folder(tmp_path / "run", record) as (folder, finished):
             assert finished is before
             if not finished:
                 folder.finish(record)

@@ -130,7 +130,7 @@ def strike(process: subprocess.Popen[str], victim: str) -> int:
     if victim == "driver":
         process.kill()
         return 1
-    titles = {"worker": "ray::_Actor", "store": "ray::_Store"}
+    titles = {"worker": ("ray::_Actor", "ray::_TrainingActor"), "store": ("ray::_Store",)}
     found = [
         p for p in psutil.process_iter(["cmdline"]) if " ".join(p.info["cmdline"] or []).startswith(titles[victim])
     ]

@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from training import small_search
 from training.small_search import (
     CLASSES,
     SMALL,
@@ -38,8 +39,6 @@ from rayinf.pareto.lp import ReweightLP
 from rayinf.training.candidates import CandidateTrainer, Evaluation
 from rayinf.training.generations import Generations
 from rayinf.training.steps import Steps
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +173,7 @@ def test_a_killed_process_goes_on_to_the_same_bytes(valued, tmp_path):
     whole, out, marks = tmp_path / "run", tmp_path / "killed", tmp_path / "marks"
     counted(tmp_path / "whole", valued, whole)
     marks.mkdir()
-    dead = subprocess.run([sys.executable, str(HERE / "small_search.py"), marks, out, "12"], timeout=120, check=False)
+    dead = subprocess.run([sys.executable, small_search.__file__, marks, out, "12"], timeout=120, check=False)
     assert dead.returncode == -signal.SIGKILL and not (out / "weights.parquet").exists()
     assert len(list((out / "candidates").glob("*.json"))) == 11  # the twelfth training is the eleventh candidate's
     counted(marks, valued, out)

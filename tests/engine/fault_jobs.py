@@ -163,7 +163,7 @@ def run(verb: str, tables: Tables, out: Path, cluster: rayinf.Cluster | None = N
 def digest(out: Path) -> dict[str, str]:
     """Every file of a finished run that carries no time, and its SHA-256."""
     found = {}
-    timed = any(out.glob("*/round-0.json")) or (out / "trainings").is_dir()
+    timed = any(p.parent != out for p in out.rglob("round-0.json")) or (out / "trainings").is_dir()
     for path in sorted(p for p in out.rglob("*") if p.is_file()):
         name = path.relative_to(out).as_posix()
         if (

@@ -223,7 +223,7 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
         {"task": TASK, "train": TRAIN, "valid": VALID},
         {
             "rounds": (0, 1.5, "2", True, None),
-            **{k: SHARED[k] for k in ("task", "curvature", "fisher", "damping", "cluster", "seed")},
+            **{k: SHARED[k] for k in ("task", "curvature", "fisher", "damping", "cluster", "out", "seed")},
         },
     ),
     "trim_stream": (

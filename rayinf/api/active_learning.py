@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,9 +15,10 @@ from rayinf.api.history import History
 from rayinf.arguments import plain
 from rayinf.core.fisher import FisherKind
 from rayinf.data.batches import Array, BatchReader, Columns
+from rayinf.data.extent import EXTENT, OPTIONAL
 from rayinf.data.out_folder import check_out
 from rayinf.data.overlap import labelled_already, warn_left_out
-from rayinf.data.run_folder import RunFolder, owner_of
+from rayinf.data.run_folder import owner_of
 from rayinf.data.tables import READ_ROWS, Table, as_table
 from rayinf.engine.entry import check, check_seeds, check_strategies
 from rayinf.engine.job import Cluster
@@ -27,19 +26,14 @@ from rayinf.engine.parallel import session, side_by_side
 from rayinf.engine.run import open_run
 from rayinf.engine.spec import AcquireSpec
 from rayinf.errors import InputError
-from rayinf.store.places import AnyPath, open_place
+from rayinf.store.places import AnyPath
 from rayinf.task import Task
+from rayinf.training.checked_inputs import TASK_IDENTITY, absolute, fit_identity
 from rayinf.training.oracle import Pool, make_oracle
 from rayinf.training.retraining import train_anew
-from rayinf.training.run_identity import absolute, fit_identity
-from rayinf.training.trajectory import Learning, Options, tell_round
-from rayinf.training.trajectory_folder import VERB, Key, keys, load_trajectories
-
-# Of a run of `acquire`, what says which task and which data it is about.
-_SHARED = (
-    *("model", "loss", "features", "label", "transform", "mask", "version", "parameters", "l2", "classes"),
-    *("pool", "test"),
-)
+from rayinf.training.steps import run_folder
+from rayinf.training.trajectory import AcquireOptions, Learning, print_round
+from rayinf.training.trajectory_state import VERB, Key, TrajectoryState, folder_name, read_states
 
 
 def active_learning(
@@ -131,108 +125,76 @@ def active_learning(
     """
     check(task=task, rounds=rounds, n=n, cluster=cluster, out=out, curvature=curvature, aggregate=aggregate, rank=rank)
     check(subsample=subsample, fisher=fisher, damping=damping, samples=samples)
-    wanted, rounds, n = keys(check_strategies("strategy", strategy), check_seeds("seed", seed)), int(rounds), int(n)
-    given = _Given(task, {"labeled": labeled, "pool": pool, "test": test, "valid": valid}, rounds, n, wanted)
-    options = Options(curvature, aggregate, plain(rank), plain(subsample), fisher, plain(damping), plain(samples))
-    opened = _open(given, options, out)
-    place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(open_place(out, "out"))
-    with place as folder:
-        learning = Learning(
-            opened.task,
-            opened.labeled,
-            {name: opened.tables.get(name) for name in ("pool", "test", "valid")},
-            {k: absolute(v) for k, v in given.tables.items() if k != "labeled" and isinstance(v, str | Path | list)},
-            opened.columns,
-            make_oracle(oracle, Pool(opened.task, opened.tables["pool"].num_rows, opened.columns.row_id)),
-            rounds,
-            n,
-            acquire,
-            options,
-            open_place(folder),
-            owner_of({"identity": opened.identity}),
-            None,
-            left_out=opened.left_out,
-            prints=cluster is None or len(wanted) == 1,
-        )
-        return _run(learning, wanted, opened.identity, cluster)
+    strategies, seeds = check_strategies("strategy", strategy), check_seeds("seed", seed)
+    tables = {"labeled": labeled, "pool": pool, "test": test, "valid": valid}
+    options = AcquireOptions(
+        curvature, aggregate, plain(rank), plain(subsample), fisher, plain(damping), plain(samples)
+    )
+    given = _Arguments(task, tables, int(rounds), int(n), strategies, seeds, options)
+    learning, record = _check_inputs(given, oracle, out)
+    with run_folder(out, record) as (folder, finished):
+        alone = cluster is None or len(given.keys) == 1
+        learning = replace(learning, folder=folder.path, owner=owner_of(record), prints=alone)
+        before = read_states(folder.path, learning.owner, given.extent)
+        if finished:
+            return History.of(before)
+        history = _learn(learning, given, before, cluster)
+        if history.waiting:
+            folder.log("waiting", files=history.waiting)
+        else:
+            folder.finish(record)
+            folder.log("finish")
+        return history
 
 
 @dataclass(frozen=True)
-class _Given:
+class _Arguments:
     """What the user passed."""
 
     task: Task
     tables: Mapping[str, Any]
     rounds: int
     n: int
-    wanted: Sequence[Key]
+    strategies: Sequence[str]
+    seeds: Sequence[int]
+    options: AcquireOptions
 
     @property
-    def strategies(self) -> list[str]:
-        """Every strategy once."""
-        return list(dict.fromkeys(s for s, _ in self.wanted))
+    def keys(self) -> list[Key]:
+        """Every strategy under every seed."""
+        return [(strategy, seed) for strategy in self.strategies for seed in self.seeds]
 
     @property
-    def seeds(self) -> list[int]:
-        """Every seed once."""
-        return list(dict.fromkeys(s for _, s in self.wanted))
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """What was found to be sound."""
-
-    task: Task
-    tables: dict[str, Table]
-    labeled: tuple[Array, Array]
-    columns: Columns
-    identity: dict[str, Any]
-    left_out: Array
-
-
-def _run(learning: Learning, wanted: Sequence[Key], identity: dict[str, Any], cluster: Cluster | None) -> History:
-    """Every trajectory, from where its folder stands."""
-    with RunFolder(learning.folder) as folder:
-        record = {"verb": VERB, "identity": identity}
-        if folder.begin(record):
-            return History.of(load_trajectories(folder.path, learning.owner, wanted, learning.n))
-        return _learn(learning, wanted, folder, record, cluster)
+    def extent(self) -> dict[str, int]:
+        """Rounds of every trajectory, by its folder."""
+        return {folder_name(key): self.rounds for key in self.keys}
 
 
 def _learn(
-    learning: Learning, wanted: Sequence[Key], folder: RunFolder, record: Mapping[str, Any], cluster: Cluster | None
+    learning: Learning, given: _Arguments, before: Mapping[Key, TrajectoryState], cluster: Cluster | None
 ) -> History:
-    """What is left of every trajectory."""
-    before = load_trajectories(folder.path, learning.owner, wanted, learning.n)
-    folder.log("start", verb=VERB)
-    if len(wanted) == 1:
+    """Every trajectory, from where its folder stands."""
+    if len(given.keys) == 1:
         with session(cluster):
-            trails = {wanted[0]: replace(learning, cluster=cluster)(wanted[0])}
-    else:
-        told = {key: len(trail.rows) for key, trail in before.items()}
-        tick = partial(_tell_new, learning, told)
-        trails = dict(side_by_side(learning, {key: key for key in wanted}, cluster, tick))
-        if cluster is not None:
-            tick()
-    history = History.of({key: trails[key] for key in wanted})
-    if history.waiting:
-        folder.log("waiting", files=history.waiting)
-    else:
-        folder.finish(record)
-        folder.log("finish")
-    return history
+            return History.of({key: replace(learning, cluster=cluster)(key) for key in given.keys})
+    printed = {key: len(state.rows) for key, state in before.items()}
+    tick = partial(_print_new, learning, given, printed)
+    states = dict(side_by_side(learning, {key: key for key in given.keys}, cluster, tick))
+    if cluster is not None:
+        tick()
+    return History.of({key: states[key] for key in given.keys})
 
 
-def _tell_new(learning: Learning, told: dict[Key, int]) -> None:
+def _print_new(learning: Learning, given: _Arguments, printed: dict[Key, int]) -> None:
     """Print the rounds that workers have finished since the last time."""
-    for key, trail in load_trajectories(learning.folder, learning.owner, list(told), learning.n).items():
-        for r in range(told[key], len(trail.rows)):
-            tell_round(key, r, learning.rounds, trail.rows[r])
-        told[key] = max(told[key], len(trail.rows))
+    for key, state in read_states(learning.folder, learning.owner, given.extent).items():
+        for r in range(printed[key], len(state.rows)):
+            print_round(key, r, learning.rounds, state.rows[r])
+        printed[key] = max(printed[key], len(state.rows))
 
 
-def _open(given: _Given, options: Options, out: str | AnyPath | None) -> _Opened:
-    """Check everything that `acquire`, training and measuring would, before any work.
+def _check_inputs(given: _Arguments, oracle: Any, out: str | AnyPath | None) -> tuple[Learning, dict[str, Any]]:
+    """Check everything that `acquire`, training and measuring would, before any work; and the record of the run.
 
     Raises:
         InputError: what is wrong.
@@ -244,26 +206,39 @@ def _open(given: _Given, options: Options, out: str | AnyPath | None) -> _Opened
         for name, table in given.tables.items()
         if table is not None or name != "valid"
     }
-    held = {"labeled": tables["labeled"], "pool": tables["pool"], "valid": tables.get("valid"), **asdict(options)}
+    held = {"labeled": tables["labeled"], "pool": tables["pool"], "valid": tables.get("valid"), **asdict(given.options)}
     specs = [AcquireSpec(task=task, n=given.n, strategy=s, seed=given.seeds[0], **held) for s in given.strategies]
     check_out(out, tables)
     left_out = labelled_already(tables["labeled"], tables["pool"], task.row_id)
     _check_rounds(given.rounds, given.n, tables["pool"].num_rows, len(left_out))
     warn_left_out(left_out, tables["pool"].num_rows)
     identity: dict[str, Any] = {}
+    optional: dict[str, Any] = {}
     for spec in specs:
         with open_run(spec, test=tables["test"]) as run:
             job, own = run.job, run.identity
-        identity |= {k: own[k] for k in _SHARED} | {"labeled": own["train"]}
-        identity |= {"valid": own["valid"]} if spec.needs_valid else {}
-    settled = replace(task, classes=job.classes.labels)
+        identity |= {k: own[k] for k in (*TASK_IDENTITY, "pool", "test")} | {"labeled": own["train"]}
+        optional |= {"valid": own["valid"]} if spec.needs_valid else {}
+    with_classes, columns = replace(task, classes=job.classes.labels), job.columns["pool"]
     x, y = _read(tables["labeled"], job.columns["train"])
     if task.fit is None:
         # A model that no fit says how to train must be refused before a folder is claimed.
-        train_anew(settled, tables["labeled"], seed=given.seeds[0])
-    identity |= {"strategy": given.strategies, "seed": given.seeds, "rounds": given.rounds, "n": given.n}
-    identity |= {**asdict(options), "row_id": job.columns["pool"].row_id, **fit_identity(task)}
-    return _Opened(settled, tables, (x, y), job.columns["pool"], identity, left_out)
+        train_anew(with_classes, tables["labeled"], seed=given.seeds[0])
+    identity |= {"n": given.n, **asdict(given.options), "row_id": columns.row_id, **fit_identity(task)}
+    learning = Learning(
+        with_classes,
+        (x, y),
+        {name: tables.get(name) for name in ("pool", "test", "valid")},
+        {k: absolute(v) for k, v in given.tables.items() if k != "labeled" and isinstance(v, str | Path | list)},
+        columns,
+        make_oracle(oracle, Pool(with_classes, tables["pool"].num_rows, columns.row_id)),
+        given.rounds,
+        given.n,
+        acquire,
+        given.options,
+        left_out,
+    )
+    return learning, {"verb": VERB, "identity": identity, OPTIONAL: optional, EXTENT: given.extent}
 
 
 def _read(table: Table, columns: Columns) -> tuple[Array, Array]:

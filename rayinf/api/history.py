@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from rayinf.data.batches import Array
+from rayinf.data.extent import EXTENT
 from rayinf.data.run_folder import RunFolder, owner_of
 from rayinf.errors import InputError
 from rayinf.store.places import AnyPath, open_place
-from rayinf.training.trajectory_folder import SECONDS, VERB, Key, TrajectoryState, keys, load_trajectories
+from rayinf.training.trajectory_state import SECONDS, VERB, Key, TrajectoryState, read_states
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,19 +39,19 @@ class History:
     waiting: tuple[AnyPath, ...] = ()
 
     @classmethod
-    def of(cls, trails: Mapping[Key, TrajectoryState]) -> History:
-        """The trails of all strategies and seeds."""
+    def of(cls, states: Mapping[Key, TrajectoryState]) -> History:
+        """From the states of all strategies and seeds."""
         lines = [
             {**row, "strategy": key[0], "seed": key[1], "round": r}
-            for key, trail in trails.items()
-            for r, row in enumerate(trail.rows)
+            for key, state in states.items()
+            for r, row in enumerate(state.rows)
         ]
         shares = [n for n in (lines[0] if lines else ()) if n.startswith("accuracy_")]
         schema = [(n, _kind(n)) for n in (*_FIRST, *shares, *SECONDS)]
         return cls(
             pa.Table.from_pylist(lines, pa.schema(schema)),
-            {key: list(trail.picked) for key, trail in trails.items()},
-            tuple(trail.waiting for trail in trails.values() if trail.waiting is not None),
+            {key: list(state.picked) for key, state in states.items()},
+            tuple(state.waiting for state in states.values() if state.waiting is not None),
         )
 
     @classmethod
@@ -65,14 +66,14 @@ class History:
         """
         folder = RunFolder(open_place(path))
         held = folder.read()
-        if held is None or held.get("verb") != VERB:
+        if held is None or held.get("verb") != VERB or not held.get(EXTENT):
             raise InputError(
                 f"{folder.path} holds no run of active learning.", "pass the folder that was given as out=..."
             )
-        asked = held["identity"]
-        return cls.of(
-            load_trajectories(folder.path, owner_of(held), keys(asked["strategy"], asked["seed"]), asked["n"])
-        )
+        states = read_states(folder.path, owner_of(held), held[EXTENT])
+        strategies, seeds = (list(dict.fromkeys(part)) for part in zip(*states, strict=True))
+        order = {key: (strategies.index(key[0]), seeds.index(key[1])) for key in states}
+        return cls.of({key: states[key] for key in sorted(states, key=order.__getitem__)})
 
     def to_pandas(self) -> pd.DataFrame:
         """The table as a frame."""

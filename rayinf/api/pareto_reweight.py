@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, nullcontext
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
 from torch import nn
 
 from rayinf.api.reweighting import Reweighting, candidates_table, classes_table
-from rayinf.data.files import fetched, fill_safetensors
 from rayinf.data.out_folder import check_out
 from rayinf.data.run_folder import RunFolder
 from rayinf.data.scores import Scores, to_numpy
 from rayinf.engine.entry import check
 from rayinf.engine.job import Cluster
-from rayinf.engine.parallel import standing
-from rayinf.errors import RayinfError, RunError
-from rayinf.store.places import AnyPath, open_place
+from rayinf.engine.parallel import worker_pool
+from rayinf.errors import InputError, RunError
+from rayinf.store.places import AnyPath
 from rayinf.task import Fit, Task
-from rayinf.training.candidates import Outcome, Trial, Trials
-from rayinf.training.generations import CHECKPOINT, PLAIN, Candidate, Generations, Wanted, read_outcome, write_outcome
+from rayinf.training.candidates import CandidateTrainer, Evaluation, Training
+from rayinf.training.checked_inputs import absolute
+from rayinf.training.checkpoint import load_checkpoint, write_checkpoint
+from rayinf.training.generations import CHECKPOINT, PLAIN, Calls, Candidate, Generations, evaluate
 from rayinf.training.open_table import check_unchanged
-from rayinf.training.reweight_request import VERB, Opened, check_arguments, open_request
-from rayinf.training.run_identity import absolute
+from rayinf.training.reweight_request import VERB, SearchInputs, check_arguments, check_inputs
 from rayinf.training.search import Search
 from rayinf.training.search_progress import search_progress
+from rayinf.training.steps import Steps, run_folder
 
 _MODEL, _WEIGHTS, _CHOSEN = "model.safetensors", "weights.parquet", "chosen.json"
 _CANDIDATES, _CLASSES = "candidates.parquet", "classes.parquet"
@@ -102,173 +97,169 @@ def pareto_reweight(
     holds the influence vectors, the LP and up to 256 MB of each table.
     """
     check(task=task, scores=scores, mode=mode, cluster=cluster, out=out, seed=seed)
-    asked = check_arguments(task, scores, mode, Search() if search is None else search, seed)
-    opened = open_request(asked, {"train": train, "valid": valid}, targets)
-    check_out(out, opened.job.tables)
-    place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(open_place(out, "out"))
-    with place as path, RunFolder(open_place(path)) as folder:
-        finished = folder.begin({"verb": VERB, "identity": opened.identity})
-        run = _Run(opened, folder, cluster, {"train": train, "valid": valid}, finished)
-        with ExitStack() as stack:
-            found = run.search(stack)
-        return found if out is not None else replace(found, path=None)
+    arguments = check_arguments(task, scores, mode, Search() if search is None else search, seed)
+    given = {"train": train, "valid": valid}
+    inputs = check_inputs(arguments, given, targets)
+    check_out(out, inputs.job.tables)
+    iterations = arguments.search.iterations
+    record = {"verb": VERB, "identity": inputs.identity, "extent": {"iterations": iterations}}
+    with run_folder(out, record) as (folder, finished):
+        if (done := folder.extent["iterations"]) > iterations:
+            raise InputError(
+                f"{folder.path} holds a search of {done} generations, and Search(iterations={iterations}) has fewer.",
+                f"pass iterations={done} or more, or another folder as out.",
+            )
+        run = _Run(inputs, folder, given, record, finished)
+        gpus = cluster is not None and cluster.gpus_per_worker > 0
+        trainer = _trainer(inputs, train, "cuda" if gpus else None)
+        with worker_pool(trainer, cluster, workers=arguments.search.size) as calls:
+            found = run.finish(run.search(calls), calls)
+    return found if out is not None else replace(found, path=None)
 
 
+def _trainer(inputs: SearchInputs, train: Any, device: str | None) -> CandidateTrainer:
+    """What trains and measures candidates."""
+    task, search = inputs.arguments.task, inputs.arguments.search
+    fit = task.fit
+    if isinstance(fit, Fit):
+        fit = replace(fit, fresh=False, epochs=search.epochs, lr=search.lr or fit.lr)
+    return CandidateTrainer(
+        inputs.job,
+        None if isinstance(fit, Fit) else absolute(train),
+        fit,
+        inputs.p_nk,
+        inputs.targets,
+        search.demand,
+        search.upper,
+        inputs.arguments.seed,
+        search.threads,
+        device,
+    )
+
+
+@dataclass(frozen=True)
 class _Run:
-    """One search, from where its folder stands."""
+    """One search, from where its folder stands.
 
-    def __init__(
-        self, opened: Opened, folder: RunFolder, cluster: Cluster | None, given: Mapping[str, Any], finished: bool
-    ) -> None:
-        self._opened, self._folder, self._cluster, self._given = opened, folder, cluster, given
-        self._finished = finished
-        self._calls: Any = None
+    Attributes:
+        inputs: checked.
+        folder: begun.
+        given: "train" and "valid", as the user gave them.
+        record: of the run.
+        finished: whether all was there from the first; then nothing is written.
+    """
 
-    def search(self, stack: ExitStack) -> Reweighting:
-        """All generations, then the chosen candidate."""
-        opened, search = self._opened, self._opened.asked.search
-        wanted = Wanted(opened.targets, opened.asked.mode, search.prefer)
-        if not self._finished:
-            self._folder.log("start", verb=VERB)
-        calls = partial(self._try, stack)
-        with search_progress(opened.names) as shown:
+    inputs: SearchInputs
+    folder: RunFolder
+    given: Mapping[str, Any]
+    record: Mapping[str, Any]
+    finished: bool
 
-            def counted(trials: Mapping[str, Trial]) -> Iterator[tuple[str, Outcome]]:
-                for done, pair in enumerate(calls(trials)):
-                    shown.trained(done + 1, len(trials))
-                    yield pair
+    @property
+    def steps(self) -> Steps:
+        """The steps in the folder."""
+        return Steps(lambda: self.folder.files)
 
-            before, plain = self._references(calls)
-            files, classes = self._folder.files, len(opened.names)
-            state = Generations(files, search, wanted, classes, opened.asked.seed, before, plain)
-            for g, ranked, trained in state.run(counted):
-                if trained or not self._finished:
-                    shown.generation(g, ranked, trained, state)
-                if trained:
-                    self._folder.log("generation", number=g, trained=trained, best=state.best.key)
-        if all(c.outcome.problem is not None for c in state.found.values()):
-            first = next(iter(state.found.values()))
-            raise RunError(
-                f"None of the {len(state.found)} candidates could be trained; the first: {first.outcome.problem}",
-                'pass Search(slack="scaled") or a larger radius, or lower the learning rate.',
-            )
-        return self._finish(state, state.best, calls)
-
-    def _try(self, stack: ExitStack, trials: Mapping[str, Trial]) -> Iterator[tuple[str, Outcome]]:
-        """Outcomes as they come. Workers are started for the first trial that is not on disk, and stay."""
-        if not trials:
-            return iter(())
-        if self._calls is None:
-            opened, search = self._opened, self._opened.asked.search
-            gpus = self._cluster is not None and self._cluster.gpus_per_worker > 0
-            work = Trials(
-                opened.job,
-                None if isinstance(opened.asked.task.fit, Fit) else absolute(self._given["train"]),
-                _fit(opened.asked.task, search),
-                opened.p_nk,
-                opened.targets,
-                search.demand,
-                search.upper,
-                opened.asked.seed,
-                search.threads,
-                "cuda" if gpus else None,
-            )
-            self._calls = stack.enter_context(standing(work, self._cluster, workers=search.size))
-        return iter(self._calls(trials))
-
-    def _references(self, calls: Any) -> tuple[Outcome, Outcome]:
-        """The checkpoint and the unweighted epoch.
+    def search(self, calls: Calls) -> Generations:
+        """All generations.
 
         Raises:
-            RunError: the unweighted epoch has no finite loss.
+            RunError: the unweighted epoch has no finite loss, or no candidate could be trained.
         """
-        trials = {CHECKPOINT: Trial(trains=False), PLAIN: Trial()}
-        held = {key: read_outcome(self._folder.files, f"{key}.json") for key in trials}
-        for key, outcome in calls({key: trial for key, trial in trials.items() if held[key] is None}):
-            if outcome.problem is not None:
-                raise RunError(f"{key}: {outcome.problem}", "check the task's model, its fit and its learning rate.")
-            write_outcome(self._folder.files, f"{key}.json", outcome, trials[key])
-            held[key] = outcome
-        before, plain = held[CHECKPOINT], held[PLAIN]
-        assert before is not None
-        assert plain is not None
-        return before, plain
+        arguments, names = self.inputs.arguments, self.inputs.names
+        with search_progress(names) as shown:
 
-    def _finish(self, state: Generations, chosen: Candidate, calls: Any) -> Reweighting:
-        """Train the chosen candidate once more, to keep its model and weights, unless they are there."""
-        opened, files, notes = self._opened, self._folder.files, list(self._opened.notes)
-        held, model = files.table(_WEIGHTS), None
-        measured = read_outcome(files, _CHOSEN)
-        if held is not None and measured is not None and files.is_sound(_MODEL):
-            model = _load(opened.job.task, files.path / _MODEL)
-        if model is None or held is None or measured is None:
-            trial = replace(chosen.trial, keeps=True)
-            ((_, measured),) = calls({chosen.key: trial})
-            if measured.model is None:
-                raise RunError(f"The chosen candidate has no model now: {measured.problem}", "make the fit repeatable.")
-            model = measured.model
-            for name, table in self._given.items():
-                check_unchanged(opened.job.tables[name], table, name)
-            files.put(_MODEL, partial(_save, model))
-            weights = np.ones(len(opened.p_nk)) if measured.weights is None else measured.weights
-            ids = opened.asked.vectors.scores.select(["row_id"])["row_id"]
-            held = pa.table({"row_id": ids, "weight": weights})
-            files.put_table(_WEIGHTS, held)
-            write_outcome(files, _CHOSEN, measured, trial)
-        if measured.right != chosen.outcome.right:
+            def counted(trainings: Mapping[str, Training]) -> Iterator[tuple[str, Evaluation]]:
+                for done, pair in enumerate(calls(trainings)):
+                    shown.trained(done + 1, len(trainings))
+                    yield pair
+
+            references = {f"{CHECKPOINT}.json": Training(trains=False), f"{PLAIN}.json": Training()}
+            before, plain = evaluate(self.steps, counted, references, _check_reference).values()
+            goal, classes = (self.inputs.targets, arguments.mode), len(names)
+            state = Generations(self.steps, arguments.search, *goal, classes, arguments.seed, before, plain)
+            for g, ranked, trained in state.run(counted):
+                if trained or not self.finished:
+                    shown.generation(g, ranked, trained, state)
+                if trained:
+                    self.folder.log("generation", number=g, trained=trained, best=state.best.key)
+        if all(c.evaluation.problem is not None for c in state.found.values()):
+            first = next(iter(state.found.values()))
+            raise RunError(
+                f"None of the {len(state.found)} candidates could be trained; the first: {first.evaluation.problem}",
+                'pass Search(slack="scaled") or a larger radius, or lower the learning rate.',
+            )
+        return state
+
+    def finish(self, state: Generations, calls: Calls) -> Reweighting:
+        """The chosen candidate, with its model and weights."""
+        inputs, steps, names, chosen = self.inputs, self.steps, self.inputs.names, state.best
+        model, weights, measured = self._chosen(chosen, calls)
+        notes = list(inputs.notes)
+        if measured.right != chosen.evaluation.right:
             notes.append(
                 "Training is not repeatable: the chosen candidate, trained once more, classifies other rows rightly "
                 "than in the search. `classes` and `task` are of the second training."
             )
-        totals = opened.p_nk.sum(0)
-        candidates = candidates_table(state, chosen, opened.names)
-        classes = classes_table(state, measured, opened.names, totals)
-        if not self._finished:  # else all was there, and is left as it stands
-            files.put_table(_CANDIDATES, candidates)
-            files.put_table(_CLASSES, classes)
-            self._folder.finish({"verb": VERB, "identity": opened.identity, "chosen": chosen.key, "notes": notes})
-            self._folder.log("finish")
-        alpha = chosen.trial.alpha
+        candidates = candidates_table(state, chosen, names)
+        classes = classes_table(state, measured, names, inputs.p_nk.sum(0))
+        if not self.finished:
+            steps.write(_CANDIDATES, candidates)
+            steps.write(_CLASSES, classes)
+            self.folder.finish({**self.record, "chosen": chosen.key, "notes": notes})
+            self.folder.log("finish")
+        alpha = chosen.training.alpha
         return Reweighting(
             candidates,
             classes,
-            held["weight"].to_numpy(),
-            to_numpy(opened.asked.vectors.scores.select(["row_id"])["row_id"]),
-            None if alpha is None else dict(zip(opened.names, alpha, strict=True)),
-            chosen.trial.radius,
-            opened.asked.mode,
-            replace(opened.job.task, model=_like(opened.asked.task, model)),
+            weights["weight"].to_numpy(),
+            to_numpy(inputs.arguments.vectors.scores.select(["row_id"])["row_id"]),
+            None if alpha is None else dict(zip(names, alpha, strict=True)),
+            chosen.training.radius,
+            inputs.arguments.mode,
+            replace(inputs.job.task, model=_on_device_of(inputs.arguments.task, model)),
             tuple(notes),
-            files.path,
+            self.folder.path,
         )
 
+    def _chosen(self, chosen: Candidate, calls: Calls) -> tuple[nn.Module, pa.Table, Evaluation]:
+        """Model, weights and measures of the chosen candidate, which is trained once more unless they are there."""
+        inputs, files, steps = self.inputs, self.folder.files, self.steps
+        held, weights = steps.read(_CHOSEN), steps.read(_WEIGHTS)
+        if held is not None and held["candidate"] == chosen.key and weights is not None:
+            model = load_checkpoint(files, _MODEL, inputs.job.task)
+            if model is not None:
+                return model, weights, Evaluation.from_json(held)
+        training = replace(chosen.training, returns_model=True)
+        ((_, measured),) = calls({chosen.key: training})
+        if measured.model is None:
+            raise RunError(f"The chosen candidate has no model now: {measured.problem}", "make the fit repeatable.")
+        for name, table in self.given.items():
+            check_unchanged(inputs.job.tables[name], table, name)
+        ids = inputs.arguments.vectors.scores.select(["row_id"])["row_id"]
+        found = np.ones(len(inputs.p_nk)) if measured.weights is None else measured.weights
+        weights = pa.table({"row_id": ids, "weight": found})
+        if not self.finished:
+            if held is not None:
+                files.remove(_CHOSEN)  # it says whose the two other files are
+            write_checkpoint(files, _MODEL, measured.model, inputs.job.task.version)
+            steps.write(_WEIGHTS, weights)
+            steps.write(_CHOSEN, {"candidate": chosen.key, **measured.to_json(training)})
+        return measured.model, weights, measured
 
-def _fit(task: Task, search: Search) -> Any:
-    """How a candidate is trained."""
-    if not isinstance(task.fit, Fit):
-        return task.fit
-    return replace(task.fit, fresh=False, epochs=search.epochs, lr=search.lr or task.fit.lr)
+
+def _check_reference(name: str, found: Mapping[str, Any]) -> None:
+    """Refuse a search from a checkpoint that cannot be trained or measured.
+
+    Raises:
+        RunError: its losses are not finite.
+    """
+    if found["problem"] is not None:
+        what = name.removesuffix(".json")
+        raise RunError(f"{what}: {found['problem']}", "check the task's model, its fit and its learning rate.")
 
 
-def _like(task: Task, model: nn.Module) -> nn.Module:
+def _on_device_of(task: Task, model: nn.Module) -> nn.Module:
     """The model where the task has its own."""
     first = next(task.model.parameters(), None) if isinstance(task.model, nn.Module) else None
     return model if first is None else model.to(first.device)
-
-
-def _save(model: nn.Module, file: Path) -> None:
-    """The model's tensors as safetensors, shared ones once."""
-    fill_safetensors(file, lambda inner: save_model(model, str(inner)))
-
-
-def _load(task: Task, file: AnyPath) -> nn.Module | None:
-    """The weighted checkpoint, or None where the file does not fit the task's model."""
-    model = task.build()
-    try:
-        with fetched(file) as held:
-            load_model(model, str(held))
-    except RayinfError:
-        raise
-    except (RuntimeError, OSError, ValueError, SafetensorError):
-        return None
-    return model

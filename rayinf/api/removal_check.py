@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,29 +21,24 @@ from rayinf.data.scan import TableScan
 from rayinf.data.scores import Scores
 from rayinf.data.tables import Table
 from rayinf.data.vectors import Vectors
-from rayinf.engine import progress
 from rayinf.engine.entry import check
 from rayinf.engine.job import Cluster
 from rayinf.engine.parallel import side_by_side
-from rayinf.engine.run import open_run
-from rayinf.engine.spec import InfluenceSpec
 from rayinf.errors import InputError
 from rayinf.select.top_share import SIDES
-from rayinf.store.places import AnyPath, open_place
+from rayinf.store.places import AnyPath
 from rayinf.task import Fit, Task
+from rayinf.training.checked_inputs import absolute, check_tables, fit_identity
 from rayinf.training.evaluation import measure_model
 from rayinf.training.open_table import check_unchanged
 from rayinf.training.removal_sets import Removal, Removals
 from rayinf.training.retraining import check_trainable, train_anew
-from rayinf.training.run_identity import absolute, fit_identity
 from rayinf.training.scored_table import check_scored
+from rayinf.training.steps import Steps, run_folder
 
 VERB = "removal_check"
-# Of a run's identity, what says which task and which data it is about.
-_TASK = ("model", "loss", "features", "label", "transform", "mask", "version", "parameters", "l2", "classes")
-_TABLES = ("train", "valid", "test")
 # What a training leaves out, or None for nothing; and its seed.
-Key = tuple[Removal | None, int]
+Training = tuple[Removal | None, int]
 
 _CONSTANT = (
     'Task(fit=...) has schedule="constant": with a constant learning rate, training noise can drown the effect of '
@@ -120,28 +114,25 @@ def removal_check(
     check_trainable(task)
     if isinstance(task.fit, Fit) and task.fit.schedule == "constant":
         warnings.warn(_CONSTANT, stacklevel=2)
-    opened = _open(task, {"train": train, "valid": valid, "test": test}, scores, float(share))
-    check_out(out, opened.tables)
-    trained = range(int(seed), int(seed) + (1 if task.fit is None else int(seeds)))
-    place: Any = tempfile.TemporaryDirectory(prefix="rayinf-") if out is None else nullcontext(open_place(out, "out"))
-    with place as folder, RunFolder(open_place(folder)) as run:
-        record = {"verb": VERB, "identity": {**opened.identity, "seeds": list(trained)}}
-        finished = run.begin(record)
-        done, new = _train(opened, trained, run, cluster)
-        result = _compare(opened, done, trained)
-        if not finished or new:
-            result.save(run.files)
+    inputs = _check_inputs(task, {"train": train, "valid": valid, "test": test}, scores, float(share))
+    check_out(out, inputs.tables)
+    first, count = int(seed), 1 if task.fit is None else int(seeds)
+    record = {"verb": VERB, "identity": {**inputs.identity, "seed": first}, "extent": {"seeds": count}}
+    with run_folder(out, record) as (run, finished):
+        done = _train(inputs, range(first, first + run.extent["seeds"]), run, cluster)
+        if not finished:
+            _compare(inputs, done, range(first, first + run.extent["seeds"])).save(run.files)
             run.finish(record)
             run.log("finish")
-    return result
+    return _compare(inputs, done, range(first, first + count))
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """What was found to be sound.
+class _Inputs:
+    """The arguments, checked.
 
     Attributes:
-        task: its classes are settled.
+        task: with its classes.
         given: the tables as they were given, paths absolute.
         tables: the same, opened.
         labels: of the K classes that have a column.
@@ -162,7 +153,7 @@ class _Opened:
 
 
 @dataclass(frozen=True)
-class _Training:
+class _Train:
     """Trains without some rows and measures; picklable, for workers."""
 
     task: Task
@@ -170,7 +161,7 @@ class _Training:
     test: Any
     removals: Removals
 
-    def __call__(self, key: Key) -> dict[str, Any]:
+    def __call__(self, key: Training) -> dict[str, Any]:
         """Measures on the test rows: those of `evaluate`, `category_<label>` (the sum of losses) among them."""
         removal, seed = key
         begin = time.perf_counter()
@@ -180,29 +171,25 @@ class _Training:
         return {**found, "seconds": time.perf_counter() - begin}
 
 
-def _open(task: Task, given: Mapping[str, Any], scores: Scores, share: float) -> _Opened:
+def _check_inputs(task: Task, given: Mapping[str, Any], scores: Scores, share: float) -> _Inputs:
     """Check everything before any work.
 
     Raises:
         InputError: what is wrong.
     """
     vectors = Vectors.of(scores)
-    spec = InfluenceSpec(
-        task=task, train=given["train"], valid=given["valid"], objective="category", curvature="identity"
-    )
-    with open_run(spec, test=given["test"]) as run:
-        job, scans, own = run.job, run.scans, run.identity
+    checked = check_tables(task, given)
+    job, scans = checked.job, checked.scans
     labels = _labels(vectors, job.classes)
     _check_tables(task, scores, scans, labels)
     check_scored(scores, task, job.tables["train"], {name: scans[name] for name in ("train", "valid")})
     removals = Removals.of(vectors, share)
     removals.check_left(job.tables["train"], task.label, job.classes, labels)
     counts = {t: np.array([scans[t].counts[task.label][v] for v in labels]) for t in ("valid", "test")}
-    identity = {k: own[k] for k in (*_TASK, *_TABLES)} | fit_identity(task)
-    identity |= {"columns": list(vectors.columns), "share": share, "removals": removals.digest}
-    settled = replace(task, classes=job.classes.labels)
+    identity = {**checked.identity, **fit_identity(task), "columns": list(vectors.columns), "share": share}
+    identity["removals"] = removals.digest
     held = {k: absolute(v) for k, v in given.items()}
-    return _Opened(settled, held, job.tables, labels, counts, removals, identity, share)
+    return _Inputs(job.task, held, job.tables, labels, counts, removals, identity, share)
 
 
 def _labels(vectors: Vectors, classes: Classes) -> tuple[Any, ...]:
@@ -232,79 +219,73 @@ def _check_tables(task: Task, scores: Scores, scans: Mapping[str, TableScan], la
             f"test has no row of class {', '.join(map(repr, empty))}, whose change cannot be measured.",
             "add test rows of every class.",
         )
-    told = scores.metadata.get("rows", {}).get("valid")
-    if told is not None and told != scans["valid"].rows:
+    rows = scores.metadata.get("rows", {}).get("valid")
+    if rows is not None and rows != scans["valid"].rows:
         raise InputError(
-            f"valid has {scans['valid'].rows:,} rows, and the scores were computed for {told:,}.",
+            f"valid has {scans['valid'].rows:,} rows, and the scores were computed for {rows:,}.",
             "pass the validation rows of the scores.",
         )
 
 
 def _train(
-    opened: _Opened, seeds: Sequence[int], run: RunFolder, cluster: Cluster | None
-) -> tuple[dict[Key, dict[str, Any]], int]:
-    """The measures of every training, and how many were made now: those that the folder holds are not made again."""
-    wanted: list[Key] = [(removal, s) for removal in (None, *opened.removals.bits) for s in seeds]
-    done = {key: held for key in wanted if (held := run.files.json(_file(key))) is not None}
-    todo = {key: key for key in wanted if key not in done}
-    if not todo:
-        return done, 0
-    run.log("start", verb=VERB, trainings=len(todo))
-    training = _Training(opened.task, opened.given["train"], opened.given["test"], opened.removals)
-    with progress.bar(VERB, len(wanted), len(done), "trainings") as advance:
-        for key, told in side_by_side(training, todo, cluster):
-            for name in ("train", "test"):
-                check_unchanged(opened.tables[name], opened.given[name], name)
-            run.files.put_json(_file(key), told)
-            run.log("training", file=_file(key), seconds=round(told["seconds"], 3))
-            done[key] = told
-            advance(1)
-    return done, len(todo)
+    inputs: _Inputs, seeds: Sequence[int], run: RunFolder, cluster: Cluster | None
+) -> dict[Training, dict[str, Any]]:
+    """The measures of every training: those that the folder holds are not made again."""
+    names = {(removal, s): _file(removal, s) for removal in (None, *inputs.removals.bits) for s in seeds}
+    training = _Train(inputs.task, inputs.given["train"], inputs.given["test"], inputs.removals)
+
+    def check(name: str, found: Mapping[str, Any]) -> None:
+        for table in ("train", "test"):
+            check_unchanged(inputs.tables[table], inputs.given[table], table)
+        run.log("training", file=name, seconds=round(found["seconds"], 3))
+
+    calls = partial(side_by_side, training, cluster=cluster)
+    held = Steps(lambda: run.files).map(calls, {name: key for key, name in names.items()}, check, VERB, "trainings")
+    return {key: held[name] for key, name in names.items()}
 
 
-def _file(key: Key) -> str:
-    removal, seed = key
+def _file(removal: Removal | None, seed: int) -> str:
     name = "all" if removal is None else f"{removal[0]}-{removal[1]}"
     return f"trainings/{name}-seed{seed}.json"
 
 
-def _compare(opened: _Opened, done: Mapping[Key, Mapping[str, Any]], seeds: Sequence[int]) -> RemovalCheck:
+def _compare(inputs: _Inputs, done: Mapping[Training, Mapping[str, Any]], seeds: Sequence[int]) -> RemovalCheck:
     """Predicted and measured changes, from the measures of every training."""
-    names, classes = [str(v) for v in opened.labels], len(opened.labels)
-    tests, removals = opened.counts["test"], opened.removals
+    names, classes = [str(v) for v in inputs.labels], len(inputs.labels)
+    tests, removals = inputs.counts["test"], inputs.removals
 
-    def measured(removal: Removal | None, prefix: str) -> Array:
+    def measures(removal: Removal | None, prefix: str) -> Array:
         return np.array([[done[removal, s][f"{prefix}_{name}"] for name in names] for s in seeds])
 
-    before = {prefix: measured(None, prefix) for prefix in ("category", "accuracy")}
+    before = {prefix: measures(None, prefix) for prefix in ("category", "accuracy")}
     changes: dict[str, Changes] = {}
     for side in SIDES:
         found = {prefix: np.full((len(seeds), classes, classes), np.nan) for prefix in before}
         predicted = np.full((classes, classes), np.nan)
         for k in range(classes):
             if (side, k) in removals.bits:
-                predicted[k] = removals.predicted[side, k] / opened.counts["valid"] * tests
+                predicted[k] = removals.predicted[side, k] / inputs.counts["valid"] * tests
                 for prefix in before:
-                    found[prefix][:, k] = measured((side, k), prefix) - before[prefix]
+                    found[prefix][:, k] = measures((side, k), prefix) - before[prefix]
         rows = np.array([removals.counts.get((side, k), 0) for k in range(classes)])
         changes[side] = Changes(rows, predicted, found["category"], found["accuracy"])
     baseline = {
         "loss": (before["category"].mean(0) / tests).tolist(),
         "accuracy": before["accuracy"].mean(0).tolist(),
     }
-    held = {name: table.num_rows for name, table in opened.tables.items()}
-    metadata = {"share": opened.share, "seeds": len(seeds), "rows": held}
-    return RemovalCheck.of(changes, tests, baseline, opened.labels, _notes(opened, len(seeds)), metadata)
+    held = {name: table.num_rows for name, table in inputs.tables.items()}
+    metadata = {"share": inputs.share, "seeds": len(seeds), "rows": held}
+    return RemovalCheck.of(changes, tests, baseline, inputs.labels, _notes(inputs, len(seeds)), metadata)
 
 
-def _notes(opened: _Opened, seeds: int) -> list[str]:
+def _notes(inputs: _Inputs, seeds: int) -> list[str]:
     """What a reader should know before trusting the figures."""
-    fit, removals = opened.task.fit, opened.removals
+    fit, removals = inputs.task.fit, inputs.removals
     notes = [_CONSTANT] if isinstance(fit, Fit) and fit.schedule == "constant" else []
     notes += [_NO_NOISE] if fit is None else [_ONE_SEED] if seeds == 1 else []
     return notes + [
         f"no training row is {side} to class {label!r}: nothing was removed there."
         for side in SIDES
-        for k, label in enumerate(opened.labels)
+        for k, label in enumerate(inputs.labels)
         if (side, k) not in removals.bits
     ]

@@ -18,7 +18,7 @@ from rayinf.store.places import AnyPath, open_place
 if TYPE_CHECKING:
     import pandas as pd
 
-_CELLS, _TOLD = "cells.parquet", "result.json"
+_CELLS, _RESULT = "cells.parquet", "result.json"
 # Columns of numbers, in the order of the table.
 VALUES = (
     "predicted",
@@ -152,7 +152,7 @@ class RemovalCheck:
 
     def save(self, files: CheckedFolder) -> None:
         """Write the cells as Parquet and the rest as JSON, into a run's folder."""
-        told = {
+        held = {
             "summary": self.summary,
             "baseline": self.baseline,
             "labels": list(self.labels),
@@ -160,7 +160,7 @@ class RemovalCheck:
             "metadata": self.metadata,
         }
         files.put_table(_CELLS, self.table)
-        files.put_json(_TOLD, told)
+        files.put_json(_RESULT, held)
 
     @classmethod
     def load(cls, path: str | AnyPath) -> RemovalCheck:
@@ -175,14 +175,14 @@ class RemovalCheck:
         folder = open_place(path)
         record = read_record(folder)
         files = CheckedFolder(folder, owner_of(record)) if record else None
-        told, cells = (files.json(_TOLD), files.table(_CELLS)) if files else (None, None)
-        if told is None or cells is None:
+        held, cells = (files.json(_RESULT), files.table(_CELLS)) if files else (None, None)
+        if held is None or cells is None:
             raise InputError(
                 f"{folder} holds no finished removal check, or a damaged one.",
                 "pass the folder that was given as out=..., or run that check again.",
             )
-        held = (told["summary"], told["baseline"], tuple(told["labels"]), tuple(told["notes"]), told["metadata"])
-        return cls(cells, *held)
+        labels, notes = tuple(held["labels"]), tuple(held["notes"])
+        return cls(cells, held["summary"], held["baseline"], labels, notes, held["metadata"])
 
 
 def summarise(cells: pa.Table, side: str, classes: int) -> dict[str, Any]:

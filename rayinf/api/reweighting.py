@@ -13,7 +13,7 @@ from rayinf.data.batches import Array
 from rayinf.pareto.wilson import wilson
 from rayinf.store.places import AnyPath
 from rayinf.task import Task
-from rayinf.training.candidates import Outcome
+from rayinf.training.candidates import Evaluation
 from rayinf.training.generations import PLAIN, Candidate, Generations
 
 if TYPE_CHECKING:
@@ -30,11 +30,10 @@ class Reweighting:
     candidate looks better on them than it is: measure `task` on rows that neither the scores nor the search saw.
 
     Attributes:
-        candidates: a line for each that was tried, the unweighted epoch first: `candidate` (a name), `generation` and
+        candidates: a line for each that was trained, the unweighted epoch first: `candidate` (a name), `generation` and
             `slot` (where it came up), `front` (no other beats it), `chosen`, `fitness` (the paper's line 7; null of
-            minus
-            infinity), `gain` and `others` (mean change of the accuracy of the targets and of the other classes against
-            the unweighted epoch), `radius`, `mean_weight`, `problem` (why it has no model, with `conflict`, the
+            minus infinity), `gain` and `others` (mean change of the accuracy of the targets and of the other classes
+            against the unweighted epoch), `radius`, `mean_weight`, `problem` (why it has no model, with `conflict`, the
             classes whose alphas cannot be met together), and of every class `alpha_<label>`, `accuracy_<label>` and
             `predicted_<label>`, the fall of its summed loss that the LP expects.
         classes: a line a class: `class`, `target`, `rows`, `total` (S_k, its summed influence), and its accuracy at the
@@ -82,19 +81,19 @@ class Reweighting:
         """The result in words and figures."""
         chosen, tried = self.chosen, self.candidates.num_rows - 1
         lost = self.candidates["problem"].to_pylist()
-        told = [f"{self.mode}: {tried} candidates, {tried - lost[1:].count(None)} without a model; "]
-        told[0] += f"{self.candidates['front'].to_pylist().count(True)} on the front (the unweighted epoch counted)."
+        lines = [f"{self.mode}: {tried} candidates, {tried - lost[1:].count(None)} without a model; "]
+        lines[0] += f"{self.candidates['front'].to_pylist().count(True)} on the front (the unweighted epoch counted)."
         if chosen["candidate"] == PLAIN:
-            told.append("No candidate is worth more than the unweighted epoch: the weights are all 1.")
+            lines.append("No candidate is worth more than the unweighted epoch: the weights are all 1.")
         else:
             region = "the box" if self.radius is None else f"radius {self.radius:.3f}"
             fitness = "minus infinity" if chosen["fitness"] is None else f"{chosen['fitness']:.4g}"
-            told.append(
+            lines.append(
                 f"Chosen: {region}, fitness {fitness}; against the unweighted epoch the targets "
                 f"{100 * chosen['gain']:+.2f} and the others {100 * chosen['others']:+.2f} points (means of classes)."
             )
         width = max(5, *(len(n) + 2 for n in self.classes["class"].to_pylist()))
-        told.append(f"{'class':<{width}} {'checkpoint':>18} {'unweighted':>18} {'weighted':>18}  change, points")
+        lines.append(f"{'class':<{width}} {'checkpoint':>18} {'unweighted':>18} {'weighted':>18}  change, points")
         for line in self.classes.to_pylist():
             name = line["class"] + (" *" if line["target"] else "")
             cells = (
@@ -102,9 +101,9 @@ class Reweighting:
                 for c in ("checkpoint", "unweighted", "weighted")
             )
             before = line["checkpoint" if self.mode == "direct" else "unweighted"]
-            told.append(f"{name:<{width}} {' '.join(cells)}  {100 * (line['weighted'] - before):+.1f}")
-        told.append("* target; accuracy in %, with 95% intervals, on the validation rows that the search used.")
-        return "\n".join([*told, *self.notes])
+            lines.append(f"{name:<{width}} {' '.join(cells)}  {100 * (line['weighted'] - before):+.1f}")
+        lines.append("* target; accuracy in %, with 95% intervals, on the validation rows that the search used.")
+        return "\n".join([*lines, *self.notes])
 
     def plot(self, path: str | AnyPath) -> AnyPath:
         """Draw the trade-off with its front, and accuracy by class.
@@ -133,24 +132,24 @@ def candidates_table(state: Generations, chosen: Candidate, names: tuple[str, ..
     return pa.Table.from_pylist(lines, pa.schema(columns))
 
 
-def classes_table(state: Generations, weighted: Outcome, names: tuple[str, ...], total: Array) -> pa.Table:
+def classes_table(state: Generations, weighted: Evaluation, names: tuple[str, ...], total: Array) -> pa.Table:
     """A line a class: accuracy before and after, with intervals."""
     columns: dict[str, Any] = {
         "class": list(names),
-        "target": [k in state.wanted.targets for k in range(len(names))],
+        "target": [k in state.targets for k in range(len(names))],
         "rows": state.checkpoint.rows,
         "total": total,
     }
     measured = {"checkpoint": state.checkpoint, "unweighted": state.plain, "weighted": weighted}
-    for name, outcome in measured.items():
-        low, high = wilson(np.asarray(outcome.right), np.asarray(outcome.rows))
-        columns |= {name: outcome.accuracy, f"{name}_low": low, f"{name}_high": high}
+    for name, found in measured.items():
+        low, high = wilson(np.asarray(found.right), np.asarray(found.rows))
+        columns |= {name: found.accuracy, f"{name}_low": low, f"{name}_high": high}
     return pa.table(columns)
 
 
 def _line(c: Candidate, front: set[str], chosen: Candidate, names: tuple[str, ...]) -> dict[str, Any]:
-    found, plain = c.outcome, c.key == PLAIN
-    parts = {"alpha": c.trial.alpha, "predicted": found.predicted}
+    found, plain = c.evaluation, c.key == PLAIN
+    parts = {"alpha": c.training.alpha, "predicted": found.predicted}
     parts["accuracy"] = None if found.problem is not None else tuple(found.accuracy.tolist())
     by_class = {
         f"{part}_{name}": value
@@ -166,7 +165,7 @@ def _line(c: Candidate, front: set[str], chosen: Candidate, names: tuple[str, ..
         "fitness": c.fitness if np.isfinite(c.fitness) else None,
         "gain": c.gain if np.isfinite(c.gain) else None,
         "others": c.others if np.isfinite(c.others) else None,
-        "radius": c.trial.radius,
+        "radius": c.training.radius,
         "mean_weight": 1.0 if plain else found.mean_weight,
         "problem": found.problem,
         "conflict": list(found.conflict),

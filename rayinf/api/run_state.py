@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from rayinf.arguments import path
 from rayinf.data.appended import last_bytes
 from rayinf.data.checked_folder import MANIFEST, CheckedFolder, Entry, differs, read_lines
+from rayinf.data.extent import EXTENT
 from rayinf.data.files import file_sha256, files_below, readable
 from rayinf.data.lease import holder
 from rayinf.data.part_files import PartFiles
@@ -95,8 +96,8 @@ class Status:
             )
         if self.event:
             when = datetime.fromtimestamp(float(self.event.get("time", 0)), UTC).isoformat(timespec="seconds")
-            told = ", ".join(f"{k}={v}" for k, v in self.event.items() if k not in ("time", "event"))
-            lines.append(f"Last event, {when}: {self.event.get('event')}" + (f" ({told})" if told else "") + ".")
+            fields = ", ".join(f"{k}={v}" for k, v in self.event.items() if k not in ("time", "event"))
+            lines.append(f"Last event, {when}: {self.event.get('event')}" + (f" ({fields})" if fields else "") + ".")
         if self.state == "stopped":
             lines.append("The same command again goes on from there.")
         return "\n".join(lines)
@@ -155,6 +156,9 @@ def status(run: str | Path) -> Status:
     record = record or {}
     alive = held is not None and held["age"] < _QUIET_SECONDS
     state = FINISHED if record.get("status") == FINISHED else "running" if alive else "stopped"
+    if EXTENT in record:  # of a run in rounds every step is a file
+        written = sum(line.get("file") is not None for m in folder.rglob(MANIFEST) for line in read_lines(m))
+        return Status(folder, str(record["verb"]), state, written, None, _last_event(folder), held)
     done = {line["file"] for line in read_lines(folder / MANIFEST) if "/part-" in str(line.get("file", ""))}
     place = f"{_PAIRS if record.get('verb') == _PAIRS else SCORES}/"
     parts = record.get("parts") if place.startswith(SCORES) else None

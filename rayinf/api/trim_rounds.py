@@ -5,28 +5,36 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from rayinf.api.influence import influence
+from rayinf.arguments import plain
 from rayinf.core.fisher import FisherKind
 from rayinf.data.batches import Array
 from rayinf.data.kept_table import KeptTable
+from rayinf.data.out_folder import check_out
 from rayinf.data.scores import Scores, to_numpy
 from rayinf.data.tables import Table, as_table
 from rayinf.data.vectors import Vectors
 from rayinf.engine.entry import check
 from rayinf.engine.job import Cluster
 from rayinf.engine.parallel import session
+from rayinf.store.places import AnyPath
 from rayinf.task import Task
+from rayinf.training.checked_inputs import check_tables, fit_name
 from rayinf.training.evaluation import measure_model
 from rayinf.training.open_table import check_unchanged
 from rayinf.training.retraining import check_trainable, train_anew
+from rayinf.training.steps import Steps, run_folder
 
 if TYPE_CHECKING:
     import pandas as pd
+
+VERB = "trim_rounds"
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ class TrimRounds:
 
     def to_text(self) -> str:
         """The rounds in words."""
-        lines = [_told(row, row["round"]) for row in self.table.to_pylist()]
+        lines = [_in_words(row) for row in self.table.to_pylist()]
         return "\n".join([*lines, f"Stopped: {self.reason}"])
 
     @property
@@ -101,6 +109,7 @@ def trim_rounds(
     fisher: FisherKind = "true",
     damping: float | None = None,
     cluster: Cluster | None = None,
+    out: str | AnyPath | None = None,
     seed: int = 0,
 ) -> TrimRounds:
     """Remove the rows that harm every class, fit again, value what is left, and again.
@@ -131,94 +140,130 @@ def trim_rounds(
             eigenvalue for "kfac" and "ekfac", 0 otherwise.
         cluster: the workers on Ray that value rows; models are fitted in this process. None: this process values them
             too.
+        out: the run's folder or URI. `round-<r>.parquet` has the rows that were left before round r (`row_id`, `label`,
+            and whether they are `removed`), `round-<r>.safetensors` the model of the others, `round-<r>.json` the line
+            of the table. The same call again goes on after the last finished step. None: the result is held in memory.
         seed: an integer >= 0 that fixes training and the drawn labels (above 32 classes).
 
     Returns:
         A `TrimRounds`: `.table` with a line a round, `.kept`, `.mask`, `.removed`, `.task`, `.reason`.
 
     Raises:
-        InputError: before any work: a number of rounds below 1, a task that cannot be trained, or what `influence` and
-            `evaluate` refuse.
+        InputError: before any work: a number of rounds below 1, a task that cannot be trained, a folder of another
+            config, or what `influence` and `evaluate` refuse.
         RunError: training diverged, the exact Hessian is not positive, or a table changed on the way.
 
     Cost: a round is `influence`, a fit, and a pass over `valid` and `test`. Memory: of a table on disk the ids and two
         numbers a row; rows that went are read past, so a round reads the whole table.
     """
-    check(task=task, rounds=rounds, curvature=curvature, fisher=fisher, damping=damping, cluster=cluster, seed=seed)
+    check(task=task, rounds=rounds, curvature=curvature, fisher=fisher, damping=damping, cluster=cluster)
+    check(out=out, seed=seed)
     check_trainable(task)
     others = [task.label, *([task.group] if task.group else [])]
-    table = as_table(train, task.feature_columns, others, "train")
-    measured = {"valid": valid, **({} if test is None else {"test": test})}
-    how: dict[str, Any] = {"curvature": curvature, "fisher": fisher, "damping": damping}
-    trimming = _Trimming(table, train, measured, {**how, "cluster": cluster, "seed": seed})
+    given = {"train": train, "valid": valid, **({} if test is None else {"test": test})}
+    tables = {"train": as_table(train, task.feature_columns, others, "train")}
+    how: dict[str, Any] = {"curvature": curvature, "fisher": fisher, "damping": damping, "seed": seed}
+    trimming = _Trimming(task, tables, given, {**how, "cluster": cluster})
     with session(cluster):
-        return trimming.run(task, int(rounds))
+        if out is None:
+            return trimming.run(Steps(None), int(rounds))
+        checked = check_tables(task, {**given, **tables})
+        check_out(out, checked.job.tables)
+        how |= {"damping": plain(damping), "seed": int(seed), "fit": fit_name(task)}
+        record = {"verb": VERB, "identity": {**checked.identity, **how}, "extent": {"rounds": int(rounds)}}
+        trimming = replace(trimming, task=checked.job.task, tables=checked.job.tables)
+        with run_folder(out, record) as (folder, finished):
+            found = trimming.run(Steps(lambda: folder.files), int(rounds))
+            if not finished:
+                folder.finish(record)
+                folder.log("finish")
+        return found
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Trimming:
     """Rounds over one table.
 
     Attributes:
-        table: opened.
-        given: the same as the user gave it.
-        measured: the tables that models are measured on.
+        task: as it was given; of a run with a folder, with its classes.
+        tables: "train", opened; of a run with a folder, all tables.
+        given: "train", "valid" and "test", if any, as the user gave them.
         how: arguments of `influence`.
     """
 
-    table: Table
-    given: Any
-    measured: Mapping[str, Any]
+    task: Task
+    tables: Mapping[str, Table]
+    given: Mapping[str, Any]
     how: Mapping[str, Any]
 
-    def run(self, task: Task, rounds: int) -> TrimRounds:
+    def run(self, steps: Steps, rounds: int) -> TrimRounds:
         """All rounds."""
-        n, first = self.table.num_rows, task
+        n, task = self.tables["train"].num_rows, self.task
         # Also finds out, before anything is valued, whether the tables to measure on are sound.
-        lines = [self._line(task, 0, n, 0)]
-        self._say(lines[-1])
+        lines = [self._line(steps, task, {"round": 0, "rows": n, "removed": 0}, None)]
         round_of, ids, reason = np.zeros(n, np.int64), np.arange(n), f"all {rounds} rounds are used up."
         for r in range(1, rounds + 1):
-            left = np.flatnonzero(round_of == 0)
-            scores = influence(task, self._left(round_of), self.measured["valid"], "category", **self.how)
+            value = partial(self._value, task, round_of)
+            left, valued = np.flatnonzero(round_of == 0), steps.step(f"round-{r}.parquet", value)
             if r == 1:
-                ids = to_numpy(scores.select(["row_id"])["row_id"])
-            harmful = left[jointly_harmful(scores)]
+                ids = to_numpy(valued["row_id"])
+            harmful = left[valued["removed"].to_numpy()]
             if not len(harmful):
                 reason = "no row that is left harms every class."
                 break
-            rest = np.setdiff1d(left, harmful, assume_unique=True)
-            if lost := _emptied(scores, np.isin(left, rest)):
+            if lost := _emptied(valued):
                 reason = f"round {r} would leave no row of class {lost[0]!r}."
                 break
-            stays = np.isin(np.arange(n), rest)
-            trained = train_anew(first, self.given, keep=stays, seed=self.how["seed"], rows=n, paired=True)
-            trained = replace(trained, l2=first.l2 * n / len(rest))
-            check_unchanged(self.table, self.given, "train")
-            lines.append(self._line(trained, r, len(rest), len(harmful)))
-            now, before = (line["valid_accuracy"] for line in (lines[-1], lines[-2]))
-            lines[-1]["undone"] = now < before
-            self._say(lines[-1])
-            if now < before:
+            stays = round_of == 0
+            stays[harmful] = False
+            trained = steps.model(f"round-{r}.safetensors", self.task, partial(self._train, stays))
+            trained = replace(trained, l2=self.task.l2 * n / int(stays.sum()))
+            counts = {"round": r, "rows": int(stays.sum()), "removed": len(harmful)}
+            lines.append(self._line(steps, trained, counts, lines[-1]["valid_accuracy"]))
+            if lines[-1]["undone"]:
+                before, now = (line["valid_accuracy"] for line in lines[-2:])
                 reason = f"accuracy on valid fell from {before:.2%} to {now:.2%} in round {r}, which is undone."
                 break
             round_of[harmful], task = r, trained
         return TrimRounds(pa.Table.from_pylist(lines), ids, round_of, task, reason)
 
-    def _left(self, round_of: Array) -> Table:
-        """The rows that are left."""
-        return KeptTable(self.table, round_of == 0) if round_of.any() else self.table
+    def _value(self, task: Task, round_of: Array) -> pa.Table:
+        """`row_id` and `label` of the rows that are left, and which of them are jointly harmful."""
+        table = self.tables["train"]
+        left = KeptTable(table, round_of == 0) if round_of.any() else table
+        scores = influence(task, left, self.given["valid"], "category", **self.how)
+        removed = np.zeros(len(scores), bool)
+        removed[jointly_harmful(scores)] = True
+        assert scores.labels is not None
+        ids = scores.select(["row_id"])["row_id"]
+        return pa.table({"row_id": ids, "label": pa.array(scores.labels), "removed": removed})
 
-    def _line(self, task: Task, r: int, rows: int, removed: int) -> dict[str, Any]:
-        """A round's line: how the model does."""
-        line: dict[str, Any] = {"round": r, "rows": rows, "removed": removed, "undone": False}
-        for name, table in self.measured.items():
-            found = measure_model(task, table)
-            line |= {f"{name}_{key}": value for key, value in found.items() if key != "rows"}
-        return line
+    def _train(self, stays: Array) -> Task:
+        """The task, trained on the rows that stay."""
+        train, seed = self.given["train"], self.how["seed"]
+        trained = train_anew(self.task, train, keep=stays, seed=seed, rows=len(stays), paired=True)
+        self._check_unchanged()
+        return trained
 
-    def _say(self, line: Mapping[str, Any]) -> None:
-        print(f"rayinf trim_rounds {_told(line, line['round'])}", file=sys.stderr, flush=True)
+    def _line(self, steps: Steps, task: Task, counts: Mapping[str, int], before: float | None) -> dict[str, Any]:
+        """A round's line: how the model does, and whether its accuracy fell."""
+
+        def measure() -> dict[str, Any]:
+            line: dict[str, Any] = {**counts, "undone": False}
+            for name in ("valid", "test"):
+                found = measure_model(task, self.given[name]) if name in self.given else {}
+                line |= {f"{name}_{key}": value for key, value in found.items() if key != "rows"}
+            line["undone"] = before is not None and line["valid_accuracy"] < before
+            self._check_unchanged()
+            print(f"rayinf trim_rounds {_in_words(line)}", file=sys.stderr, flush=True)
+            return line
+
+        found: dict[str, Any] = steps.step(f"round-{counts['round']}.json", measure)
+        return found
+
+    def _check_unchanged(self) -> None:
+        for name, table in self.tables.items():
+            check_unchanged(table, self.given[name], name)
 
 
 def jointly_harmful(scores: Scores) -> Array:
@@ -234,15 +279,14 @@ def jointly_harmful(scores: Scores) -> Array:
     return np.flatnonzero(np.concatenate(masks))
 
 
-def _emptied(scores: Scores, stays: Array) -> list[Any]:
+def _emptied(valued: pa.Table) -> list[Any]:
     """Labels of which no row would stay."""
-    labels = scores.labels
-    assert labels is not None
-    return sorted(set(labels.tolist()) - set(labels[stays].tolist()))
+    labels = np.array(valued["label"].to_pylist())
+    return sorted(set(labels.tolist()) - set(labels[~valued["removed"].to_numpy()].tolist()))
 
 
-def _told(line: Mapping[str, Any], r: int) -> str:
+def _in_words(line: Mapping[str, Any]) -> str:
     """A round in words."""
-    went = f"{line['removed']:,} rows went, {line['rows']:,} left" if r else f"{line['rows']:,} rows"
+    went = f"{line['removed']:,} rows went, {line['rows']:,} left" if line["round"] else f"{line['rows']:,} rows"
     shown = [f"{name} {line[f'{name}_accuracy']:.2%}" for name in ("valid", "test") if f"{name}_accuracy" in line]
-    return f"round {r}: {went}, accuracy on {', on '.join(shown)}{' (undone)' if line['undone'] else ''}"
+    return f"round {line['round']}: {went}, accuracy on {', on '.join(shown)}{' (undone)' if line['undone'] else ''}"

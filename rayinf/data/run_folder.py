@@ -13,6 +13,7 @@ from typing import Any
 from rayinf.data.appended import AppendedFile
 from rayinf.data.checked_folder import MANIFEST, CheckedFolder
 from rayinf.data.differences import differences
+from rayinf.data.extent import COMPLETE, EXTENT, comparable, complete, covers, grown
 from rayinf.data.files import file_sha256, files_below, is_temporary, sealed, sweep, try_to_remove, unsealed, write_json
 from rayinf.data.lease import LEASE, Lease, clear_dead
 from rayinf.errors import InputError, RayinfError
@@ -35,10 +36,13 @@ class RunFolder:
     Attributes:
         path: the folder.
         files: those that belong to the run, once it has begun.
+        extent: how far it goes, once it has begun: what is asked for, and what earlier calls have finished.
     """
 
     def __init__(self, path: AnyPath) -> None:
         self.path = path
+        self.extent: dict[str, int] = {}
+        self._grown: dict[str, Any] = {}
         self._log = AppendedFile(path / LOG)
         self._files: CheckedFolder | None = None
         self._lease: Lease | None = None
@@ -78,11 +82,12 @@ class RunFolder:
         """Take the folder for a config, or resume the run of the same config.
 
         Args:
-            record: the content of `run.json`; its `identity` decides whether a run is the same.
+            record: the content of `run.json`; its `identity` decides whether a run is the same, and its `extent` how
+                far the run goes (see `rayinf.data.extent`).
 
         Returns:
-            Whether the run has finished, and all its files are sound. The folder is then only read; else this process
-            alone may write to it, until `release`.
+            Whether the run has finished, this far or further, and all its files are sound. The folder is then only
+            read; else this process alone may write to it, until `release`.
 
         Raises:
             InputError: the folder belongs to another config, holds other things, or another process writes to it.
@@ -104,8 +109,7 @@ class RunFolder:
                 self._check_empty()
                 sweep(self.path)
                 self.files.clean()
-                if (self.read() or {}).get("status") != RUNNING:
-                    write_json(self.path / RECORD, sealed({**record, "status": RUNNING}))
+                self._write_begun(record)
         except BaseException:
             self.release()
             raise
@@ -117,7 +121,8 @@ class RunFolder:
         """Mark the run as finished: manifests in order, then `run.json` with their checksums."""
         self.files.close()
         manifests = {relative(m, self.path): file_sha256(m)[1].hex() for m in self._manifests()}
-        write_json(self.path / RECORD, sealed({**record, "status": FINISHED, "manifests": manifests}))
+        held = {**record, **self._grown, "status": FINISHED, "manifests": manifests}
+        write_json(self.path / RECORD, sealed(held))
 
     def clear(self, folder: str) -> None:
         """Remove a folder of files that are not needed any more."""
@@ -163,13 +168,26 @@ class RunFolder:
         if held is None:
             self._check_empty()
             return False
-        changed = differences(held.get("identity", {}), record["identity"])
+        changed = differences(*comparable(held, record))
         if changed:
             raise InputError(
                 f"{self.path} holds a run of another config: {'; '.join(changed[:6])}.",
                 "pass another folder as out, or the same arguments and tables as before.",
             )
-        return held.get("status") == FINISHED and not damage(self.path, held)
+        if held.get("status") != FINISHED or not covers(complete(held, True), record) or damage(self.path, held):
+            return False
+        self.extent = complete(held, True)
+        return True
+
+    def _write_begun(self, record: Mapping[str, Any]) -> None:
+        """Say in `run.json` that the run goes on, and how far it shall go."""
+        held = self.read() or {}
+        done = complete(held, held.get("status") == FINISHED)
+        self._grown = grown(held, done, record)
+        self.extent = self._grown.get(EXTENT, {})
+        begun = {**record, **self._grown, **({COMPLETE: done} if done else {}), "status": RUNNING}
+        if held.get("status") != RUNNING or any(held.get(k) != begun.get(k) for k in (*self._grown, COMPLETE)):
+            write_json(self.path / RECORD, sealed(begun))
 
     def _check_empty(self) -> None:
         """Refuse a folder with other things than a run that was stopped before its first file was whole."""

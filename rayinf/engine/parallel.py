@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from rayinf.engine.job import Cluster
@@ -34,19 +34,19 @@ Calls = Callable[[Mapping[Key, Item]], Iterator[tuple[Key, Result]]]
 
 
 @contextmanager
-def standing(
+def worker_pool(
     function: Callable[[Item], Result],
     cluster: Cluster | None,
     tick: Callable[[], None] | None = None,
     workers: int | None = None,
 ) -> Generator[Calls[Any, Item, Result]]:
-    """Workers that stay, for one set of items after another: the context's value is called with each set.
+    """A pool of workers for one set of items after another: the context's value is called with each set.
 
     Without a cluster items are done in this process and in order; else as they finish, every item in one worker of
-    Ray. A worker gets the function once, so that an object keeps what it has built up (a model, a table) from item to
-    item, and from set to set. The item of a worker that is lost is begun again in another, which builds anew: what it
-    had done counts if the function keeps it on disk. A run is given up where nothing finishes in `Cluster.patience`
-    seconds and no worker answers in them, and where one item has ended five processes.
+    Ray. Workers start with the first item, and get the function once, so that an object keeps what it has built up (a
+    model, a table) from item to item, and from set to set. The item of a worker that is lost is begun again in another,
+    which builds anew: what it had done counts if the function keeps it on disk. A run is given up where nothing
+    finishes in `Cluster.patience` seconds and no worker answers in them, and where one item has ended five processes.
 
     Args:
         function: picklable; sent to the workers once.
@@ -60,11 +60,22 @@ def standing(
     if cluster is None:
         yield lambda items: ((key, function(item)) for key, item in items.items())
         return
-    with session(cluster):
-        from rayinf.engine import ray_trainings
+    with ExitStack() as stack:
+        started: list[Calls[Any, Item, Result]] = []
 
-        with ray_trainings.training_actors(function, cluster, min(workers or cluster.workers, cluster.workers)) as made:
-            yield lambda items: made.call(items, tick or _nothing)
+        def call(items: Mapping[Any, Item]) -> Iterator[tuple[Any, Result]]:
+            if not items:
+                return
+            if not started:
+                stack.enter_context(session(cluster))
+                from rayinf.engine import ray_trainings
+
+                count = min(workers or cluster.workers, cluster.workers)
+                actors = stack.enter_context(ray_trainings.training_actors(function, cluster, count))
+                started.append(lambda items: actors.call(items, tick or _nothing))
+            yield from started[0](items)
+
+        yield call
 
 
 def side_by_side(
@@ -73,7 +84,7 @@ def side_by_side(
     cluster: Cluster | None,
     tick: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Key, Result]]:
-    """The function's result for every item, with its key; see `standing`.
+    """The function's result for every item, with its key; see `worker_pool`.
 
     Args:
         function: picklable; sent to the workers once.
@@ -84,10 +95,9 @@ def side_by_side(
     Raises:
         RayinfError: what the function raised, or workers that cannot be had or kept alive.
     """
-    if items:
-        with standing(function, cluster, tick, len(items)) as calls:
-            yield from calls(items)
+    with worker_pool(function, cluster, tick, len(items)) as calls:
+        yield from calls(items)
 
 
 def _nothing() -> None:
-    """What is done while nothing is asked for."""
+    """What is called while items are at work, where the caller gives nothing."""

@@ -1,4 +1,4 @@
-"""Processes on Ray that stay, each with a function of its own: whole trainings, one item at a time."""
+"""A pool of actors on Ray, each with a copy of a function: whole trainings, one item at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rayinf.user_code import sendable
 
 
 class _TrainingActor:
-    """A process that calls a function for one item at a time, and says meanwhile that it lives."""
+    """An actor that applies a function to one item at a time, and reports meanwhile that its process runs."""
 
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -29,12 +29,12 @@ class _TrainingActor:
 
     @ray.method(concurrency_group=REPORTS)
     def ready(self) -> bool:
-        """Answers once the process is up."""
+        """Returns once the process is up."""
         return True
 
     @ray.method(concurrency_group=REPORTS)
     def progress(self) -> tuple[str, float]:
-        """Answers at any time: the process's name, and a count that rises as long as it lives."""
+        """At any time: the process's name, and a count that rises as long as it runs."""
         return self._life.report()
 
     def call(self, function: list[Any], item: Any, what: str) -> Any:
@@ -49,7 +49,7 @@ class _TrainingActor:
 
 
 class TrainingActors:
-    """Processes that stay, each with a function of its own; see `parallel.standing`."""
+    """The actors of a pool; see `parallel.worker_pool`."""
 
     def __init__(self, cluster: Cluster, actors: Sequence[Any], function: Any) -> None:
         self._cluster, self._actors, self._function = cluster, actors, function
@@ -77,10 +77,10 @@ def training_actors(function: Callable[[Any], Any], cluster: Cluster, workers: i
     groups: dict[str, Any] = {"concurrency_groups": {REPORTS: 1}}
     with connected():
         connect(cluster, workers)
-        bench: Any = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, **groups, **FAULTS)(
-            _TrainingActor
-        )
-        actors = [bench.remote(max(1, int(cluster.cpus_per_worker))) for _ in range(workers)]
+        remote: Any = ray.remote(
+            num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, **groups, **FAULTS
+        )(_TrainingActor)
+        actors = [remote.remote(max(1, int(cluster.cpus_per_worker))) for _ in range(workers)]
         try:
             wait_ready(actors, cluster)
             with sendable():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,33 +19,34 @@ from rayinf.engine.worker import Worker
 from rayinf.errors import InputError, RunError
 from rayinf.pareto.lp import InfeasibleError, ReweightLP, Solution
 from rayinf.task import Fit
-from rayinf.training.retraining import train_in_place
+from rayinf.training.retraining import call_fit, train_in_place
 from rayinf.training.shuffle import BUFFER_BYTES, Shuffled
-from rayinf.user_code import FIT, on_rows, user_code
+from rayinf.user_code import on_rows
 
 _EVALUATE_ROWS = 1024
+_KEPT = ("right", "rows", "loss", "predicted", "mean_weight", "problem", "conflict")
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What is to be tried.
+class Training:
+    """A candidate's weights, and what is done with them.
 
     Attributes:
         alpha: of every class, in the order of the logits; None: no weights.
         radius: of the trust region; None: the box.
         trains: whether an epoch is trained; False measures the checkpoint.
-        keeps: whether the model and the weights are given back too.
+        returns_model: whether the model and the weights are given back too.
     """
 
     alpha: tuple[float, ...] | None = None
     radius: float | None = None
     trains: bool = True
-    keeps: bool = False
+    returns_model: bool = False
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of it. Sums and counts are over the validation rows, classes in the order of the logits.
+class Evaluation:
+    """How a candidate does. Sums and counts are over the validation rows, classes in the order of the logits.
 
     Attributes:
         right: `[K]`, rows that are classified rightly.
@@ -69,6 +70,18 @@ class Outcome:
     model: nn.Module | None = None
     weights: Array | None = None
 
+    @classmethod
+    def from_json(cls, held: Mapping[str, Any]) -> Evaluation:
+        """As it was kept."""
+        found = cls(**{name: held[name] for name in _KEPT})
+        return replace(found, conflict=tuple(found.conflict))
+
+    def to_json(self, training: Training) -> dict[str, Any]:
+        """What is kept of it, with the alphas and the radius."""
+        held = {name: getattr(self, name) for name in _KEPT} | {"conflict": list(self.conflict)}
+        alpha = None if training.alpha is None else list(training.alpha)
+        return {"alpha": alpha, "radius": training.radius, **held}
+
     @property
     def accuracy(self) -> Array:
         """`[K]`; NaN where there is no model."""
@@ -78,11 +91,11 @@ class Outcome:
 
 
 @dataclass
-class Trials:
-    """Tries one candidate after another. What they share is set up once in every process that works, and stays.
+class CandidateTrainer:
+    """Trains and measures one candidate after another. What they share is set up once in every process, and stays.
 
     Attributes:
-        job: the settled task and the tables "train" and "valid".
+        job: the task with its classes, and the tables "train" and "valid".
         given: the training table as the user gave it, where the fit is a function.
         fit: how a candidate is trained.
         p_nk: influence vectors, classes in the order of the logits.
@@ -105,30 +118,30 @@ class Trials:
     threads: int
     device: str | None
 
-    def __call__(self, trial: Trial) -> Outcome:
-        """Try one.
+    def __call__(self, training: Training) -> Evaluation:
+        """Train and measure one.
 
         Raises:
             InputError: the user's own fit returns no module.
             RunError: training without weights diverged.
         """
         with _threads(self.threads):
-            if not trial.trains:
-                return self._measured(self._checkpoint.model, trial, None)
-            if trial.alpha is None:
-                return self._measured(self._train(None), trial, None)
+            if not training.trains:
+                return self._measured(self._checkpoint.model, training, None)
+            if training.alpha is None:
+                return self._measured(self._train(None), training, None)
             try:
-                found = self._lp.solve(np.asarray(trial.alpha), self.upper, trial.radius)
+                found = self._lp.solve(np.asarray(training.alpha), self.upper, training.radius)
             except InfeasibleError as error:
                 names = tuple(self.job.classes.names[k] for k in error.classes)
-                return Outcome(problem=error.what, conflict=names)
+                return Evaluation(problem=error.what, conflict=names)
             if not found.weights.any():
-                return Outcome(problem="The LP gives every row the weight 0.")
+                return Evaluation(problem="The LP gives every row the weight 0.")
             try:
                 model = self._train(found.weights)
             except RunError as error:  # of extreme weights; the unweighted epoch has shown that the fit is sound
-                return Outcome(problem=error.what)
-            return self._measured(model, trial, found)
+                return Evaluation(problem=error.what)
+            return self._measured(model, training, found)
 
     @cached_property
     def _lp(self) -> ReweightLP:
@@ -167,12 +180,7 @@ class Trials:
             worker = Worker(replace(self.job, task=task))  # with a copy of the checkpoint
             train_in_place(worker, self._shuffled, weights, self.fit, task.l2, self.seed)
             return worker.model
-        with user_code(*FIT):
-            model = self.fit(task, self.given, weights, self.seed)
-        if not isinstance(model, nn.Module):
-            raise InputError(
-                f"Task(fit=...) is a function that returned a {type(model).__name__}.", "return the trained nn.Module."
-            )
+        model = call_fit(task, self.given, weights, self.seed)
         if model is self._checkpoint.model:
             raise InputError(
                 "Task(fit=...) is a function that trained the task's own model in place.",
@@ -180,7 +188,7 @@ class Trials:
             )
         return model.eval()
 
-    def _measured(self, model: nn.Module, trial: Trial, found: Solution | None) -> Outcome:
+    def _measured(self, model: nn.Module, training: Training, found: Solution | None) -> Evaluation:
         worker, task, classes = self._checkpoint, self.job.task, len(self.job.classes.labels)
         model = model.to(worker.device)
         right, rows = (torch.zeros(classes, dtype=torch.int64) for _ in range(2))
@@ -195,14 +203,14 @@ class Trials:
                 loss.index_add_(0, y, task.row_loss(logits, ready.y).double().cpu())
         means = (loss / rows).tolist()
         if not np.isfinite(means).all():
-            return Outcome(problem=f"The trained model's mean losses by class are {means}.")
-        measured = Outcome(right.tolist(), rows.tolist(), means)
+            return Evaluation(problem=f"The trained model's mean losses by class are {means}.")
+        measured = Evaluation(right.tolist(), rows.tolist(), means)
         if found is not None:
             expected = found.predicted_change.tolist()
             measured = replace(measured, predicted=expected, mean_weight=float(found.weights.mean()))
-        if trial.keeps:
+        if training.returns_model:
             held = None if found is None else found.weights
-            measured = replace(measured, model=model.cpu() if trial.trains else None, weights=held)
+            measured = replace(measured, model=model.cpu() if training.trains else None, weights=held)
         return measured
 
 

@@ -33,7 +33,7 @@ def measure_model(
         InputError: a table that does not fit the task, a label that is not a class, or objectives that do not fit it.
     """
     worker, scan = open_table(task, table, "test", wanted)
-    targets, worker = _settle(worker, scan, wanted)
+    targets, worker = _with_groups(worker, scan, wanted)
     aimed = worker
     if against is not None:
         aimed = Worker(replace(worker.job, task=replace(worker.job.task, model=against.model)))
@@ -54,35 +54,35 @@ def measure_model(
         f"accuracy_{name}": int(r) / int(s) if s else None
         for name, r, s in zip(classes.names, right, seen, strict=True)
     }
-    told = {
+    values = {
         column if name == "value" else f"{column}_{name}": value
         for column, found in objectives.objective_details(sums, targets).items()
         for name, value in found.items()
     }
-    return {"rows": scan.rows, "loss": loss / scan.rows, "accuracy": int(right.sum()) / scan.rows, **shares, **told}
+    return {"rows": scan.rows, "loss": loss / scan.rows, "accuracy": int(right.sum()) / scan.rows, **shares, **values}
 
 
-def _settle(worker: Worker, scan: TableScan, asked: tuple[Objective, ...]) -> tuple[tuple[Target, ...], Worker]:
+def _with_groups(worker: Worker, scan: TableScan, wanted: tuple[Objective, ...]) -> tuple[tuple[Target, ...], Worker]:
     """The objectives with their groups, and the worker that knows these.
 
     Raises:
         InputError: groups that an objective cannot be taken of.
     """
     labels = worker.job.classes.labels
-    levels = {o.split: tuple(scan.counts[o.split]) for o in asked if o.split not in (None, LABEL)}
-    for objective in asked:
+    levels = {o.split: tuple(scan.counts[o.split]) for o in wanted if o.split not in (None, LABEL)}
+    for objective in wanted:
         if objective.split in levels:
             objective.settle(labels).check(labels, scan.joint[str(objective.split)])
     held = {**{str(k): v for k, v in levels.items()}, LABEL: labels}
     job = replace(worker.job, levels=held)
-    if asked:  # probabilities, for gaps between groups
+    if wanted:  # probabilities, for gaps between groups
         ready = next(worker.read(TABLE, job.tables[TABLE].shards[0], _FEW))
         outputs = find_outputs(worker.model, ready.x, job.task.loss)
-        for objective in asked:
+        for objective in wanted:
             if isinstance(objective, Gap):
                 outputs.require_logits(f"Objective {objective.name!r}")
         job = replace(job, outputs=outputs)
-    return make_targets(asked, labels, held), Worker(job)
+    return make_targets(wanted, labels, held), Worker(job)
 
 
 def _add(sums: Sums, targets: tuple[Target, ...], workers: tuple[Worker, Worker], ready: Ready, clean: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""One table opened for training or measuring a task's model: found to be sound, with the classes settled."""
+"""One table opened for training or measuring a task's model: checked, with the task's classes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TABLE = "train"
 
 
 def open_table(task: Task, given: Any, name: str, objectives: Sequence[Objective] = ()) -> tuple[Worker, TableScan]:
-    """A worker on a table that is found to be sound, with the classes settled; and the table's scan.
+    """A worker on a table that is checked, with the task's classes; and the table's scan.
 
     Args:
         task: around a model.
@@ -46,8 +46,8 @@ def open_table(task: Task, given: Any, name: str, objectives: Sequence[Objective
     scan = merge_scans((scan_shard(reader, s, columns, READ_ROWS) for s in table.shards), table)
     classes = make_classes(scan.counts[task.label], logits, task.classes)
     check_known(classes, scan.counts[task.label], table.name)
-    settled = replace(task, classes=classes.labels)
-    return Worker(replace(job, task=settled, classes=classes)), scan
+    with_classes = replace(task, classes=classes.labels)
+    return Worker(replace(job, task=with_classes, classes=classes)), scan
 
 
 def check_unchanged(table: Table, given: Any, name: str) -> None:

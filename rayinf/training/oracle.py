@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -52,7 +52,7 @@ class LabelFolder:
 
 
 @dataclass(frozen=True)
-class Question:
+class Query:
     """Rows of the pool whose labels are wanted.
 
     Attributes:
@@ -73,20 +73,16 @@ class Question:
         return f"{self.strategy}-{self.seed}-round-{self.round}"
 
 
-class Oracle(Protocol):
-    """Whoever is asked for labels; picklable."""
-
-    def ask(self, question: Question) -> Array | AnyPath:
-        """Labels of the question's rows in their order, or the file that is awaited."""
-        ...
+# Labels of a query's rows in their order, or the file that is awaited; picklable.
+Oracle = Callable[[Query], Array | AnyPath]
 
 
 @dataclass(frozen=True)
 class Pool:
-    """What an oracle must know of the pool and the task.
+    """The pool whose rows an oracle labels, and the task.
 
     Attributes:
-        task: with its classes settled.
+        task: with its classes.
         rows: how many there are.
         row_id: the column of ids; None: positions.
     """
@@ -95,38 +91,38 @@ class Pool:
     rows: int
     row_id: str | None
 
-    def settle(self, question: Question, ids: Sequence[Any], labels: pa.Array, source: str) -> Array:
-        """Labels in the order of the question: integers, or text.
+    def match(self, query: Query, ids: Sequence[Any], labels: pa.Array, source: str) -> Array:
+        """Labels in the order of the query: integers, or text.
 
         Args:
-            question: what was asked.
-            ids: of the rows that were answered.
+            query: the rows.
+            ids: of the rows that have labels.
             labels: one for each.
             source: how errors call where they came from.
 
         Raises:
             InputError: ids that were not asked for, twice or not at all; a null, or a label that is no class.
         """
-        asked = question.rows["row_id"].to_pylist()
-        given, known = Counter(ids), set(asked)
+        wanted = query.rows["row_id"].to_pylist()
+        given, known = Counter(ids), set(wanted)
         fix = "give one label for every row that was asked for."
-        _refuse([i for i, k in given.items() if k > 1], f"{source} gives labels twice", question, fix)
-        _refuse([i for i in given if i not in known], f"{source} gives labels for unknown row ids", question, fix)
-        _refuse([i for i in asked if i not in given], f"{source} gives no label", question, fix)
+        _refuse([i for i, k in given.items() if k > 1], f"{source} gives labels twice", query, fix)
+        _refuse([i for i in given if i not in known], f"{source} gives labels for unknown row ids", query, fix)
+        _refuse([i for i in wanted if i not in given], f"{source} gives no label", query, fix)
         if labels.null_count:
             empty = [i for i, null in zip(ids, labels.is_null().to_pylist(), strict=True) if null]
-            _refuse(empty, f"{source} gives null as the label", question, "label these rows too.")
+            _refuse(empty, f"{source} gives null as the label", query, "label these rows too.")
         found = batches.values(labels, "label", source, 0)
         classes = tuple(self.task.classes or ())
         strange = [f"{v!r} of row {i!r}" for i, v in zip(ids, found.tolist(), strict=True) if v not in classes]
         _refuse(
             strange,
             f"{source} gives labels that are not classes of the task ({', '.join(map(repr, classes[:12]))})",
-            question,
+            query,
             "correct those labels, or start with a model that has a logit for them and Task(classes=[...]).",
         )
         place = {i: k for k, i in enumerate(ids)}
-        return found[[place[i] for i in asked]]
+        return found[[place[i] for i in wanted]]
 
 
 def make_oracle(given: Any, pool: Pool) -> Oracle:
@@ -136,7 +132,7 @@ def make_oracle(given: Any, pool: Pool) -> Oracle:
 
     Args:
         given: a callable, a table, a `LabelFolder`, or the path of a table or folder.
-        pool: what it is asked about.
+        pool: whose rows it labels.
 
     Raises:
         InputError: no such thing, or a table that lacks a column or, without ids, a row.
@@ -170,26 +166,24 @@ class _Function:
     call: Callable[[Array], Any]
     pool: Pool
 
-    def ask(self, question: Question) -> Array:
-        """What the function says."""
+    def __call__(self, query: Query) -> Array:
+        """The labels that the function returns."""
         import pandas as pd
 
-        asked = to_numpy(question.rows["row_id"])
-        with user_code(
-            f"The oracle, asked in round {question.round},", "mend it: an array of row ids -> their labels."
-        ):
-            found = self.call(asked)
+        wanted = to_numpy(query.rows["row_id"])
+        with user_code(f"The oracle, asked in round {query.round},", "mend it: an array of row ids -> their labels."):
+            found = self.call(wanted)
         if isinstance(found, Mapping | pd.Series):
             ids, labels = list(found.keys()), list(found.values() if isinstance(found, Mapping) else found)
         else:
-            ids, labels = asked.tolist(), found
+            ids, labels = wanted.tolist(), found
         held = _as_arrow(labels)
         if len(held) != len(ids):
             raise InputError(
                 f"The oracle gives {len(held)} labels for {len(ids)} rows.", "return one label a row, in their order."
             )
         plain = [i.item() if isinstance(i, np.generic) else i for i in ids]
-        return self.pool.settle(question, plain, held, "The oracle")
+        return self.pool.match(query, plain, held, "The oracle")
 
 
 @dataclass(frozen=True)
@@ -201,10 +195,10 @@ class _Table:
     pool: Pool
     numbered: bool
 
-    def ask(self, question: Question) -> Array:
+    def __call__(self, query: Query) -> Array:
         """The labels of the rows, by id or by position."""
         by = "position" if self.columns.row_id is None and not self.numbered else "row_id"
-        wanted = _plain(question.rows[by].combine_chunks())
+        wanted = _plain(query.rows[by].combine_chunks())
         ids: list[Any] = []
         labels: list[pa.Array] = []
         reader = self.table.open(self.columns.all)
@@ -217,9 +211,9 @@ class _Table:
                 ids += own.filter(mask).to_pylist()
                 labels.append(_plain(record.column(str(self.columns.label))).filter(mask))
         if by == "position":
-            place = dict(zip(wanted.to_pylist(), question.rows["row_id"].to_pylist(), strict=True))
+            place = dict(zip(wanted.to_pylist(), query.rows["row_id"].to_pylist(), strict=True))
             ids = [place[i] for i in ids]
-        return self.pool.settle(question, ids, pa.concat_arrays(labels), "The oracle's table")
+        return self.pool.match(query, ids, pa.concat_arrays(labels), "The oracle's table")
 
     def _ids(self, record: pa.RecordBatch, start: int, kind: pa.DataType) -> pa.Array:
         """Ids of some rows in the type of the pool's, or their positions.
@@ -241,25 +235,25 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder that gets questions and is given answers."""
+    """A folder in which queries are written, and labels are dropped."""
 
     path: AnyPath
     pool: Pool
 
-    def ask(self, question: Question) -> Array | AnyPath:
+    def __call__(self, query: Query) -> Array | AnyPath:
         """The labels that were dropped, or where they are awaited."""
-        ask, answer = (self.path / f"{kind}{question.name}.parquet" for kind in (_ASK, _LABELS))
-        ranks = pa.array(range(1, question.rows.num_rows + 1), pa.int64())
-        asked = question.rows.select(["row_id", "value"]).add_column(1, "rank", ranks)
+        ask, answer = (self.path / f"{kind}{query.name}.parquet" for kind in (_ASK, _LABELS))
+        ranks = pa.array(range(1, query.rows.num_rows + 1), pa.int64())
+        rows = query.rows.select(["row_id", "value"]).add_column(1, "rank", ranks)
         if not ask.exists():
-            write_result(ask, asked)
-        elif _read(ask, ["row_id"])["row_id"].to_pylist() != asked["row_id"].to_pylist():
+            write_result(ask, rows)
+        elif _read(ask, ["row_id"])["row_id"].to_pylist() != rows["row_id"].to_pylist():
             raise InputError(f"{ask} asks for other rows: it is of another run.", "give this run a folder of its own.")
         if not answer.exists():
             return answer
         held = _read(answer, ["row_id", "label"])
         labels = _plain(held["label"].combine_chunks())
-        return self.pool.settle(question, held["row_id"].to_pylist(), labels, str(answer))
+        return self.pool.match(query, held["row_id"].to_pylist(), labels, str(answer))
 
 
 def _is_label_folder(path: AnyPath) -> bool:
@@ -310,7 +304,7 @@ def _plain(column: pa.Array) -> pa.Array:
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
-def _refuse(wrong: Sequence[Any], what: str, question: Question, fix: str) -> None:
+def _refuse(wrong: Sequence[Any], what: str, query: Query, fix: str) -> None:
     """Refuse answers with some wrong rows.
 
     Raises:
@@ -319,6 +313,4 @@ def _refuse(wrong: Sequence[Any], what: str, question: Question, fix: str) -> No
     if wrong:
         shown = ", ".join(v if isinstance(v, str) else repr(v) for v in wrong[:_SHOWN])
         more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        raise InputError(
-            f"{what} in round {question.round} of {question.strategy}, seed {question.seed}: {shown}{more}.", fix
-        )
+        raise InputError(f"{what} in round {query.round} of {query.strategy}, seed {query.seed}: {shown}{more}.", fix)

@@ -43,25 +43,20 @@ def train_anew(
     worker, scan = open_table(task, table, "train")
     chosen = _choose(kept_mask(keep, worker.job.tables[TABLE], task, scan), weights)
     over = chosen.rows if rows is None else int(rows)
-    settled = worker.job.task
+    with_classes = worker.job.task
     if isinstance(task.fit, Fit):
-        job, ridge = worker.job, settled.l2 * over / chosen.rows
+        job, ridge = worker.job, with_classes.l2 * over / chosen.rows
         shuffled = Shuffled(job.tables[TABLE], job.columns[TABLE], chosen.keep, task.fit.batch_size, paired)
         train_in_place(worker, shuffled, chosen.weights, task.fit, ridge, int(seed))
         model = worker.model
     elif task.fit is not None:
-        asked = replace(settled, l2=settled.l2 * over / chosen.rows)
-        with user_code(*FIT):
-            model = task.fit(asked, table, chosen.as_weights, int(seed))
-        if not isinstance(model, nn.Module):
-            raise InputError(
-                f"Task(fit=...) is a function that returned a {type(model).__name__}.", "return the trained nn.Module."
-            )
+        ridged = replace(with_classes, l2=with_classes.l2 * over / chosen.rows)
+        model = call_fit(ridged, table, chosen.as_weights, int(seed))
     else:
         with on_rows(lambda: worker.rows_at_work):
-            fit_head(_head(worker.model, settled), lambda: _head_batches(worker, chosen), over, settled.l2)
+            fit_head(_head(worker.model, with_classes), lambda: _head_batches(worker, chosen), over, with_classes.l2)
         model = worker.model
-    return replace(settled, model=model.eval())
+    return replace(with_classes, model=model.eval())
 
 
 @dataclass(frozen=True)
@@ -123,6 +118,22 @@ def train_in_place(worker: Worker, shuffled: Shuffled, weights: Array | None, fi
     steps = fit.epochs * shuffled.steps
     with on_rows(lambda: f"{len(at[0])} rows of {job.tables[TABLE].name} (positions {shown(at[0].tolist())})"):
         train_epochs(worker.model, epoch, Recipe(fit, job.task.row_loss, steps, seed, l2, ridged))
+
+
+def call_fit(task: Task, table: Any, weights: Array | None, seed: int) -> nn.Module:
+    """The model that a fit of the user's, a function, returns.
+
+    Raises:
+        InputError: it raises, or returns something else.
+    """
+    assert callable(task.fit)
+    with user_code(*FIT):
+        model = task.fit(task, table, weights, seed)
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"Task(fit=...) is a function that returned a {type(model).__name__}.", "return the trained nn.Module."
+        )
+    return model
 
 
 def check_trainable(task: Task) -> None:

@@ -1,4 +1,4 @@
-"""What `pareto_reweight` was asked for, found to make sense: arguments, tables, scores and targets."""
+"""The inputs of `pareto_reweight`, checked before any work: arguments, tables, scores and targets."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rayinf.data.scores import Scores
 from rayinf.data.vectors import Vectors
 from rayinf.engine.job import Job
 from rayinf.engine.model_digest import model_digest
-from rayinf.engine.run import open_run
-from rayinf.engine.spec import InfluenceSpec
 from rayinf.errors import InputError
 from rayinf.task import Fit, Task
-from rayinf.training.run_identity import fit_name
+from rayinf.training.checked_inputs import check_tables, fit_name
 from rayinf.training.scored_table import check_model, check_scored, check_table
 from rayinf.training.search import Search
 
 VERB = "pareto_reweight"
+# Of the search: how far it goes, and the sum of its parts.
+_VARIABLE = ("iterations", "population")
 _AFTER = (
     "The scores are not of the checkpoint, but of other weights of the same model: in course correction, those after "
     "the unweighted epoch."
@@ -32,8 +32,8 @@ _AFTER = (
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What was asked for, found to make sense by itself."""
+class SearchArguments:
+    """Arguments of the verb, checked by themselves."""
 
     task: Task
     vectors: Vectors
@@ -43,10 +43,10 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Opened:
-    """The same with the tables, found to be sound."""
+class SearchInputs:
+    """The same with the tables, checked against each other."""
 
-    asked: Asked
+    arguments: SearchArguments
     job: Job
     p_nk: Array
     targets: tuple[int, ...]
@@ -59,7 +59,7 @@ class Opened:
         return self.job.classes.names
 
 
-def check_arguments(task: Task, scores: Scores, mode: str, search: Search, seed: int) -> Asked:
+def check_arguments(task: Task, scores: Scores, mode: str, search: Search, seed: int) -> SearchArguments:
     """Refuse arguments that no table could make right.
 
     Raises:
@@ -74,38 +74,36 @@ def check_arguments(task: Task, scores: Scores, mode: str, search: Search, seed:
         )
     if search.lr is not None and not isinstance(task.fit, Fit):
         raise InputError(f"Search(lr={search.lr}) has no say in a fit that is a function.", "set it there.")
-    return Asked(task, Vectors.of(scores), mode, search, int(seed))
+    return SearchArguments(task, Vectors.of(scores), mode, search, int(seed))
 
 
-def open_request(asked: Asked, tables: Mapping[str, Any], targets: Any) -> Opened:
+def check_inputs(arguments: SearchArguments, tables: Mapping[str, Any], targets: Any) -> SearchInputs:
     """Open the tables, and match classes and rows with the scores.
 
     Raises:
         InputError: what does not fit.
     """
-    # Influence vectors are what the objective "category" gives: it needs validation rows of every class too.
-    spec = InfluenceSpec(task=asked.task, **tables, objective="category", curvature="identity", seed=asked.seed)
-    with open_run(spec) as run:
-        job, identity = run.job, run.identity
-    notes = _check_scored(asked, job, run.scans)
-    classes, order = job.classes.names, _columns(asked.vectors, job)
-    p_nk = np.ascontiguousarray(asked.vectors.to_numpy()[:, order])
-    chosen = tuple(sorted(order.index(k) for k in asked.vectors.find(targets)))
+    checked = check_tables(arguments.task, tables)
+    job = checked.job
+    notes = _check_scored(arguments, job, checked.scans)
+    classes, order = job.classes.names, _columns(arguments.vectors, job)
+    p_nk = np.ascontiguousarray(arguments.vectors.to_numpy()[:, order])
+    chosen = tuple(sorted(order.index(k) for k in arguments.vectors.find(targets)))
     names = [str(job.classes.labels[k]) for k in chosen]
-    search = asked.search
-    identity |= {
-        "verb": VERB,
+    search = arguments.search
+    identity = {
+        **checked.identity,
+        "seed": arguments.seed,
         "scores": hashlib.sha256(p_nk.tobytes()).hexdigest(),
         "targets": names,
-        "mode": asked.mode,
-        **{f"search.{name}": value for name, value in asdict(search).items() if name != "population"},
-        "fit": fit_name(asked.task),
+        "mode": arguments.mode,
+        **{f"search.{name}": value for name, value in asdict(search).items() if name not in _VARIABLE},
+        "fit": fit_name(arguments.task),
     }
-    settled = replace(job, task=replace(asked.task, classes=job.classes.labels))
-    return Opened(asked, settled, p_nk, chosen, identity, (*notes, *_notes(p_nk, chosen, classes, search)))
+    return SearchInputs(arguments, job, p_nk, chosen, identity, (*notes, *_notes(p_nk, chosen, classes, search)))
 
 
-def _check_scored(asked: Asked, job: Job, scans: Mapping[str, TableScan]) -> tuple[str, ...]:
+def _check_scored(arguments: SearchArguments, job: Job, scans: Mapping[str, TableScan]) -> tuple[str, ...]:
     """Refuse scores of another model, or of other rows; and say where they are of the unweighted epoch.
 
     Course correction may value the checkpoint, or the model after the unweighted epoch.
@@ -113,16 +111,16 @@ def _check_scored(asked: Asked, job: Job, scans: Mapping[str, TableScan]) -> tup
     Raises:
         InputError: what differs.
     """
-    scores, tables = asked.vectors.scores, {name: scans[name] for name in ("train", "valid")}
+    scores, tables = arguments.vectors.scores, {name: scans[name] for name in ("train", "valid")}
     of = scores.metadata.get("of")
-    if asked.mode == "correct" and of is not None and of["model"] != model_digest(asked.task.build()).whole:
-        check_model(of, asked.task, same_weights=False)
+    if arguments.mode == "correct" and of is not None and of["model"] != model_digest(arguments.task.build()).whole:
+        check_model(of, arguments.task, same_weights=False)
         for name, scan in tables.items():
             check_table(of, name, scan)
         scores = replace(scores, metadata={})
-        check_scored(scores, asked.task, job.tables["train"], tables)
+        check_scored(scores, arguments.task, job.tables["train"], tables)
         return (_AFTER,)
-    check_scored(scores, asked.task, job.tables["train"], tables)
+    check_scored(scores, arguments.task, job.tables["train"], tables)
     return ()
 
 

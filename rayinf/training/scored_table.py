@@ -128,8 +128,8 @@ def check_ids(table: Table, task: Task, held: Array) -> None:
         own, positions = held[shard.start : shard.start + len(ids)], np.arange(shard.start, shard.start + len(ids))
         if not np.array_equal(ids, own) and not np.array_equal(own, positions):
             row = int(np.flatnonzero(ids != own)[0])
-            told, here = own[row].item(), ids[row].item()
+            scored, here = own[row].item(), ids[row].item()
             raise InputError(
-                f"Row {shard.start + row} of train has the id {here!r}, and the scores have {told!r} there.",
+                f"Row {shard.start + row} of train has the id {here!r}, and the scores have {scored!r} there.",
                 "pass the table that was scored, in the same order.",
             )

@@ -99,7 +99,7 @@ class Search:
 
     @property
     def demand(self) -> str:
-        """The slack, settled."""
+        """The slack, where None means one of the two."""
         return self.slack or ("paper" if self.radius is None else "scaled")
 
     def breeding(self, classes: int) -> Breeding:

@@ -23,7 +23,7 @@ _SHOWN = ("checkpoint", "unweighted", "best", "change")
 
 @dataclass
 class SearchProgress:
-    """Told of every candidate and every generation.
+    """Shows every candidate and every generation.
 
     Attributes:
         names: of the classes.
@@ -43,12 +43,12 @@ class SearchProgress:
 
     def generation(self, g: int, ranked: Sequence[Candidate], trained: int, state: Generations) -> None:
         """A generation is done."""
-        best, hopeless = state.best, sum(c.outcome.problem is not None for c in ranked)
-        lost = f", {hopeless} without a model" if hopeless else ""
+        best, lost = state.best, sum(c.evaluation.problem is not None for c in ranked)
+        without = f", {lost} without a model" if lost else ""
         seconds, self._state = time.monotonic() - self._begin, state
         self._line = (
-            f"generation {g + 1} of {state.search.iterations}: {trained} trained{lost}, {seconds:.1f} s; best fitness "
-            f"{best.fitness:.4g}, against the unweighted epoch targets {100 * best.gain:+.2f}, others "
+            f"generation {g + 1} of {state.search.iterations}: {trained} trained{without}, {seconds:.1f} s; best "
+            f"fitness {best.fitness:.4g}, against the unweighted epoch targets {100 * best.gain:+.2f}, others "
             f"{100 * best.others:+.2f} points"
         )
         if self.live is not None:
@@ -62,8 +62,8 @@ class SearchProgress:
         if self._state is None:
             return table
         state, best = self._state, self._state.best
-        before, plain, after = (o.accuracy for o in (state.checkpoint, state.plain, best.outcome))
-        targets = list(state.wanted.targets)
+        before, plain, after = (e.accuracy for e in (state.checkpoint, state.plain, best.evaluation))
+        targets = list(state.targets)
         order = [*targets, *np.delete(np.arange(len(self.names)), targets)][:_MOST_CLASSES]
         for k in order:
             name = f"{self.names[k]} (target)" if k in targets else self.names[k]
@@ -74,7 +74,7 @@ class SearchProgress:
 
 @contextmanager
 def search_progress(names: Sequence[str]) -> Generator[SearchProgress]:
-    """A search_progress for as long as the context lasts."""
+    """What shows a search, for as long as the context lasts."""
     if not sys.stderr.isatty():
         yield SearchProgress(names, None)
         return

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from rayinf.core.fisher import FisherKind
 from rayinf.data.batches import Array, BatchReader, Columns
+from rayinf.data.checked_folder import CheckedFolder
 from rayinf.data.scores import to_numpy
 from rayinf.data.selection import Selection
 from rayinf.data.tables import READ_ROWS, MemoryTable, Table, as_table
@@ -22,13 +24,23 @@ from rayinf.store.places import AnyPath, StorePath
 from rayinf.task import Task
 from rayinf.training.evaluation import measure_model
 from rayinf.training.open_table import check_unchanged
-from rayinf.training.oracle import Oracle, Question
+from rayinf.training.oracle import Oracle, Query
 from rayinf.training.retraining import train_anew
-from rayinf.training.trajectory_folder import Key, TrajectoryFolder, TrajectoryState
+from rayinf.training.steps import Steps
+from rayinf.training.trajectory_state import (
+    Key,
+    TrajectoryState,
+    folder_name,
+    labelled,
+    measures,
+    picked,
+    read_state,
+    with_sum,
+)
 
 
 @dataclass(frozen=True)
-class Options:
+class AcquireOptions:
     """The arguments of `acquire` that every round passes on."""
 
     curvature: str
@@ -55,23 +67,23 @@ class Labeled:
     y: Array
     pool: Table
     columns: Columns
-    _waiting: list[tuple[Array, Array]] = field(default_factory=list)
+    _unread: list[tuple[Array, Array]] = field(default_factory=list)
 
     def add(self, positions: Array, labels: Array) -> None:
-        """Add rows of the pool; their features are read when the table is asked for."""
-        self._waiting.append((positions, labels))
+        """Add rows of the pool; their features are read with the next `table`."""
+        self._unread.append((positions, labels))
 
     def __len__(self) -> int:
         """Rows."""
-        return len(self.y) + sum(len(labels) for _, labels in self._waiting)
+        return len(self.y) + sum(len(labels) for _, labels in self._unread)
 
     def table(self, task: Task) -> pa.Table:
         """All rows, in the order in which they came."""
-        if self._waiting:
-            positions, labels = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
+        if self._unread:
+            positions, labels = (np.concatenate(parts) for parts in zip(*self._unread, strict=True))
             self.x = np.concatenate([self.x, read_features(self.pool, self.columns, positions)])
             self.y = np.concatenate([self.y, labels])
-            self._waiting = []
+            self._unread = []
         found = as_table((self.x, self.y), task.feature_columns, [task.label], "labeled")
         assert isinstance(found, MemoryTable)
         return found.table
@@ -99,21 +111,21 @@ class Learning:
     """What all trajectories of a call share; called with a strategy and a seed, it runs theirs. Picklable.
 
     Attributes:
-        task: its classes are settled.
+        task: with its classes.
         labeled: features and labels of the first labelled rows.
         tables: "pool", "test", and "valid" or None.
         paths: of those that lie on disk, to see whether they change.
         columns: of the pool.
-        oracle: gives labels.
+        oracle: gives labels; picklable.
         rounds: how many.
         n: rows a round.
         acquire: `rayinf.acquire`.
         options: of `acquire`.
-        folder: where the state lies.
+        left_out: ids of the pool's rows that are labelled from the first.
+        folder: the run's.
         owner: of the files in it.
         cluster: for `acquire`; None where trajectories run side by side.
-        prints: whether rounds are told on stderr.
-        left_out: ids of the pool's rows that are labelled from the first.
+        prints: whether rounds are printed on stderr.
     """
 
     task: Task
@@ -125,16 +137,20 @@ class Learning:
     rounds: int
     n: int
     acquire: Callable[..., Selection]
-    options: Options
-    folder: AnyPath
-    owner: str
-    cluster: Cluster | None
-    prints: bool
+    options: AcquireOptions
     left_out: Array
+    folder: AnyPath = Path()
+    owner: str = ""
+    cluster: Cluster | None = None
+    prints: bool = False
 
     def __call__(self, key: Key) -> TrajectoryState:
         """Run a trajectory to its end, or until it must wait for labels; what is on disk is not done again."""
         return Trajectory(self, key).run()
+
+    def files(self, key: Key) -> CheckedFolder:
+        """The files of a trajectory."""
+        return CheckedFolder(self.folder / folder_name(key), self.owner)
 
     def check_unchanged(self) -> None:
         """Refuse to go on over a table that was rewritten meanwhile.
@@ -156,71 +172,53 @@ class Trajectory:
         pool = learning.tables["pool"]
         assert pool is not None
         self._pool = pool
-        self._folder = TrajectoryFolder(learning.folder, learning.owner, key, learning.n)
+        self._files = learning.files(key)
+        self._steps = Steps(lambda: self._files)
         self._labeled = Labeled(*learning.labeled, pool, learning.columns)
         self._picked: list[Array] = []
         self._trained: Task | None = None
+        self._seconds: dict[str, float] = {}
 
     def run(self) -> TrajectoryState:
         """All rounds, or those up to the first whose labels are awaited."""
-        self._folder.clean()
+        self._files.clean()
         for r in range(self._shared.rounds + 1):
+            self._seconds = {}
             if r:
-                added = self._added(r)
+                added = self._steps.step(labelled(r), partial(self._label, r))
                 if added is None:
                     break
                 self._picked.append(to_numpy(added["row_id"]))
                 self._labeled.add(added["position"].to_numpy(), to_numpy(added["label"]))
                 self._trained = None
-            if self._folder.measured(r) is None:
-                self._measure(r)
-        self._folder.close()
-        return self._folder.trail()
+            self._steps.step(measures(r), partial(self._measure, r))
+        self._files.join()
+        return read_state(self._files, self._shared.rounds)
 
-    def _added(self, r: int) -> pa.Table | None:
+    def _label(self, r: int) -> pa.Table | None:
         """The rows that a round adds, with labels; None where these are awaited."""
-        folder = self._folder
-        done = folder.labeled(r)
-        if done is not None:
-            return done
-        asked = folder.asked(r)
-        if asked is None:
-            asked = self._pick(r)
-            folder.put_asked(r, asked)
+        rows = self._steps.step(picked(r), partial(self._pick, r))
         begin = time.perf_counter()
-        answer = self._shared.oracle.ask(Question(self._strategy, self._seed, r, asked))
+        answer = self._shared.oracle(Query(self._strategy, self._seed, r, rows))
         if isinstance(answer, Path | StorePath):
-            folder.tell(r, waiting=str(answer))
+            name = picked(r, "json")
+            self._steps.write(name, {**(self._steps.read(name) or {}), "waiting": str(answer)})
             return None
-        folder.tell(r, waiting=None, oracle_seconds=time.perf_counter() - begin)
-        return folder.put_labels(r, asked, answer)
+        self._seconds["oracle_seconds"] = time.perf_counter() - begin
+        return rows.add_column(2, "label", pa.array(answer))
 
     def _pick(self, r: int) -> pa.Table:
         """`row_id`, `position` and `value` of the rows that a round picks, best first."""
-        shared, o = self._shared, self._shared.options
+        shared = self._shared
         task, labeled = self._model(), self._labeled.table(shared.task)
         begin = time.perf_counter()
-        selection = shared.acquire(
-            task,
-            labeled,
-            self._pool,
-            shared.n,
-            self._strategy,
-            shared.tables["valid"],
-            o.curvature,
-            o.aggregate,
-            o.rank,
-            o.subsample,
-            shared.cluster,
-            seed=self._seed,
-            fisher=o.fisher,
-            damping=o.damping,
-            samples=o.samples,
-            exclude=[i for ids in (shared.left_out, *self._picked) for i in ids.tolist()] or None,
-        )
+        places = {"valid": shared.tables["valid"], "cluster": shared.cluster}
+        exclude = [i for ids in (shared.left_out, *self._picked) for i in ids.tolist()] or None
+        how = {**asdict(shared.options), **places, "seed": self._seed, "exclude": exclude}
+        selection = shared.acquire(task, labeled, self._pool, shared.n, self._strategy, **how)
         shared.check_unchanged()
-        self._folder.tell(r, acquire_seconds=time.perf_counter() - begin)
-        return selection.source.filter(selection.source["kept"])
+        self._steps.write(picked(r, "json"), {"acquire_seconds": time.perf_counter() - begin})
+        return selection.source.filter(selection.source["kept"]).select(["row_id", "position", "value"])
 
     def _model(self) -> Task:
         """The task, trained on all rows that are labelled so far."""
@@ -228,16 +226,21 @@ class Trajectory:
             self._trained = train_anew(self._shared.task, self._labeled.table(self._shared.task), seed=self._seed)
         return self._trained
 
-    def _measure(self, r: int) -> None:
+    def _measure(self, r: int) -> dict[str, Any]:
+        """A round's measures and seconds; without those of steps that a process did which ended before this one."""
         begin = time.perf_counter()
         found = measure_model(self._model(), self._shared.tables["test"])
         found.pop("rows")
-        self._folder.tell(r, labeled=len(self._labeled), **found, train_seconds=time.perf_counter() - begin)
+        self._seconds["train_seconds"] = time.perf_counter() - begin
+        acquired = (self._steps.read(picked(r, "json")) or {}) if r else {}
+        seconds = {name: value for name, value in acquired.items() if name == "acquire_seconds"}
+        line = {"labeled": len(self._labeled), **found, **seconds, **self._seconds}
         if self._shared.prints:
-            tell_round((self._strategy, self._seed), r, self._shared.rounds, self._folder.measured(r) or {})
+            print_round((self._strategy, self._seed), r, self._shared.rounds, with_sum(line))
+        return line
 
 
-def tell_round(key: Key, r: int, rounds: int, line: Mapping[str, Any]) -> None:
+def print_round(key: Key, r: int, rounds: int, line: Mapping[str, Any]) -> None:
     """Print how a round went."""
     print(
         f"rayinf active_learning {key[0]}, seed {key[1]}: round {r} of {rounds}, {line['labeled']:,} labelled, "

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from engine import fault_jobs
 from torch import nn
 from training import small_learning as small
 
@@ -24,7 +25,7 @@ from rayinf.api import active_learning as verb
 from rayinf.api.evaluate import evaluate
 from rayinf.api.retrain import retrain
 from rayinf.training import trajectory
-from rayinf.training.trajectory_folder import TrajectoryFolder
+from rayinf.training.steps import Steps
 
 
 def as_table(x: np.ndarray, **columns: Any) -> pa.Table:
@@ -168,8 +169,7 @@ class TestGoingOn:
     def test_after_a_crash_before_and_after_any_step(
         self, tmp_path: Path, calm: tuple[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        steps = [(trajectory, n) for n in ("retrain", "evaluate", "acquire")]
-        steps += [(TrajectoryFolder, n) for n in ("put_asked", "put_labels", "tell")]
+        steps = [(trajectory, "train_anew"), (trajectory, "measure_model"), (verb, "acquire"), (Steps, "write")]
         left = itertools.count()
 
         def watch(home: Any, name: str) -> None:
@@ -209,7 +209,8 @@ class TestGoingOn:
         for spared in ("fit-24", "fit-40"):
             (marks / spared).touch()
         command = [sys.executable, small.__file__, str(marks), str(tmp_path / "run")]
-        env = {**os.environ, "PYTHONPATH": str(Path(small.__file__).parents[1])}
+        tests = Path(small.__file__).parents[1]
+        env = {**os.environ, "PYTHONPATH": f"{tests}:{tests.parent}"}
         for mark in ("oracle-", "fit-32", "oracle-"):
             done = subprocess.run(command, env=env, capture_output=True, timeout=100, check=False)
             assert done.returncode == -9, done.stderr.decode()[-2000:]
@@ -239,7 +240,6 @@ class TestGoingOn:
         ("key", "value", "said"),
         [
             ("n", 9, "n: 8 -> 9"),
-            ("strategy", ["fi", "random"], "strategy: ['fi'] -> ['fi', 'random']"),
             ("aggregate", "mean", "aggregate: trimmed_mean -> mean"),
             ("test", small.rows(90, 7), "the test table has other values"),
             ("pool", small.rows(200, 7)[0], "the pool has other values"),
@@ -252,6 +252,69 @@ class TestGoingOn:
         with pytest.raises(rayinf.InputError, match="another config") as error:
             small.learn(out=out, rounds=1, **{key: value})
         assert said in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("first", "then"),
+        [
+            ({"rounds": 2}, {"rounds": 3}),
+            ({"seed": [0]}, {"seed": [0, 1]}),
+            ({"seed": 1}, {"seed": [0, 1]}),
+            ({"strategy": "random"}, {"strategy": ["random", "iv"]}),
+            ({"strategy": "iv"}, {"strategy": ["iv", "random"], "rounds": 2}),
+        ],
+    )
+    def test_more_goes_on_from_what_is_there(
+        self, tmp_path: Path, first: dict[str, Any], then: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shared = {"strategy": "random", "rounds": 1, "seed": 0, "valid": small.rows(30, 5)}
+        part = small.learn(**{**shared, **first}, out=tmp_path / "run")
+        calls, plain = [], verb.acquire
+        monkeypatch.setattr(verb, "acquire", lambda *a, **o: calls.append(1) or plain(*a, **o))
+        grown = small.learn(**{**shared, **then}, out=tmp_path / "run")
+        more = len(calls)
+        whole = small.learn(**{**shared, **then}, out=tmp_path / "whole")
+        assert more == len(calls) - more - sum(map(len, part.picked.values()))
+        assert fault_jobs.digest(tmp_path / "run") == fault_jobs.digest(tmp_path / "whole")
+        assert small.measures(grown) == small.measures(whole) and list(grown.picked) == list(whole.picked)
+        loaded = rayinf.History.load(tmp_path / "run")
+        assert sorted(map(str, small.measures(loaded))) == sorted(map(str, small.measures(whole)))
+        assert rayinf.verify(tmp_path / "run").ok
+        before, calls[:] = fault_jobs.digest(tmp_path / "run"), []
+        again = small.learn(**{**shared, **first}, out=tmp_path / "run")  # less than is there: the first ones
+        assert again.table.equals(part.table) and not calls
+        assert {k: [i.tolist() for i in p] for k, p in again.picked.items()} == {
+            k: [i.tolist() for i in p] for k, p in part.picked.items()
+        }
+        assert fault_jobs.digest(tmp_path / "run") == before
+
+    def test_other_strategies_need_not_see_the_validation_rows(self, tmp_path: Path) -> None:
+        """Those of the first call stay part of the run all the same."""
+        valid = small.rows(30, 5)
+        small.learn(strategy="iv", valid=valid, rounds=1, out=tmp_path / "run")
+        small.learn(strategy="random", rounds=1, out=tmp_path / "run")
+        assert list(rayinf.History.load(tmp_path / "run").picked) == [("iv", 0), ("random", 0)]
+        with pytest.raises(rayinf.InputError, match="another config: the validation table"):
+            small.learn(strategy="iv", valid=small.rows(30, 6), rounds=1, out=tmp_path / "run")
+
+    def test_more_that_is_stopped_goes_on(self, tmp_path: Path) -> None:
+        """What the first call finished stays finished, and a call for less than was asked for last ends the run."""
+
+        def broken(ids: np.ndarray) -> np.ndarray:
+            raise ZeroDivisionError
+
+        out = tmp_path / "run"
+        first = small.learn(strategy="random", rounds=1, out=out)
+        with pytest.raises(rayinf.InputError, match="ZeroDivisionError"):
+            small.learn(strategy=["random", "margin"], rounds=2, out=out, oracle=broken)
+        record = json.loads((out / "run.json").read_text())
+        assert (record["status"], record["complete"]) == ("running", {"random-seed0": 1})
+        assert record["extent"] == {"random-seed0": 2, "margin-seed0": 2}
+        assert small.learn(strategy="random", rounds=1, out=out).table.equals(first.table)
+        record = json.loads((out / "run.json").read_text())
+        assert (record["status"], record["extent"]) == ("finished", {"random-seed0": 1})
+        small.learn(strategy=["random", "margin"], rounds=2, out=out)
+        small.learn(strategy=["random", "margin"], rounds=2, out=tmp_path / "whole")
+        assert fault_jobs.digest(out) == fault_jobs.digest(tmp_path / "whole")
 
     def test_a_table_that_changes_on_the_way(self, tmp_path: Path) -> None:
         def write(x: np.ndarray) -> None:

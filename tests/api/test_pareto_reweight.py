@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from training import small_search
 from training.small_search import (
     CLASSES,
     SMALL,
@@ -33,10 +36,9 @@ import rayinf
 from rayinf.data.checked_folder import CheckedFolder
 from rayinf.pareto.fitness import rank, relative_change
 from rayinf.pareto.lp import ReweightLP
-from rayinf.training.candidates import Outcome
-from rayinf.training.generations import Generations, Wanted
-
-HERE = Path(__file__).parent
+from rayinf.training.candidates import CandidateTrainer, Evaluation
+from rayinf.training.generations import Generations
+from rayinf.training.steps import Steps
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +121,7 @@ def test_prefer_paper_takes_the_best_of_line_7(valued, mode):
 def test_on_disk_again_nothing_is_trained(first, valued, tmp_path, monkeypatch):
     found, out = first
     before = digest(out)
-    monkeypatch.setattr("rayinf.training.candidates.Trials.__call__", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("rayinf.training.candidates.CandidateTrainer.__call__", lambda *_: pytest.fail("trained"))
     again = search(scores=valued, out=out)
     assert digest(out) == before and again.to_text() == found.to_text()
     np.testing.assert_array_equal(again.weights, found.weights)
@@ -171,7 +173,7 @@ def test_a_killed_process_goes_on_to_the_same_bytes(valued, tmp_path):
     whole, out, marks = tmp_path / "run", tmp_path / "killed", tmp_path / "marks"
     counted(tmp_path / "whole", valued, whole)
     marks.mkdir()
-    dead = subprocess.run([sys.executable, str(HERE / "small_search.py"), marks, out, "12"], timeout=120, check=False)
+    dead = subprocess.run([sys.executable, small_search.__file__, marks, out, "12"], timeout=120, check=False)
     assert dead.returncode == -signal.SIGKILL and not (out / "weights.parquet").exists()
     assert len(list((out / "candidates").glob("*.json"))) == 11  # the twelfth training is the eleventh candidate's
     counted(marks, valued, out)
@@ -195,6 +197,56 @@ def test_a_damaged_candidate_is_trained_anew(first, valued, tmp_path):
     (out / "weights.parquet").unlink()
     search(scores=valued, out=out)
     assert digest(out) == digest(first[1])
+
+
+@pytest.mark.parametrize("few", [1, 2])
+def test_more_generations_go_on_from_what_is_there(few, first, valued, tmp_path, monkeypatch):
+    out, trained = tmp_path / "run", []
+    part = search(scores=valued, out=out, search=replace(SMALL, iterations=few))
+    lines = part.candidates["candidate"].to_pylist()
+    assert lines == first[0].candidates["candidate"].to_pylist()[: len(lines)]
+    plain = CandidateTrainer.__call__
+    monkeypatch.setattr(CandidateTrainer, "__call__", lambda self, t: trained.append(t) or plain(self, t))
+    found = search(scores=valued, out=out)
+    new = first[0].candidates.num_rows - part.candidates.num_rows
+    assert len(trained) == new + (found.chosen["candidate"] != part.chosen["candidate"])
+    assert digest(out) == digest(first[1]) and found.to_text() == first[0].to_text()
+    assert rayinf.verify(out).ok
+    with pytest.raises(rayinf.InputError, match=f"holds a search of 3 generations, and .*iterations={few}. has fewer"):
+        search(scores=valued, out=out, search=replace(SMALL, iterations=few))
+    assert digest(out) == digest(first[1])
+
+
+def test_the_files_of_another_choice_are_not_read(valued, tmp_path, monkeypatch):
+    """Stopped at changes of files while more generations choose another candidate; then the old call, or the same."""
+    few = replace(SMALL, iterations=1)
+    calm, more = tmp_path / "calm", tmp_path / "more"
+    part, whole = search(scores=valued, out=calm, search=few), search(scores=valued, out=more)
+    assert part.chosen["candidate"] != whole.chosen["candidate"]
+    for name in ("put", "put_table", "put_json", "remove"):
+        for at in range(2):
+            out = tmp_path / f"{name}-{at}"
+            shutil.copytree(calm, out)
+            left, plain = [at], getattr(CheckedFolder, name)
+
+            def stopped(self, file, *given, left=left, plain=plain):
+                if "/" not in file:
+                    left[0] -= 1
+                    if left[0] < 0:
+                        raise KeyboardInterrupt
+                return plain(self, file, *given)
+
+            monkeypatch.setattr(CheckedFolder, name, stopped)
+            with contextlib.suppress(KeyboardInterrupt):
+                search(scores=valued, out=out)
+            monkeypatch.undo()
+            if json.loads((out / "run.json").read_text())["status"] == "running":
+                again = search(scores=valued, out=out, search=few)
+                np.testing.assert_array_equal(again.weights, part.weights)
+                for a, b in zip(again.task.model.parameters(), part.task.model.parameters(), strict=True):
+                    assert torch.equal(a, b)
+            search(scores=valued, out=out)
+            assert digest(out) == digest(more)
 
 
 def test_another_config_is_refused(first, valued):
@@ -296,15 +348,16 @@ def test_plot(first, tmp_path):
 
 def test_equal_candidates_are_tried_once(tmp_path):
     """Mutation and crossover off: nothing but elites, copies of them and new ones."""
-    plain = Outcome([50, 50], [100, 100], [1.0, 1.0])
-    still = rayinf.Search(2, 2, 0, 4, iterations=4, mutation_rate=0.0, crossover_rate=0.0, radius=None)
-    state = Generations(CheckedFolder(tmp_path, ""), still, Wanted((0,), "direct", 1.0), 2, 0, plain, plain)
+    plain = Evaluation([50, 50], [100, 100], [1.0, 1.0])
+    still = rayinf.Search(2, 2, 0, 4, iterations=4, mutation_rate=0.0, crossover_rate=0.0, radius=None, prefer=1.0)
+    files = CheckedFolder(tmp_path, "")
+    state = Generations(Steps(lambda: files), still, (0,), "direct", 2, 0, plain, plain)
     tried = []
 
-    def calls(trials):
-        for key, trial in trials.items():
+    def calls(trainings):
+        for key, training in trainings.items():
             tried.append(key)
-            yield key, Outcome([int(100 * trial.alpha[0]), 50], [100, 100], [1.0, 1.0])
+            yield key, Evaluation([int(100 * training.alpha[0]), 50], [100, 100], [1.0, 1.0])
 
     counts = [trained for _, _, trained in state.run(calls)]
     assert counts == [8, 0, 0, 0] and len(tried) == len(set(tried)) == 8

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from engine.fault_jobs import digest
 from torch import nn
 
 import rayinf
@@ -242,7 +243,7 @@ def test_resumes_after_an_error(
 def test_a_folder_of_another_check(task: rayinf.Task, scores: rayinf.Scores, tmp_path: Path) -> None:
     rayinf.removal_check(task, TRAIN, VALID, TEST, scores, SHARE, out=tmp_path)
     identity = json.loads((tmp_path / "run.json").read_text())["identity"]
-    assert {"train", "valid", "test", "share", "seeds", "removals", "fit", "l2"} <= set(identity)
+    assert {"train", "valid", "test", "share", "seed", "removals", "fit", "l2"} <= set(identity)
     other = rayinf.Scores.from_numpy(-scores.to_numpy(), scores.columns)
     for change in (
         (task, TRAIN, VALID, TEST, scores, 0.3),
@@ -252,6 +253,25 @@ def test_a_folder_of_another_check(task: rayinf.Task, scores: rayinf.Scores, tmp
     ):
         with pytest.raises(rayinf.InputError, match="holds a run of another config"):
             rayinf.removal_check(*change, out=tmp_path)
+
+
+def test_more_seeds_go_on_from_what_is_there(scores: rayinf.Scores, task: rayinf.Task, tmp_path: Path) -> None:
+    fit = Counted()
+    values = rayinf.Scores.from_numpy(scores.to_numpy(), scores.columns)
+    given = (replace(task, fit=fit, model=nn.Linear(WIDTH, CLASSES)), TRAIN, VALID, TEST, values, SHARE)
+    one = rayinf.removal_check(*given, 1, out=tmp_path / "run")
+    assert fit.calls == 7
+    three = rayinf.removal_check(*given, 3, out=tmp_path / "run")
+    assert fit.calls == 21
+    rayinf.removal_check(*given, 3, out=tmp_path / "whole")
+    assert digest(tmp_path / "run") == digest(tmp_path / "whole")
+    assert three.table.equals(rayinf.RemovalCheck.load(tmp_path / "whole").table)
+    before = digest(tmp_path / "run")
+    fewer = rayinf.removal_check(*given, 1, out=tmp_path / "run")
+    assert fewer.table.equals(one.table) and fewer.notes == one.notes and digest(tmp_path / "run") == before
+    assert fit.calls == 42 and rayinf.verify(tmp_path / "run").ok
+    with pytest.raises(rayinf.InputError, match="another config: seed: 0 -> 1"):
+        rayinf.removal_check(*given, 3, out=tmp_path / "run", seed=1)
 
 
 @pytest.mark.slow

@@ -158,3 +158,16 @@ def test_trim_does_not_write_over_another_selection(copy: Path) -> None:
     assert call("trim", copy, "--by", "category_1", "--budget", "4", "--overwrite").exit_code == 0
     assert (copy / "trim/kept.parquet").read_bytes() != before
     write_part(copy / "trim/kept.parquet", pq.read_table(copy / "trim/removed.parquet"))
+
+
+def test_a_run_in_rounds(tmp_path: Path) -> None:
+    head = rayinf.logistic_regression(TRAIN, l2=0.1)
+    rayinf.trim_rounds(head, TRAIN, VALID, rounds=1, out=tmp_path / "run")
+    files = [p for p in (tmp_path / "run").iterdir() if p.name.startswith("round-")]
+    seen = rayinf.status(tmp_path / "run")
+    assert (seen.verb, seen.state, seen.done, seen.parts) == ("trim_rounds", "finished", len(files), None)
+    assert rayinf.verify(tmp_path / "run").files == len(files) >= 2
+    edit_record(tmp_path / "run", status="running")
+    assert rayinf.status(tmp_path / "run").state == "stopped"
+    flip(tmp_path / "run" / "round-1.parquet")
+    assert any("round-1.parquet has another checksum" in line for line in rayinf.verify(tmp_path / "run").problems)

@@ -1,7 +1,9 @@
-"""Rounds of trimming, against the same in plain NumPy; where they stop; tables of every form; A's synthetic set."""
+"""Rounds of trimming, against the same in plain NumPy; where they stop; folders; tables of every form."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from engine import fault_jobs
 from scipy.optimize import minimize
 from torch import nn
 
 import rayinf
+from rayinf.data.checked_folder import CheckedFolder
 from rayinf.data.kept_table import KeptTable
+from rayinf.data.run_folder import owner_of
 from rayinf.data.tables import ParquetTable, as_table
+from rayinf.training.checkpoint import load_checkpoint
 
 Rows = tuple[np.ndarray, np.ndarray]
 L2 = 0.1
@@ -130,7 +137,7 @@ def test_the_sum_of_the_ridge_matters() -> None:
 
 
 def test_synthetic_set_of_the_paper() -> None:
-    """A's 300 + 300 rows with 50 and 20 flipped."""
+    """The paper's 300 + 300 rows with 50 and 20 flipped."""
     (train, flipped), (valid, _), (test, _) = discs(300, 0, (50, 20)), discs(300, 100), discs(1000, 200)
     found = rayinf.trim_rounds(rayinf.logistic_regression(train, l2=1 / 600), train, valid, test=test)
     assert (~found.mask & flipped).sum() >= 35
@@ -187,6 +194,104 @@ def test_a_class_is_never_emptied() -> None:
     assert found.mask.all()
     assert len(found.table) == 1
     assert found.task is task
+
+
+# --- Folders
+
+
+def same(a: rayinf.TrimRounds, b: rayinf.TrimRounds) -> bool:
+    """Whether all of two results is the same."""
+    pairs = zip(a.task.build().state_dict().values(), b.task.build().state_dict().values(), strict=True)
+    return (
+        a.table.equals(b.table)
+        and a.row_ids.tolist() == b.row_ids.tolist()
+        and a.round_of.tolist() == b.round_of.tolist()
+        and a.reason == b.reason
+        and a.task.l2 == b.task.l2
+        and all(torch.equal(v, w) for v, w in pairs)
+    )
+
+
+def test_a_folder_gives_the_same_and_is_only_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, valid, test = small()
+    given = (rayinf.logistic_regression(train, l2=L2), train, valid)
+    plain, found = (rayinf.trim_rounds(*given, test=test, out=out) for out in (None, tmp_path / "run"))
+    assert found.rounds >= 3 and same(plain, found)
+    assert rayinf.verify(tmp_path / "run").ok
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*")}
+    for name in ("influence", "train_anew", "measure_model"):
+        monkeypatch.setattr(f"rayinf.api.trim_rounds.{name}", lambda *a, **k: pytest.fail("work was done"))
+    assert same(rayinf.trim_rounds(*given, test=test, out=tmp_path / "run"), plain)
+    assert {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*")} == before
+
+
+def test_more_rounds_go_on_from_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, valid, _ = small()
+    given = (rayinf.logistic_regression(train, l2=L2), train, valid)
+    whole = rayinf.trim_rounds(*given, out=tmp_path / "whole")
+    two = rayinf.trim_rounds(*given, out=tmp_path / "run", rounds=2)
+    assert two.reason == "all 2 rounds are used up." and whole.rounds > 2
+    valued, plain = [], rayinf.influence
+    monkeypatch.setattr("rayinf.api.trim_rounds.influence", lambda *a, **k: valued.append(1) or plain(*a, **k))
+    assert same(rayinf.trim_rounds(*given, out=tmp_path / "run"), whole)
+    assert len(valued) == whole.rounds + 1 - 2
+    assert fault_jobs.digest(tmp_path / "run") == fault_jobs.digest(tmp_path / "whole")
+    assert same(rayinf.trim_rounds(*given, out=tmp_path / "run", rounds=2), two)
+    assert len(valued) == whole.rounds - 1
+
+
+@pytest.mark.parametrize("lost", ["round-2.parquet", "round-1.safetensors", "round-2.json"])
+def test_a_damaged_step_is_done_again(lost: str, tmp_path: Path) -> None:
+    train, valid, _ = small()
+    given = (rayinf.logistic_regression(train, l2=L2), train, valid)
+    whole = rayinf.trim_rounds(*given, out=tmp_path / "run", rounds=2)
+    before = fault_jobs.digest(tmp_path / "run")
+    (tmp_path / "run" / lost).write_bytes((tmp_path / "run" / lost).read_bytes()[:-3])
+    assert same(rayinf.trim_rounds(*given, out=tmp_path / "run", rounds=2), whole)
+    assert fault_jobs.digest(tmp_path / "run") == before
+
+
+def test_a_folder_of_other_rounds_is_refused(tmp_path: Path) -> None:
+    train, valid, test = small()
+    task = rayinf.logistic_regression(train, l2=L2)
+    rayinf.trim_rounds(task, train, valid, out=tmp_path / "run", rounds=1)
+    for said, changed in (
+        ("seed: 0 -> 1", {"seed": 1}),
+        ("damping: None -> 0.1", {"damping": 0.1}),
+        ("the validation table", {"valid": test}),
+        ("the test table is added", {"test": test}),
+        ("the model", {"task": rayinf.logistic_regression(valid, l2=L2)}),
+    ):
+        given = {"task": task, "train": train, "valid": valid, "rounds": 1, "out": tmp_path / "run", **changed}
+        with pytest.raises(rayinf.InputError, match=f"another config: {said}"):
+            rayinf.trim_rounds(**given)
+
+
+class OtherModel(nn.Module):
+    """A model of another kind than the task's, with the same tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(2, 2).double()), nn.Parameter(torch.zeros(2).double())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -(x @ self.weight.T + self.bias) * torch.tensor([1.0, -1.0], dtype=torch.float64)
+
+
+def test_a_model_of_another_kind_is_never_read_as_the_task_s(tmp_path: Path) -> None:
+    """The tensors of its file would fit the task's own model."""
+    train, valid, _ = small()
+    head = rayinf.logistic_regression(train, l2=L2)
+    task = replace(head, fit=lambda task, train, weights, seed: OtherModel())
+    whole = rayinf.trim_rounds(task, train, valid, rounds=1, curvature="ggn", damping=0.1)
+    for _ in range(2):
+        found = rayinf.trim_rounds(task, train, valid, rounds=1, curvature="ggn", damping=0.1, out=tmp_path / "run")
+        assert found.to_text() == whole.to_text()
+        assert isinstance(found.task.model, OtherModel) == isinstance(whole.task.model, OtherModel)
+        assert rayinf.verify(tmp_path / "run").ok
+    held = CheckedFolder(tmp_path / "run", owner_of(json.loads((tmp_path / "run" / "run.json").read_text())))
+    assert load_checkpoint(held, "round-1.safetensors", task) is None
+    assert load_checkpoint(held, "round-1.safetensors", replace(task, model=OtherModel())) is not None
 
 
 # --- Tables

@@ -86,13 +86,19 @@ def acquire_isal(tables: Tables, out: Path, **more: Any) -> None:
     rayinf.acquire(task(), tables.valid, tables.train, n=5, strategy="isal", out=out, **more)
 
 
-def active_learning(tables: Tables, out: Path, **more: Any) -> None:
+def active_learning(tables: Tables, out: Path, rounds: int = 2, strategy: Any = "entropy", **more: Any) -> None:
     x, y, ids, _ = small_job.arrays(ROWS, 1)
     known = dict(zip(ids.tolist(), y.tolist(), strict=True))
     rayinf.active_learning(
-        task(), tables.valid, tables.train, lambda asked: [known[i] for i in asked.tolist()], (x, y), 2, 4,
-        "entropy", out=out, **more,
+        task(), tables.valid, tables.train, lambda asked: [known[i] for i in asked.tolist()], (x, y), rounds, 4,
+        strategy, out=out, **more,
     )  # fmt: skip
+
+
+def active_learning_grown(tables: Tables, out: Path, **more: Any) -> None:
+    """A finished run that goes on to another round and another strategy."""
+    active_learning(tables, out, 1, **more)
+    active_learning(tables, out, 2, ["entropy", "random"], **more)
 
 
 def removal_check(tables: Tables, out: Path, **more: Any) -> None:
@@ -102,6 +108,12 @@ def removal_check(tables: Tables, out: Path, **more: Any) -> None:
 def pareto_reweight(tables: Tables, out: Path, **more: Any) -> None:
     search = rayinf.Search(elites=1, mutated_elites=1, randoms=1, crossover_children=0, iterations=2, lr=0.01)
     rayinf.pareto_reweight(task(), tables.train, tables.valid, by_class(tables), [0], search=search, out=out, **more)
+
+
+def trim_rounds(tables: Tables, out: Path, **more: Any) -> None:
+    rayinf.trim_rounds(
+        task(), tables.train, tables.valid, rounds=2, curvature="ggn", damping=0.1, seed=1, out=out, **more
+    )
 
 
 def reweight_lp(tables: Tables, out: Path, **more: Any) -> None:
@@ -129,9 +141,11 @@ VERBS: dict[str, Callable[..., None]] = {
         acquire,
         acquire_isal,
         active_learning,
+        active_learning_grown,
         removal_check,
         pareto_reweight,
         reweight_lp,
+        trim_rounds,
         trim_stream,
     )
 }
@@ -149,7 +163,7 @@ def run(verb: str, tables: Tables, out: Path, cluster: rayinf.Cluster | None = N
 def digest(out: Path) -> dict[str, str]:
     """Every file of a finished run that carries no time, and its SHA-256."""
     found = {}
-    timed = any(out.rglob("round-0.json")) or (out / "trainings").is_dir()
+    timed = any(p.parent != out for p in out.rglob("round-0.json")) or (out / "trainings").is_dir()
     for path in sorted(p for p in out.rglob("*") if p.is_file()):
         name = path.relative_to(out).as_posix()
         if (
@@ -159,7 +173,7 @@ def digest(out: Path) -> dict[str, str]:
         ):
             continue
         held = path.read_bytes()
-        if path.suffix == ".json" and (path.parent.name == "trainings" or path.name.startswith("round-")):
+        if path.suffix == ".json" and (path.parent.name == "trainings" or path.name.startswith(("round-", "picked-"))):
             held = json.dumps({k: v for k, v in json.loads(held).items() if "seconds" not in k}).encode()
         found[name] = hashlib.sha256(held).hexdigest()
     return found

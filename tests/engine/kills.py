@@ -127,13 +127,13 @@ def strike(process: subprocess.Popen[str], victim: str) -> int:
     """Kill the driver, or a process of Ray's of that kind as soon as there is one; how many were killed."""
     import psutil
 
-    title = {"worker": "ray::_Actor", "store": "ray::_Store", "driver": ""}[victim]
+    titles = {"worker": ("ray::_Actor", "ray::_TrainingActor"), "store": ("ray::_Store",), "driver": ()}[victim]
     while process.poll() is None:
         if victim == "driver":
             process.kill()
             return 1
         for p in psutil.process_iter(["cmdline"]):
-            if " ".join(p.info["cmdline"] or []).startswith(title):
+            if " ".join(p.info["cmdline"] or []).startswith(titles):
                 p.kill()
                 return 1
         time.sleep(0.05)

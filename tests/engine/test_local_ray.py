@@ -25,7 +25,7 @@ def look(_):
 
 before = dict(os.environ)
 cluster = rayinf.Cluster(workers=1)
-with parallel.standing(look, cluster) as calls:
+with parallel.worker_pool(look, cluster) as calls:
     print(list(calls({{0: 0}})))
     import ray
     head = psutil.Process().children(recursive=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import rayinf
-from rayinf.engine.parallel import session, side_by_side, standing
+from rayinf.engine.parallel import session, side_by_side, worker_pool
 
 WORKERS = rayinf.Cluster(workers=2)
 
@@ -90,7 +90,7 @@ def test_long_items_are_waited_for_and_hopeless_ones_given_up(ray_session, tmp_p
 def test_a_session_starts_ray_once_and_ends_it():
     code = (
         "import rayinf\n"
-        "from rayinf.engine.parallel import session, side_by_side, standing\n"
+        "from rayinf.engine.parallel import session, side_by_side, worker_pool\n"
         "with session(rayinf.Cluster(workers=1)):\n"
         "    import ray\n"
         "    assert not ray.is_initialized()\n"  # nothing has needed it
@@ -124,14 +124,14 @@ class Counting:
 
 
 def test_standing_keeps_the_function_in_this_process():
-    with standing(Counting(), None) as calls:
+    with worker_pool(Counting(), None) as calls:
         assert list(calls({0: 2, 1: 3})) == [(0, (4, 1, os.getpid())), (1, (9, 2, os.getpid()))]
         assert list(calls({0: 4})) == [(0, (16, 3, os.getpid()))]
 
 
 @pytest.mark.slow
 def test_standing_keeps_workers_and_their_state_over_sets(ray_session):
-    with standing(Counting(), rayinf.Cluster(workers=2)) as calls:
+    with worker_pool(Counting(), rayinf.Cluster(workers=2)) as calls:
         first, second = (dict(calls({k: k for k in range(4)})) for _ in range(2))
     assert [first[k][0] for k in range(4)] == [second[k][0] for k in range(4)] == [0, 1, 4, 9]
     processes = {v[2] for v in first.values()}
@@ -141,7 +141,7 @@ def test_standing_keeps_workers_and_their_state_over_sets(ray_session):
 
 @pytest.mark.chaos
 def test_standing_survives_the_death_of_a_worker(ray_session, tmp_path):
-    with standing(Counting(tmp_path / "dead"), rayinf.Cluster(workers=2)) as calls:
+    with worker_pool(Counting(tmp_path / "dead"), rayinf.Cluster(workers=2)) as calls:
         for _ in range(2):
             assert {k: v[0] for k, v in calls({k: k for k in range(8)})} == {k: k * k for k in range(8)}
     assert (tmp_path / "dead").exists()

@@ -13,7 +13,7 @@ import pytest
 from torch import nn
 
 import rayinf
-from rayinf.training.oracle import LabelFolder, Pool, Question, make_oracle
+from rayinf.training.oracle import LabelFolder, Pool, Query, make_oracle
 
 TASK = rayinf.Task(nn.Linear(2, 3), classes=(0, 1, 2))
 IDS = np.array([40, 10, 30])  # positions 3, 0, 2 of a pool of 5 with the ids 10, 20, ...
@@ -23,12 +23,12 @@ WANTED = [1, 0, 1]
 X = np.zeros((5, 2), np.float32)
 
 
-def question(ids: Any = IDS) -> Question:
-    return Question("fi", 1, 2, pa.table({"row_id": ids, "position": POSITIONS, "value": [3.0, 2.0, 1.0]}))
+def query(ids: Any = IDS) -> Query:
+    return Query("fi", 1, 2, pa.table({"row_id": ids, "position": POSITIONS, "value": [3.0, 2.0, 1.0]}))
 
 
 def ask(given: Any, ids: Any = IDS, row_id: str | None = "row_id", task: rayinf.Task = TASK) -> Any:
-    return make_oracle(given, Pool(task, 5, row_id)).ask(question(ids))
+    return make_oracle(given, Pool(task, 5, row_id))(query(ids))
 
 
 def by_id() -> pa.Table:

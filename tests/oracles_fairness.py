@@ -1,4 +1,4 @@
-"""Naive float64 definitions of gaps between groups and of attacks (paper C). No code is shared with the package."""
+"""Naive float64 definitions of gaps between groups and of attacks (Chhabra 2024), without code of the package."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def signed_gap(values: Tensor, one: Tensor, other: Tensor) -> Tensor:
 
 
 def parity(model: nn.Module, x: Tensor, one: Tensor, favourable: int) -> Tensor:
-    """C Eq. 2 with its sign: the probability of the favourable class, in a group and in the rest."""
+    """Chhabra 2024, Eq. 2 with its sign: the probability of the favourable class, in a group and in the rest."""
     p = model(x).softmax(1)[:, favourable]
     return signed_gap(p, one, ~one)
 
 
 def opportunity(model: nn.Module, x: Tensor, y: Tensor, one: Tensor, favourable: int) -> Tensor:
-    """C Eq. 4 with its sign: the loss of rows of the favourable class, in a group and in the rest."""
+    """Chhabra 2024, Eq. 4 with its sign: the loss of rows of the favourable class, in a group and in the rest."""
     mine = y == favourable
     return signed_gap(losses(model, x, y), one & mine, ~one & mine)
 
 
 def closest_point(model: nn.Sequential, x: Tensor, gamma: float) -> Tensor:
-    """`x - gamma (theta'x + b) / (theta'theta) theta` of a linear two-class model, row by row (C section 2)."""
+    """`x - gamma (theta'x + b) / (theta'theta) theta` of a linear two-class model (Chhabra 2024, section 2)."""
     head: Any = model[-1]
     theta, b = (head.weight[1] - head.weight[0]).detach(), (head.bias[1] - head.bias[0]).detach()
     return torch.stack([row - gamma * (theta @ row + b) / (theta @ theta) * theta for row in x])

@@ -216,7 +216,7 @@ def spread(values: np.ndarray) -> str:
 
 
 def draw_picture(result: Result, path: Path) -> None:
-    """Accuracy against the share removed, as C Figure 24: a line a way to remove, its seeds as points."""
+    """Accuracy against the share removed, as Chhabra 2024, Figure 24: a line a way to remove, its seeds as points."""
     figure = Figure(figsize=(6.0, 4.0), layout="constrained")
     axes = figure.subplots()
     shares = (0.0, *SHARES)

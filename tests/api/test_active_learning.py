@@ -441,15 +441,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str,
 
 
 class TestSideBySide:
-    @pytest.mark.slow
-    def test_on_ray_as_in_this_process(
-        self, tmp_path: Path, ray_session: None, plain: tuple[str, list[dict[str, Any]]]
-    ) -> None:
-        history = small.learn(**MANY, out=tmp_path / "run", cluster=rayinf.Cluster(workers=2))
-        assert small.measures(history) == plain[1]
-        assert small.digest(tmp_path / "run") == plain[0]
-        assert list(history.picked) == list(itertools.product(MANY["strategy"], MANY["seed"]))
-
     @pytest.mark.chaos
     def test_workers_that_die(self, tmp_path: Path, ray_session: None) -> None:
         marks, pair = tmp_path / "marks", {"strategy": ["fi", "random"]}

@@ -129,14 +129,6 @@ def test_on_disk_again_nothing_is_trained(first, valued, tmp_path, monkeypatch):
         assert torch.equal(a, b)
 
 
-@pytest.mark.slow
-def test_same_bytes_with_one_and_three_workers(first, valued, ray_session, tmp_path):
-    for workers in (1, 3):
-        out = tmp_path / str(workers)
-        search(scores=valued, out=out, cluster=rayinf.Cluster(workers=workers))
-        assert digest(out) == digest(first[1])
-
-
 def test_threads_of_the_caller_move_nothing(first, valued, tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)

@@ -53,7 +53,7 @@ def images(path: str, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cnn() -> nn.Sequential:
-    """B Table 6."""
+    """Yu 2025, Table 6."""
     torch.manual_seed(0)
     return nn.Sequential(
         *(nn.Conv2d(1, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(), nn.Dropout(0.25)),

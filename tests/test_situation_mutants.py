@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ def test_users_losses_in_float32(monkeypatch: Patch) -> None:
 
 
 def test_gradients_not_carried(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(fisher, "_carrier", lambda size: torch.ones_like(size, dtype=torch.float64))
+    monkeypatch.setattr(fisher, "_power_of_two", lambda size: torch.ones_like(size, dtype=torch.float64))
     fails(held.test_a_sure_network_has_the_values_of_float64, 3e3, torch.float32)
 
 
@@ -214,7 +214,7 @@ def test_sample_from_the_front(monkeypatch: Patch) -> None:
 
 
 def test_classes_dropped_from_the_cross_fit(monkeypatch: Patch) -> None:
-    right, module = ceiling.find, sys.modules["rayinf.api.ceiling"]
+    right, module = ceiling.find, importlib.import_module("rayinf.api.ceiling")
     monkeypatch.setattr(module, "find", lambda *given: dataclasses.replace(right(*given), in_halves=None))
     fails(held.test_a_class_with_one_validation_row_is_named_in_the_verdict)
 

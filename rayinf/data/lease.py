@@ -14,7 +14,7 @@ from pathlib import Path
 from rayinf.data import disk, process, store_lease
 from rayinf.data.files import temporary
 from rayinf.data.store_lease import Content, Heartbeat, LeaseObject
-from rayinf.errors import InputError, RayinfError, RunError
+from rayinf.errors import InputError, RunError
 from rayinf.store.places import AnyPath, StorePath
 
 LEASE = "run.lock"
@@ -49,23 +49,31 @@ class Lease:
         held = LeaseObject(path, content) if isinstance(path, StorePath) else _FileLease(path, content)
         _held.add(name)  # before the lease is there for others to see
         try:
-            disk.used.make_folder(folder)
-            while not held.take():
-                seen = held.read()
-                if seen is not None and (_runs(seen) if _is_here(seen) else held.is_renewed()):
-                    raise InputError(*_in_use(folder, seen))
-                if held.take_over(seen):
-                    break
-        except RayinfError:
+            cls._take(folder, held)
+        except BaseException as error:  # Ctrl-C too: the lease is then as a dead process would leave it
             _held.discard(name)
+            if isinstance(error, OSError):
+                raise RunError(
+                    f"{path} cannot be written: {str(error).rstrip('.')}.",
+                    "free space or mend the permissions, or pass another folder as out.",
+                ) from error
             raise
-        except OSError as error:
-            _held.discard(name)
-            raise RunError(
-                f"{path} cannot be written: {str(error).rstrip('.')}.",
-                "free space or mend the permissions, or pass another folder as out.",
-            ) from error
         return cls(path, name, held)
+
+    @staticmethod
+    def _take(folder: AnyPath, held: _FileLease | LeaseObject) -> None:
+        """Take the lease, or take it over from a dead process.
+
+        Raises:
+            InputError: another process holds it.
+        """
+        disk.used.make_folder(folder)
+        while not held.take():
+            seen = held.read()
+            if seen is not None and (_runs(seen) if _is_here(seen) else held.is_renewed()):
+                raise InputError(*_in_use(folder, seen))
+            if held.take_over(seen):
+                break
 
     def check(self) -> None:
         """Raise an error if another process has taken the folder.

@@ -330,7 +330,7 @@ def _first(table: Table, rows: int) -> Table:
     """The table with the first rows of its first shard alone."""
     few: Any = copy.copy(table)
     shard = table.shards[0]
-    object.__setattr__(few, "shards", Shards([replace(shard, rows=min(rows, shard.rows))]))
+    object.__setattr__(few, "shards", Shards([replace(shard, rows=min(rows, shard.rows))], [shard.file]))
     found: Table = few
     return found
 

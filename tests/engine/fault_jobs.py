@@ -18,6 +18,7 @@ from engine import small_job
 import rayinf
 from rayinf.data.files import is_temporary
 from rayinf.data.lease import LEASE
+from rayinf.store.places import relative
 
 ROWS, VALID, GROUP = 64, 24, 16
 # Files with times in them, or checksums of such.
@@ -165,7 +166,7 @@ def digest(out: Path) -> dict[str, str]:
     found = {}
     timed = any(p.parent != out for p in out.rglob("round-0.json")) or (out / "trainings").is_dir()
     for path in sorted(p for p in out.rglob("*") if p.is_file()):
-        name = path.relative_to(out).as_posix()
+        name = relative(path, out)
         if (
             path.name in _TIMED
             or name.startswith("log.jsonl.parts/")
@@ -182,7 +183,7 @@ def digest(out: Path) -> dict[str, str]:
 def leftovers(out: Path) -> list[str]:
     """What a finished run should not leave: temporaries, a lease, arrays of earlier stages."""
     return [
-        p.relative_to(out).as_posix()
+        relative(p, out)
         for p in out.rglob("*")
-        if is_temporary(p.name) or p.name == LEASE or "partial" in p.parts or p.parent.name == "unranked"
+        if is_temporary(p.name) or p.name == LEASE or "/partial/" in str(p) or p.parent.name == "unranked"
     ]

@@ -61,10 +61,10 @@ def test_categories_and_groups_sum_to_the_total(tables, truth):
         assert np.abs(total - groups).max() < 1e-5 * scale
 
 
-@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_ray_workers(tables, truth, ray_session, tmp_path, workers):
+@pytest.mark.slow
+def test_three_workers(tables, truth, ray_session, tmp_path):
     train, valid, _ = tables
-    found = job.run(train[50], valid, tmp_path / "run", rayinf.Cluster(workers=workers))
+    found = job.run(train[50], valid, tmp_path / "run", rayinf.Cluster(workers=3))
     assert distance(found.to_numpy(), truth["ekfac"]) < 1e-5
 
 

@@ -198,7 +198,7 @@ def test_access_that_is_denied_is_said_so(what, s3, tables, remote):
 
 
 def test_a_bucket_that_is_not_there(s3, tables):
-    with pytest.raises(rayinf.InputError, match=r"no bucket or container 'nosuchbucket'.*Fix: create it"):
+    with pytest.raises(rayinf.InputError, match=r"container 'nosuchbucket' does not exist.*Fix: create it"):
         job.run(*tables, f"s3://nosuchbucket/run{s3.options}")
 
 

@@ -160,20 +160,22 @@ class Ceiling:
         if held is None:
             why = "one half of the validation rows has too few classes" if self.halves else "the scores have no halves"
             mend = "" if self.halves else ': compute them with influence(..., objective="category", halves=True)'
-            told = "The in-sample gain alone is inflated by noise and shows nothing."
-            return f"No verdict: {why}{mend}. {told}{self._alone}"
+            caution = "The in-sample gain alone is inflated by noise and shows nothing."
+            return f"No verdict: {why}{mend}. {caution}{self._alone}"
         low, high = held.interval
-        told = f"{held.value:+.3f} (95% over rows: {low:+.3f} to {high:+.3f}; the two directions: "
-        told += f"{held.directions[0]:+.3f} and {held.directions[1]:+.3f})"
+        estimate = f"{held.value:+.3f} (95% over rows: {low:+.3f} to {high:+.3f}; the two directions: "
+        estimate += f"{held.directions[0]:+.3f} and {held.directions[1]:+.3f})"
         if self.room:
             return (
                 f"There is room: weights chosen on half of the validation rows are predicted to lower every class's "
                 f"loss on the other half, by {held.value:.1%} of what weights could do for it alone, "
-                f"{told}.{self._alone}"
+                f"{estimate}.{self._alone}"
             )
         if held.value <= 0:
-            return f"No evidence of room: the cross-fitted gain is not positive, {told}.{self._alone}"
-        return f"No evidence of room: the cross-fitted gain cannot be told from noise, {told}.{self._alone}"
+            return f"No evidence of room: the cross-fitted gain is not positive, {estimate}.{self._alone}"
+        return (
+            f"No evidence of room: the cross-fitted gain cannot be distinguished from noise, {estimate}.{self._alone}"
+        )
 
     @property
     def _alone(self) -> str:
@@ -311,10 +313,10 @@ class Ceiling:
             rows = [str(self.row_labels[j]) for j in order]
             size = self.regions.joint_from[order].sum(1, keepdims=True)
             axes = ("Label of the rows", "Class")
-            for told, table in (("help", self.regions.helpful_from), ("harm", self.regions.harmful_from)):
+            for effect, table in (("help", self.regions.helpful_from), ("harm", self.regions.harmful_from)):
                 shares = table[order][:, chosen] / size
-                shade = "Greens" if told == "help" else "Oranges"
-                maps.append(ClassMap(f"Share of rows that {told} the class", shares, rows, names, axes, shade))
+                shade = "Greens" if effect == "help" else "Oranges"
+                maps.append(ClassMap(f"Share of rows that {effect} the class", shares, rows, names, axes, shade))
         return class_maps.plot(maps, path)
 
     @property
@@ -338,9 +340,9 @@ class Ceiling:
             a, b = np.unravel_index(np.nanargmin(gains), gains.shape)
             return int(a), int(b)
         names = self.names
-        asked = [] if isinstance(classes, str) else [str(c).removeprefix(_PREFIX) for c in classes]
-        held = [names.index(c) for c in asked if c in names]
-        if len(asked) != 2 or len(held) != 2 or held[0] == held[1]:
+        wanted = [] if isinstance(classes, str) else [str(c).removeprefix(_PREFIX) for c in classes]
+        held = [names.index(c) for c in wanted if c in names]
+        if len(wanted) != 2 or len(held) != 2 or held[0] == held[1]:
             raise InputError(
                 f"classes={classes!r} are not two of the classes.", f"pass two of {', '.join(names[:12])}."
             )

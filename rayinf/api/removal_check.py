@@ -199,9 +199,9 @@ def _labels(vectors: Vectors, classes: Classes) -> tuple[Any, ...]:
         InputError: a column that is no class's.
     """
     known = {f"category_{name}": label for name, label in zip(classes.names, classes.labels, strict=True)}
-    if strange := [c for c in vectors.columns if c not in known]:
+    if unknown := [c for c in vectors.columns if c not in known]:
         raise InputError(
-            f"The scores have a column {strange[0]!r}, which is not a class of the task "
+            f"The scores have a column {unknown[0]!r}, which is not a class of the task "
             f"({', '.join(map(repr, classes.labels[:12]))}).",
             'compute them with rayinf.influence(task, train, valid, objective="category").',
         )

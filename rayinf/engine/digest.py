@@ -348,7 +348,7 @@ class UnreadableError(InputError):
     def __init__(self, place: str, kind: str, why: str) -> None:
         """Say where it stands, and how to go on."""
         super().__init__(
-            f"{place} ({kind}) {why}, so that two runs with and without a change of it could not be told apart.",
+            f"{place} ({kind}) {why}, so that two runs with and without a change of it could not be distinguished.",
             'leave it out, make it picklable, or name this code yourself with Task(version="1"), and change the name '
             "whenever the code or its data changes.",
         )

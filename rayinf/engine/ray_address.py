@@ -85,7 +85,7 @@ def _silent(host: str, port: int) -> str:
 
 
 def _refusal(address: str) -> str:
-    """Why a Ray does not take this process in; empty where it would, or this version of Ray cannot be asked."""
+    """Why a Ray does not take this process in; empty where it would, or this version of Ray has no such request."""
     with suppress(ImportError, AttributeError):
         grpc: Any = importlib.import_module("grpc")
         try:
@@ -106,10 +106,10 @@ def _ask(address: str) -> Any:
     channel = _channel(address)
     try:
         if name == "ray_client":
-            asked = messages.ClusterInfoRequest(type=messages.ClusterInfoType.PING)
-            return services.RayletDriverStub(channel).ClusterInfo(asked, timeout=_ANSWER_SECONDS)
-        asked = messages.GetClusterIdRequest()
-        return services.NodeInfoGcsServiceStub(channel).GetClusterId(asked, timeout=_ANSWER_SECONDS)
+            request = messages.ClusterInfoRequest(type=messages.ClusterInfoType.PING)
+            return services.RayletDriverStub(channel).ClusterInfo(request, timeout=_ANSWER_SECONDS)
+        request = messages.GetClusterIdRequest()
+        return services.NodeInfoGcsServiceStub(channel).GetClusterId(request, timeout=_ANSWER_SECONDS)
     finally:
         channel.close()
 
@@ -139,7 +139,7 @@ def _nodes_here() -> set[str] | None:
 
 
 def _nodes_of(address: str) -> set[str] | None:
-    """Ids of the nodes that live; None where this version of Ray cannot be asked."""
+    """Ids of the nodes that live; None where this version of Ray has no such request."""
     with suppress(ImportError, AttributeError):
         grpc: Any = importlib.import_module("grpc")
         messages: Any = importlib.import_module("ray.core.generated.gcs_service_pb2")

@@ -122,11 +122,11 @@ class Watch:
                 self.deadline.note(who, *ray.get(ref))
 
     def _standing(self, busy: Mapping[str, Any]) -> tuple[str, str]:
-        shown, silent, asked = [], False, set(self._asked.values())
+        shown, silent, pending = [], False, set(self._asked.values())
         for what, actor in busy.items():
             restarts = max(restarts_of(actor), self.deadline.lives(actor._actor_id) - 1)
-            silent = silent or actor._actor_id in asked
-            state = "does not answer" if actor._actor_id in asked else "stands still"
+            silent = silent or actor._actor_id in pending
+            state = "does not answer" if actor._actor_id in pending else "stands still"
             shown.append(f"{what} {state}" + (f" (its process restarted {restarts} times)" if restarts else ""))
         more = f", and {len(shown) - 3} more" if len(shown) > 3 else ""
         detail = last_exit() if silent else ""

@@ -109,28 +109,30 @@ def _check_room(cluster: Cluster, workers: int) -> None:
     Raises:
         InputError: the resource that is short.
     """
-    asked = {"CPU": float(cluster.cpus_per_worker), "GPU": float(cluster.gpus_per_worker)}
+    requested = {"CPU": float(cluster.cpus_per_worker), "GPU": float(cluster.gpus_per_worker)}
     end = time.monotonic() + _ROOM_SECONDS
     while True:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        room = sum(min(_holds(node, {k: v}) for k, v in asked.items() if v) for node in nodes)
+        room = sum(min(_holds(node, {k: v}) for k, v in requested.items() if v) for node in nodes)
         if room >= workers:
             return
         if time.monotonic() > end:
             break
         time.sleep(0.2)
-    short = min((k for k, v in asked.items() if v), key=lambda k: sum(_holds(node, {k: asked[k]}) for node in nodes))
+    short = min(
+        (k for k, v in requested.items() if v), key=lambda k: sum(_holds(node, {k: requested[k]}) for node in nodes)
+    )
     have = ", ".join(f"{node.get(short, 0):g}" for node in nodes)
     raise InputError(
-        f"Cluster(workers={workers}) asks for {asked[short]:g} {short}s a worker, and Ray has {have} {short}s on its "
-        f"{len(nodes)} node(s): room for {room} workers.",
+        f"Cluster(workers={workers}) asks for {requested[short]:g} {short}s a worker, and Ray has {have} {short}s on "
+        f"its {len(nodes)} node(s): room for {room} workers.",
         _FEWER,
     )
 
 
-def _holds(node: dict[str, float], asked: dict[str, float]) -> int:
+def _holds(node: dict[str, float], requested: dict[str, float]) -> int:
     """Workers that a node holds. A share of a GPU lies within one GPU."""
-    [(name, share)] = asked.items()
+    [(name, share)] = requested.items()
     have = node.get(name, 0.0)
     if name == "GPU" and share < 1:
         return int(have) * int(1 / share + 1e-9)
@@ -155,7 +157,7 @@ def wait_ready(actors: Sequence[Any], cluster: Cluster) -> None:
 
 
 def _why_late(late: int, workers: int, cluster: Cluster) -> tuple[str, str]:
-    """Workers that wait for a place are told apart from those that have one and are still starting."""
+    """Workers that wait for a place are distinguished from those that have one and are still starting."""
     free = ray.available_resources()
     what = f"{late} of {workers} workers did not start in {_START_SECONDS:.0f} s"
     for name, share in (("CPU", cluster.cpus_per_worker), ("GPU", cluster.gpus_per_worker)):

@@ -320,7 +320,7 @@ def _why(error: Exception) -> str:
     if "CERTIFICATE" in text:
         return "its certificate is not trusted"
     if "SSL" in text:
-        return "it does not speak https"
+        return "it does not use https"
     if "timed out" in text:
         return f"no answer in {_TIMEOUTS[0]:.0f} to {_TIMEOUTS[1]:.0f} s"
     return _first_line(said) or "something else listens there"

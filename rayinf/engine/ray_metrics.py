@@ -1,4 +1,4 @@
-"""What a run on Ray tells the cluster's own metrics, for Prometheus and Grafana: counted in the driver alone.
+"""What a run on Ray adds to the cluster's own metrics, for Prometheus and Grafana: counted in the driver alone.
 
 Ray puts `ray_` before each name. Every metric has the tags `verb` and `stage`. Nothing is made or sent where nobody
 collects metrics: in a Ray that a run started for itself, and where `RAY_enable_metrics_collection` is 0.

@@ -208,7 +208,7 @@ class RayRunner:
         return ref
 
     def count(self, name: str, value: float, verb: str, stage: str) -> None:
-        """Tell the cluster's metrics; with the seconds of a stage, how often workers died meanwhile."""
+        """Count in the cluster's metrics; with the seconds of a stage, how often workers died meanwhile."""
         if self._meter is None:
             return
         self._meter.add(name, value, verb, stage)

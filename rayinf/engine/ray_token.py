@@ -90,7 +90,7 @@ def take_found() -> None:
 
 
 def wanting() -> str:
-    """Why this process cannot authenticate itself, though it is told to; empty where it can or need not."""
+    """Why this process cannot authenticate itself, though it must; empty where it can or need not."""
     with suppress(ImportError, AttributeError):
         raylet: Any = importlib.import_module("ray._raylet")
         on = raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN

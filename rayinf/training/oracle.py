@@ -114,9 +114,9 @@ class Pool:
             _refuse(empty, f"{source} gives null as the label", query, "label these rows too.")
         found = batches.values(labels, "label", source, 0)
         classes = tuple(self.task.classes or ())
-        strange = [f"{v!r} of row {i!r}" for i, v in zip(ids, found.tolist(), strict=True) if v not in classes]
+        unknown = [f"{v!r} of row {i!r}" for i, v in zip(ids, found.tolist(), strict=True) if v not in classes]
         _refuse(
-            strange,
+            unknown,
             f"{source} gives labels that are not classes of the task ({', '.join(map(repr, classes[:12]))})",
             query,
             "correct those labels, or start with a model that has a logit for them and Task(classes=[...]).",
@@ -153,7 +153,7 @@ def make_oracle(given: Any, pool: Pool) -> Oracle:
     if columns.row_id is None and not numbered and table.num_rows != pool.rows:
         raise InputError(
             f"The oracle's table has {table.num_rows:,} rows and no column {row_id!r}, and the pool has "
-            f"{pool.rows:,} rows: which label is whose cannot be told.",
+            f"{pool.rows:,} rows: which label belongs to which row is unknown.",
             "give it the ids of the pool's rows, or one row for each row of the pool, in its order.",
         )
     return _Table(table, columns, pool, numbered)

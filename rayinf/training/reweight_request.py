@@ -133,12 +133,12 @@ def _columns(vectors: Vectors, job: Job) -> list[int]:
     names = job.classes.names
     held = [name.removeprefix("category_") for name in vectors.names]
     if sorted(held) != sorted(names):
-        lacking, strange = sorted(set(names) - set(held)), sorted(set(held) - set(names))
+        missing, unknown = sorted(set(names) - set(held)), sorted(set(held) - set(names))
         raise InputError(
             "The scores' columns are not the model's classes: "
             + "; ".join(
                 f"{what} {', '.join(map(repr, who[:6]))}"
-                for what, who in (("no column for class", lacking), ("no class for column", strange))
+                for what, who in (("no column for class", missing), ("no class for column", unknown))
                 if who
             )
             + ".",

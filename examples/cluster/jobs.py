@@ -23,7 +23,7 @@ from local_head import local_head
 from pyarrow import fs
 
 HERE = Path(__file__).parent
-QUICK_ROWS, QUICK_WORKERS = 600, 2
+QUICK_ROWS, QUICK_WORKERS = 600, 1
 # The task of a job: which weights, and the code that travels with it.
 _JOB = '''"""What this job values."""
 
@@ -142,7 +142,7 @@ def read_options(meaning: str | None, name: str, argv: Sequence[str] | None) -> 
     parser.add_argument("--workers", type=int, help="of each job; default: 4")
     parser.add_argument("--rows", type=int, help="training rows to draw; default: 100,000")
     parser.add_argument(
-        "--quick", action="store_true", help=f"{QUICK_ROWS} rows, {QUICK_WORKERS} workers, a local head"
+        "--quick", action="store_true", help=f"{QUICK_ROWS} rows, {QUICK_WORKERS} worker, a local head"
     )
     args = parser.parse_args(argv)
     if args.address is None and not args.quick:

@@ -62,13 +62,6 @@ def test_categories_and_groups_sum_to_the_total(tables, truth):
 
 
 @pytest.mark.slow
-def test_three_workers(tables, truth, ray_session, tmp_path):
-    train, valid, _ = tables
-    found = job.run(train[50], valid, tmp_path / "run", rayinf.Cluster(workers=3))
-    assert distance(found.to_numpy(), truth["ekfac"]) < 1e-5
-
-
-@pytest.mark.slow
 def test_ray_serves_every_verb_and_tables_in_memory(ray_session):
     x, y, _, _ = job.arrays(300, 1)
     task, cluster = rayinf.Task(job.model()), rayinf.Cluster(workers=2)

@@ -12,7 +12,7 @@ import rayinf
 from rayinf.engine import acquisition
 
 SUBSAMPLED = {"subsample": 0.2, "seed": 3}
-WAYS = ({}, {"rank": 4}, SUBSAMPLED, {"curvature": "ggn"})
+WAYS = ({}, SUBSAMPLED, {"curvature": "ggn"})
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,7 @@ def pool_values(picked):
     return picked.to_pandas().sort_values("row_id")[["value"]].to_numpy()
 
 
-@pytest.mark.parametrize(
-    "way", [pytest.param(w, marks=pytest.mark.slow) if "rank" in w else w for w in WAYS], ids=list(map(str, WAYS))
-)
+@pytest.mark.parametrize("way", WAYS, ids=list(map(str, WAYS)))
 def test_batches_shards_and_order(tables, way):
     train, valid, order = tables
     truth = values(job.measure(train[1], valid, **way))
@@ -91,18 +89,16 @@ def test_pairs_in_tiles_are_those_in_one(tables, monkeypatch, tmp_path, curvatur
     ids=["measure", "acquire"],
 )
 def test_workers_that_are_killed(tables, ray_session, tmp_path, verb, stages, options):
-    """The values of this process, and the bytes of a run on one worker; Gather and RankRest read raw features."""
+    """The bytes of a run in this process; Gather and RankRest read raw features."""
     train, valid, _ = tables
     marks = tmp_path / "marks"
     marks.mkdir()
     # The same callable, so that both runs have one identity: only the first has stages to kill in.
     calm, killed = (job.Killer(marks, s) for s in ((), stages))
-    verb(train[6], valid, tmp_path / "calm", rayinf.Cluster(workers=1), transform=calm, **options)
-    found = verb(train[6], valid, tmp_path / "killed", rayinf.Cluster(workers=2), transform=killed, **options)
+    verb(train[6], valid, tmp_path / "calm", transform=calm, **options)
+    verb(train[6], valid, tmp_path / "killed", rayinf.Cluster(workers=2), transform=killed, **options)
     assert sorted(m.name for m in marks.iterdir()) == sorted(stages)
     assert job.digest(tmp_path / "calm") == job.digest(tmp_path / "killed")
-    here = verb(train[6], valid, **options)
-    assert distance(*(values(s) if verb is job.measure else pool_values(s) for s in (found, here))) < 1e-5
 
 
 def test_a_run_stopped_between_measuring_and_ranking_goes_on(tables, tmp_path, monkeypatch):

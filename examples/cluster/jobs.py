@@ -141,9 +141,7 @@ def read_options(meaning: str | None, name: str, argv: Sequence[str] | None) -> 
     parser.add_argument("--address", help="of the cluster's dashboard, such as http://HEAD:8265")
     parser.add_argument("--workers", type=int, help="of each job; default: 4")
     parser.add_argument("--rows", type=int, help="training rows to draw; default: 100,000")
-    parser.add_argument(
-        "--quick", action="store_true", help=f"{QUICK_ROWS} rows, {QUICK_WORKERS} worker, a local head"
-    )
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROWS} rows, {QUICK_WORKERS} worker, a local head")
     args = parser.parse_args(argv)
     if args.address is None and not args.quick:
         parser.error("pass --address http://HEAD:8265, or --quick for a head on this machine")

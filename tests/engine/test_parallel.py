@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 import rayinf
+from rayinf.engine import ray_cluster
 from rayinf.engine.parallel import session, side_by_side, worker_pool
 
 WORKERS = rayinf.Cluster(workers=2)
@@ -104,9 +106,20 @@ def test_a_session_starts_ray_once_and_ends_it():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_no_session_without_a_cluster():
+def test_no_session_without_a_cluster(monkeypatch):
+    opened = []
+
+    @contextmanager
+    def connected():
+        opened.append(1)
+        yield
+
+    monkeypatch.setattr(ray_cluster, "connected", connected)
     with session(None):
-        pass
+        assert list(side_by_side(abs, {0: -1}, None)) == [(0, 1)]
+    assert not opened
+    with session(WORKERS):
+        assert opened
 
 
 class Counting:

@@ -85,8 +85,8 @@ def acquire(
         A Selection: `row_ids` best first, and the value of every row of the pool.
 
     Raises:
-        RayinfError: as in `influence`; n over the rows of the pool; a strategy that is unknown, needs `valid` or
-            needs dropout; an unknown aggregate.
+        RayinfError: wrong input, before any work, such as n over the rows of the pool, a strategy that is unknown,
+            needs `valid` or needs dropout, or an unknown aggregate; a run that cannot go on.
 
     Cost of "fi": K passes a labelled row, then one matrix product `[labelled (K - 1), p] x [p, pool]` and a partial
     selection of its values; of the others, one pass over the pool.

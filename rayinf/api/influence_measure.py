@@ -78,8 +78,8 @@ def influence_measure(
         Scores with the column `fi`, and `fi_rank` with `subsample < 1`.
 
     Raises:
-        RayinfError: as in `influence`; a model that cannot be differentiated twice, or not in float64; integer
-            inputs (tokens); a rank over min(p, d); a subsample of under 20 rows.
+        RayinfError: wrong input, before any work; a model that cannot be differentiated twice, or not in float64;
+            integer inputs (tokens); a rank over min(p, d); a subsample of under 20 rows.
 
     Cost: a row of a network takes K passes backward, K through the doubly differentiated graph, and a thin SVD of
     `d K^2`; of a linear head, `K^2 i^2` multiply-adds (exact) or `K i^2` (ekfac). No `p x d` or `d x d` matrix.

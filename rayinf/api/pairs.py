@@ -59,7 +59,7 @@ def pairs(
             tables.
 
     Raises:
-        InputError: as in `influence`, and `top` under 1.
+        RayinfError: wrong input, before any work; or a run that cannot go on.
 
     Cost: a pass over `train` for each tile of validation rows whose gradients fit in 512 MB; only the best pairs
     are ever kept.

@@ -54,7 +54,7 @@ def self_influence(
         Scores with the column `self_influence`.
 
     Raises:
-        RayinfError: as in `influence`.
+        RayinfError: wrong input, before any work; or a run that cannot go on.
 
     Cost: one pass over `train` beside fitting; per row and layer `o^2 + i^2 + o i` multiply-adds for one position.
     """

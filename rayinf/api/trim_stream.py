@@ -97,7 +97,7 @@ def trim_stream(
     Raises:
         InputError: a wrong argument (at the call, before any batch is taken); a batch that cannot be valued, by its
             place in the stream: earlier ones are not lost.
-        RunError: as in `influence` and `retrain`.
+        RunError: a run that cannot go on, or training that diverged.
 
     Cost: that of `influence` on each batch, and with `refit` that of training on it. One batch is held at a time.
     """

@@ -21,7 +21,7 @@ from rayinf.data.pandas_index import UNNAMED, Index, counted, joined, kind_of, m
 from rayinf.data.shards import Shard, Shards
 from rayinf.data.sources import Source, find
 from rayinf.data.table_forms import from_arrays, from_pandas, plain, plain_record, plain_type, refuse
-from rayinf.data.unreadable import corrupt
+from rayinf.data.unreadable import UNREADABLE, corrupt, ends_of
 from rayinf.errors import InputError, RayinfError
 
 Array = np.ndarray[Any, Any]
@@ -35,8 +35,6 @@ MEMORY_SHARDS = 32
 _FEW_ROWS = 1024
 # Footers that are read at a time.
 _READERS = 16
-# What pyarrow raises for damaged files (a ValueError where a column's name is not text any more).
-UNREADABLE = (pa.ArrowException, OSError, ValueError)
 
 
 @runtime_checkable
@@ -387,15 +385,4 @@ def _footer(filesystem: pafs.FileSystem, file: str) -> _Footer:
     except RayinfError:
         raise
     except UNREADABLE as error:
-        raise corrupt(file, "footer", error, _ends(filesystem, file)) from error
-
-
-def _ends(filesystem: pafs.FileSystem, file: str) -> tuple[bytes, bytes] | None:
-    """The first bytes of a file, and its last four."""
-    try:
-        with filesystem.open_input_file(file) as source:
-            head, size = source.read(256), source.size()
-            source.seek(max(size - 4, 0))
-            return head, source.read(4)
-    except UNREADABLE:
-        return None
+        raise corrupt(file, "footer", error, ends_of(filesystem, file)) from error

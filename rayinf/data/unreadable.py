@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import re
 
+import pyarrow as pa
+import pyarrow.fs as pafs
+
 from rayinf.errors import InputError, RayinfError
 from rayinf.redaction import redact
 from rayinf.store.failures import lasting, may_pass, short
 
+# What pyarrow raises for damaged files (a ValueError where a column's name is not text any more).
+UNREADABLE = (pa.ArrowException, OSError, ValueError)
 _LOAD = "pass arrays (X, y) that numpy.load(...) gives."
 _CONVERT = "convert it first: {}, then .to_parquet(...); or pass a pandas.DataFrame, or arrays (X, y)."
 _RESTORE = "restore or rewrite the file."
@@ -104,3 +109,14 @@ def _other_format(file: str, head: bytes, tail: bytes) -> tuple[str, str]:
         lines = "" if suffix == "json" else ", lines=True"
         return f"it is JSON or other text (it begins {line!r})", _CONVERT.format(f"pandas.read_json(...{lines})")
     return f"it is CSV or other text (it begins {line!r})", _CONVERT.format("pandas.read_csv(...)")
+
+
+def ends_of(filesystem: pafs.FileSystem, file: str) -> tuple[bytes, bytes] | None:
+    """The first bytes of a file, and its last four."""
+    try:
+        with filesystem.open_input_file(file) as source:
+            head, size = source.read(256), source.size()
+            source.seek(max(size - 4, 0))
+            return head, source.read(4)
+    except UNREADABLE:
+        return None

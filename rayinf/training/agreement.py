@@ -27,6 +27,8 @@ def spearman(predicted: Array, measured: Array, counts: Array | None = None) -> 
 
 def pearson(predicted: Array, measured: Array) -> float:
     """Pearson's correlation of `[J]` and `[J]`; NaN where one of both is constant."""
+    if np.ptp(predicted) == 0 or np.ptp(measured) == 0:  # rounding could leave a spread
+        return float("nan")
     return float(_correlation(predicted[None], measured[None], _weights(predicted, None))[0])
 
 

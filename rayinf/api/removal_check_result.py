@@ -63,8 +63,9 @@ class RemovalCheck:
         summary: side -> its figures: `spearman_loss` over all `cells`, predicted against measured change of the mean
             loss; `spearman_loss_sum` of the sum; `slope` and `slope_sum`, the measured change for each unit of
             predicted change of the same (1 at best), by regression through the point of both means, as in `lds`;
-            `spearman_accuracy` of predicted mean loss against minus the change of accuracy; `sign_loss` and `sign_accuracy`, on the diagonal for how many classes the sign was right (no
-            change is not right) out of `classes`; `ratio`, the median of measured to predicted change of loss there.
+            `spearman_accuracy` of predicted mean loss against minus the change of accuracy; `sign_loss` and
+            `sign_accuracy`, on the diagonal for how many classes the sign was right (no change is not right) out of
+            `classes`; `ratio`, the median of measured to predicted change of loss there.
         baseline: `loss` (mean) and `accuracy` of every class, trained on all rows, means over seeds.
         labels: of the K classes.
         notes: what a reader should know before trusting the figures.
@@ -128,8 +129,8 @@ class RemovalCheck:
         for side, s in self.summary.items():
             lines.append(
                 f"  {side}: rank correlation of predicted and measured change over {s['cells']} cells "
-                f"{_figure(s['spearman_loss'])} (loss), {_figure(s['spearman_accuracy'])} (accuracy); slope of measured on "
-                f"predicted change {_figure(s['slope'])} (loss), 1 at best; on the diagonal "
+                f"{_figure(s['spearman_loss'])} (loss), {_figure(s['spearman_accuracy'])} (accuracy); slope of measured "
+                f"on predicted change {_figure(s['slope'])} (loss), 1 at best; on the diagonal "
                 f"the sign is right for {s['sign_loss']} (loss) and {s['sign_accuracy']} (accuracy) of {s['classes']} "
                 f"classes, and the loss changes by {_figure(s['ratio'])} times what is predicted (median)"
             )

@@ -97,7 +97,11 @@ def lds(
         out: the folder or URI in which trainings are kept: `trainings/*.parquet` with the losses of all validation
             rows, `measures/` with the values of other objectives. The same call again goes on with those that are
             missing. None: nothing is kept.
-        objective: the objectives that the scores' columns belong to, as in `influence`. None: by the columns' names.
+        objective: what the scores' columns are of, where their names do not say it: "total" (the summed loss),
+            "category" (a column a class), "slice:<column>" (a column a value); "demographic_parity" and
+            "equal_opportunity" (gaps between the groups of `Task(group=...)`); "robustness" (the linear attack); an
+            `Objective` (`demographic_parity(...)`, `robustness("pgd", epsilon=...)`, your own), a function
+            `(logits [B, C], labels [B]) -> [B]`, or a list of these. None: by the columns' names.
         seed: an integer >= 0: of the draw of subsets, and the first of the seeds of training.
 
     Returns:

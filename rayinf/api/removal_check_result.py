@@ -129,8 +129,8 @@ class RemovalCheck:
         for side, s in self.summary.items():
             lines.append(
                 f"  {side}: rank correlation of predicted and measured change over {s['cells']} cells "
-                f"{_figure(s['spearman_loss'])} (loss), {_figure(s['spearman_accuracy'])} (accuracy); slope of measured "
-                f"on predicted change {_figure(s['slope'])} (loss), 1 at best; on the diagonal "
+                f"{_figure(s['spearman_loss'])} (loss), {_figure(s['spearman_accuracy'])} (accuracy); slope of "
+                f"measured on predicted change {_figure(s['slope'])} (loss), 1 at best; on the diagonal "
                 f"the sign is right for {s['sign_loss']} (loss) and {s['sign_accuracy']} (accuracy) of {s['classes']} "
                 f"classes, and the loss changes by {_figure(s['ratio'])} times what is predicted (median)"
             )

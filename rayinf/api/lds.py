@@ -113,7 +113,7 @@ def lds(
         RunError: training diverged, a table changed on the way, or a cluster that makes no progress.
 
     Cost: `subsets x seeds` trainings on `share` of the rows and passes over `valid`; a pass over `train` and over the
-        values. Memory: 12 bytes a training row, 8 a validation row, and `subsets x seeds x columns` numbers.
+        values. Memory: about 40 bytes a training row, 16 a validation row, and `subsets x seeds x columns` numbers.
     """
     check(task=task, subsets=subsets, share=share, seeds=seeds, cluster=cluster, out=out, seed=seed)
     check_trainable(task)

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from rayinf.data.batches import Array
 from rayinf.store.places import AnyPath
-from rayinf.training.agreement import pearson, slope_parts, spearman
+from rayinf.training.agreement import pearson, slope_parts, spearman, standard_ranks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 # Resamples of the subsets, and their seed.
 _RESAMPLES, _SEED = 1000, 0
 _CONFIDENCE = 0.95
-_FIGURES = ("spearman", "pearson", "slope", "ceiling")
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,15 @@ class Effects:
     predicted: Mapping[str, Array] = field(repr=False)
     rivals: tuple[str, ...] = ()
 
+    def column(self, name: str, k: int) -> Array:
+        """A column of what some scores predict, `[J]`."""
+        held: Array = self.predicted[name][:, k]
+        return held
+
+    def scores_with(self, k: int) -> list[str]:
+        """The scores that have a column."""
+        return [name for name, held in self.predicted.items() if np.isfinite(held[:, k]).all()]
+
 
 @dataclass(frozen=True)
 class LDS:
@@ -54,8 +62,9 @@ class LDS:
             one half of the seeds measured with what the other half did (null for one seed: not known). Null where an
             effect is constant. The lines of `random` and `own_loss` are those of rivals: see `lds`.
         summary: scores -> objective -> the same figures of all its columns together, means over columns, with their
-            number `columns`; `low` and `high` are of the mean; `slope` is common to them: the sums of products over
-            the sum of squares. Of `slice:<column of row ids>` this is the usual figure, the mean over validation rows.
+            number `columns`, `undefined` of them without a score; `low` and `high` are of the mean; `slope` is common
+            to them: the sums of products over the sum of squares. Of `slice:<column of row ids>` this is the usual
+            figure, the mean over validation rows.
         effects: predicted and measured.
         notes: what a reader should know before trusting the figures.
         metadata: subsets, share, rows kept, seeds, rows of the tables.
@@ -78,24 +87,23 @@ class LDS:
 
         Cost: 1,000 resamples of the subsets, about a millisecond a column.
         """
-        lines: list[dict[str, Any]] = []
-        summary: dict[str, dict[str, dict[str, Any]]] = {}
         counts = _resamples(effects.measured.shape[1])
-        ceilings = _ceilings(effects.measured)
-        for name, predicted in effects.predicted.items():
-            there: Array = np.all(np.isfinite(predicted), axis=0)
-            groups = dict.fromkeys(o for o, t in zip(effects.objectives, there, strict=True) if t)
-            summary[name] = {}
-            for group in groups:
-                at = [k for k, o in enumerate(effects.objectives) if o == group and there[k]]
-                held, figures = _agreement(effects, name, at, counts)
-                known = [ceilings[k] for k in at]
-                summary[name][group] = {"columns": len(at), **figures, "ceiling": _mean(known)}
-                lines += [
-                    {"scores": name, "objective": group, "column": effects.columns[k], **line, "ceiling": _known(c)}
-                    for k, line, c in zip(at, held, known, strict=True)
-                ]
-        return cls(pa.Table.from_pylist(lines, _SCHEMA), summary, effects, tuple(notes), metadata)
+        lines: dict[str, list[dict[str, Any]]] = {name: [] for name in effects.predicted}
+        summary: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in effects.predicted}
+        for group in dict.fromkeys(effects.objectives):
+            sums = {name: _Sums(len(counts)) for name in effects.predicted}
+            for k in [k for k, o in enumerate(effects.objectives) if o == group]:
+                ranks, ceiling = standard_ranks(effects.measured[:, :, k].mean(0), counts), _ceiling(effects, k)
+                for name in effects.scores_with(k):
+                    line = sums[name].add(effects, name, k, (standard_ranks(effects.column(name, k), counts) * ranks))
+                    place = {"scores": name, "objective": group, "column": effects.columns[k]}
+                    lines[name].append({**place, **line, "ceiling": ceiling})
+            for name, held in sums.items():
+                if held.columns:
+                    known = [line["ceiling"] for line in lines[name] if line["objective"] == group]
+                    summary[name][group] = {**held.figures(), "ceiling": _mean(known)}
+        table = pa.Table.from_pylist([line for held in lines.values() for line in held], _SCHEMA)
+        return cls(table, summary, effects, (*notes, *_undefined(summary)), metadata)
 
     def to_pandas(self) -> pd.DataFrame:
         """The table as a frame."""
@@ -175,26 +183,56 @@ def _resamples(subsets: int) -> Array:
     return np.concatenate([np.ones((1, subsets), np.int64), drawn])
 
 
-def _agreement(
-    effects: Effects, name: str, at: Sequence[int], counts: Array
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The figures of some columns of one objective: of each, and of all."""
-    predicted, measured = effects.predicted[name], effects.measured.mean(0)
-    lines, total, defined = [], np.zeros(len(counts)), np.zeros(len(counts))
-    parts = np.zeros(2)
-    for k in at:
-        p, m = predicted[:, k], measured[:, k]
-        found = spearman(p, m, counts)
-        total, defined = total + np.nan_to_num(found), defined + np.isfinite(found)
-        above, below = slope_parts(p, m)
-        parts += (above, below)
-        constant = np.ptp(p) == 0
-        own = None if constant or name in effects.rivals else above / below
-        lines.append({**_interval(found), "pearson": _known(pearson(p, m)), "slope": own})
-    with np.errstate(invalid="ignore", divide="ignore"):
-        figures = _interval(total / defined)
-    common = None if parts[1] == 0 or name in effects.rivals else float(parts[0] / parts[1])
-    return lines, {**figures, "pearson": _mean([line["pearson"] for line in lines]), "slope": common}
+class _Sums:
+    """What the figures of all columns of one objective are made of, for one of the scores."""
+
+    def __init__(self, resamples: int) -> None:
+        self.columns = self.undefined = 0
+        self._total, self._defined = np.zeros(resamples), np.zeros(resamples)
+        self._pearson: list[float | None] = []
+        self._slope = np.zeros(2)
+        self._unitless = False
+
+    def add(self, effects: Effects, name: str, k: int, products: Array) -> dict[str, float | None]:
+        """Add a column, and give its own figures.
+
+        Args:
+            effects: of the subsets.
+            name: of the scores.
+            k: the column's place.
+            products: whose sums over subsets are the score, in the whole sample and in each resample `[1 + B, J]`.
+        """
+        found, own = products.sum(1), np.array(slope_parts(effects.column(name, k), effects.measured[:, :, k].mean(0)))
+        pearson_k = _known(pearson(effects.column(name, k), effects.measured[:, :, k].mean(0)))
+        self.columns += 1
+        self.undefined += not np.isfinite(found[0])
+        self._total += np.nan_to_num(found)
+        self._defined += np.isfinite(found)
+        self._pearson.append(pearson_k)
+        self._slope += own
+        self._unitless = name in effects.rivals
+        return {**_interval(found), "pearson": pearson_k, "slope": self._ratio(own)}
+
+    def figures(self) -> dict[str, Any]:
+        """Of all columns together."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            held = _interval(self._total / self._defined)
+        numbers = {"columns": self.columns, "undefined": self.undefined}
+        return {**numbers, **held, "pearson": _mean(self._pearson), "slope": self._ratio(self._slope)}
+
+    def _ratio(self, parts: Array) -> float | None:
+        return None if self._unitless or not parts[1] else float(parts[0] / parts[1])
+
+
+def _undefined(summary: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """Notes on columns without a score."""
+    return [
+        f"{s['undefined']:,} of {s['columns']:,} columns of {group} have no score by {name}: an effect is the same on "
+        "all subsets."
+        for name, held in summary.items()
+        for group, s in held.items()
+        if s["undefined"]
+    ]
 
 
 def _interval(found: Array) -> dict[str, float | None]:
@@ -206,13 +244,11 @@ def _interval(found: Array) -> dict[str, float | None]:
     return {"spearman": float(found[0]), "low": _known(ends[0]), "high": _known(ends[1])}
 
 
-def _ceilings(measured: Array) -> list[float | None]:
-    """Of each column, the rank correlation of the means over the first and over the second half of the seeds."""
-    half = len(measured) // 2
-    if not half:
-        return [None] * measured.shape[2]
-    first, second = measured[:half].mean(0), measured[half:].mean(0)
-    return [_known(spearman(first[:, k], second[:, k])[0]) for k in range(measured.shape[2])]
+def _ceiling(effects: Effects, k: int) -> float | None:
+    """Of a column, the rank correlation of the means over the first and over the second half of the seeds."""
+    held = effects.measured[:, :, k]
+    half = len(held) // 2
+    return _known(spearman(held[:half].mean(0), held[half:].mean(0))[0]) if half else None
 
 
 def _known(value: Any) -> float | None:

@@ -21,15 +21,33 @@ def spearman(predicted: Array, measured: Array, counts: Array | None = None) -> 
         measured: `[J]`.
         counts: how often each point counts `[B, J]`; None: once, and B is 1.
     """
-    weights = _weights(predicted, counts)
-    return _correlation(_ranks(predicted, weights), _ranks(measured, weights), weights)
+    found: Array = (standard_ranks(predicted, counts) * standard_ranks(measured, counts)).sum(1)
+    return found
+
+
+def standard_ranks(values: Array, counts: Array | None = None) -> Array:
+    """The ranks of `[J]`, scaled so that the sum of products of two such rows is their correlation, `[B, J]`.
+
+    Args:
+        values: of the points; where they are constant, NaN.
+        counts: as in `spearman`.
+    """
+    weights = np.ones((1, len(values))) if counts is None else np.asarray(counts, float)
+    ranks = _ranks(values, weights)
+    ranks -= (weights * ranks).sum(1, keepdims=True) / weights.sum(1, keepdims=True)
+    ranks *= np.sqrt(weights)
+    norm = np.sqrt((ranks * ranks).sum(1, keepdims=True))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        held: Array = np.where(norm > 0, ranks / norm, np.nan)
+    return held
 
 
 def pearson(predicted: Array, measured: Array) -> float:
     """Pearson's correlation of `[J]` and `[J]`; NaN where one of both is constant."""
     if np.ptp(predicted) == 0 or np.ptp(measured) == 0:  # rounding could leave a spread
         return float("nan")
-    return float(_correlation(predicted[None], measured[None], _weights(predicted, None))[0])
+    p, m = predicted - predicted.mean(), measured - measured.mean()
+    return float(p @ m / np.sqrt((p @ p) * (m @ m)))
 
 
 def slope_parts(predicted: Array, measured: Array) -> tuple[float, float]:
@@ -61,10 +79,6 @@ def rank_correlation(a: Array, b: Array) -> float | None:
     return float(spearman(a, b)[0])
 
 
-def _weights(points: Array, counts: Array | None) -> Array:
-    return np.ones((1, len(points))) if counts is None else np.asarray(counts, float)
-
-
 def _ranks(values: Array, weights: Array) -> Array:
     """The mean rank of every point among all, `[B, J]`: those below it, and half of those that equal it."""
     order = np.argsort(values, kind="stable")
@@ -73,14 +87,3 @@ def _ranks(values: Array, weights: Array) -> Array:
     first, last = (np.searchsorted(held, values, side) for side in ("left", "right"))
     ranks: Array = (above[:, first] + above[:, last]) / 2
     return ranks
-
-
-def _correlation(a: Array, b: Array, weights: Array) -> Array:
-    """Of weighted points, `[B, J]` each (or `[1, J]`)."""
-    total = weights.sum(1, keepdims=True)
-    a, b = (v - (weights * v).sum(1, keepdims=True) / total for v in (a, b))
-    above = (weights * a * b).sum(1)
-    below = (weights * a * a).sum(1) * (weights * b * b).sum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found: Array = np.where(below > 0, above / np.sqrt(below), np.nan)
-    return np.clip(found, -1.0, 1.0)

@@ -140,14 +140,24 @@ class SubsetTrainings:
                 advance(1)
 
     def read(self, run: RunFolder, keys: Sequence[Key]) -> Iterator[tuple[Array, dict[str, float]]]:
-        """What each training gave, one at a time: the losses of the validation rows `[V]`, and values by column."""
+        """What each training gave, one at a time: the losses of the validation rows `[V]`, and values by column.
+
+        Raises:
+            RunError: a file that was there has gone.
+        """
         steps = Steps(lambda: run.files)
+
+        def read(name: str) -> Any:
+            found = steps.read(name)
+            if found is None:
+                raise RunError(f"{run.path / name} was removed or damaged meanwhile.", "give the same call again.")
+            return found
+
         for key in keys:
-            losses = steps.read(_losses_file(key))[_LOSS].to_numpy()
             values: dict[str, float] = {}
             for name in self.function.measures:
-                values |= steps.read(_values_file(name, key))
-            yield losses, values
+                values |= read(_values_file(name, key))
+            yield read(_losses_file(key))[_LOSS].to_numpy(), values
 
     def _keep(self, key: Key, found: Mapping[str, Any], steps: Steps, run: RunFolder) -> None:
         """Write what a training gave.
@@ -155,12 +165,14 @@ class SubsetTrainings:
         Raises:
             RunError: losses that are not finite, or a table that changed.
         """
-        if not np.isfinite(found[_LOSS]).all():
-            raise RunError(
-                f"The model that was trained on subset {key[0]} with seed {key[1]} has a loss of "
-                f"{found[_LOSS][~np.isfinite(found[_LOSS])][0]} on a validation row.",
-                "pass a lower learning rate in Task(fit=rayinf.Fit(lr=...)).",
-            )
+        measured = {"a loss": found[_LOSS], **{c: v for values in found["values"].values() for c, v in values.items()}}
+        for what, value in measured.items():
+            if not np.isfinite(value).all():
+                raise RunError(
+                    f"The model that was trained on subset {key[0]} with seed {key[1]} gives {what} that is NaN or "
+                    "infinite on the validation rows.",
+                    "pass a lower learning rate in Task(fit=rayinf.Fit(lr=...)), if training diverges.",
+                )
         given = {"train": self.function.train, "valid": self.function.valid}
         for name, table in self.tables.items():
             check_unchanged(table, given[name], name)

@@ -15,7 +15,7 @@ from rayinf.data.run_folder import RunFolder
 from rayinf.data.scan import OTHER, TableScan
 from rayinf.data.scores import Scores
 from rayinf.data.tables import READ_ROWS, as_table
-from rayinf.data.vectors import finite_values
+from rayinf.data.vectors import Vectors
 from rayinf.engine.entry import check, check_scores
 from rayinf.engine.job import Cluster, Job
 from rayinf.errors import InputError
@@ -293,14 +293,13 @@ def _groups(inputs: _Inputs) -> dict[str | None, Array]:
 
 def _predicted(scores: Scores, inputs: _Inputs, subsets: int) -> Array:
     """The predicted change of every column, `[J, Q]`: the values of the rows left out; NaN where the scores lack it."""
-    columns, start = scores.columns, 0
+    columns, start = tuple(scores.columns), 0
     at = [inputs.columns.index(c) for c in columns]
     draw = inputs.trainings.function.subsets
     thresholds = draw.thresholds(subsets)
     out = np.full((subsets, len(inputs.columns)), np.nan)
     out[:, at] = 0.0
-    for batch in scores.batches(columns):
-        values = finite_values(batch, columns, start)
+    for values in Vectors(scores, columns, columns).batches():
         gone = draw.left_out(thresholds, start, len(values))
         out[:, at] += gone.T.astype(float) @ values
         start += len(values)

@@ -98,7 +98,7 @@ class Vectors:
         names = [prefix + c for c in (self.columns if only is None else [self.columns[k] for k in only])]
         start = 0
         for batch in self.scores.batches(names):
-            yield finite_values(batch, names, start)
+            yield _finite(batch, names, start)
             start += batch.num_rows
 
     def joint(self, codes: dict[Any, int] | None = None) -> Iterator[tuple[Array, ...]]:
@@ -116,7 +116,7 @@ class Vectors:
         label = [LABEL_COLUMN] if codes is not None and LABEL_COLUMN in self.scores.source.schema.names else []
         start = 0
         for batch in self.scores.batches([*(c for names in named for c in names), *label]):
-            parts = tuple(finite_values(batch, names, start) for names in named)
+            parts = tuple(_finite(batch, names, start) for names in named)
             if codes is not None:
                 parts += (_codes(batch.column(LABEL_COLUMN), codes) if label else np.full(batch.num_rows, -1),)
             start += batch.num_rows
@@ -165,7 +165,7 @@ class Vectors:
         return ", ".join(map(repr, self.labels[:12])) + more
 
 
-def finite_values(batch: pa.RecordBatch, names: Sequence[str], start: int) -> Array:
+def _finite(batch: pa.RecordBatch, names: Sequence[str], start: int) -> Array:
     """Some columns of a batch whose first row is `start`, as float64 `[B, columns]`.
 
     Raises:

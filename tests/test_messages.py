@@ -22,7 +22,7 @@ TRIM = ("by", "budget", "floor", "out")
 _KEYS = "|".join(sorted({key for verb in VERBS for key in keys_of(verb)} | {"by", "budget", "floor"}))
 PYTHON = re.compile(
     rf"\b(?:{_KEYS})=(?:'|\"|True\b|False\b|None\b|\.\.\.)"
-    r"|\b(?:Cluster|Search|Scores\.\w+|influence|influence_measure|acquire|active_learning|trim|ceiling|removal_check"
+    r"|\b(?:Cluster|Search|Scores\.\w+|influence|influence_measure|acquire|active_learning|trim|ceiling|removal_check|lds"
     r"|pareto_reweight)\("
 )
 

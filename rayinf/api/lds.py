@@ -128,17 +128,17 @@ def lds(
             run.finish(record)
             run.log("finish")
         measured = _measured(inputs, run, counts)
-    predicted = {name: _predicted(held, inputs, counts[0]) for name, held in named.items()}
+    thresholds = inputs.draw.thresholds(counts[0])
+    predicted = {name: _predicted(held, inputs, thresholds) for name, held in named.items()}
     effects = Effects(
         inputs.columns,
         tuple(t.objective.name for t in inputs.job.targets for _ in t.columns),
         measured,
-        {**predicted, **_rivals(inputs, counts[0])},
+        {**predicted, **_rivals(inputs, thresholds)},
         (RANDOM, OWN_LOSS),
     )
     rows = {name: scan.rows for name, scan in inputs.scans.items()}
-    subset = inputs.trainings.function.subsets
-    metadata = {SUBSETS: counts[0], "share": float(share), "kept": subset.kept, SEEDS: counts[1], "rows": rows}
+    metadata = {SUBSETS: counts[0], "share": float(share), "kept": inputs.draw.kept, SEEDS: counts[1], "rows": rows}
     return LDS.of(effects, _notes(task, counts[1]), metadata)
 
 
@@ -159,6 +159,11 @@ class _Inputs:
     trainings: SubsetTrainings
     codes: Array
     identity: dict[str, Any]
+
+    @property
+    def draw(self) -> Subsets:
+        """The subsets."""
+        return self.trainings.function.subsets
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -282,39 +287,33 @@ def _groups(inputs: _Inputs) -> dict[str | None, Array]:
         for batch in reader.read(shard, READ_ROWS):
             at = slice(batch.start, batch.start + len(batch))
             for split in splits:
-                named = split in batch.extra
-                levels = np.asarray(job.levels[split]) if named else None
-                found = (
-                    job.classes.encode(batch.labels) if levels is None else np.searchsorted(levels, batch.extra[split])
-                )
-                out[split][at] = found
+                if split in batch.extra:
+                    out[split][at] = np.searchsorted(np.asarray(job.levels[split]), batch.extra[split])
+                else:
+                    out[split][at] = job.classes.encode(batch.labels)
     return out
 
 
-def _predicted(scores: Scores, inputs: _Inputs, subsets: int) -> Array:
+def _predicted(scores: Scores, inputs: _Inputs, thresholds: Sequence[Any]) -> Array:
     """The predicted change of every column, `[J, Q]`: the values of the rows left out; NaN where the scores lack it."""
     columns, start = tuple(scores.columns), 0
     at = [inputs.columns.index(c) for c in columns]
-    draw = inputs.trainings.function.subsets
-    thresholds = draw.thresholds(subsets)
-    out = np.full((subsets, len(inputs.columns)), np.nan)
+    out = np.full((len(thresholds), len(inputs.columns)), np.nan)
     out[:, at] = 0.0
     for values in Vectors(scores, columns, columns).batches():
-        gone = draw.left_out(thresholds, start, len(values))
+        gone = inputs.draw.left_out(thresholds, start, len(values))
         out[:, at] += gone.T.astype(float) @ values
         start += len(values)
     return out
 
 
-def _rivals(inputs: _Inputs, subsets: int) -> dict[str, Array]:
+def _rivals(inputs: _Inputs, thresholds: Sequence[Any]) -> dict[str, Array]:
     """What random values and the rows' own losses predict, `[J, Q]` each."""
-    function, columns = inputs.trainings.function, inputs.columns
-    draw = function.subsets
-    thresholds = draw.thresholds(subsets)
+    function, columns, draw = inputs.trainings.function, inputs.columns, inputs.draw
     losses: list[Array] = []
     Measurement(function.task, function.train).of(function.task, losses)
     loss = np.concatenate(losses)
-    out = {RANDOM: np.zeros((subsets, len(columns))), OWN_LOSS: np.zeros((subsets, len(columns)))}
+    out = {RANDOM: np.zeros((len(thresholds), len(columns))), OWN_LOSS: np.zeros((len(thresholds), len(columns)))}
     classes = {f"category_{name}": k for k, name in enumerate(inputs.job.classes.names)}
     for start in range(0, draw.rows, READ_ROWS):
         keys = draw.keys[start : start + READ_ROWS]

@@ -7,6 +7,7 @@ own), a file for each of them. A training is done again where one of its files i
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ def measure_key(objective: Objective, task: Task, valid: TableScan) -> str:
     groups = valid.digests.get(OTHER + str(objective.split)) if objective.split not in (None, LABEL) else None
     aim = model_digest(task.build(), task.version).whole if objective.attack is not None else None
     held = digest((objective, groups, aim), f"Objective {objective.name!r}", task.version)
-    return f"{objective.name}-{held[:12]}"
+    return f"{re.sub(r'[^A-Za-z0-9_.]', '_', objective.name)}-{held[:12]}"  # of a folder
 
 
 @dataclass

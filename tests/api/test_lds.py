@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import rayinf
 from rayinf.data.batches import Columns
 from rayinf.data.labels import Classes
 from rayinf.data.tables import as_table
+from rayinf.training.subset_trainings import TrainOnSubsets
 from rayinf.training.subsets import Subsets, read_keys
 
 WIDTH, CLASSES, N, V = 3, 3, 60, 24
@@ -157,10 +159,15 @@ def test_the_rows_own_loss(task: rayinf.Task, scores: rayinf.Scores) -> None:
         assert np.allclose(found[j], [loss[~keep].sum(), *by_class, *[loss[~keep].sum()] * V])
 
 
-def test_a_network_averages_seeds(tmp_path: Path) -> None:
+def small_network() -> rayinf.Task:
+    torch.manual_seed(0)
     fit = rayinf.Fit(optimizer="adam", lr=1e-2, epochs=3, batch_size=16)
     model = nn.Sequential(nn.Linear(WIDTH, 5), nn.Tanh(), nn.Linear(5, CLASSES))
-    network = rayinf.Task(model, l2=1e-2, fit=fit, features=FEATURES)
+    return rayinf.Task(model, l2=1e-2, fit=fit, features=FEATURES)
+
+
+def test_a_network_averages_seeds(tmp_path: Path) -> None:
+    network = small_network()
     values = np.random.default_rng(0).normal(size=(N, 4))
     columns = ["total", *(f"category_{k}" for k in range(CLASSES))]
     given = (network, TRAIN, VALID, rayinf.Scores.from_numpy(values, columns), 4, 0.3, 3)
@@ -282,10 +289,20 @@ def test_gaps_and_attacks_are_measured_as_evaluate_does(tmp_path: Path) -> None:
     assert fit.calls == 11 and rayinf.verify(out).ok
 
 
+def test_what_is_sent_to_workers() -> None:
+    """A copy opens the tables itself, and gives the same."""
+    table = as_table(TRAIN, FEATURES, ["label"], "train")
+    keys, _ = read_keys(table, Columns(tuple(FEATURES), False, "label", None), Classes((0, 1, 2)))
+    here = TrainOnSubsets(replace(small_network(), classes=(0, 1, 2)), TRAIN, VALID, Subsets(keys, N // 2, 0), {})
+    first = here((1, 3))["loss"]
+    there = pickle.loads(pickle.dumps(here))
+    assert there._opened is None and here._opened is not None
+    assert (there((1, 3))["loss"] == first).all() and len(first) == V
+
+
 @pytest.mark.slow
 def test_on_ray(ray_session: None, tmp_path: Path) -> None:
-    task, _ = counted()
-    given = (task, TRAIN, VALID, values("total", "category_0"), 5, 0.5, 2)
+    given = (small_network(), TRAIN, VALID, values("total", "category_0"), 4, 0.5, 2)
     cluster = rayinf.Cluster(address="auto", workers=2)
     found = [rayinf.lds(*given, out=tmp_path / str(k), cluster=c) for k, c in enumerate((None, cluster))]
     assert found[0].table.equals(found[1].table)

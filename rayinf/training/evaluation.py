@@ -67,6 +67,8 @@ class Measurement:
         self._size = worker.rows_a_batch(1)
         small = several and self._scan.rows <= BUFFER_ROWS
         held = list(self._read()) if small and _bytes_of(worker, self._scan.rows) <= BUFFER_BYTES else None
+        for batch in held or ():
+            batch.x.setflags(write=False)  # a transform that works in place gets a copy
         self._held: list[Batch] | None = held
 
     def of(self, task: Task, losses: list[Array] | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,16 @@ def test_measurements(path: Path, fits: bool, monkeypatch: pytest.MonkeyPatch) -
         assert found == measure_model(trained, path, wanted)
         assert np.concatenate(losses).sum() == pytest.approx(ROWS * found["loss"])
         assert len(np.concatenate(losses)) == ROWS
+
+
+def doubled(x: np.ndarray) -> np.ndarray:
+    x *= 2
+    return x
+
+
+def test_a_transform_that_works_in_place(path: Path) -> None:
+    given = replace(task(), transform=doubled)
+    opened, trained = Measurement(given, path, several=True), Retraining(given, path, several=True)
+    first = trained.train(KEPT[0], seed=1)
+    assert state(trained.train(KEPT[0], seed=1)) == state(first)
+    assert opened.of(first) == opened.of(first) == measure_model(first, path)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from rayinf.api.history import History
     from rayinf.api.influence import influence
     from rayinf.api.influence_measure import influence_measure
+    from rayinf.api.lds import lds
+    from rayinf.api.lds_result import LDS
     from rayinf.api.logistic_regression import logistic_regression
     from rayinf.api.pairs import pairs
     from rayinf.api.pareto_reweight import pareto_reweight
@@ -50,6 +52,7 @@ HOMES = {
     "History": "rayinf.api.history",
     "InfluenceTree": "rayinf.select.tree",
     "InputError": "rayinf.errors",
+    "LDS": "rayinf.api.lds_result",
     "LabelFolder": "rayinf.training.oracle",
     "Objective": "rayinf.core.objectives",
     "Pairs": "rayinf.data.pairs",
@@ -75,6 +78,7 @@ HOMES = {
     "evaluate": "rayinf.api.evaluate",
     "influence": "rayinf.api.influence",
     "influence_measure": "rayinf.api.influence_measure",
+    "lds": "rayinf.api.lds",
     "logistic_regression": "rayinf.api.logistic_regression",
     "pairs": "rayinf.api.pairs",
     "pareto_reweight": "rayinf.api.pareto_reweight",
@@ -94,6 +98,7 @@ HOMES = {
 _FOLDERS = ("api", "core", "data", "engine", "errors", "pareto", "plots", "select", "task", "training")
 
 __all__ = [
+    "LDS",
     "Ceiling",
     "Cluster",
     "Fit",
@@ -125,6 +130,7 @@ __all__ = [
     "evaluate",
     "influence",
     "influence_measure",
+    "lds",
     "logistic_regression",
     "pairs",
     "pareto_reweight",

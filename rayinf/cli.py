@@ -266,6 +266,7 @@ _GROUPS = {
     "Train and measure": {
         "active-learning": "Pick rows, have them labelled, train and measure, round by round.",
         "removal-check": "Remove the rows that help or harm each class most, train again, compare with the prediction.",
+        "lds": "Train on random subsets, and compare with what the values predict: the linear datamodelling score.",
         "retrain": "Train the task's model anew, on all rows of a table or on some.",
         "evaluate": "Loss and accuracy of the task's model on a table, by class too.",
     },
@@ -296,6 +297,8 @@ _MORE = {
     "active-learning": "Strategies and seeds run side by side. Writes learning_curve.png into the run's folder. "
     f"{_AGAIN} Where labels were awaited, it goes on with them.",
     "removal-check": f"Writes heat maps into the run's folder. {_AGAIN}",
+    "lds": f"Writes lds.parquet, a line a column, and lds.png into the run's folder. {_AGAIN} With other scores, "
+    "more subsets or more seeds, it trains only what is missing.",
     "retrain": "Writes model.safetensors into the folder out.",
     "evaluate": "With a folder out, writes evaluation.json there.",
     "plan": "Keys of CONFIG: those of influence, measure, acquire, active-learning; `rayinf COMMAND --help` describes "

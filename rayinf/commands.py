@@ -94,6 +94,15 @@ def _after_removal_check(check: Any, given: Mapping[str, Any], out: Any) -> None
     typer.echo(f"Heat maps: {plot}")
 
 
+def _after_lds(found: Any, given: Mapping[str, Any], out: Any) -> None:
+    write_result(out / "lds.parquet", found.table)
+    plot = found.plot(out / "lds.png")
+    summaries.print_fit(given["scores"].metadata, warn=True)
+    typer.echo(found.to_text())
+    typer.echo(f"Every column: {out / 'lds.parquet'}")
+    typer.echo(f"Figure: {plot}")
+
+
 def _after_trim_rounds(rounds: Any, given: Mapping[str, Any], out: Any) -> None:
     files = (out / "kept.parquet", out / "removed.parquet")
     write_result(files[0], pa.table({"row_id": rounds.kept}))
@@ -136,6 +145,7 @@ _AFTER: dict[str, Callable[[Any, Mapping[str, Any], Any], None]] = {
     "evaluate": _after_evaluate,
     "reweight": _after_reweight,
     "removal-check": _after_removal_check,
+    "lds": _after_lds,
 }
 
 

@@ -27,6 +27,7 @@ VERBS = {
     "evaluate": "evaluate",
     "reweight": "pareto_reweight",
     "removal-check": "removal_check",
+    "lds": "lds",
 }
 # What the key `out` means for functions that have no argument of this name.
 _OUT = {

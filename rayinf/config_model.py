@@ -63,6 +63,7 @@ _TYPES: dict[str, Any] = {
     "float": Annotated[float, BeforeValidator(_no_truth_value)],
     "Any": Any,
     "Sequence": list,
+    "Mapping": dict,
     "FisherKind": Literal["true", "empirical"],
     **dict.fromkeys(("Task", "Scores", "AnyPath", "Keep", "Array"), str),
 }

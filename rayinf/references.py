@@ -332,7 +332,7 @@ KINDS: dict[str, Kind] = {
     "test": _TABLE,
     "table": _TABLE,
     "factors": Kind("the folder or URI of a finished run", _present),
-    "scores": Kind("the folder or URI of a finished run of influence, by category", _scores),
+    "scores": Kind("the folder or URI of a finished run of influence", _scores),
     "out": Kind("folder or URI", _written),
     "keep": Kind("a Parquet file with a column row_id, such as kept.parquet of trim", _column("row_id")),
     "weights": Kind("a Parquet file with a column weight, for every row in the order of the table", _column("weight")),

@@ -202,6 +202,18 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
             **{k: SHARED[k] for k in ("task", "cluster", "out", "seed")},
         },
     ),
+    "lds": (
+        rayinf.lds,
+        {"task": TASK, "train": TRAIN, "valid": VALID, "scores": SCORES},
+        {
+            "scores": ("runs/a", None, {}, {"random": SCORES}, {5: SCORES}, {"a": "runs/a"}),
+            "subsets": (2, 1.5, "50", True, None),
+            "share": (0, 1, 1.5, "0.5", True, None, NAN),
+            "seeds": (0, 1.5, "3", True, None, [0, 1]),
+            "objective": (5, [], "totl", int),
+            **{k: SHARED[k] for k in ("task", "cluster", "out", "seed")},
+        },
+    ),
     "retrain": (
         rayinf.retrain,
         {"task": TASK, "table": TRAIN},
@@ -420,7 +432,7 @@ def test_the_same_call_unspoilt(verb: str) -> None:
 def test_every_public_name_stands_in_the_table() -> None:
     """But results, which users do not make, and errors."""
     results = {
-        "Ceiling", "History", "InputError", "Pairs", "RayinfError", "RemovalCheck", "Reweighting", "RowWeights",
+        "Ceiling", "History", "InputError", "LDS", "Pairs", "RayinfError", "RemovalCheck", "Reweighting", "RowWeights",
         "RunError", "Selection", "Status", "SubmittedJob", "TrimRounds", "TrimmedBatch", "Verification",
     }  # fmt: skip
     elsewhere = {"InfluenceTree"}  # tests/select/test_tree.py

@@ -235,6 +235,7 @@ _RULES: Mapping[str, Callable[[str, Any], Any]] = {
     "rounds": _at_least(1),
     "samples": _at_least(1),
     "seeds": _at_least(1),
+    "subsets": _at_least(3),
     "budget": _at_least(0),
     "floor": _at_least(0),
     "resamples": _at_least(10),

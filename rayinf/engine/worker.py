@@ -95,7 +95,7 @@ class Worker:
         """The model's modules by name."""
         return dict(self.model.named_modules())
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device

@@ -203,6 +203,15 @@ def removal_check() -> Any:
     return numbers(found.table)
 
 
+def lds() -> Any:
+    import rayinf
+
+    found = rayinf.lds(
+        task(), table(ROWS, 1), table(VALID, 2), by_class(), subsets=5, share=0.5, seeds=2, objective=None, seed=3
+    )
+    return {**numbers(found.table), "measured": found.effects.measured}
+
+
 def retrain() -> Any:
     import rayinf
 
@@ -250,6 +259,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "pareto_reweight": pareto_reweight,
     "ceiling": ceiling,
     "removal_check": removal_check,
+    "lds": lds,
     "retrain": retrain,
     "tree": tree,
 }

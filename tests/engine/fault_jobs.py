@@ -106,6 +106,15 @@ def removal_check(tables: Tables, out: Path, **more: Any) -> None:
     rayinf.removal_check(task(), tables.train, tables.valid, tables.valid, by_class(tables), seeds=1, out=out, **more)
 
 
+def lds(tables: Tables, out: Path, **more: Any) -> None:
+    """A finished run that goes on to a gap that no earlier call measured."""
+    gap = rayinf.demographic_parity(favourable=1, group="group")
+    for name, objective in (("total", "total"), ("demographic_parity", gap)):
+        values = np.random.default_rng(0).normal(size=ROWS)
+        scores = rayinf.Scores.from_numpy(values, [name], small_job.arrays(ROWS, 1)[2])
+        rayinf.lds(task(), tables.train, tables.valid, scores, 3, objective=objective, out=out, **more)
+
+
 def pareto_reweight(tables: Tables, out: Path, **more: Any) -> None:
     search = rayinf.Search(elites=1, mutated_elites=1, randoms=1, crossover_children=0, iterations=2, lr=0.01)
     rayinf.pareto_reweight(task(), tables.train, tables.valid, by_class(tables), [0], search=search, out=out, **more)
@@ -144,6 +153,7 @@ VERBS: dict[str, Callable[..., None]] = {
         active_learning,
         active_learning_grown,
         removal_check,
+        lds,
         pareto_reweight,
         reweight_lp,
         trim_rounds,

@@ -243,7 +243,8 @@ def _check_gradients(worker: Worker, x: object, labels: torch.Tensor) -> None:
         _, cotangent = logit_gradient(worker.row_loss, logits, labels)
         names = [n for b in ruled for n in b.parameters]
         params = dict(model.named_parameters())
-        truth = torch.autograd.grad(logits, [params[n] for n in names], cotangent, retain_graph=True, allow_unused=True)
+        total = (logits * cotangent).sum()
+        truth = torch.autograd.grad(total, [params[n] for n in names], retain_graph=True, allow_unused=True)
         forward_pass = ForwardPass(model, worker.modules, ruled, captured, logits, x)
         own = dense_rows(forward_pass, cotangent, last=False).sum(0).split([b.numel for b in ruled])
         alone = torch.zeros_like(cotangent)

@@ -96,7 +96,7 @@ def test_workers_that_are_killed(tables, ray_session, tmp_path, verb, stages, op
     # The same callable, so that both runs have one identity: only the first has stages to kill in.
     calm, killed = (job.Killer(marks, s) for s in ((), stages))
     verb(train[6], valid, tmp_path / "calm", transform=calm, **options)
-    verb(train[6], valid, tmp_path / "killed", rayinf.Cluster(workers=2), transform=killed, **options)
+    verb(train[6], valid, tmp_path / "killed", rayinf.Cluster(workers=1), transform=killed, **options)
     assert sorted(m.name for m in marks.iterdir()) == sorted(stages)
     assert job.digest(tmp_path / "calm") == job.digest(tmp_path / "killed")
 

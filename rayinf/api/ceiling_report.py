@@ -258,7 +258,8 @@ class Ceiling:
             + f", mixed {share(regions.mixed)}",
             f"Variance along the first component {variance[0]:.3f}, along the last {variance[-1]:.3f} (a first above "
             f"0.2 has been read as room; with {classes} classes it is {1 / classes:.2f} at least)",
-            f"In-sample gain {self.gain:.4f} (95% over training rows: {low:.4f} to {high:.4f}; gap {max(self.gap, 0.0):.1e})",
+            f"In-sample gain {self.gain:.4f} (95% over training rows: {low:.4f} to {high:.4f}; gap "
+            f"{max(self.gap, 0.0):.1e})",
             "Cross-fitted gain: none" if self.cross_fit is None else f"Cross-fitted gain {self.cross_fit:+.4f}",
             self.verdict,
             "",

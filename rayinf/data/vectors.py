@@ -122,6 +122,18 @@ class Vectors:
             start += batch.num_rows
             yield parts
 
+    def both_halves(self) -> Iterator[Array]:
+        """`[B, 2 K]` in row order: influence on the first half of the validation rows, then on the second.
+
+        Raises:
+            InputError: as `batches`.
+        """
+        names = [half + c for half in HALVES for c in self.columns]
+        start = 0
+        for batch in self.scores.batches(names):
+            yield _finite(batch, names, start)
+            start += batch.num_rows
+
     def to_numpy(self, half: int | None = None) -> Array:
         """All of `P [n, K]`: `O(n)` memory."""
         out, start = np.empty((len(self), len(self.columns))), 0

@@ -42,6 +42,9 @@ class Search:
             candidate of largest `gain of the targets + price * change of the others` is chosen (means over classes,
             against the unweighted epoch), among those in which every target gains, where some of these are worth more
             than the unweighted epoch.
+        confirm: the best candidates that are cross-fitted where the scores have halves, >= 0: each is trained twice
+            more, with weights that one half of the validation rows chooses, and measured on the other half. The best by
+            these measures is chosen, if its targets' gain is above 0 at 95%. 0: the best of the search is chosen.
         epochs: epochs that a candidate is trained for, >= 1.
         lr: the learning rate, > 0. None: that of `Task(fit=...)`. Influence predicts an epoch that stays near the
             checkpoint (Nahin 2025: 1e-4).
@@ -62,6 +65,7 @@ class Search:
     radius: str | float | None = GENE
     slack: str | None = None
     prefer: str | float = 2.0
+    confirm: int = 4
     epochs: int = 1
     lr: float | None = None
     threads: int = 1
@@ -79,6 +83,7 @@ class Search:
             held[name] = whole(f"Search.{name}", getattr(self, name), 1)
         for name in ("crossover_rate", "mutation_rate"):
             held[name] = number(f"Search.{name}", getattr(self, name), "in [0, 1]")
+        held["confirm"] = whole("Search.confirm", self.confirm)
         held["population"] = optional(whole, "Search.population", self.population)
         held["strength"] = number("Search.strength", self.strength)
         held["upper"] = number("Search.upper", self.upper, "> 0")

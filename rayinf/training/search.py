@@ -12,6 +12,7 @@ from rayinf.pareto.genetic import Breeding
 
 _PARTS = ("elites", "mutated_elites", "randoms", "crossover_children")
 GENE = "gene"
+RANDOM, SWEEP = "random", "sweep"
 PAPER = "paper"
 
 
@@ -28,6 +29,8 @@ class Search:
         crossover_children: candidates that are children of two parents, >= 0.
         population: the sum of the four numbers above, which is checked. None: it is not.
         iterations: populations that are trained, >= 1.
+        first: the first population: "random" (Nahin 2025) or "sweep", one alpha for all classes on a line from 0.75 to 1
+            by radii spread evenly. With `iterations=1` that is the linear program's sweep, without genetics.
         crossover_rate: the probability with which a child takes each gene from either parent at random, in [0, 1].
         mutation_rate: the probability with which a gene mutates, in [0, 1].
         strength: the standard deviation of the noise that is added to an alpha that mutates, >= 0.
@@ -58,6 +61,7 @@ class Search:
     crossover_children: int = 6
     population: int | None = None
     iterations: int = 20
+    first: str = RANDOM
     crossover_rate: float = 1.0
     mutation_rate: float = 0.25
     strength: float = 0.25
@@ -92,6 +96,7 @@ class Search:
             held["radius"] = _named("radius", self.radius, '"gene", a number in (0, 1], or None', "in (0, 1]")
         if not (isinstance(self.prefer, str) and self.prefer == PAPER):
             held["prefer"] = _named("prefer", self.prefer, '"paper", or a number >= 0', ">= 0")
+        one_of("Search.first", self.first, (RANDOM, SWEEP))
         one_of("Search.slack", self.slack, (None, *SLACKS))
         for name, value in held.items():
             object.__setattr__(self, name, value)
@@ -109,8 +114,9 @@ class Search:
 
     def breeding(self, classes: int) -> Breeding:
         """The same as the genetic operators take it."""
-        shared = {f.name: getattr(self, f.name) for f in fields(Breeding) if f.name not in ("classes", "radius")}
-        return Breeding(classes, radius=self.radius == GENE, **shared)
+        own = ("classes", "radius", "sweep")
+        shared = {f.name: getattr(self, f.name) for f in fields(Breeding) if f.name not in own}
+        return Breeding(classes, radius=self.radius == GENE, sweep=self.first == SWEEP, **shared)
 
     def _check_parts(self) -> None:
         parts = " + ".join(f"{getattr(self, name)} {name}" for name in _PARTS)

@@ -55,8 +55,8 @@ class Breeding:
     def first(self, seed: int) -> Array:
         """The first population `[size, genes]`, random or a sweep (`grid`).
 
-        Random: alphas are uniform in [0.5, 1], and radii are spread evenly over (0, 1]. One candidate, a third of the way up,
-        has alphas of 1: a gain of the targets without a loss for any other class, to first order.
+        Random: alphas are uniform in [0.5, 1], and radii are spread evenly over (0, 1]. One candidate, a third of the
+        way up, has alphas of 1: a gain of the targets without a loss for any other class, to first order.
         """
         if self.sweep:
             return np.minimum(
@@ -118,8 +118,8 @@ class Breeding:
 def grid(size: int, classes: int, radius: bool) -> Array:
     """Candidates of one alpha for all classes, on a line from 0.75 to 1, by radii spread evenly: `[size, genes]`.
 
-    There are about six radii for an alpha, and two alphas at least; without radii, the alphas alone. The last candidates
-    of a grid that is larger than `size` are left out.
+    There are about six radii for an alpha, and two alphas at least; without radii, the alphas alone. The last
+    candidates of a grid that is larger than `size` are left out.
 
     Args:
         size: how many.

@@ -29,8 +29,8 @@ class Search:
         crossover_children: candidates that are children of two parents, >= 0.
         population: the sum of the four numbers above, which is checked. None: it is not.
         iterations: populations that are trained, >= 1.
-        first: the first population: "random" (Nahin 2025) or "sweep", one alpha for all classes on a line from 0.75 to 1
-            by radii spread evenly. With `iterations=1` that is the linear program's sweep, without genetics.
+        first: the first population: "random" (Nahin 2025) or "sweep", one alpha for all classes on a line from 0.75 to
+            1, by radii spread evenly. With `iterations=1` that is the linear program's sweep, without genetics.
         crossover_rate: the probability with which a child takes each gene from either parent at random, in [0, 1].
         mutation_rate: the probability with which a gene mutates, in [0, 1].
         strength: the standard deviation of the noise that is added to an alpha that mutates, >= 0.

@@ -101,7 +101,7 @@ def draw(signal: float, classes: int, seed: int) -> Drawn:
 
 @pytest.mark.parametrize(("signal", "classes"), [(0.0, 2), (0.0, 4), (2.0, 3)])
 def test_noise_of_the_validation_rows_is_in_the_interval(signal: float, classes: int) -> None:
-    draws = [draw(signal, classes, seed) for seed in range(40)]
+    draws = [draw(signal, classes, seed) for seed in range(30)]
     held = np.mean([d.held for d in draws], 0)
     assert (held >= 0.95).all()
     # The standard error is that of the errors: neither a half of it nor twice as much.

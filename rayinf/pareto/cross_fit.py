@@ -9,8 +9,8 @@ import numpy as np
 from scipy.special import stdtrit
 
 Array = np.ndarray[Any, Any]
-# One-sided.
-_LEVEL = 0.95
+# The share of searches among candidates without a gain that find one.
+_MISSED = 0.05
 
 
 def gain_error(change_hk: Array, targets: Sequence[int]) -> float:
@@ -29,12 +29,16 @@ def gain_error(change_hk: Array, targets: Sequence[int]) -> float:
     return float(np.sqrt(variance / (2 * len(targets))))
 
 
-def shows_gain(gain: float, error: float, classes: int) -> bool:
-    """Whether the targets' gain is above 0 at 95%, one-sided: Student's t with a degree of freedom a class.
+def shows_gain(gain: float, error: float, classes: int, tried: int = 1) -> bool:
+    """Whether a gain of the targets is above 0 at 95%, one-sided, even if it is the best of several.
+
+    Student's t with a degree of freedom a class; the level is shared between those that are tried (Bonferroni), so that
+    among candidates that all gain nothing one in twenty searches finds a gain at most.
 
     Args:
         gain: the targets' mean gain.
         error: of `gain_error`.
         classes: K.
+        tried: how many candidates are looked at.
     """
-    return gain > float(stdtrit(classes, _LEVEL)) * error
+    return gain > float(stdtrit(classes, 1.0 - _MISSED / tried)) * error

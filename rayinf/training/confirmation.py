@@ -23,7 +23,7 @@ class Confirmed:
         crossed: the same with the cross-fitted accuracy: every validation row was measured once, under weights of the
             same alphas and radius that the other half of the rows chose; its `order` ranks it.
         error: standard error of `crossed.gain`.
-        holds: whether `crossed.gain` is above 0 at 95%.
+        holds: whether `crossed.gain` is above 0 at 95%, as the best of those that are tried.
     """
 
     candidate: Candidate
@@ -57,7 +57,7 @@ def confirm(state: Generations, calls: Calls) -> dict[str, Confirmed]:
     for c in wanted:
         halves = [found[_file(c.key, h)] for h in range(2)]
         if all(e.problem is None for e in halves):
-            out[c.key] = _confirmed(state, c, halves, found[_file(PLAIN, 0)])
+            out[c.key] = _confirmed(state, c, halves, found[_file(PLAIN, 0)], len(wanted))
     return out
 
 
@@ -75,7 +75,7 @@ def choose(state: Generations, confirmed: Mapping[str, Confirmed] | None) -> Can
     return max(held, key=lambda c: c.crossed.order).candidate if held else state.unweighted
 
 
-def _confirmed(state: Generations, c: Candidate, halves: list[Evaluation], plain: Evaluation) -> Confirmed:
+def _confirmed(state: Generations, c: Candidate, halves: list[Evaluation], plain: Evaluation, tried: int) -> Confirmed:
     crossed = state.ranked(c.key, (c.generation, c.slot), c.training, _joined(halves))
     right, rows = (np.array([getattr(e, name) for e in halves]) for name in ("right", "rows"))
     # The unweighted epoch is measured on the second half; the first has what that leaves of all rows.
@@ -86,7 +86,7 @@ def _confirmed(state: Generations, c: Candidate, halves: list[Evaluation], plain
         return Confirmed(c, crossed, np.inf, False)
     change = (right - other)[:, seen] / rows[:, seen]
     error = gain_error(change, state.targets)
-    return Confirmed(c, crossed, error, shows_gain(crossed.gain, error, int(seen.sum())))
+    return Confirmed(c, crossed, error, shows_gain(crossed.gain, error, int(seen.sum()), tried))
 
 
 def _joined(halves: list[Evaluation]) -> Evaluation:

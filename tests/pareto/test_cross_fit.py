@@ -16,6 +16,7 @@ def test_the_error_by_hand() -> None:
     assert shows_gain(0.02, 0.005, 10) and not shows_gain(0.009, 0.005, 10)
     assert not shows_gain(0.02, 0.005, 1)  # with one degree of freedom t is 6.3
     assert not shows_gain(0.0, 0.0, 3)
+    assert shows_gain(0.02, 0.01, 10) and not shows_gain(0.02, 0.01, 10, tried=4)  # t of 1.81, and of 2.63
 
 
 @pytest.mark.parametrize("classes", [3, 10])

@@ -12,7 +12,8 @@ from rayinf.pareto.genetic import Breeding
 
 _PARTS = ("elites", "mutated_elites", "randoms", "crossover_children")
 GENE = "gene"
-RANDOM, SWEEP = "random", "sweep"
+RANDOM = "random"
+SWEEP = "sweep"
 PAPER = "paper"
 
 

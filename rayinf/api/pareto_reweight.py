@@ -57,6 +57,12 @@ def pareto_reweight(
     others), both against the unweighted epoch from the same checkpoint, and `Search.prefer` picks one. The unweighted
     epoch is a candidate too, and is what comes back where nothing is better.
 
+    The accuracy that ranks candidates is of the rows that chose their weights, and the best of many noisy measures is
+    too good. With `halves=True` scores the linear program's demands hold in both halves of the validation rows, and the
+    best `Search.confirm` candidates are cross-fitted: trained twice more, with weights that one half chooses, and
+    measured on the other. The best by these measures is chosen if the mean gain of its targets is above 0 at 95% (t
+    test with the halves' spread, over as many as are tried); else the unweighted epoch.
+
     All candidates see the rows in the same order (`seed`). Equal candidates are trained once.
 
     Args:
@@ -69,7 +75,8 @@ def pareto_reweight(
         valid: rows of every class, in the same forms, to measure on: those of the scores. Keep other rows back to judge
             the result by.
         scores: influence vectors of the training rows, a column for every class (`influence(task, train, valid,
-            objective="category")`). With mode="correct" they may also be of the model after the unweighted epoch.
+            objective="category", halves=True)`; without halves there is no cross-fit, which the notes say). With
+            mode="correct" they may also be of the model after the unweighted epoch.
         targets: labels of the classes to lift, or one of them.
         mode: "direct" or "correct". The fitness (line 7 of Algorithm 1 of Nahin 2025) counts changes from the
             checkpoint with "direct"; with "correct" (course correction), from the unweighted epoch, whose harm is to be
@@ -78,8 +85,8 @@ def pareto_reweight(
             defaults of `Search`.
         cluster: the workers on Ray, on which candidates are trained side by side, one a worker. None: this process,
             without Ray.
-        out: the run's folder or URI: `candidates/` and `generations/` as they are finished, then `weights.parquet`
-            (`row_id`, `weight`), `model.safetensors` (the weighted checkpoint), `candidates.parquet`,
+        out: the run's folder or URI: `candidates/`, `generations/` and `confirmed/` as they are finished, then
+            `weights.parquet` (`row_id`, `weight`), `model.safetensors` (the weighted checkpoint), `candidates.parquet`,
             `classes.parquet`. The same call again goes on where it stopped, to the same bytes; so does one with more
             `Search.iterations`, and one with fewer is refused, since another candidate may be the best of them. None:
             the result is held in memory.
@@ -94,7 +101,8 @@ def pareto_reweight(
             without a fit, a folder of another config.
         RunError: the unweighted epoch diverged, no candidate could be trained, or a cluster that makes no progress.
 
-    Cost: `size of a population * iterations` (less those that are equal) LPs, epochs and passes over `valid`. A worker
+    Cost: `size of a population * iterations` (less those that are equal) LPs, epochs and passes over `valid`, and
+    `2 * Search.confirm + 1` more for the cross-fit. A worker
     holds the influence vectors, the LP and up to 256 MB of each table.
     """
     check(task=task, scores=scores, mode=mode, cluster=cluster, out=out, seed=seed)

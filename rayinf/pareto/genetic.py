@@ -59,9 +59,9 @@ class Breeding:
         way up, has alphas of 1: a gain of the targets without a loss for any other class, to first order.
         """
         if self.sweep:
-            return np.minimum(
-                grid(self.size, self.classes, self.radius), [*[self.upper] * self.classes, 1.0][: self._genes]
-            )
+            found = grid(self.size, self.classes, self.radius)
+            found[:, : self.classes] = np.minimum(found[:, : self.classes], self.upper)
+            return found
         drawn = [self._random(_generator(seed, 0, s), s, self.size) for s in range(self.size)]
         population = np.stack(drawn)
         population[self.size // 3, : self.classes] = min(1.0, self.upper)
@@ -84,10 +84,6 @@ class Breeding:
         for _ in range(self.crossover_children):
             out.append(self._child(ranked, _generator(seed, generation, len(out))))
         return np.stack(out)
-
-    @property
-    def _genes(self) -> int:
-        return self.classes + self.radius
 
     def _random(self, rng: np.random.Generator, k: int, among: int) -> Array:
         """A new candidate: its radius lies in the k-th of so many equal parts of (0, 1]."""

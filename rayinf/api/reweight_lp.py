@@ -79,7 +79,8 @@ def reweight_lp(
         columns: names of the columns of the scores that take part, the targets among them: classes, slices, gaps, a
             total. None: the classes.
         cross_fit: whether the demands hold in both halves of the validation rows and the prediction is cross-fitted,
-            see above: scores with `halves=True`, and no gaps. None: where that is so.
+            see above: scores with `halves=True`, of columns that are sums over validation rows, which gaps are not.
+            None: where the scores have halves and no column is a gap.
         stream: whether the rows are read anew at every pass instead of being held in memory. None: above a million
             rows.
         out: a Parquet file for `row_id` and `weight`; the weights are then never held in memory. None: they are.

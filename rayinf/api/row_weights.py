@@ -33,7 +33,8 @@ class RowWeights:
         solution: of the linear program.
         classes: a line a class: `class`, `target`, `alpha`, `total` (S_k), `absolute` (b_k), `demand` (the least
             w'P^k), `predicted_change` (w'P^k - S_k: the fall of its summed validation loss, to first order), `price`
-            (by how much the objective would fall for one more unit demanded), `binding`; `crossed`, the same fall as
+            (by how much the objective would fall for one more unit demanded, of either half where both have demands),
+            `binding`; `crossed`, the same fall as
             rows predict that did not choose the weights, null without a cross-fit.
         crossed: `[2, K]`, what the second half of the validation rows predicts for weights that the first alone chose,
             and the other way round; None without a cross-fit. Their sum is comparable with `predicted_change`.

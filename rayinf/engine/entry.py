@@ -227,6 +227,8 @@ _RULES: Mapping[str, Callable[[str, Any], Any]] = {
     "retrain": flag,
     "paired": flag,
     "stream": _or_none(flag),
+    "cross_fit": _or_none(flag),
+    "columns": _or_none(names, "a list of names of columns"),
     "batch_size": _or_none(whole, 1),
     "rank": _or_none(whole, 1),
     "rows": _or_none(whole, 1),

@@ -48,7 +48,7 @@ def fit_factors(run: Run) -> Any:
         check_minimum(run)
     if kind in DENSE:
         run.fold(stages.Curvature, {}, "train", "hessian")
-        return _derive(run, "factors", curv.dense_mean, ["hessian"])
+        return derive(run, "factors", curv.dense_mean, ["hessian"])
     with _own_precision(run):
         return _fit_kronecker(run)
 
@@ -57,11 +57,11 @@ def _fit_kronecker(run: Run) -> Any:
     kind, store = run.spec.curvature, run.runner.store
     if not store("has", "basis"):
         run.fold(stages.Covariance, {}, "train", "covariance")
-    basis = _derive(run, "basis", curv.basis, ["covariance"], run.probe.blocks)
+    basis = derive(run, "basis", curv.basis, ["covariance"], run.probe.blocks)
     if kind == "kfac":
-        return _derive(run, "factors", curv.join_lambda, ["basis"])
+        return derive(run, "factors", curv.join_lambda, ["basis"])
     run.fold(stages.Lambda, basis, "train", "lambda")
-    return _derive(run, "factors", curv.join_lambda, ["basis", "lambda"])
+    return derive(run, "factors", curv.join_lambda, ["basis", "lambda"])
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def _own_precision(run: Run) -> Generator[None]:
         run.runner.job = job
 
 
-def _derive(run: Run, name: str, function: Any, inputs: list[str], *args: Any) -> Any:
+def derive(run: Run, name: str, function: Any, inputs: list[str], *args: Any) -> Any:
     """Compute an artefact in the store, and remove what it was made of."""
     with run.timed(name, 0):
         found = run.runner.publish("derive", name, function, inputs, *args)
@@ -97,7 +97,7 @@ def solve_queries(run: Run) -> Any:
     if not run.runner.store("has", "solved"):
         run.fold(stages.Queries, {}, "valid", "queries")
     inputs = ["queries", _solve_source(run)]
-    return _derive(run, "solved", curv.solve, inputs, run.solver, run.job.targets, run.spec.halves)
+    return derive(run, "solved", curv.solve, inputs, run.solver, run.job.targets, run.spec.halves)
 
 
 def _solve_source(run: Run) -> str:
@@ -110,14 +110,14 @@ def _solve_source(run: Run) -> str:
 
 def inverse_arrays(run: Run) -> Any:
     """The inverse curvature: eigenvectors and inverse eigenvalues."""
-    return _derive(run, "inverse", curv.inverse_payload, ["factors"], run.solver)
+    return derive(run, "inverse", curv.inverse_payload, ["factors"], run.solver)
 
 
 def measure_arrays(run: Run) -> Any:
     """What FI takes: the mean validation gradient through the inverse curvature, and that inverse."""
     solve_queries(run)
     inverse_arrays(run)
-    return _derive(run, "measured", curv.join_payloads, ["solved", "inverse"])
+    return derive(run, "measured", curv.join_payloads, ["solved", "inverse"])
 
 
 def pair_tiles(run: Run) -> list[pa.Table]:

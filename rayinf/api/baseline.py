@@ -7,8 +7,8 @@ from typing import Any
 
 from rayinf.data.scores import Scores
 from rayinf.engine import pipeline
-from rayinf.engine.baseline_spec import OF_THE_ROW, BaselineSpec
-from rayinf.engine.baselines import value_rows
+from rayinf.engine.baseline_spec import BaselineSpec
+from rayinf.engine.baselines import describe, value_rows
 from rayinf.engine.job import Cluster
 from rayinf.engine.run import open_run
 from rayinf.store.places import AnyPath
@@ -28,6 +28,8 @@ def baseline(
     checkpoints: Any = None,
     rates: float | Sequence[float] | None = None,
     dim: int = 512,
+    neighbors: int = 5,
+    space: str = "features",
     batch_size: int | None = None,
     precision: str | None = None,
 ) -> Scores:
@@ -36,4 +38,4 @@ def baseline(
         if run.finished and run.folder is not None:
             return Scores.load(run.folder.path)
         parts = value_rows(run)
-        return pipeline.finish(run, parts, {} if spec.name in OF_THE_ROW else pipeline.describe(run))
+        return pipeline.finish(run, parts, describe(run))

@@ -12,6 +12,7 @@ from rayinf.engine import curvature as curv
 from rayinf.engine import pipeline, several_models
 from rayinf.engine.baseline_spec import OF_THE_ROW
 from rayinf.engine.baseline_stages import GradientCosines, GradientDots, RowValues
+from rayinf.engine.nearest import value_by_neighbors
 from rayinf.engine.run import Run
 from rayinf.engine.trak import value_by_trak
 
@@ -25,6 +26,8 @@ def value_rows(run: Run) -> list[pa.Table]:
     spec = run.spec
     if spec.name in OF_THE_ROW:
         return pipeline.score(run, RowValues, {}, list(spec.method))
+    if spec.name == "knn_shapley":
+        return value_by_neighbors(run)
     pipeline.fit_factors(run)
     names = curv.column_names(run.job.targets, halves=False)
     if spec.name == "tracin":
@@ -38,6 +41,11 @@ def value_rows(run: Run) -> list[pa.Table]:
         return value_by_trak(run)
     stage = GradientDots if spec.name == "grad_dot" else GradientCosines
     return pipeline.score(run, stage, pipeline.solve_queries(run), names)
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """The objectives' values at the model, for methods that take gradients of them."""
+    return pipeline.describe(run) if run.runner.store("has", "solved") else {}
 
 
 def weighted_sum(values_kbc: np.ndarray[Any, Any], weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -7,12 +7,14 @@ from typing import Any
 
 from rayinf.data.scores import Scores
 from rayinf.engine import pipeline
-from rayinf.engine.baseline_spec import BaselineSpec
+from rayinf.engine.baseline_spec import RETRAINED, BaselineSpec
 from rayinf.engine.baselines import describe, value_rows
 from rayinf.engine.job import Cluster
 from rayinf.engine.run import open_run
 from rayinf.store.places import AnyPath
 from rayinf.task import Task
+from rayinf.training.rows_to_keep import Keep
+from rayinf.training.valued_by_retraining import value_by_retraining
 
 
 def baseline(
@@ -30,10 +32,18 @@ def baseline(
     dim: int = 512,
     neighbors: int = 5,
     space: str = "features",
+    utility: str = "loss",
+    only: Keep = None,
+    seeds: int = 1,
+    retrainings: int = 10_000,
+    tolerance: float = 0.05,
+    truncation: float = 0.01,
     batch_size: int | None = None,
     precision: str | None = None,
 ) -> Scores:
     spec = BaselineSpec(**locals())
+    if spec.name in RETRAINED:
+        return value_by_retraining(spec)
     with open_run(spec) as run:
         if run.finished and run.folder is not None:
             return Scores.load(run.folder.path)

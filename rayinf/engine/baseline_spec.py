@@ -69,7 +69,7 @@ class BaselineSpec(RunSpec):
     space: str = "features"
     utility: str = "loss"
     only: Any = field(default=None, metadata=_DRIVER)
-    seeds: int = 1
+    seeds: int = field(default=1, metadata=_DRIVER)
     retrainings: int = field(default=10_000, metadata=_DRIVER)
     tolerance: float = 0.05
     truncation: float = 0.01

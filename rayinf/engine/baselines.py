@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from rayinf.engine import curvature as curv
 from rayinf.engine import pipeline, several_models
-from rayinf.engine.baseline_spec import OF_THE_ROW
+from rayinf.engine.baseline_spec import OF_THE_ROW, BaselineSpec
 from rayinf.engine.baseline_stages import GradientCosines, GradientDots, RowValues
 from rayinf.engine.nearest import value_by_neighbors
 from rayinf.engine.run import Run
@@ -23,7 +23,7 @@ def value_rows(run: Run) -> list[pa.Table]:
     Returns:
         The shards' tables, or nothing where they were written to the folder.
     """
-    spec = run.spec
+    spec: BaselineSpec = run.job.spec
     if spec.name in OF_THE_ROW:
         return pipeline.score(run, RowValues, {}, list(spec.method))
     if spec.name == "knn_shapley":

@@ -137,7 +137,11 @@ def _fill(model: nn.Module, held: Mapping[str, Any], name: str) -> None:
     own = model.state_dict()
     missing, unknown = [k for k in own if k not in held], [k for k in held if k not in own]
     if missing or unknown:
-        which = [f"{len(v)} {what} ({', '.join(v[:_SHOWN])})" for v, what in ((missing, "missing"), (unknown, "unknown")) if v]
+        which = [
+            f"{len(v)} {what} ({', '.join(v[:_SHOWN])})"
+            for v, what in ((missing, "missing"), (unknown, "unknown"))
+            if v
+        ]
         raise InputError(
             f"{name} belongs to another model: {' and '.join(which)} of {len(own)} tensors.",
             "pass the state dict of the task's own architecture, model.state_dict().",

@@ -142,7 +142,7 @@ def value_by_neighbors(run: Run) -> list[pa.Table]:
     for objective in run.spec.objectives:
         if objective.rows is not None or objective.combine is not None or objective.attack is not None:
             raise InputError(
-                f"method='knn_shapley' is of the votes of neighbours, and objective={objective.name!r} is of the model.",
+                f"method='knn_shapley' is of neighbours' votes, and objective={objective.name!r} is of the model.",
                 'pass "total", "category", "slice:<column>", or a list of these.',
             )
     tiles, rows = _tiles(run), run.scans["valid"].rows

@@ -41,7 +41,7 @@ def fit_factors(run: Run) -> Any:
     if training_time.needs_squares(run.spec) and not run.runner.store("has", ROOTS):
         run.fold(training_time.Squares, {}, "train", "squares")
         sizes = {b.name: b.numel for b in run.probe.blocks}
-        _derive(run, ROOTS, training_time.mean_roots, ["squares"], sizes)
+        derive(run, ROOTS, training_time.mean_roots, ["squares"], sizes)
     kind, runner, store = run.spec.curvature, run.runner, run.runner.store
     if kind == "identity":
         store("put", "factors", {})

@@ -53,7 +53,7 @@ def score_models(run: Run, one: Callable[[int, str], list[pa.Table]], join: Join
     """Every shard by each model in turn, then joined. With a folder, shards that are finished are kept.
 
     Args:
-        run: open; its spec has `states`.
+        run: open; its spec has `states`, as that of `baseline`.
         one: called with a model's number and a folder of the run's for its parts, while the run's workers hold that
             model; gives the shards' tables, or nothing where they were written.
         join: picklable.
@@ -62,7 +62,7 @@ def score_models(run: Run, one: Callable[[int, str], list[pa.Table]], join: Join
     Returns:
         The shards' tables in order, or nothing where they were written to the folder.
     """
-    count = max(1, len(run.spec.states))
+    count = max(1, len(run.job.spec.states))
     shards = run.job.tables["train"].shards
     found: list[list[pa.Table]] = []
     for k in range(count):
@@ -86,7 +86,7 @@ def solve(run: Run, k: int) -> str:
 
     They are divided by the number of training rows, as `curvature="identity"` has them.
     """
-    name = "solved" if k == max(1, len(run.spec.states)) - 1 else f"solved-{k}"
+    name = "solved" if k == max(1, len(run.job.spec.states)) - 1 else f"solved-{k}"
     if not run.runner.store("has", name):
         run.fold(stages.Queries, {}, "valid", f"queries-{k}")
     pipeline.derive(run, name, curv.solve, [f"queries-{k}", "factors"], run.solver, run.job.targets, False)
@@ -97,8 +97,8 @@ def solve(run: Run, k: int) -> str:
 def _model(run: Run, k: int) -> Generator[None]:
     """The run's workers hold the k-th model for as long as the context lasts."""
     job = run.runner.job
-    if len(run.spec.states):
-        run.runner.job = replace(job, task=run.spec.states.task(job.task, k), key=f"{job.key}-model-{k}")
+    if len(run.job.spec.states):
+        run.runner.job = replace(job, task=run.job.spec.states.task(job.task, k), key=f"{job.key}-model-{k}")
     try:
         yield
     finally:

@@ -1,9 +1,10 @@
 """TRAK (Park et al. 2023): influence in a random projection of the gradients of each row's log-odds.
 
-With `f_i` the log-odds of row i's label, `p_i` its probability and `phi_i = P' grad f_i`, a row's value for an objective
-q is `sum_k (P' grad q)' (Phi' Phi)^-1 (-phi_i)` over K models, times the mean of `1 - p_i`, both divided by K. Cross-
-entropy has `grad l_i = -(1 - p_i) grad f_i`: of one model it is the influence of the row under the curvature
-`P (Phi' Phi)^-1 P'`, which is lifted to the parameters once, so that the pass over the rows projects nothing.
+With `f_i` the log-odds of row i's label, `p_i` its probability and `phi_i = P' grad f_i`, a row's value for an
+objective q is the mean over models of `(P' grad q)' (Phi' Phi)^-1 (-phi_i)`, times the mean of `1 - p_i`. Cross-entropy
+has `grad l_i = -(1 - p_i) grad f_i`: of one model this is the influence of the row with `P (Phi' Phi)^-1 P'` as the
+inverse curvature. The queries go through it once, back to the parameters, so that the pass over the rows that gives
+their values projects nothing.
 """
 
 from __future__ import annotations

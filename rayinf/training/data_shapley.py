@@ -127,5 +127,3 @@ def data_shapley(
         "relative_error": error,
         "converged": error <= tolerance,
     }
-
-

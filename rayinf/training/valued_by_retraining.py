@@ -1,4 +1,4 @@
-"""`baseline` by methods that train the task's model many times: checked as any run, its trainings kept in its folder."""
+"""`baseline` by methods that train the task's model many times: checked as any run, with its trainings on disk."""
 
 from __future__ import annotations
 

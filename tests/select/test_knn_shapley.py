@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from itertools import combinations
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+from oracles_shapley import shapley, vote
 
 from rayinf.select.knn_shapley import knn_shapley
 
 Array = np.ndarray[Any, Any]
-
-
-def vote(rows: tuple[int, ...], distances: Array, same: Array, neighbors: int) -> float:
-    """The expected share of the K nearest votes for the label, where ties are broken at random."""
-    left, total = neighbors, 0.0
-    for level in sorted({distances[i] for i in rows}):
-        tied = [i for i in rows if distances[i] == level]
-        taken = min(left, len(tied))
-        total += taken * sum(same[i] for i in tied) / len(tied)
-        left -= taken
-    return total / neighbors
-
-
-def brute_force(distances: Array, same: Array, neighbors: int) -> Array:
-    n = len(distances)
-    out = np.zeros(n)
-    for i in range(n):
-        rest = [j for j in range(n) if j != i]
-        for size in range(n):
-            weight = math.factorial(size) * math.factorial(n - 1 - size) / math.factorial(n)
-            for rows in combinations(rest, size):
-                gain = vote((*rows, i), distances, same, neighbors) - vote(rows, distances, same, neighbors)
-                out[i] += weight * gain
-    return out
 
 
 def draw(seed: int, tied: bool) -> tuple[Array, Array, int]:
@@ -50,7 +26,8 @@ def test_against_all_subsets(tied: bool) -> None:
     for seed in range(12):
         distances, same, neighbors = draw(seed, tied)
         found = knn_shapley(distances, same, np.zeros(len(same)), neighbors)
-        np.testing.assert_allclose(found, brute_force(distances, same, neighbors), atol=1e-10)
+        truth = shapley(len(same), partial(vote, distances=distances, same=same, neighbors=neighbors))
+        np.testing.assert_allclose(found, truth, atol=1e-10)
 
 
 def test_the_values_add_up_to_the_vote_of_all_rows() -> None:

@@ -16,8 +16,8 @@ from rayinf.core.objectives import Objective
 from rayinf.data.batches import Array
 from rayinf.errors import InputError
 from rayinf.task import Fit, Task
-from rayinf.training.evaluation import measure_model
-from rayinf.training.retraining import train_anew
+from rayinf.training.evaluation import Measurement
+from rayinf.training.retraining import Retraining
 
 # Sets whose costs a process remembers: of few rows, the same ones come up again and again.
 _REMEMBERED = 4096
@@ -45,6 +45,8 @@ class SetCosts:
     accuracy: bool
     rows: int
     _known: OrderedDict[Any, list[float]] = field(default_factory=OrderedDict, repr=False)
+    # The tables, opened in the process that works, at its first set.
+    _opened: tuple[Retraining, Measurement] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Count what is classified right, where that is asked for."""
@@ -61,11 +63,15 @@ class SetCosts:
         """
         key = (np.packbits(kept).tobytes(), seed, paired)
         if key not in self._known:
+            if self._opened is None:
+                measurement = Measurement(self.task, self.valid, self.objectives, several=True)
+                self._opened = Retraining(self.task, self.train, several=True), measurement
+            training, measurement = self._opened
             if kept.any():
-                trained = train_anew(self.task, self.train, keep=kept, seed=seed, rows=self.rows, paired=paired)
+                trained = training.train(kept, seed=seed, rows=self.rows, paired=paired)
             else:
                 trained = replace(self.task, model=_untrained(self.task, seed))
-            found = measure_model(trained, self.valid, self.objectives)
+            found = measurement.of(trained)
             self._known[key] = [
                 -float(found[f"{c}_accuracy"]) if self.accuracy else float(found[c]) for c in self.columns
             ]

@@ -12,7 +12,7 @@ from oracles_shapley import shapley
 from torch import nn
 
 import rayinf
-from rayinf.training import data_shapley
+from rayinf.training import data_shapley, valued_by_retraining
 from rayinf.training.set_worth import SetCosts
 
 RNG = np.random.default_rng(0)
@@ -50,6 +50,13 @@ def costs(rows: Any) -> np.ndarray:
 def exact() -> np.ndarray:
     """Shapley values `[N, 4]` of minus the costs, over all 1,024 sets."""
     return shapley(N, lambda rows: -costs(rows))
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four orders between two looks at the standard errors."""
+    monkeypatch.setattr(data_shapley, "BLOCK", 4)
+    monkeypatch.setattr(valued_by_retraining, "BLOCK", 4)
 
 
 def baseline(method: str, given: rayinf.Task = TASK, **more: Any) -> rayinf.Scores:
@@ -92,7 +99,9 @@ class TestLeaveOneOut:
         found = baseline("loo", given, only=[3], objective="total", seeds=2)
         truth = []
         for seed in (0, 1):
-            models = [rayinf.retrain(given, (X, Y), keep, seed=seed, paired=True) for keep in (None, np.arange(N) != 3)]
+            models = [
+                rayinf.retrain(given, (X, Y), keep=keep, seed=seed, paired=True) for keep in (None, np.arange(N) != 3)
+            ]
             before, after = (30 * rayinf.evaluate(m, VALID)["loss"] for m in models)
             truth.append(after - before)
         assert found.to_numpy()[3, 0] == pytest.approx(np.mean(truth), rel=1e-6)
@@ -125,15 +134,15 @@ class TestDataShapley:
         relative = errors[:, 0].mean() / np.abs(found[:, 0]).mean()
         assert scores.metadata["relative_error"] == pytest.approx(relative)
 
-    def test_of_accuracy(self, exact: np.ndarray) -> None:
+    def test_of_accuracy(self, exact: np.ndarray, small_blocks: None) -> None:
         """A worth of few values is known less well: its sum over rows is exact, up to the worth of no row."""
         found = baseline("data_shapley", utility="accuracy", objective="total", tolerance=5.0).to_numpy()[:, 0]
         assert found.sum() == pytest.approx(-costs(range(N))[3] - 0.5)  # the model of no row takes one class
-        assert np.abs(found - exact[:, 3]).max() < 0.15
+        assert np.abs(found - exact[:, 3]).max() < 0.25
 
-    def test_an_interrupted_run_goes_on_and_more_trainings_sharpen_it(self, tmp_path: Path, monkeypatch: Any) -> None:
-        monkeypatch.setattr(data_shapley, "BLOCK", 4)
-        monkeypatch.setattr("rayinf.training.valued_by_retraining.BLOCK", 4)
+    def test_an_interrupted_run_goes_on_and_more_trainings_sharpen_it(
+        self, tmp_path: Path, monkeypatch: Any, small_blocks: None
+    ) -> None:
         more: dict[str, Any] = {"objective": "total", "tolerance": 1e-9}
         truth = baseline("data_shapley", retrainings=80, **more)
         measured = []
@@ -156,13 +165,13 @@ class TestDataShapley:
         assert second.metadata["permutations"] == 8
         np.testing.assert_array_equal(second.to_numpy(), truth.to_numpy())
 
-    def test_truncation_cuts_orders_short(self) -> None:
+    def test_truncation_cuts_orders_short(self, small_blocks: None) -> None:
         more: dict[str, Any] = {"objective": "total", "tolerance": 100.0}
-        whole, cut = (baseline("data_shapley", truncation=t, **more) for t in (0.0, 0.5))
-        assert whole.metadata["measured_sets"] == 200
-        assert cut.metadata["measured_sets"] < 190
+        whole, cut = (baseline("data_shapley", truncation=t, **more) for t in (0.0, 0.8))
+        assert whole.metadata["measured_sets"] == 40
+        assert cut.metadata["measured_sets"] < 38
         missing = whole.to_numpy().sum() - cut.to_numpy().sum()
-        assert 0 < abs(missing) <= 0.5 * abs(whole.to_numpy().sum())
+        assert 0 < abs(missing) <= 0.8 * abs(whole.to_numpy().sum())
 
     def test_too_many_trainings(self) -> None:
         with pytest.raises(rayinf.InputError, match="up to 200 trainings for its first 20 orders, and retrainings=199"):

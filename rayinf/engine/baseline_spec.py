@@ -7,12 +7,14 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from rayinf.arguments import number, one_of, refuse, shown, whole
+from rayinf.core.fisher import FisherKind
 from rayinf.core.objective_parser import parse
 from rayinf.data.tables import Table
 from rayinf.engine.model_states import ModelStates
 from rayinf.engine.probe import Probe
 from rayinf.engine.spec import RunSpec
 from rayinf.errors import InputError
+from rayinf.store.places import AnyPath
 
 # Methods that look at a row and the model alone: several of them come from one pass.
 OF_THE_ROW = ("loss", "margin", "grad_norm", "random")
@@ -58,6 +60,14 @@ class BaselineSpec(RunSpec):
     verb = "baseline"
     sign = _SIGN
 
+    # No method looks at a curvature.
+    curvature: str = field(default="identity", init=False)
+    fisher: FisherKind = field(default="true", init=False)
+    inverse: str = field(default="auto", init=False)
+    training_time: float | None = field(default=None, init=False)
+    damping: float | str | None = field(default=None, init=False)
+    factors: str | AnyPath | None = field(default=None, init=False, metadata=_DRIVER)
+
     train: Any = field(metadata={**_DRIVER, "table": "train"})
     valid: Any = field(default=None, metadata={**_DRIVER, "table": "valid"})
     method: Any = "loss"
@@ -75,6 +85,7 @@ class BaselineSpec(RunSpec):
     truncation: float = 0.01
     # Loaded from `checkpoints`.
     states: ModelStates = field(default_factory=ModelStates, init=False, metadata=_DRIVER)
+    checkpoint_digests: list[str] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         """Check the options of the method, and drop what it does not look at.
@@ -83,7 +94,7 @@ class BaselineSpec(RunSpec):
             InputError: an unknown method, a wrong option, an option of another method, or no validation rows.
         """
         super().__post_init__()
-        self._set(method=_methods(self.method), curvature="identity")
+        self._set(method=_methods(self.method))
         self._check_options()
         self._refuse_options_of_others()
         if self.needs_valid and self.valid is None:
@@ -92,7 +103,8 @@ class BaselineSpec(RunSpec):
             self._set(objectives=parse(self.objective, self.task.group))
         else:
             self._set(valid=None)
-        self._set(states=ModelStates.of(self.task, self.checkpoints), unit=_UNITS.get(self.name, _OWN))
+        states = ModelStates.of(self.task, self.checkpoints)
+        self._set(states=states, checkpoint_digests=list(states.digests) or None, unit=_UNITS.get(self.name, _OWN))
         if self.rates is not None or self.name == "tracin":
             self._set(rates=_rates(self.rates, self.states))
 
@@ -144,12 +156,12 @@ class BaselineSpec(RunSpec):
             )
 
     def identity(self) -> dict[str, Any]:
-        """With the options that the method has, and the digests of the checkpoints."""
+        """With the options that the method has."""
         held = super().identity()
         for name, methods in OPTIONS.items():
             if name in held and self.name not in methods:
                 held[name] = None
-        return {**held, "checkpoints": self.states.digests or None}
+        return held
 
 
 def _methods(given: Any) -> list[str]:

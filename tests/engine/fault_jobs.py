@@ -71,6 +71,18 @@ def pairs(tables: Tables, out: Path, **more: Any) -> None:
     rayinf.pairs(task(), tables.train, tables.valid, top=3, out=out, **more)
 
 
+def baseline(tables: Tables, out: Path, **more: Any) -> None:
+    """TRAK: two models, parts of each, then the joined ones."""
+    models = [small_job.model().state_dict(), {k: v * 0.5 for k, v in small_job.model().state_dict().items()}]
+    rayinf.baseline(task(), tables.train, tables.valid, "trak", dim=8, checkpoints=models, out=out, **more)
+
+
+def baseline_shapley(tables: Tables, out: Path, **more: Any) -> None:
+    x, y, _, _ = small_job.arrays(4, 1)
+    more = {"retrainings": 80, **more}
+    rayinf.baseline(task(), (x, y), tables.valid, "data_shapley", out=out, **more)
+
+
 def measure(tables: Tables, out: Path, **more: Any) -> None:
     rayinf.influence_measure(task(), tables.train, tables.valid, out=out, **more)
 
@@ -137,6 +149,8 @@ VERBS: dict[str, Callable[..., None]] = {
         influence_exact,
         self_influence,
         pairs,
+        baseline,
+        baseline_shapley,
         measure,
         measure_forest,
         acquire,

@@ -54,6 +54,8 @@ class RunSpec:
         sign: what the sign of its values means, and `unit` what they are measured in.
         signed: whether the values have a sign.
         with_ids: tables whose rows are named by their ids in what comes out.
+        held_out_rows: whether the validation rows, where the inverse is left open, also say how far the training rows
+            are learned.
         usual_damping: of K-FAC and EKFAC, where no damping is given and nothing is known of the training.
         objectives: what is summed over the validation rows.
         objective_rows: the table that they are summed over, under the name of its argument.
@@ -70,6 +72,7 @@ class RunSpec:
     signed: ClassVar[bool] = True
     with_ids: ClassVar[tuple[str, ...]] = ("train",)
     usual_damping: ClassVar[str] = "sample:3"
+    held_out_rows: ClassVar[bool] = False
 
     task: Task = field(metadata=_DRIVER)
     curvature: str = "ekfac"
@@ -188,6 +191,7 @@ class InfluenceSpec(RunSpec):
     """Of `influence`; also what verbs that train with its scores open to check their tables."""
 
     verb = "influence"
+    held_out_rows = True
 
     train: Any = field(metadata=_TRAIN)
     valid: Any = field(metadata=_VALID)
@@ -216,6 +220,7 @@ class PairsSpec(RunSpec):
 
     verb = "pairs"
     with_ids = ("train", "valid")
+    held_out_rows = True
 
     train: Any = field(metadata=_TRAIN)
     valid: Any = field(metadata=_VALID)

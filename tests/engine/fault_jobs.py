@@ -77,10 +77,9 @@ def baseline(tables: Tables, out: Path, **more: Any) -> None:
     rayinf.baseline(task(), tables.train, tables.valid, "trak", dim=8, checkpoints=models, out=out, **more)
 
 
-def baseline_shapley(tables: Tables, out: Path, **more: Any) -> None:
-    x, y, _, _ = small_job.arrays(4, 1)
-    more = {"retrainings": 80, **more}
-    rayinf.baseline(task(), (x, y), tables.valid, "data_shapley", out=out, **more)
+def baseline_loo(tables: Tables, out: Path, **more: Any) -> None:
+    ids = small_job.arrays(ROWS, 1)[2][:2].tolist()
+    rayinf.baseline(task(), tables.train, tables.valid, "loo", only=ids, out=out, **more)
 
 
 def measure(tables: Tables, out: Path, **more: Any) -> None:
@@ -150,7 +149,7 @@ VERBS: dict[str, Callable[..., None]] = {
         self_influence,
         pairs,
         baseline,
-        baseline_shapley,
+        baseline_loo,
         measure,
         measure_forest,
         acquire,

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from cli_cases import call, imports_of, make_folder, refused
 from click.testing import Result
 from safetensors.torch import load_file

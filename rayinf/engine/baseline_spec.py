@@ -133,8 +133,8 @@ class BaselineSpec(RunSpec):
         """
         defaults = {f.name: f.default for f in fields(self) if f.default is not MISSING}
         for name, methods in OPTIONS.items():
-            value = getattr(self, name)
-            if self.name not in methods and not (value is None or value == defaults[name]):
+            value, plain = getattr(self, name), isinstance(getattr(self, name), int | float | str)
+            if self.name not in methods and not (value is None or (plain and value == defaults[name])):
                 raise InputError(
                     f"{name}={shown(value)} is an option of {' and '.join(map(repr, methods))}, not of {self.name!r}.",
                     f"leave {name} out, or pass method={methods[0]!r}.",

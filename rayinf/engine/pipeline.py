@@ -27,13 +27,15 @@ from rayinf.engine.identity import describe_factors, provenance
 from rayinf.engine.job import Chunk
 from rayinf.engine.memory import tile_rows
 from rayinf.engine.minimum import check_minimum
-from rayinf.engine.run import HELD_OUT, SQUARES, Run
+from rayinf.engine.run import NORMS, VALID_NORMS, Run
 from rayinf.errors import InputError
 from rayinf.select.top_rows import TopRows, merge_all
 from rayinf.store.places import open_place
 
+# The sums that the norms of gradients are made of.
+_SQUARES = {NORMS: "squares", VALID_NORMS: "squares-valid"}
 # What of the store stays when a run has finished: to be used by others, or to score shards that were taken away.
-_LASTING = ("factors", SQUARES, HELD_OUT, "queries", "solved", "inverse", "measured")
+_LASTING = ("factors", NORMS, VALID_NORMS, "queries", "solved", "inverse", "measured")
 
 
 def fit_factors(run: Run) -> Any:
@@ -52,39 +54,39 @@ def fit_factors(run: Run) -> Any:
             check_minimum(run, response.added)
     if kind in DENSE:
         run.fold(stages.Curvature, {}, "train", "hessian")
-        return derive(run, "factors", curv.dense_mean, ["hessian"])
+        return _derive(run, "factors", curv.dense_mean, ["hessian"])
     with _own_precision(run):
         return _fit_kronecker(run)
 
 
 def _measure_squares(run: Run) -> None:
     """Squared gradients of the rows, where the inverse rests on them; those of borrowed factors are borrowed too."""
-    stages_of = {SQUARES: (training_time.Squares, "train"), HELD_OUT: (training_time.HeldOutSquares, "valid")}
+    stages_of = {NORMS: (training_time.Squares, "train"), VALID_NORMS: (training_time.ValidSquares, "valid")}
     needed = {
-        SQUARES: training_time.needs_squares(run.spec, run.probe),
-        HELD_OUT: training_time.needs_held_out(run.spec, run.probe),
+        NORMS: training_time.needs_squares(run.spec, run.probe),
+        VALID_NORMS: training_time.needs_held_out(run.spec, run.probe),
     }
     sizes = {b.name: b.numel for b in run.probe.blocks}
     for name, (stage, table) in stages_of.items():
         if not needed[name] or run.runner.store("has", name):
             continue
-        borrowed = _borrowed(run, SQUARES) if name == SQUARES and run.spec.factors is not None else None
+        borrowed = _borrowed(run, NORMS) if name == NORMS and run.spec.factors is not None else None
         if borrowed is not None:
             run.runner.store("put", name, borrowed)
         else:
-            run.fold(stage, {}, table, f"{name}-sums")
-            derive(run, name, training_time.summarise, [f"{name}-sums"], sizes)
+            run.fold(stage, {}, table, _SQUARES[name])
+            _derive(run, name, training_time.summarise, [_SQUARES[name]], sizes)
 
 
 def _fit_kronecker(run: Run) -> Any:
     kind, store = run.spec.curvature, run.runner.store
     if not store("has", "basis"):
         run.fold(stages.Covariance, {}, "train", "covariance")
-    basis = derive(run, "basis", curv.basis, ["covariance"], run.probe.blocks)
+    basis = _derive(run, "basis", curv.basis, ["covariance"], run.probe.blocks)
     if kind == "kfac":
-        return derive(run, "factors", curv.join_lambda, ["basis"])
+        return _derive(run, "factors", curv.join_lambda, ["basis"])
     run.fold(stages.Lambda, basis, "train", "lambda")
-    return derive(run, "factors", curv.join_lambda, ["basis", "lambda"])
+    return _derive(run, "factors", curv.join_lambda, ["basis", "lambda"])
 
 
 @contextmanager
@@ -103,7 +105,7 @@ def _own_precision(run: Run) -> Generator[None]:
         run.runner.job = job
 
 
-def derive(run: Run, name: str, function: Any, inputs: list[str], *args: Any) -> Any:
+def _derive(run: Run, name: str, function: Any, inputs: list[str], *args: Any) -> Any:
     """Compute an artefact in the store, and remove what it was made of."""
     with run.timed(name, 0):
         found = run.runner.publish("derive", name, function, inputs, *args)
@@ -111,11 +113,15 @@ def derive(run: Run, name: str, function: Any, inputs: list[str], *args: Any) ->
             run.runner.store("derive", name, function, inputs, *args)
     done = {
         "factors": ("covariance", "hessian", "lambda", "basis"),
-        **{name: (f"{name}-sums",) for name in (SQUARES, HELD_OUT)},
+        **{name: (f"{name}-sums",) for name in (NORMS, VALID_NORMS)},
     }
     for source in done.get(name, ()):
         run.runner.store("drop", source)
     return found
+
+
+# For methods in files of their own.
+derive = _derive
 
 
 def solve_queries(run: Run) -> Any:
@@ -123,7 +129,7 @@ def solve_queries(run: Run) -> Any:
     if not run.runner.store("has", "solved"):
         run.fold(stages.Queries, {}, "valid", "queries")
     inputs = ["queries", _solve_source(run)]
-    return derive(run, "solved", curv.solve, inputs, run.solver, run.job.targets, run.spec.halves)
+    return _derive(run, "solved", curv.solve, inputs, run.solver, run.job.targets, run.spec.halves)
 
 
 def _solve_source(run: Run) -> str:
@@ -136,14 +142,14 @@ def _solve_source(run: Run) -> str:
 
 def inverse_arrays(run: Run) -> Any:
     """The inverse curvature: eigenvectors and inverse eigenvalues."""
-    return derive(run, "inverse", curv.inverse_payload, ["factors"], run.solver)
+    return _derive(run, "inverse", curv.inverse_payload, ["factors"], run.solver)
 
 
 def measure_arrays(run: Run) -> Any:
     """What FI takes: the mean validation gradient through the inverse curvature, and that inverse."""
     solve_queries(run)
     inverse_arrays(run)
-    return derive(run, "measured", curv.join_payloads, ["solved", "inverse"])
+    return _derive(run, "measured", curv.join_payloads, ["solved", "inverse"])
 
 
 def pair_tiles(run: Run) -> list[pa.Table]:

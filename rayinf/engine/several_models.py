@@ -22,6 +22,8 @@ from rayinf.engine.fit_quality import KEY, FitSums
 from rayinf.engine.run import Run
 from rayinf.engine.worker import Worker
 
+# Artefacts that are dropped once a model's pass is done; those of the last one stay until the run is finished.
+_OF_A_MODEL = ("queries", "solved", "gram", "lifted")
 # A shard, and where the table of each model is.
 Item = tuple[Shard, Sequence[pa.Table | PartPlace]]
 # The values of the models `[K, B, columns]` -> those of all of them `[B, joined columns]`.
@@ -70,6 +72,9 @@ def score_models(run: Run, one: Callable[[int, str], list[pa.Table]], join: Join
         # The last one is never passed over: what the run reports of its validation rows is made there.
         with _model(run, k):
             found.append([] if done and k < count - 1 else one(k, _folder(k)))
+        if k < count - 1:
+            for name in _OF_A_MODEL:
+                run.runner.store("drop", f"{name}-{k}")
     places = [run.place(_folder(k)) for k in range(count)]
     items = {s.index: (s, [places[k] or found[k][i] for k in range(count)]) for i, s in enumerate(shards)}
     todo = {k: item for k, item in items.items() if not run.has_part(SCORES, item[0])}

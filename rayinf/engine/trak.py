@@ -27,7 +27,6 @@ from rayinf.data.files import Arrays
 from rayinf.data.shards import Shard
 from rayinf.engine import curvature as curv
 from rayinf.engine import pipeline, several_models
-from rayinf.engine.job import Chunk
 from rayinf.engine.run import Run
 from rayinf.engine.stages import Score, Summing
 from rayinf.engine.worker import BATCH_FLOATS, Ready
@@ -44,15 +43,9 @@ class ProjectedGram(Summing):
         spec = self.worker.job.spec
         self.projection = Projection(sum(b.numel for b in self.worker.blocks), spec.dim, spec.seed)
 
-    def __call__(self, item: Chunk) -> Arrays:
-        """Sums of a chunk; as many rows at a time as have their gradients in 512 MB."""
-        sums: Sums = {}
-        w = self.worker
-        size = min(w.rows_a_batch(1), max(1, BATCH_FLOATS // self.projection.parameters))
-        for shard in item.shards:
-            for ready in w.read(self.table, shard, size):
-                self.batch(sums, ready)
-        return {k: v.cpu().numpy() for k, v in sums.items()}
+    def rows_at_once(self) -> int:
+        """As many as have their gradients in 512 MB."""
+        return min(super().rows_at_once(), max(1, BATCH_FLOATS // self.projection.parameters))
 
     def batch(self, sums: Sums, ready: Ready) -> None:
         """Add one batch."""
@@ -96,15 +89,16 @@ def lift(solved: Arrays, gram: Arrays, blocks: Sequence[Block], seed: int, rows:
     scale = torch.tensor(solved["scale"]) if "scale" in solved else torch.ones(len(u[blocks[0].name]))
     v_qp = inverse.join_blocks(u, blocks) * rows * scale.double()[:, None]
     g = torch.tensor(gram["G"])
-    levels = torch.linalg.eigvalsh(g)
-    if float(levels[0]) <= len(g) * torch.finfo(torch.float64).eps * float(levels[-1]):
-        raise InputError(
-            f"dim={len(g):,}: the gradients of the {rows:,} training rows span fewer directions, so that their "
-            f"projections have a singular matrix (eigenvalues {float(levels[0]):.1e} to {float(levels[-1]):.1e}).",
-            "pass a smaller dim.",
-        )
-    projection = Projection(v_qp.shape[1], len(g), seed)
-    lifted = projection.up(torch.linalg.solve(g, projection.down(v_qp).T, left=True).T.contiguous())
+    with curv.fixed_threads(v_qp.numel() > curv.LARGE_QUERIES):
+        levels = torch.linalg.eigvalsh(g)
+        if float(levels[0]) <= len(g) * torch.finfo(torch.float64).eps * float(levels[-1]):
+            raise InputError(
+                f"dim={len(g):,}: the gradients of the {rows:,} training rows span fewer directions, so that their "
+                f"projections have a singular matrix (eigenvalues {float(levels[0]):.1e} to {float(levels[-1]):.1e}).",
+                "pass a smaller dim.",
+            )
+        projection = Projection(v_qp.shape[1], len(g), seed)
+        lifted = projection.up(torch.linalg.solve(g, projection.down(v_qp).T).T.contiguous())
     found, more = inverse.split_blocks(lifted, blocks), {}
     if dtype is torch.float32 and inverse.out_of_range({k: x.float() for k, x in found.items()}):
         found, scale_q = inverse.scale_queries(found)

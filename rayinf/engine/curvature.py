@@ -249,6 +249,7 @@ def describe(factors: Arrays, solver: Solver) -> dict[str, Any]:
 
 @contextmanager
 def fixed_threads(large: bool) -> Generator[None]:
+    """A context in which torch has so many threads as the size of the work says, whatever the machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(MOST_THREADS if large else 1)
     try:

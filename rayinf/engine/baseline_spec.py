@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from rayinf.arguments import number, one_of, refuse, shown, whole
+from rayinf.core.blocks import find_blocks
 from rayinf.core.fisher import FisherKind
 from rayinf.core.objective_parser import parse
 from rayinf.data.tables import Table
@@ -101,6 +102,7 @@ class BaselineSpec(RunSpec):
             raise InputError(f"method={self.name!r} needs validation rows.", "pass valid=...")
         if self.needs_valid:
             self._set(objectives=parse(self.objective, self.task.group))
+            self._check_votes()
         else:
             self._set(valid=None)
         states = ModelStates.of(self.task, self.checkpoints)
@@ -122,8 +124,11 @@ class BaselineSpec(RunSpec):
         held = {name: whole(name, getattr(self, name), 1) for name in ("dim", "neighbors", "retrainings")}
         one_of("space", self.space, SPACES)
         one_of("utility", self.utility, UTILITIES)
-        shares = {name: number(name, getattr(self, name), "> 0") for name in ("tolerance",)}
-        self._set(**held, **shares, truncation=number("truncation", self.truncation))
+        self._set(
+            **held,
+            tolerance=number("tolerance", self.tolerance, "> 0"),
+            truncation=number("truncation", self.truncation),
+        )
 
     def _refuse_options_of_others(self) -> None:
         """Refuse an option that the method does not have: the user means another method.
@@ -140,12 +145,27 @@ class BaselineSpec(RunSpec):
                     f"leave {name} out, or pass method={methods[0]!r}.",
                 )
 
+    def _check_votes(self) -> None:
+        for objective in self.objectives if self.name == "knn_shapley" else ():
+            if objective.rows is not None or objective.combine is not None or objective.attack is not None:
+                raise InputError(
+                    f"method='knn_shapley' is of neighbours' votes, and objective={objective.name!r} is of the model.",
+                    'pass "total", "category", "slice:<column>", or a list of these.',
+                )
+
     def check(self, tables: Mapping[str, Table], probed: Probe) -> None:
         """Refuse what the method cannot do with these tables and this model.
 
         Raises:
             InputError: with the numbers.
         """
+        if self.space == "embedding":
+            find_blocks(probed.model, "last")
+        if self.name == "trak" and probed.outputs.loss(self.task.loss) != "cross_entropy":
+            raise InputError(
+                'method="trak" is defined by the log-odds of a row\'s label, for loss="cross_entropy".',
+                'use Task(loss="cross_entropy"), or method="grad_dot".',
+            )
         rows = tables["train"].num_rows
         most = min(rows - 1, probed.parameters)
         if self.name == "trak" and self.dim > most:

@@ -89,7 +89,7 @@ def _load(task: Task, given: Any, name: str) -> nn.Module:
     if isinstance(given, str | Path | StorePath):
         _fill_from_file(model, given, name)
     elif isinstance(given, nn.Module):
-        _fill(model, given.state_dict(), name)
+        _fill(model, replace(task, model=given).build().state_dict(), name)  # without torch.compile
     elif isinstance(given, Mapping):
         _fill(model, given, name)
     else:

@@ -64,7 +64,9 @@ class Places:
 
     def _embedding(self, ready: Ready, layer: nn.Module) -> Tensor:
         held: list[Tensor] = []
-        handle = layer.register_forward_pre_hook(lambda module, args: held.append(args[0].detach()))
+        handle = layer.register_forward_pre_hook(
+            lambda module, args, kwargs: held.append((args[0] if args else kwargs["input"]).detach()), with_kwargs=True
+        )
         try:
             with torch.no_grad():
                 self._worker.predict(ready.x)
@@ -136,15 +138,9 @@ class Summed(Scoring):
 def value_by_neighbors(run: Run) -> list[pa.Table]:
     """KNN-Shapley of every row, for every group of validation rows.
 
-    Raises:
-        InputError: an objective that is no sum over validation rows of votes.
+    Returns:
+        The shards' tables, or nothing where they were written to the folder.
     """
-    for objective in run.spec.objectives:
-        if objective.rows is not None or objective.combine is not None or objective.attack is not None:
-            raise InputError(
-                f"method='knn_shapley' is of neighbours' votes, and objective={objective.name!r} is of the model.",
-                'pass "total", "category", "slice:<column>", or a list of these.',
-            )
     tiles, rows = _tiles(run), run.scans["valid"].rows
     if not run.runner.store("has", "votes"):
         with run.timed("votes", rows) as advance:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rayinf.api.acquire import acquire
     from rayinf.api.active_learning import active_learning
+    from rayinf.api.baseline import baseline
     from rayinf.api.ceiling import ceiling
     from rayinf.api.ceiling_report import Ceiling
     from rayinf.api.evaluate import evaluate
@@ -72,6 +73,7 @@ HOMES = {
     "Verification": "rayinf.api.run_state",
     "acquire": "rayinf.api.acquire",
     "active_learning": "rayinf.api.active_learning",
+    "baseline": "rayinf.api.baseline",
     "ceiling": "rayinf.api.ceiling",
     "demographic_parity": "rayinf.core.gaps",
     "equal_opportunity": "rayinf.core.gaps",
@@ -124,6 +126,7 @@ __all__ = [
     "Verification",
     "acquire",
     "active_learning",
+    "baseline",
     "ceiling",
     "demographic_parity",
     "equal_opportunity",

@@ -254,6 +254,7 @@ _GROUPS = {
         "influence": "How much the loss on validation rows would rise or fall without each training row.",
         "self-influence": "How much each training row changes the loss on itself: odd and mislabelled rows stand out.",
         "pairs": "For each validation row, the training rows that help it and that harm it most.",
+        "baseline": "The same by simple and published rivals: loss, margin, gradients, TracIn, TRAK, Shapley values.",
         "measure": "How strongly the fitted model reacts to small changes of each training row (FI).",
     },
     "Act on values": {
@@ -285,7 +286,7 @@ _FUNCTIONS: dict[str, Callable[..., None]] = {
 _AGAIN = "The same command again finishes an interrupted run, and does nothing to a finished one."
 # What the help of a command says beside its line in the list.
 _MORE = {
-    **dict.fromkeys(("influence", "self-influence", "pairs", "measure"), _AGAIN),
+    **dict.fromkeys(("influence", "self-influence", "pairs", "baseline", "measure"), _AGAIN),
     "trim": "Of fi, the largest values go; of influence, the most negative. Writes row_id and value of the rows that "
     "are kept (in the table's order) and of those that are removed (worst first). No data is changed.",
     "trim-rounds": "Writes kept.parquet, removed.parquet and the last model, model.safetensors, into the run's folder.",

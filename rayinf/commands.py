@@ -26,7 +26,7 @@ from rayinf.signatures import arguments_of
 from rayinf.store.places import AnyPath, open_place
 
 # Verbs whose values are those of training rows.
-_OF_TRAINING_ROWS = ("influence", "influence_measure", "self_influence")
+_OF_TRAINING_ROWS = ("influence", "influence_measure", "self_influence", "baseline")
 # Verbs with a plan. The others train the task's model, and how long that takes shows after the first training.
 PLANNED = ("influence", "measure", "acquire", "active-learning")
 
@@ -138,6 +138,7 @@ _AFTER: dict[str, Callable[[Any, Mapping[str, Any], Any], None]] = {
     "measure": lambda scores, given, out: summaries.print_measure(scores),
     "self-influence": lambda scores, given, out: summaries.print_self_influence(scores),
     "pairs": lambda pairs, given, out: summaries.print_pairs(pairs),
+    "baseline": lambda scores, given, out: summaries.print_influence(scores),
     "trim-rounds": _after_trim_rounds,
     "acquire": _after_acquire,
     "active-learning": _after_active_learning,

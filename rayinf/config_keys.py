@@ -20,6 +20,7 @@ VERBS = {
     "measure": "influence_measure",
     "self-influence": "self_influence",
     "pairs": "pairs",
+    "baseline": "baseline",
     "trim-rounds": "trim_rounds",
     "acquire": "acquire",
     "active-learning": "active_learning",

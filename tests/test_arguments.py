@@ -105,6 +105,47 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
             **{k: SHARED[k] for k in _words("task curvature fisher damping factors cluster out seed batch_size")},
         },
     ),
+    "baseline": (
+        rayinf.baseline,
+        {"task": TASK, "train": TRAIN, "valid": VALID},
+        {
+            "method": ("los", 5, None, [], ["loss", "loss"], {}),
+            **{k: SHARED[k] for k in _words("task cluster out seed batch_size precision")},
+        },
+    ),
+    "baseline.trak": (
+        rayinf.baseline,
+        {"task": TASK, "train": TRAIN, "valid": VALID, "method": "trak", "dim": 2},
+        {
+            "dim": (0, 1.5, "64", True, None),
+            "checkpoints": (5, "model.pt", {}, [], [5], [None]),
+            "objective": SHARED["objective"],
+        },
+    ),
+    "baseline.tracin": (
+        rayinf.baseline,
+        {"task": TASK, "train": TRAIN, "valid": VALID, "method": "tracin"},
+        {"rates": (0, -1.0, "0.1", [], [0.1, 0.2], True)},
+    ),
+    "baseline.knn_shapley": (
+        rayinf.baseline,
+        {"task": TASK, "train": TRAIN, "valid": VALID, "method": "knn_shapley"},
+        {"neighbors": (0, 1.5, "5", True, None), "space": ("pixels", 5, None)},
+    ),
+    "baseline.loo": (
+        rayinf.baseline,
+        {"task": TASK, "train": TRAIN, "valid": VALID, "method": "loo"},
+        {
+            "seeds": (0, 1.5, "3", True, None),
+            "utility": ("los", 5, None),
+            "retrainings": (0, 1.5, "9", True, None),
+        },
+    ),
+    "baseline.data_shapley": (
+        rayinf.baseline,
+        {"task": TASK, "train": TRAIN, "valid": VALID, "method": "data_shapley"},
+        {"tolerance": (0, -1, "0.1", NAN, True, None), "truncation": (-1, "0.1", NAN, True, None)},
+    ),
     "influence_measure": (
         rayinf.influence_measure,
         {"task": TASK, "train": TRAIN, "valid": VALID},

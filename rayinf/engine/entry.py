@@ -249,6 +249,5 @@ _RULES: Mapping[str, Callable[[str, Any], Any]] = {
     "exclude": check_ids,
     "strategy": _word(*STRATEGIES),
     "by": _or_none(text, "the name of a column"),
-    "method": _word(None, "highs", "cuts"),
     "mode": _word("direct", "correct"),
 }

@@ -120,6 +120,10 @@ def _derive(run: Run, name: str, function: Any, inputs: list[str], *args: Any) -
     return found
 
 
+# For methods in files of their own.
+derive = _derive
+
+
 def solve_queries(run: Run) -> Any:
     """Objectives over the validation rows, through the inverse curvature: a handle of `U/<block>`."""
     if not run.runner.store("has", "solved"):

@@ -89,6 +89,10 @@ class Summing:
         """Fisher columns that a batch holds at a time."""
         return 1
 
+    def rows_at_once(self) -> int:
+        """Rows of a batch."""
+        return self.worker.rows_a_batch(self.columns())
+
     def batch(self, sums: Sums, ready: Ready) -> None:
         """Add one batch."""
         raise NotImplementedError
@@ -96,7 +100,7 @@ class Summing:
     def __call__(self, item: Chunk) -> Arrays:
         """Sums of a chunk, float64."""
         sums: Sums = {}
-        size = self.worker.rows_a_batch(self.columns())
+        size = self.rows_at_once()
         for shard in item.shards:
             for ready in self.worker.read(self.table, shard, size):
                 self.batch(sums, ready)

@@ -71,6 +71,17 @@ def pairs(tables: Tables, out: Path, **more: Any) -> None:
     rayinf.pairs(task(), tables.train, tables.valid, top=3, out=out, **more)
 
 
+def baseline(tables: Tables, out: Path, **more: Any) -> None:
+    """TRAK: two models, parts of each, then the joined ones."""
+    models = [small_job.model().state_dict(), {k: v * 0.5 for k, v in small_job.model().state_dict().items()}]
+    rayinf.baseline(task(), tables.train, tables.valid, "trak", dim=8, checkpoints=models, out=out, **more)
+
+
+def baseline_loo(tables: Tables, out: Path, **more: Any) -> None:
+    ids = small_job.arrays(ROWS, 1)[2][:2].tolist()
+    rayinf.baseline(task(), tables.train, tables.valid, "loo", only=ids, out=out, **more)
+
+
 def measure(tables: Tables, out: Path, **more: Any) -> None:
     rayinf.influence_measure(task(), tables.train, tables.valid, out=out, **more)
 
@@ -146,6 +157,8 @@ VERBS: dict[str, Callable[..., None]] = {
         influence_exact,
         self_influence,
         pairs,
+        baseline,
+        baseline_loo,
         measure,
         measure_forest,
         acquire,

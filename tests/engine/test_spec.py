@@ -15,12 +15,14 @@ from torch import nn
 
 import rayinf
 from rayinf.engine import acquisition, plan
+from rayinf.engine.baseline_spec import METHODS, OPTIONS, BaselineSpec
 from rayinf.engine.spec import AcquireSpec, InfluenceSpec, MeasureSpec, PairsSpec, RunSpec, SelfInfluenceSpec
 
 VERBS: dict[Callable[..., Any], type[RunSpec]] = {
     rayinf.influence: InfluenceSpec,
     rayinf.self_influence: SelfInfluenceSpec,
     rayinf.pairs: PairsSpec,
+    rayinf.baseline: BaselineSpec,
     rayinf.influence_measure: MeasureSpec,
     rayinf.acquire: AcquireSpec,
 }
@@ -71,7 +73,7 @@ def test_a_field_for_every_argument(verb: Callable[..., Any]) -> None:
             assert held[name].default == argument.default, name
 
 
-@pytest.mark.parametrize("kind", VERBS.values(), ids=lambda k: k.verb)
+@pytest.mark.parametrize("kind", [k for k in VERBS.values() if k is not BaselineSpec], ids=lambda k: k.verb)
 def test_identity_is_every_argument_but_where_and_how_to_run(kind: type[RunSpec]) -> None:
     first = spec(kind)
     for f in fields(kind):
@@ -81,6 +83,31 @@ def test_identity_is_every_argument_but_where_and_how_to_run(kind: type[RunSpec]
         assert replace(base, **{f.name: OTHER[f.name]}).identity() != base.identity(), f.name
     same = replace(first, cluster=rayinf.Cluster(), out="/somewhere", factors="/else")
     assert same.identity() == replace(first).identity() == first.identity()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_identity_of_a_baseline_is_its_method_and_the_options_that_this_has(method: str) -> None:
+    first = spec(BaselineSpec, method=method)
+    other: dict[str, Any] = {
+        "checkpoints": [task().build()],
+        "rates": [0.5],
+        "dim": 3,
+        "neighbors": 3,
+        "space": "embedding",
+        "utility": "accuracy",
+        "tolerance": 0.5,
+        "truncation": 0.5,
+    }
+    for name, value in other.items():
+        if method in OPTIONS[name]:
+            assert replace(first, **{name: value}).identity() != first.identity(), name
+        else:
+            with pytest.raises(rayinf.InputError, match=f"{name}=.* is an option of"):
+                replace(first, **{name: value})
+    assert replace(first, seed=7).identity() != first.identity()
+    assert replace(first, cluster=rayinf.Cluster(), out="/somewhere").identity() == first.identity()
+    others = [spec(BaselineSpec, method=m).identity() for m in METHODS if m != method]
+    assert first.identity() not in others
 
 
 def test_picks_that_depend_on_what_is_excluded_and_on_how_many() -> None:

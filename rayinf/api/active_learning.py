@@ -20,7 +20,7 @@ from rayinf.data.out_folder import check_out
 from rayinf.data.overlap import labelled_already, warn_left_out
 from rayinf.data.run_folder import owner_of
 from rayinf.data.tables import READ_ROWS, Table, as_table
-from rayinf.engine.entry import check, check_seeds, check_strategies
+from rayinf.engine.entry import BY_MEASURE, check, check_seeds, check_strategies
 from rayinf.engine.job import Cluster
 from rayinf.engine.parallel import session, side_by_side
 from rayinf.engine.run import open_run
@@ -57,6 +57,8 @@ def active_learning(
     fisher: FisherKind = "true",
     damping: float | None = None,
     samples: int = 20,
+    scale: str = "mean",
+    perturb: str = "input",
 ) -> History:
     """Let a strategy choose which rows of a pool are labelled, round by round (Yu 2025, Algorithm 4).
 
@@ -112,6 +114,13 @@ def active_learning(
         damping: a number >= 0 that is added to the eigenvalues of the mean curvature. None: 0.1 x each layer's mean
             eigenvalue for "kfac" and "ekfac", 0 otherwise.
         samples: dropout masks, for "bald" and "batchbald".
+        scale: for "fi" and "fi_batch": the size of the step that a perturbation is. "mean": the perturbed row counts 1/n in the mean loss, so the
+            fit moves by `-(n Hbar)^-1 M w` (Yu 2025, Eq. A.7). "sum": it moves by `-Hbar^-1 M w`, n times as far, as
+            Algorithms 1, 2, 5 and 7 there are printed. The scale changes the ranks of rows, since the metric adds that
+            movement to what w does directly.
+        perturb: for "fi" and "fi_batch": what is perturbed: "input", the features after `Task(transform=...)`, or the name of the layer (of
+            `model.named_modules()`) whose input is, in place of the features. Tokens cannot be perturbed, but what goes
+            into the layer after their embedding can.
 
     Returns:
         A `History`. Where an oracle's folder lacks labels, it says which in `waiting`: drop them and call again.
@@ -124,11 +133,11 @@ def active_learning(
     Cost: a trajectory trains and measures `rounds + 1` times and acquires `rounds` times.
     """
     check(task=task, rounds=rounds, n=n, cluster=cluster, out=out, curvature=curvature, aggregate=aggregate, rank=rank)
-    check(subsample=subsample, fisher=fisher, damping=damping, samples=samples)
+    check(subsample=subsample, fisher=fisher, damping=damping, samples=samples, scale=scale, perturb=perturb)
     strategies, seeds = check_strategies("strategy", strategy), check_seeds("seed", seed)
     tables = {"labeled": labeled, "pool": pool, "test": test, "valid": valid}
     options = AcquireOptions(
-        curvature, aggregate, plain(rank), plain(subsample), fisher, plain(damping), plain(samples)
+        curvature, aggregate, plain(rank), plain(subsample), fisher, plain(damping), plain(samples), scale, perturb
     )
     given = _Arguments(task, tables, int(rounds), int(n), strategies, seeds, options)
     learning, record = _check_inputs(given, oracle, out)
@@ -206,8 +215,13 @@ def _check_inputs(given: _Arguments, oracle: Any, out: str | AnyPath | None) -> 
         for name, table in given.tables.items()
         if table is not None or name != "valid"
     }
-    held = {"labeled": tables["labeled"], "pool": tables["pool"], "valid": tables.get("valid"), **asdict(given.options)}
-    specs = [AcquireSpec(task=task, n=given.n, strategy=s, seed=given.seeds[0], **held) for s in given.strategies]
+    held = {"labeled": tables["labeled"], "pool": tables["pool"], "valid": tables.get("valid")}
+    # Options of FI are refused where no strategy takes FI; beside one that does, the others go without them.
+    takes_fi = set(BY_MEASURE) & set(given.strategies)
+    options = {s: given.options.of(s) if takes_fi else asdict(given.options) for s in given.strategies}
+    specs = [
+        AcquireSpec(task=task, n=given.n, strategy=s, seed=given.seeds[0], **held, **o) for s, o in options.items()
+    ]
     check_out(out, tables)
     left_out = labelled_already(tables["labeled"], tables["pool"], task.row_id)
     _check_rounds(given.rounds, given.n, tables["pool"].num_rows, len(left_out))

@@ -30,6 +30,8 @@ def influence_measure(
     out: str | AnyPath | None = None,
     seed: int = 0,
     *,
+    scale: str = "mean",
+    perturb: str = "input",
     batch_size: int | None = None,
 ) -> Scores:
     """The influence measure FI_util of every training row: how far the fit moves under small changes of it.
@@ -39,8 +41,8 @@ def influence_measure(
     A perturbation w of row i's input moves the fit by `d theta = -(n Hbar)^-1 M_i w`, `M_i = d_x d_theta l_i`
     (Yu 2025, Eq. A.7; section 2.2 there drops the minus). With v the change of the **mean** validation loss a unit of
     w, and `G_i` the metric of the row's own prediction under it, `FI = v' G_i^+ v`. It has no sign: the higher, the
-    more the fit depends on that row. The model's input is perturbed: the features, after `Task(transform=...)`, for
-    any `Task(parameters=...)`; pass embeddings as the features to perturb those.
+    more the fit depends on that row. What is perturbed is the model's input, or that of the layer that `perturb` names,
+    for any `Task(parameters=...)`.
 
     FI does not change under a rotation of the input and one common scale. Under other linear maps it stays the same
     only where G has full rank, `d <= K - 1`, since Theorem 1 of Yu 2025 needs a metric that is positive definite. A row
@@ -72,6 +74,13 @@ def influence_measure(
         out: the run's folder or URI (`s3://bucket/run`): scores are then Parquet shards there, and the same call
             finishes an interrupted run. None: the result is held in memory.
         seed: an integer >= 0 that fixes the subsample, the forest and the start of the SVD.
+        scale: the size of the step that a perturbation is. "mean": the perturbed row counts 1/n in the mean loss, so the
+            fit moves by `-(n Hbar)^-1 M w` (Yu 2025, Eq. A.7). "sum": it moves by `-Hbar^-1 M w`, n times as far, as
+            Algorithms 1, 2, 5 and 7 there are printed. The scale changes the ranks of rows, since the metric adds that
+            movement to what w does directly.
+        perturb: what is perturbed: "input", the features after `Task(transform=...)`, or the name of the layer (of
+            `model.named_modules()`) whose input is, in place of the features. Tokens cannot be perturbed, but what goes
+            into the layer after their embedding can.
         batch_size: rows a pass of the model. None: as many as have the differentiated graph in 512 MB.
 
     Returns:
@@ -79,7 +88,7 @@ def influence_measure(
 
     Raises:
         RayinfError: wrong input, before any work; a model that cannot be differentiated twice, or not in float64;
-            integer inputs (tokens); a rank over min(p, d); a subsample of under 20 rows.
+            integer inputs (tokens); a layer to perturb that is not there, or runs more than once; a rank over min(p, d); a subsample of under 20 rows.
 
     Cost: a row of a network takes K passes backward, K through the doubly differentiated graph, and a thin SVD of
     `d K^2`; of a linear head, `K^2 i^2` multiply-adds (exact) or `K i^2` (ekfac). No `p x d` or `d x d` matrix.

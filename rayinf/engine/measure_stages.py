@@ -14,7 +14,8 @@ from rayinf.core import influence_measure, linear_head
 from rayinf.core.fisher import logit_error, loss_gradient
 from rayinf.core.influence import dense_rows
 from rayinf.core.lowrank import OVERSAMPLE, project, right_subspace
-from rayinf.core.mixed_derivatives import Inverse, MixedRows, RecordedRows, float_tensors
+from rayinf.core.mixed_derivatives import Inverse, MixedRows, RecordedRows
+from rayinf.core.perturbation import perturbed_size
 from rayinf.data.batches import Batch, row_keys, uniforms
 from rayinf.data.files import Arrays
 from rayinf.data.part_files import PartPlace
@@ -43,24 +44,35 @@ class Differentiator:
     """A worker's rows with their mixed derivatives, and the inverse curvature that they go through."""
 
     def __init__(self, worker: Worker, arrays: Arrays) -> None:
-        self.worker = worker
-        held = worker.tensors({k: v for k, v in arrays.items() if not k.startswith(("U/", "R"))}, torch.float64)
+        self.worker, self.perturb = worker, worker.job.spec.perturb
+        scaled = {k: self.scaled(v) if k == "dense" or k.startswith("D/") else v for k, v in arrays.items()}
+        held = worker.tensors({k: v for k, v in scaled.items() if not k.startswith(("U/", "R"))}, torch.float64)
         names = [k.removeprefix("D/") for k in held if k.startswith("D/")]
         eigenbases = {n: (held.get(f"q_a/{n}"), held.get(f"q_g/{n}"), held[f"D/{n}"]) for n in names}
         self.inverse = Inverse(held.get("dense"), eigenbases)
         self.flat = [n for n in names if not bool(held[f"D/{n}"].any())]
         self.is_head: bool | None = None
 
+    def scaled(self, solved: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """What holds one inverse `(n Hbar)^-1`, for the step that is asked for: "mean" 1/n, "sum" 1 (see the spec)."""
+        job = self.worker.job
+        return solved * job.tables["train"].num_rows if job.spec.scale == "sum" else solved
+
+    def head_rows(self, ready: Ready, labels: Tensor | None) -> linear_head.HeadRows:
+        """The rows of a batch in closed forms, with these labels or (None) the likeliest."""
+        w = self.worker
+        return linear_head.HeadRows(w.model, w.blocks[0], ready.x, labels, w.loss, self.perturb)
+
     def rows(self, ready: Ready) -> MixedRows:
-        """The rows of a batch: closed forms where the model is a linear head on its features."""
+        """The rows of a batch: closed forms where what is perturbed goes into a linear head."""
         w = self.worker
         if self.is_head is None:
-            self.is_head = linear_head.is_plain_head(w.model, w.blocks, ready.x)
+            self.is_head = linear_head.is_plain_head(w.model, w.blocks, ready.x, self.perturb)
         if not self.is_head:
-            forward_pass = RecordedRows(w.model, w.blocks, ready.x, ready.y, w.loss)
+            forward_pass = RecordedRows(w.model, w.blocks, ready.x, ready.y, w.loss, self.perturb)
             forward_pass.check_flat(self.flat)
             return forward_pass
-        return linear_head.HeadRows(w.model, w.blocks[0], ready.x, ready.y, w.loss)
+        return self.head_rows(ready, ready.y)
 
     @property
     def is_contrasted(self) -> bool:
@@ -94,11 +106,11 @@ class Differentiator:
         if spec.batch_size is not None:
             return int(spec.batch_size)
         ready = next(w.read("train", w.job.tables["train"].shards[0], 1))
-        d = sum(v[0].numel() for v in float_tensors(ready.x))
+        d = perturbed_size(w.model, ready.x, self.perturb)
         k, p = len(w.job.classes.labels), sum(b.numel for b in w.blocks)
         inputs, outputs = w.activations
         if self.is_head is None:
-            self.is_head = linear_head.is_plain_head(w.model, w.blocks, ready.x)
+            self.is_head = linear_head.is_plain_head(w.model, w.blocks, ready.x, self.perturb)
         if self.is_head:
             floats = (k * p if self.inverse.dense_pp is not None else 4 * p) + 4 * k * d
         else:
@@ -118,9 +130,9 @@ class Measure(Scoring):
 
     def prepare(self, arrays: Arrays) -> None:
         """Bring the query and the inverse to the device."""
-        held = {k.removeprefix("U/"): v for k, v in arrays.items() if k.startswith("U/")}
-        self.query = self.worker.tensors(held, torch.float64)
         self.source = Differentiator(self.worker, arrays)
+        held = {k.removeprefix("U/"): self.source.scaled(v) for k, v in arrays.items() if k.startswith("U/")}
+        self.query = self.worker.tensors(held, torch.float64)
 
     def table(self, shard: Shard) -> pa.Table:
         """`row_id`, the label and `fi`; counts over its rows are its metadata."""
@@ -255,7 +267,7 @@ class PairValues(Scoring):
         """Row gradients `[B, p]` of the likeliest label, in the coordinates of R."""
         w = self.worker
         if self.source.is_contrasted:
-            rows = linear_head.HeadRows(w.model, w.blocks[0], ready.x, None, w.loss)
+            rows = self.source.head_rows(ready, None)
             g_bp, inverse = rows.contrasted_gradients(), self.source.inverse
             if self.solve or inverse.dense_pp is None:
                 return g_bp

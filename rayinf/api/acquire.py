@@ -78,13 +78,13 @@ def acquire(
         factors: the folder or URI of a finished run of the same model and curvature, whose factors are used again.
             None: they are fitted.
         samples: dropout masks, for "bald" and "batchbald".
-        scale: for "fi" and "fi_batch": the size of the step that a perturbation is. "mean": the perturbed row counts 1/n in the mean loss, so the
-            fit moves by `-(n Hbar)^-1 M w` (Yu 2025, Eq. A.7). "sum": it moves by `-Hbar^-1 M w`, n times as far, as
-            Algorithms 1, 2, 5 and 7 there are printed. The scale changes the ranks of rows, since the metric adds that
-            movement to what w does directly.
-        perturb: for "fi" and "fi_batch": what is perturbed: "input", the features after `Task(transform=...)`, or the name of the layer (of
-            `model.named_modules()`) whose input is, in place of the features. Tokens cannot be perturbed, but what goes
-            into the layer after their embedding can.
+        scale: for "fi" and "fi_batch": the size of the step that a perturbation is. "mean": the perturbed row counts
+            1/n in the mean loss, so that the fit moves by `-(n Hbar)^-1 M w` (Yu 2025, Eq. A.7). "sum": it moves by
+            `-Hbar^-1 M w`, n times as far, as Algorithms 1, 2, 5 and 7 there are printed. The scale changes the ranks
+            of rows, since the metric adds that movement to what w does directly.
+        perturb: for "fi" and "fi_batch": what is perturbed: "input", the features after `Task(transform=...)`, or the
+            name of the layer (of `model.named_modules()`) whose input is, in place of the features. Tokens cannot be
+            perturbed, but what goes into the layer after their embedding can.
         exclude: ids of rows of the pool that are not to be picked again. Rows whose id a labelled row has too (where
             both tables have ids of their own) are left out besides, with a warning; `metadata["left_out"]` counts them.
             With `subsample`, neither are among the rows that the share is drawn from.

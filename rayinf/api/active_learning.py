@@ -114,13 +114,13 @@ def active_learning(
         damping: a number >= 0 that is added to the eigenvalues of the mean curvature. None: 0.1 x each layer's mean
             eigenvalue for "kfac" and "ekfac", 0 otherwise.
         samples: dropout masks, for "bald" and "batchbald".
-        scale: for "fi" and "fi_batch": the size of the step that a perturbation is. "mean": the perturbed row counts 1/n in the mean loss, so the
-            fit moves by `-(n Hbar)^-1 M w` (Yu 2025, Eq. A.7). "sum": it moves by `-Hbar^-1 M w`, n times as far, as
-            Algorithms 1, 2, 5 and 7 there are printed. The scale changes the ranks of rows, since the metric adds that
-            movement to what w does directly.
-        perturb: for "fi" and "fi_batch": what is perturbed: "input", the features after `Task(transform=...)`, or the name of the layer (of
-            `model.named_modules()`) whose input is, in place of the features. Tokens cannot be perturbed, but what goes
-            into the layer after their embedding can.
+        scale: for "fi" and "fi_batch": the size of the step that a perturbation is. "mean": the perturbed row counts
+            1/n in the mean loss, so that the fit moves by `-(n Hbar)^-1 M w` (Yu 2025, Eq. A.7). "sum": it moves by
+            `-Hbar^-1 M w`, n times as far, as Algorithms 1, 2, 5 and 7 there are printed. The scale changes the ranks
+            of rows, since the metric adds that movement to what w does directly.
+        perturb: for "fi" and "fi_batch": what is perturbed: "input", the features after `Task(transform=...)`, or the
+            name of the layer (of `model.named_modules()`) whose input is, in place of the features. Tokens cannot be
+            perturbed, but what goes into the layer after their embedding can.
 
     Returns:
         A `History`. Where an oracle's folder lacks labels, it says which in `waiting`: drop them and call again.

@@ -74,10 +74,10 @@ def influence_measure(
         out: the run's folder or URI (`s3://bucket/run`): scores are then Parquet shards there, and the same call
             finishes an interrupted run. None: the result is held in memory.
         seed: an integer >= 0 that fixes the subsample, the forest and the start of the SVD.
-        scale: the size of the step that a perturbation is. "mean": the perturbed row counts 1/n in the mean loss, so the
-            fit moves by `-(n Hbar)^-1 M w` (Yu 2025, Eq. A.7). "sum": it moves by `-Hbar^-1 M w`, n times as far, as
-            Algorithms 1, 2, 5 and 7 there are printed. The scale changes the ranks of rows, since the metric adds that
-            movement to what w does directly.
+        scale: the size of the step that a perturbation is. "mean": the perturbed row counts 1/n in the mean loss, so
+            that the fit moves by `-(n Hbar)^-1 M w` (Yu 2025, Eq. A.7). "sum": it moves by `-Hbar^-1 M w`, n times as
+            far, as Algorithms 1, 2, 5 and 7 there are printed. The scale changes the ranks of rows, since the metric
+            adds that movement to what w does directly.
         perturb: what is perturbed: "input", the features after `Task(transform=...)`, or the name of the layer (of
             `model.named_modules()`) whose input is, in place of the features. Tokens cannot be perturbed, but what goes
             into the layer after their embedding can.
@@ -88,7 +88,8 @@ def influence_measure(
 
     Raises:
         RayinfError: wrong input, before any work; a model that cannot be differentiated twice, or not in float64;
-            integer inputs (tokens); a layer to perturb that is not there, or runs more than once; a rank over min(p, d); a subsample of under 20 rows.
+            integer inputs (tokens); a layer to perturb that is not there, or runs more than once; a rank over min(p,
+            d); a subsample of under 20 rows.
 
     Cost: a row of a network takes K passes backward, K through the doubly differentiated graph, and a thin SVD of
     `d K^2`; of a linear head, `K^2 i^2` multiply-adds (exact) or `K i^2` (ekfac). No `p x d` or `d x d` matrix.

@@ -177,7 +177,7 @@ class SampledSpec(RunSpec):
     """Of verbs that take FI: of a share of the rows, with a rank, a scale and a place that is perturbed.
 
     Attributes:
-        scale: of the step that a perturbation w is: "mean" moves the fit by `-(n Hbar)^-1 M w`, "sum" by `-Hbar^-1 M w`.
+        scale: of the step that a perturbation w is: "mean" moves the fit by `-(n Hbar)^-1 M w`, "sum" n times as far.
         perturb: "input", or the layer whose input is perturbed.
         exclude: ids of rows not to draw.
     """

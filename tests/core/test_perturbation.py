@@ -176,7 +176,7 @@ def test_what_goes_into_a_convolution_with_normalisation_above_it() -> None:
     model = nn.Sequential(*layers, nn.Linear(18, 3)).double().eval()
     blocks = tuple(b for b in find_blocks(model, "all") if b.kind != "loose")
     x, y = torch.randn(4, 1, 6, 6, dtype=torch.float64), torch.tensor([0, 1, 2, 1])
-    shifted = Shifted(nn.ModuleList(layers + [model[6]]), 2)
+    shifted = Shifted(nn.ModuleList([*layers, model[6]]), 2)
     names = [n for b in blocks for n in b.parameters]
     held = {"layers." + n: dict(model.named_parameters())[n].detach() for n in names}
 

@@ -9,7 +9,7 @@ from typing import Any
 from rayinf.core.fisher import FisherKind
 from rayinf.data.scores import Scores
 from rayinf.data.selection import Selection
-from rayinf.engine import acquisition, pipeline, rank_forest
+from rayinf.engine import acquisition, joint, pipeline, rank_forest
 from rayinf.engine.job import Cluster
 from rayinf.engine.run import open_run
 from rayinf.engine.spec import AcquireSpec
@@ -112,5 +112,5 @@ def acquire(
             parts, extra = rank_forest.rank_rest(run, parts)
         extra["left_out"] = len(left_out)
         if spec.is_joint:
-            extra["picked"] = acquisition.pick_jointly(run, spec, parts)
+            extra["picked"] = joint.pick(run, spec, parts)
         return acquisition.select(spec, pipeline.finish(run, parts, extra))

@@ -215,7 +215,7 @@ def _check_inputs(given: _Arguments, oracle: Any, out: str | AnyPath | None) -> 
         for name, table in given.tables.items()
         if table is not None or name != "valid"
     }
-    held = {"labeled": tables["labeled"], "pool": tables["pool"], "valid": tables.get("valid")}
+    held: dict[str, Any] = {"labeled": tables["labeled"], "pool": tables["pool"], "valid": tables.get("valid")}
     # Options of FI are refused where no strategy takes FI; beside one that does, the others go without them.
     takes_fi = set(BY_MEASURE) & set(given.strategies)
     options = {s: given.options.of(s) if takes_fi else asdict(given.options) for s in given.strategies}

@@ -100,6 +100,35 @@ class Differentiator:
             start = start.view(-1, d, width)
         return right_subspace(rows.gram, start.to(rows.logits.device), rank)
 
+    def pair_factors(self, ready: Ready, solve: bool) -> Tensor:
+        """`R_i` of every row `[B, r, p]`, so that `FI(z', z_i) = |R_i grad l(z')|^2`; see `PairFactors`."""
+        rows, total, basis, _ = self.derivatives(ready)
+        f_bdk = influence_measure.inverse_factor(rows.logits.detach(), total)
+        if basis is not None:
+            f_bdk = basis @ (basis.transpose(1, 2) @ f_bdk)
+        inverse = self.inverse if solve else None
+        if isinstance(rows, linear_head.HeadRows) and self.is_contrasted:
+            return rows.contrasted_columns(f_bdk, inverse)
+        return rows.columns(f_bdk, inverse)
+
+    def likeliest_gradients(self, ready: Ready, solve: bool) -> Tensor:
+        """Row gradients `[B, p]` of the likeliest label, in the coordinates of `pair_factors`."""
+        w, inverse = self.worker, self.inverse
+        if self.is_head is None:
+            self.is_head = linear_head.is_plain_head(w.model, w.blocks, ready.x, self.perturb)
+        if self.is_contrasted:
+            rows = self.head_rows(ready, None)
+            g_bp = rows.contrasted_gradients()
+            if solve or inverse.dense_pp is None:
+                return g_bp
+            return g_bp @ linear_head.contrasted(inverse, len(w.job.classes.labels), w.blocks[0].shape[2])
+        with w.forward_pass(ready.x) as forward_pass:
+            logits = forward_pass.logits.detach()
+            cotangent = logit_error(w.loss, logits, logits.argmax(1)).detach()
+            in_eigenbasis = not self.is_head and inverse.dense_pp is None
+            rows_bp = dense_rows(forward_pass, cotangent, eigenbases=inverse.eigenbases if in_eigenbasis else None)
+            return rows_bp if solve or inverse.dense_pp is None else rows_bp @ inverse.dense_pp
+
     def rows_a_batch(self) -> int:
         """Rows whose graph, row gradients and directions fit in half of `BATCH_FLOATS`."""
         w, spec = self.worker, self.worker.job.spec
@@ -185,24 +214,15 @@ class PairFactors:
     """
 
     def __init__(self, worker: Worker, arrays: Arrays, solve: bool) -> None:
-        self.worker = worker
+        self.worker, self.solve = worker, solve
         self.source = Differentiator(worker, arrays)
-        self.inverse = self.source.inverse if solve else None
 
     def __call__(self, item: Chunk) -> Arrays:
         """The factors of a tile of labelled rows."""
         size, parts = self.source.rows_a_batch(), []
         for shard in item.shards:
-            for ready in self.worker.read("train", shard, size):
-                rows, total, basis, _ = self.source.derivatives(ready)
-                f_bdk = influence_measure.inverse_factor(rows.logits.detach(), total)
-                if basis is not None:
-                    f_bdk = basis @ (basis.transpose(1, 2) @ f_bdk)
-                if isinstance(rows, linear_head.HeadRows) and self.source.is_contrasted:
-                    r_bkp = rows.contrasted_columns(f_bdk, self.inverse)
-                else:
-                    r_bkp = rows.columns(f_bdk, self.inverse)
-                parts.append(r_bkp.cpu().numpy())
+            read = self.worker.read("train", shard, size)
+            parts += [self.source.pair_factors(ready, self.solve).cpu().numpy() for ready in read]
         return {"R": np.concatenate(parts) if len(parts) > 1 else parts[0]}
 
 
@@ -229,8 +249,6 @@ class PairValues(Scoring):
         """R as one matrix; for the plain mean, the `p x p` matrix that does it all where that is smaller."""
         self.source = Differentiator(self.worker, arrays)
         self.aggregate = parse(str(self.worker.job.spec.aggregate), len(arrays["R"]))
-        ready = next(self.worker.read("train", self.worker.job.tables["train"].shards[0], 1))
-        self.source.rows(ready)
         r_nkp = torch.tensor(arrays["R"]).to(self.worker.device)
         self.labeled, self.directions = r_nkp.shape[:2]
         self.r_qp = r_nkp.flatten(0, 1)
@@ -248,7 +266,7 @@ class PairValues(Scoring):
             for rows in np.split(chosen, range(self._rows(), len(chosen), self._rows())):
                 if len(rows):
                     ready = w.ready("pool", raw.take(rows))
-                    values[rows] = found = self._values(self.gradients(ready))
+                    values[rows] = found = self._values(self.source.likeliest_gradients(ready, self.solve))
                     check_finite(found, ready.raw, w.job.tables["pool"].name)
             ids.append(raw.ids)
             parts.append(values)
@@ -262,23 +280,6 @@ class PairValues(Scoring):
             return int(self.worker.job.spec.batch_size)
         inputs, outputs = self.worker.activations
         return int(min(max(BATCH_FLOATS // 8 // (self.r_qp.shape[1] + 4 * (inputs + outputs)), 1), _READ_ROWS))
-
-    def gradients(self, ready: Ready) -> Tensor:
-        """Row gradients `[B, p]` of the likeliest label, in the coordinates of R."""
-        w = self.worker
-        if self.source.is_contrasted:
-            rows = self.source.head_rows(ready, None)
-            g_bp, inverse = rows.contrasted_gradients(), self.source.inverse
-            if self.solve or inverse.dense_pp is None:
-                return g_bp
-            return g_bp @ linear_head.contrasted(inverse, len(w.job.classes.labels), w.blocks[0].shape[2])
-        with w.forward_pass(ready.x) as forward_pass:
-            logits = forward_pass.logits.detach()
-            cotangent = logit_error(w.loss, logits, logits.argmax(1)).detach()
-            inverse = self.source.inverse
-            in_eigenbasis = not self.source.is_head and inverse.dense_pp is None
-            rows_bp = dense_rows(forward_pass, cotangent, eigenbases=inverse.eigenbases if in_eigenbasis else None)
-            return rows_bp if self.solve or inverse.dense_pp is None else rows_bp @ inverse.dense_pp
 
     def _values(self, g_bp: Tensor) -> np.ndarray[Any, Any]:
         if self.mean_pp is not None:

@@ -30,6 +30,7 @@ from rayinf.engine.memory import check_fits, check_memory, fewest, query_bytes
 from rayinf.engine.probe import Probe, probe
 from rayinf.engine.run import Run, open_tables, partial_sums, scan_table
 from rayinf.engine.runner import LocalRunner
+from rayinf.engine.spanning import SKETCH
 from rayinf.engine.spec import RunSpec, SampledSpec
 from rayinf.engine.stages import Stage
 from rayinf.engine.worker import BATCH_FLOATS
@@ -166,7 +167,10 @@ class _TrialRunner(LocalRunner):
         """Call the store of factors."""
         if method == "derive":
             name, *_, last = args
-            self.store("put", name, self._derived(name, last))
+            made = self._derived(name, last)
+            # A sketch has the size that its own stage gave it.
+            sketch = self.store("get", SKETCH) if self.store("has", SKETCH) else {}
+            self.store("put", name, {**sketch, **self._derived("inverse", last)} if name == "spanning" else made)
             return self.store("get", name)
         return super().publish(method, *args)
 

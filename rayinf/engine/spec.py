@@ -16,6 +16,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rayinf.core.blocks import find_blocks
 from rayinf.core.dropout import require_dropout
 from rayinf.core.fisher import FisherKind
 from rayinf.core.objective_parser import parse
@@ -23,7 +24,7 @@ from rayinf.core.objectives import Objective, mean_loss
 from rayinf.core.perturbation import INPUT
 from rayinf.data.batches import is_text
 from rayinf.data.tables import Table
-from rayinf.engine.entry import BY_DROPOUT, BY_INFLUENCE, BY_LOGITS, BY_MEASURE, JOINT, KRONECKER, check
+from rayinf.engine.entry import BY_DROPOUT, BY_EMBEDDING, BY_INFLUENCE, BY_LOGITS, BY_MEASURE, JOINT, KRONECKER, check
 from rayinf.engine.job import Cluster
 from rayinf.errors import InputError
 from rayinf.select import aggregate
@@ -320,6 +321,8 @@ class AcquireSpec(SampledSpec):
             aggregate.parse(str(self.aggregate), tables["train"].num_rows)
         if self.strategy in BY_DROPOUT:
             require_dropout(probed.model)
+        if self.strategy in BY_EMBEDDING:
+            find_blocks(probed.model, "last")
         super().check(tables, probed)
 
     def _check_options_of_fi(self) -> None:

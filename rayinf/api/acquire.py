@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from rayinf.core.fisher import FisherKind
@@ -109,7 +110,7 @@ def acquire(
         parts = acquisition.value_pool(run)
         extra: dict[str, Any] = {}
         if subsample < 1:
-            parts, extra = rank_forest.rank_rest(run, parts)
+            parts, extra = rank_forest.rank_rest(run, parts, partial(acquisition.value_pairs, run))
         extra["left_out"] = len(left_out)
         if spec.is_joint:
             extra["picked"] = joint.pick(run, spec, parts)

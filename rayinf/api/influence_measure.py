@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from rayinf.core.fisher import FisherKind
+from rayinf.data.files import Arrays
 from rayinf.data.scores import Scores
 from rayinf.engine import measure_stages, pipeline, rank_forest
+from rayinf.engine.curvature import join_payloads
 from rayinf.engine.job import Cluster
 from rayinf.engine.run import Run, open_run
 from rayinf.engine.spec import MeasureSpec
@@ -101,16 +104,24 @@ def influence_measure(
         parts = measure_rows(run)
         forest: dict[str, Any] = {}
         if subsample < 1:
-            parts, forest = rank_forest.rank_rest(run, parts)
+            parts, forest = rank_forest.rank_rest(run, parts, partial(measure_rows, run))
         return pipeline.finish(run, parts, {**measure_stages.summarise(run, parts), **forest})
 
 
-def measure_rows(run: Run) -> list[pa.Table]:
+def measure_rows(run: Run, top: Arrays | None = None) -> list[pa.Table]:
     """The stages of a run before a forest ranks the rest: curvature, validation loss, FI.
+
+    Args:
+        run: open.
+        top: a forest and where its top begins, for the rows above (see `rank_forest`). None: all rows, or those of the
+            subsample that are drawn by chance.
 
     Returns:
         The shards' tables, or nothing where they were written to the folder.
     """
     pipeline.fit_factors(run)
     arrays = pipeline.measure_arrays(run)
-    return pipeline.score(run, measure_stages.Measure, arrays, ["fi"], rank_forest.measured_into(run))
+    if top is not None:
+        run.runner.store("drop", "measured-top")
+        arrays = run.runner.publish("derive", "measured-top", join_payloads, ["measured"], top)
+    return pipeline.score(run, measure_stages.Measure, arrays, ["fi"], rank_forest.measured_into(run, top))

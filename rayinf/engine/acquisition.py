@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow as pa
 import torch
 
 from rayinf.data import overlap
+from rayinf.data.files import Arrays
 from rayinf.data.run_folder import SCORES
 from rayinf.data.scores import Scores
 from rayinf.data.selection import Selection
@@ -90,36 +92,40 @@ def value_pool(run: Run) -> list[pa.Table]:
     return pipeline.score(run, Uncertain, {}, [strategy])
 
 
-def value_pairs(run: Run) -> list[pa.Table]:
+def value_pairs(run: Run, top: Arrays | None = None) -> list[pa.Table]:
     """FI of every pool row against every labelled one, aggregated: tiled over both sides, pairs never kept.
+
+    With `top` (see `rank_forest`), of the rows that a forest puts on top.
 
     All of R fits in a tile, as a rule: then the pool is passed over once. Else a tile of R is made at a time, and the
     pool is taken in pieces whose pairs with all labelled rows fit in memory.
     """
-    inverse = pipeline.inverse_arrays(run)
+    inverse, into = pipeline.inverse_arrays(run), rank_forest.measured_into(run, top)
     tiles = _tiles(run)
     # A dense inverse is applied on the side with fewer vectors.
     vectors = run.scans["train"].rows * min(len(run.job.classes.labels) - 1, run.probe.perturbed)
     solve = run.spec.curvature not in DENSE or vectors <= run.scans["pool"].rows
     if len(tiles) == 1:
-        arrays = _factors(run, tiles[0], inverse, solve)
-        return pipeline.score(run, PairValues, arrays, ["fi"], rank_forest.measured_into(run), whole=True, solve=solve)
+        arrays = _factors(run, tiles[0], inverse, solve, top)
+        return pipeline.score(run, PairValues, arrays, ["fi"], into, whole=True, solve=solve)
     found: list[pa.Table] = []
     for piece in _pieces(run):
-        if not all(run.has_part(SCORES, s) or run.has_part(rank_forest.measured_into(run), s) for s in piece):
-            found += _piece_values(run, piece, tiles, inverse, solve)
+        if not all(run.has_part(SCORES, s) or run.has_part(into, s) for s in piece):
+            factors = ((tile, _factors(run, tile, inverse, solve, top)) for tile in tiles)
+            found += _piece_values(run, piece, factors, into, solve)
     return found
 
 
-def _piece_values(run: Run, piece: list[Shard], tiles: list[Chunk], inverse: Any, solve: bool) -> list[pa.Table]:
-    """The aggregated values of some shards of the pool, over all tiles of labelled rows."""
+def _piece_values(
+    run: Run, piece: list[Shard], factors: Iterable[tuple[Chunk, Any]], into: str, solve: bool
+) -> list[pa.Table]:
+    """The aggregated values of some shards of the pool, over all tiles of labelled rows, each made when it is used."""
     shards = {s.index: s for s in piece}
     held: dict[int, list[Any]] = {k: [] for k in shards}
     ids: dict[int, pa.Array] = {}
-    with run.timed(f"pairs-{piece[0].index}", sum(s.rows for s in piece) * len(tiles)) as advance:
-        for tile in tiles:
+    with run.timed(f"pairs-{piece[0].index}", sum(s.rows for s in piece) * len(_tiles(run))) as advance:
+        for tile, arrays in factors:
             names = [f"fi_{k}" for k in range(tile.rows)]
-            arrays = _factors(run, tile, inverse, solve)
             for key, table in run.runner.map(PairValues, arrays, shards, names=names, whole=False, solve=solve):
                 ids[key] = table["row_id"]
                 held[key].append(np.stack([table[n].to_numpy() for n in names], axis=1).astype(np.float32))
@@ -132,7 +138,7 @@ def _piece_values(run: Run, piece: list[Shard], tiles: list[Chunk], inverse: Any
         fi = np.full(len(values), np.nan)
         fi[known] = aggregate.apply(values[known], torch.get_num_threads())
         table = pa.table({"row_id": ids[key], "fi": pa.array(fi, mask=~known)})
-        place = run.place(rank_forest.measured_into(run))
+        place = run.place(into)
         if place is None or run.folder is None:
             out.append(table)
         else:
@@ -140,14 +146,22 @@ def _piece_values(run: Run, piece: list[Shard], tiles: list[Chunk], inverse: Any
     return out
 
 
-def _factors(run: Run, tile: Chunk, inverse: Any, solve: bool) -> Any:
-    """R of a tile of labelled rows beside the inverse, as a payload; its parts are made on all workers."""
+def _factors(run: Run, tile: Chunk, inverse: Any, solve: bool, top: Arrays | None) -> Any:
+    """R of a tile of labelled rows beside the inverse, as a payload; its parts are made on all workers.
+
+    Where there is one tile, that of the rows drawn by chance is used again for the rows on top.
+    """
+    name, join = f"pair-factors-{tile.shards[0].start}", curv.join_payloads
+    if top is not None:
+        run.runner.store("drop", "pair-factors-top")
+        if tile.rows == run.scans["train"].rows and run.runner.store("has", name):
+            return run.runner.publish("derive", "pair-factors-top", join, [name], top)
     parts = {k: Chunk((s,)) for k, s in enumerate(tile.shards)}
     rows = [found["R"] for found in run.gather("pair factors", PairFactors, inverse, parts, solve=solve)]
-    whole = {"R": np.concatenate(rows) if len(rows) > 1 else rows[0]}
-    name = f"pair-factors-{tile.shards[0].start}"
+    whole = {"R": np.concatenate(rows) if len(rows) > 1 else rows[0], **(top or {})}
+    name = name if top is None else "pair-factors-top"
     run.runner.store("drop", name)
-    return run.runner.publish("derive", name, curv.join_payloads, ["inverse"], whole)
+    return run.runner.publish("derive", name, join, ["inverse"], whole)
 
 
 def _tiles(run: Run) -> list[Chunk]:

@@ -20,18 +20,19 @@ from rayinf.data.batches import Batch, row_keys, uniforms
 from rayinf.data.files import Arrays
 from rayinf.data.part_files import PartPlace
 from rayinf.data.run_folder import SCORES
-from rayinf.data.scores import LABEL_COLUMN, to_numpy
+from rayinf.data.scores import LABEL_COLUMN
 from rayinf.data.shards import Shard
 from rayinf.engine.fit_quality import KEY, FitSums
 from rayinf.engine.job import Chunk
 from rayinf.engine.run import Run
-from rayinf.engine.spec import AcquireSpec, SampledSpec
+from rayinf.engine.spec import AcquireSpec
 from rayinf.engine.stages import Scoring, check_finite
+from rayinf.engine.subsample import SUMMARY, Subsample
 from rayinf.engine.worker import BATCH_FLOATS, MOST_ROWS, Ready, Worker
 from rayinf.select.aggregate import parse
 
-# The key under which a shard's table carries counts over its rows.
-SUMMARY = b"rayinf"
+# Arrays beside the inverse curvature.
+_APART = ("R", "forest", "limit")
 # Rows that are read at a time where only some of them are scored.
 _READ_ROWS = 8192
 # Numbers of one tile of pairs: products, squares and the aggregate's selection stay in the processor's last cache.
@@ -46,7 +47,9 @@ class Differentiator:
     def __init__(self, worker: Worker, arrays: Arrays) -> None:
         self.worker, self.perturb = worker, worker.job.spec.perturb
         scaled = {k: self.scaled(v) if k == "dense" or k.startswith("D/") else v for k, v in arrays.items()}
-        held = worker.tensors({k: v for k, v in scaled.items() if not k.startswith(("U/", "R"))}, torch.float64)
+        held = worker.tensors(
+            {k: v for k, v in scaled.items() if k not in _APART and not k.startswith("U/")}, torch.float64
+        )
         names = [k.removeprefix("D/") for k in held if k.startswith("D/")]
         eigenbases = {n: (held.get(f"q_a/{n}"), held.get(f"q_g/{n}"), held[f"D/{n}"]) for n in names}
         self.inverse = Inverse(held.get("dense"), eigenbases)
@@ -162,16 +165,17 @@ class Measure(Scoring):
         self.source = Differentiator(self.worker, arrays)
         held = {k.removeprefix("U/"): self.source.scaled(v) for k, v in arrays.items() if k.startswith("U/")}
         self.query = self.worker.tensors(held, torch.float64)
+        self.subsample = Subsample(self.worker, arrays)
 
     def table(self, shard: Shard) -> pa.Table:
         """`row_id`, the label and `fi`; counts over its rows are its metadata."""
-        w, spec = self.worker, self.worker.job.spec
+        w = self.worker
         size = self.source.rows_a_batch()
         self.fit = FitSums(len(w.job.classes.labels))
         counts = {"one_hot": 0, "rows": 0, "share": 0.0, "least_share": 1.0}
         ids, labels, parts = [], [], []
-        for raw in w.read_raw(w.job.scored, shard, max(size, int(size / spec.subsample))):
-            chosen = in_subsample(raw, spec)
+        for raw in w.read_raw(w.job.scored, shard, max(size, int(size / self.subsample.share))):
+            chosen = self.subsample.rows(raw)
             values = np.full(len(raw), np.nan)
             for start in range(0, len(chosen), size):
                 rows = chosen[start : start + size]
@@ -248,6 +252,7 @@ class PairValues(Scoring):
     def prepare(self, arrays: Arrays) -> None:
         """R as one matrix; for the plain mean, the `p x p` matrix that does it all where that is smaller."""
         self.source = Differentiator(self.worker, arrays)
+        self.subsample = Subsample(self.worker, arrays)
         self.aggregate = parse(str(self.worker.job.spec.aggregate), len(arrays["R"]))
         r_nkp = torch.tensor(arrays["R"]).to(self.worker.device)
         self.labeled, self.directions = r_nkp.shape[:2]
@@ -258,10 +263,10 @@ class PairValues(Scoring):
 
     def table(self, shard: Shard) -> pa.Table:
         """`row_id` and the aggregate `fi`, or `fi_<k>` for the k-th labelled row; null outside the subsample."""
-        w, spec = self.worker, self.worker.job.spec
+        w = self.worker
         ids, parts = [], []
         for raw in w.read_raw("pool", shard, _READ_ROWS):
-            chosen = in_subsample(raw, spec)
+            chosen = self.subsample.rows(raw)
             values = np.full((len(raw), len(self.names)), np.nan, np.float64 if self.whole else np.float32)
             for rows in np.split(chosen, range(self._rows(), len(chosen), self._rows())):
                 if len(rows):
@@ -293,21 +298,6 @@ class PairValues(Scoring):
             held = (squares.to(torch.float32) if fits else squares).cpu().numpy()
             parts.append(self.aggregate.apply(held, torch.get_num_threads())[:, None] if self.whole else held)
         return np.concatenate(parts)
-
-
-def in_subsample(raw: Batch, spec: SampledSpec) -> np.ndarray[Any, Any]:
-    """Positions of the batch's rows that a subsample takes: each with probability `subsample`, by its contents alone.
-
-    Rows that are excluded are left out. Which rows are excluded moves the seed too, so that every round of active
-    learning draws anew from the rows that are left (Yu 2025, Algorithm 8).
-    """
-    if spec.subsample >= 1.0:
-        return np.arange(len(raw))
-    keys, seed = row_keys(raw.x, raw.labels), spec.seed + spec.draw + 2
-    taken = uniforms(keys, seed, 1)[:, 0] < spec.subsample
-    if spec.undrawn:
-        taken &= ~np.isin(to_numpy(raw.ids), np.asarray(spec.undrawn))
-    return np.flatnonzero(taken)
 
 
 def _normals(raw: Batch, seed: int, count: int) -> np.ndarray[Any, Any]:

@@ -251,6 +251,7 @@ class _Trial:
             disk = self.rows[self.job.scored] * (16 + self.item * self.columns)
             # What a run repeats and a trial does not: tiles of labelled rows, or columns.
             seconds *= self._tiles if self._is_paired else self.columns / self.tried
+            seconds *= self._passes
             given = given * self.columns // self.tried
         found = [self._stage(name, seconds / self.workers, given + sums + 4 * BATCH_FLOATS, disk)]
         if name == "hessian":
@@ -300,6 +301,13 @@ class _Trial:
         """Labelled rows of a tile, whose factors a worker holds."""
         width = 8 * min(self.probed.logits - 1, self.probed.perturbed) * self.probed.parameters
         return min(self.rows["train"], max(1, TILE_BYTES // width))
+
+    @property
+    def _passes(self) -> float:
+        """Of a subsample, all that is measured over what a trial measures: that drawn by chance."""
+        if not isinstance(self.spec, SampledSpec):
+            return 1.0
+        return self.spec.subsample / self.spec.first_share(self.rows[self.job.scored])
 
     @property
     def _tiles(self) -> int:

@@ -196,6 +196,11 @@ class SampledSpec(RunSpec):
         """Ids of rows that the share is not drawn from."""
         return tuple(sorted(set(self.exclude), key=str)) if self.subsample < 1 else ()
 
+    def first_share(self, rows: int) -> float:
+        """The share of a table's rows that is drawn by chance: half of the subsample, or as much as a forest needs."""
+        least = LEAST_ROWS / max(rows - len(self.undrawn), 1)
+        return 1.0 if self.subsample == 1 else min(self.subsample, max(self.subsample / 2, least))
+
     @cached_property
     def draw(self) -> int:
         """What moves the seed of the share: every round of active learning draws anew, from the rows that are left."""

@@ -114,6 +114,17 @@ class Differentiator:
             return rows.contrasted_columns(f_bdk, inverse)
         return rows.columns(f_bdk, inverse)
 
+    def factor_sizes(self, r_bkp: Tensor) -> Tensor:
+        """The Frobenius norms `[B]` of what `pair_factors` gave, through the inverse, in all parameters.
+
+        Of a head, columns come less class 0: R has no mean over the classes, so that the others tell those of class 0.
+        """
+        square_b = r_bkp.square().sum((1, 2))
+        if self.is_contrasted:
+            k = len(self.worker.job.classes.labels)
+            square_b = square_b - r_bkp.unflatten(2, (k - 1, -1)).sum(2).square().sum((1, 2)) / k
+        return square_b.clamp(min=0).sqrt()
+
     def likeliest_gradients(self, ready: Ready, solve: bool) -> Tensor:
         """Row gradients `[B, p]` of the likeliest label, in the coordinates of `pair_factors`."""
         w, inverse = self.worker, self.inverse

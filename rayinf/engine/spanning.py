@@ -53,7 +53,7 @@ class Sketch(stages.Summing):
     def batch(self, sums: Sums, ready: Ready) -> None:
         """Add one batch."""
         r_bkp = self.source.pair_factors(ready, solve=True)
-        size_b = r_bkp.flatten(1).norm(dim=1)
+        size_b = self.source.factor_sizes(r_bkp)
         r_bkp = r_bkp / torch.where(size_b > 0, size_b, 1.0)[:, None, None]
         rows, directions, p = r_bkp.shape
         total = self.worker.job.tables["train"].num_rows * directions

@@ -82,14 +82,22 @@ def active_learning(
         test: the rows that every round is measured on, in the same forms.
         rounds: how often rows are picked, >= 1.
         n: rows to pick a round, >= 1.
-        strategy: "fi", "iv", "isal", "tree", "bald", "batchbald", "entropy", "margin", "least_confidence" or "random".
-            Or a list of these: each with each seed is a trajectory of its own. What makes a row worth a label: "fi", FI
-            of the row, with its likeliest label, against every labelled row, aggregated (Yu 2025, Eq. 4.1); "iv",
-            influence of the row, with its likeliest label, on the validation loss (needs `valid`); "isal", the same on
-            the loss of the labelled rows (Liu et al. 2021, with the model's own label as pseudo-label); "tree", a tree
-            of the labelled rows' influence on the validation loss, grown on their features alone, predicts that of the
-            pool (Chhabra 2024, section 5.5; needs `valid`); "bald" and "batchbald", mutual information under dropout
-            (Houlsby et al. 2011; Kirsch et al. 2019); the others, how uncertain the prediction is, or chance.
+        strategy: "fi", "fi_batch", "iv", "isal", "tree", "bald", "batchbald", "badge", "coreset", "typiclust",
+            "entropy", "margin", "least_confidence" or "random". Or a list of these: each with each seed is a trajectory
+            of its own. What makes a row worth a label: "fi", FI of the row, with its likeliest label, against every
+            labelled row, aggregated (Yu 2025, Eq. 4.1); "fi_batch", the batch of the largest log-determinant in the
+            geometry of FI: rows are vectors whose squared length is their mean FI over the labelled rows, each of these
+            counting the same, and every pick is the row whose vector the picked ones span least
+            (`rayinf.engine.spanning` has the maths); "iv", influence of the row, with its likeliest label, on the
+            validation loss (needs `valid`); "isal", the same on the loss of the labelled rows (Liu et al. 2021, with
+            the model's own label as pseudo-label); "tree", a tree of the labelled rows' influence on the validation
+            loss, grown on their features alone, predicts that of the pool (Chhabra 2024, section 5.5; needs `valid`);
+            "bald" and "batchbald", mutual information under dropout (Houlsby et al. 2011; Kirsch et al. 2019); "badge",
+            draws of k-means++ on gradients in the last linear layer (Ash et al. 2020); "coreset", the row whose
+            embedding is farthest from all labelled and picked ones, again and again (Sener and Savarese 2018);
+            "typiclust", the most typical row of every cluster of embeddings without a label (Hacohen et al. 2022),
+            where a row's embedding is what goes into the last linear layer; the others, how uncertain the prediction
+            is, or chance.
         valid: validation rows, in the same forms, for "iv" and "tree".
         cluster: the workers on Ray. One trajectory shards its pool over them. Several run side by side, each in one
             worker (with the device of the task's own model); tables and a function as oracle are then sent to the
@@ -101,14 +109,15 @@ def active_learning(
             held in memory.
         seed: an integer >= 0 that fixes training and all that is drawn, the same in every round; or a list.
         curvature: the matrix whose inverse weighs the gradients: "ekfac" or "kfac", a block for each layer; "exact"
-            (the Hessian) or "ggn" (generalised Gauss-Newton), for few parameters; "identity". For "fi", "iv", "isal"
-            and "tree".
+            (the Hessian) or "ggn" (generalised Gauss-Newton), for few parameters; "identity". For "fi", "fi_batch",
+            "iv", "isal" and "tree".
         aggregate: how a row's FI over the labelled rows becomes one number, for "fi": "trimmed_mean" (the middle 80 %),
             "mean", "median", or a quantile, as a number in [0, 1] or "quantile:0.9".
         rank: the rank of the truncated SVD that replaces the mixed derivative of every row (KFSVD, Yu 2025, Algorithm
-            7), for "fi". None is exact.
-        subsample: the share of the rows that are left which is valued, in (0, 1]. Under 1, it is drawn anew in every
-            round, and a random forest ranks the rest (Yu 2025, Algorithm 8).
+            7), for "fi" and "fi_batch". None is exact.
+        subsample: for "fi": the share of the rows that are left which is valued, in (0, 1]. Under 1, half of it is
+            drawn by chance, anew in every round, the other half are the rows that a random forest on these puts on top,
+            and the forest ranks the rest (after Yu 2025, Algorithm 8, where all is drawn by chance).
         fisher: the labels of the gradients that K-FAC and EKFAC are fitted to: "true" (the expectation over the model's
             own predictions, without sampling up to 32 classes) or "empirical" (the labels of the table).
         damping: a number >= 0 that is added to the eigenvalues of the mean curvature. None: 0.1 x each layer's mean

@@ -69,10 +69,14 @@ def influence_measure(
             alone. None is exact. It saves nothing over the exact form, which takes K products a row against `2 (k + 8)
             5`; it is there for comparison. `metadata["captured_share"]` is the mean share of the norm of M_i that is
             kept.
-        subsample: the share of the rows that is measured, in (0, 1]. Under 1, a random forest over features and label,
-            fitted once, ranks the rest (Yu 2025, Algorithm 6). `fi` is then null on rows that were not measured, and
-            `fi_rank` in [0, 1] holds every row's rank, 1 the highest: `trim` reads that column.
-            `metadata["forest_rank_correlation"]` is the forest's out-of-bag rank correlation.
+        subsample: the share of the rows that is measured, in (0, 1]. Under 1, half of it is drawn by chance; a random
+            forest learns the ranks of these rows from the model's outputs, the loss, the label and (up to 256 numbers)
+            the features; and the other half are the rows that it puts on top. It ranks the rest (after Yu 2025,
+            Algorithm 6, where all is drawn by chance and the forest takes features and label). `fi` is null on rows
+            that were not measured, and `fi_rank` in [0, 1] holds every row's rank, 1 the highest: `trim` reads that
+            column. `metadata["exact_top_rows"]` says how many rows of highest rank are all measured,
+            `metadata["forest_rank_correlation"]` is the forest's out-of-bag rank correlation. It saves nothing over the
+            closed form of a linear head, which takes less time than a forest.
         cluster: the workers on Ray that do the work. None: this process, without Ray.
         out: the run's folder or URI (`s3://bucket/run`): scores are then Parquet shards there, and the same call
             finishes an interrupted run. None: the result is held in memory.

@@ -15,7 +15,7 @@ SHARED = [path.stem for path in FOLDER.glob("*.py")]
 
 LEARNED = ["mean over rounds", "FI less it", "seeds FI better", "last round", "s an acquisition", "Here: FI", "Paper"]
 TABULAR = [*LEARNED, "fi", "iv", "entropy", "margin", "random", "Jigsaw"]
-APPROXIMATE = ["exact", "forest", "of exact", "rank correlation", "overlap", "93.8", "1228 s"]
+APPROXIMATE = ["exact", "forest", "random", "of exact", "rank correlation", "overlap", "93.8", "1228 s"]
 
 
 @pytest.fixture

@@ -84,12 +84,10 @@ def show(title: str, found: Found, paper: Paper, paper_seeds: int, console: Cons
 def show_settings(rows: Sequence[tuple[Sequence[str], Found]], headings: Sequence[str], console: Console) -> None:
     """One budget under several settings."""
     (budget,) = rows[0][1].budgets
-    table = Table(title=f"{budget} rows deleted, {len(rows[0][1].before)} seeds")
-    better = [f"{name} better" for name in METHODS if name != "IV"]
-    for heading in (*headings, "before", *better, *(f"accuracy {name}" for name in METHODS)):
+    table = Table(title=f"{budget} rows deleted, {len(rows[0][1].before)} seeds: accuracy by each")
+    for heading in (*headings, "before", "FI better", "ties", *METHODS):
         table.add_column(heading, justify="right")
     for setting, found in rows:
-        wins = (str(found.wins(budget, name)[0]) for name in METHODS if name != "IV")
         after = (f"{np.mean(found.after[budget, name]):.2f}" for name in METHODS)
-        table.add_row(*setting, f"{np.mean(found.before):.2f}", *wins, *after)
+        table.add_row(*setting, f"{np.mean(found.before):.2f}", *map(str, found.wins(budget)), *after)
     console.print(table)

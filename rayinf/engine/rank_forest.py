@@ -24,6 +24,7 @@ from rayinf.data.part_files import PartPlace
 from rayinf.data.run_folder import SCORES, TOP_ROWS, UNRANKED
 from rayinf.data.shards import Shard
 from rayinf.engine import pipeline
+from rayinf.engine.curvature import join_payloads
 from rayinf.engine.run import Run
 from rayinf.engine.spec import SampledSpec
 from rayinf.engine.stages import Stage
@@ -34,6 +35,8 @@ from rayinf.select.forest import MOST_ROWS, RankForest, limit_of, rank_of
 # Measured values that ranks are taken among: beyond so many, the ranks of a sample of them are as good.
 _MOST_REFERENCES = 1 << 20
 _READ_ROWS = 8192
+# Rows not drawn that show where the top begins: so many give its share of the rows to within a percent or so.
+_LIMIT_ROWS = 4096
 # Under this out-of-bag rank correlation the forest's ranks are little better than chance.
 _WEAK = 0.5
 
@@ -75,7 +78,7 @@ class Gather(_Ranked):
     """
 
     def __init__(self, worker: Worker, arrays: Arrays) -> None:
-        super().__init__(worker, {})
+        super().__init__(worker, arrays)
         self.shares = [float(v) for v in arrays["shares"]]
 
     def __call__(self, item: Item) -> Arrays:
@@ -116,7 +119,7 @@ class RankRest(_Ranked):
     """Shard -> `fi_rank` in [0, 1] of all its rows: their own rank where they are measured, else the forest's."""
 
     def __init__(self, worker: Worker, arrays: Arrays, into: PartPlace | None) -> None:
-        super().__init__(worker, {}, into)
+        super().__init__(worker, {k: v for k, v in arrays.items() if k != "forest"}, into)
         self.forest = RankForest.from_array(arrays["forest"])
         self.reference, self.weights, self.most = arrays["reference"], arrays["weights"], float(arrays["limit"][0])
 
@@ -158,8 +161,8 @@ def rank_rest(run: Run, tables: list[pa.Table], measure: Measure) -> tuple[list[
     rows = run.scans[run.job.scored].rows
     spec: SampledSpec = run.job.spec
     free, share = max(rows - len(spec.undrawn), 1), spec.first_share(rows)
-    shares = np.array([min(1.0, MOST_ROWS / (share * free)), min(1.0, MOST_ROWS / free)])
-    held = _gather(run, Gather, {"shares": shares}, _items(run, (tables,)))
+    shares = np.array([min(1.0, MOST_ROWS / (share * free)), min(1.0, _LIMIT_ROWS / free)])
+    held = _gather(run, Gather, _with_queries(run, "to-learn-from", {"shares": shares}), _items(run, (tables,)))
     # By their contents: the forest is then the same whatever the order of the rows.
     order = np.argsort(held.pop("keys"), kind="stable")
     held = {name: value[order] for name, value in held.items()}
@@ -188,7 +191,7 @@ def rank_rest(run: Run, tables: list[pa.Table], measure: Measure) -> tuple[list[
     _report(run, quality)
     arrays = {**top, "reference": reference, "weights": weights}
     todo = {k: item for k, item in items.items() if not run.has_part(SCORES, item[0])}
-    done = run.runner.map(RankRest, arrays, todo, into=run.place(SCORES))
+    done = run.runner.map(RankRest, _with_queries(run, "ranks", arrays), todo, into=run.place(SCORES))
     return pipeline.collect(run, "ranks", done, {s.index: s for s in shards}, todo), quality
 
 
@@ -211,7 +214,16 @@ def _weigh(values: Array, measured: Array, is_top: Array, rows: int) -> tuple[Ar
     return np.argsort(values, kind="stable"), weights
 
 
-def _gather(run: Run, stage: type[Stage], arrays: Arrays, items: dict[int, Item]) -> Arrays:
+def _with_queries(run: Run, name: str, arrays: Arrays) -> Any:
+    """Arrays beside the preconditioned validation gradient, if the verb has one, as a payload."""
+    store = run.runner.store
+    if not store("has", "solved"):
+        return arrays
+    store("drop", name)
+    return run.runner.publish("derive", name, join_payloads, ["solved"], arrays)
+
+
+def _gather(run: Run, stage: type[Stage], arrays: Any, items: dict[int, Item]) -> Arrays:
     """Results of a stage over all shards, one after the other."""
     parts: dict[int, Arrays] = {}
     with run.timed("forest", sum(item[0].rows for item in items.values())) as advance:

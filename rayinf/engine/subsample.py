@@ -1,21 +1,25 @@
 """Which rows a subsample measures: first a share by chance, then those that a forest on these predicts to be on top.
 
-The forest learns from what every row has for one pass forward: the model's outputs, the loss, the length of its
-gradient; from the label where it is known, and from the features where they are few numbers. Yu 2025, Algorithms 6 and
-8 take features and label alone, and all that is measured by chance: of pixels a forest learns little.
+The forest learns from what every row has for one pass forward and one backward, in the model's own precision: its
+outputs, the loss, the length of its gradient, and (for FI on a validation loss) its influence on that loss; from the
+label where it is known, and from the features where they are few numbers. Yu 2025, Algorithms 6 and 8 take features
+and label alone, and all that is measured by chance: of pixels a forest learns little.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from rayinf.core.fisher import loss_gradient
+from rayinf.core.fisher import loss_gradient, scale_rows
 from rayinf.data.batches import Batch, row_keys, uniforms
 from rayinf.data.files import Arrays
 from rayinf.data.scores import to_numpy
+from rayinf.engine import stages
 from rayinf.engine.worker import Ready, Worker
 from rayinf.select.forest import RankForest
 
@@ -35,11 +39,12 @@ class Subsample:
     Args:
         worker: whose job says how many.
         arrays: of the stage; with `forest` and `limit`, the rows that the forest puts on top are taken, else a share by
-            chance.
+            chance. `U/<block>`, the preconditioned validation gradient: the influence on it is a feature.
     """
 
     def __init__(self, worker: Worker, arrays: Arrays) -> None:
         self.worker, spec = worker, worker.job.spec
+        self.queries = {k: v for k, v in arrays.items() if k == "scale" or k.startswith(("U/", "flat/"))}
         self.share = spec.first_share(worker.job.tables[worker.job.scored].num_rows)
         self.forest = RankForest.from_array(arrays["forest"]) if "forest" in arrays else None
         self.limit: Array = arrays.get("limit", np.zeros(2))
@@ -85,8 +90,8 @@ class Subsample:
         return None if job.columns[job.scored].label is None else job.classes.encode(raw.labels)
 
     def features(self, raw: Batch) -> Array:
-        """What the forest learns from beside the label, `[B, columns]`, float32: a pass of the model forward."""
-        w, parts = self.worker, []
+        """What the forest learns from beside the label, `[B, columns]`, float32."""
+        w, parts = self._own.worker, []
         size = w.rows_a_batch(1)
         for start in range(0, len(raw), size):
             rows = np.arange(start, min(start + size, len(raw)))
@@ -96,12 +101,20 @@ class Subsample:
         found = np.concatenate(parts)
         return np.column_stack([x.astype(np.float32), found]) if few else found
 
+    @cached_property
+    def _own(self) -> stages.Score:
+        """Products with the queries, by a worker whose passes are in the precision that the model came in."""
+        job = replace(self.worker.job, own_precision=True)
+        return stages.Score(Worker(job, str(self.worker.device)), self.queries, [])
+
     def _outputs(self, ready: Ready) -> Array:
-        w = self.worker
-        with torch.no_grad():
-            logits = w.predict(ready.x).detach()
+        own = self._own
+        w = own.worker
         known = w.job.columns[w.job.scored].label is not None
-        losses, gradient = loss_gradient(w.loss, logits, ready.y if known else logits.argmax(1))
+        with w.forward_pass(ready.x) as forward_pass:
+            logits = forward_pass.logits.detach()
+            losses, gradient = loss_gradient(w.loss, logits, ready.y if known else logits.argmax(1))
+            influence = own.values(forward_pass, *scale_rows(gradient, w.dtype)) if own.queries else logits[:, :0]
         log_p = logits.double().log_softmax(1)
         top = log_p.topk(2, dim=1).values
         columns = [
@@ -110,6 +123,8 @@ class Subsample:
             # In float32 a sure row's gradient would be 0.
             gradient.double().norm(dim=1, keepdim=True).clamp(min=1e-300).log(),
             top[:, :1] - top[:, 1:],
+            influence.double(),
+            influence.double().abs(),
         ]
         out: Array = torch.cat(columns, 1).float().cpu().numpy()
         return out

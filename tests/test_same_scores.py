@@ -12,7 +12,7 @@ from benchmarks import same_scores
 
 HELD = Path(same_scores.__file__).with_suffix(".npz")
 # Case -> why its numbers are others now.
-CHANGED: dict[str, str] = {}
+CHANGED: dict[str, str] = {"measure forest": "half of a subsample are the rows that the forest puts on top"}
 
 
 @pytest.mark.slow

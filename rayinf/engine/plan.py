@@ -250,8 +250,7 @@ class _Trial:
         if name == "scores":
             disk = self.rows[self.job.scored] * (16 + self.item * self.columns)
             # What a run repeats and a trial does not: tiles of labelled rows, or columns.
-            seconds *= self._tiles if self._is_paired else self.columns / self.tried
-            seconds *= self._passes
+            seconds *= self._passes * (self._tiles if self._is_paired else self.columns / self.tried)
             given = given * self.columns // self.tried
         found = [self._stage(name, seconds / self.workers, given + sums + 4 * BATCH_FLOATS, disk)]
         if name == "hessian":
@@ -294,7 +293,7 @@ class _Trial:
     @property
     def _is_paired(self) -> bool:
         """Whether the rows of a pool are scored against every labelled row."""
-        return self.spec.mixed and "pool" in self.job.tables
+        return getattr(self.spec, "strategy", None) == "fi"
 
     @property
     def _labeled(self) -> int:
@@ -305,9 +304,8 @@ class _Trial:
     @property
     def _passes(self) -> float:
         """Of a subsample, all that is measured over what a trial measures: that drawn by chance."""
-        if not isinstance(self.spec, SampledSpec):
-            return 1.0
-        return self.spec.subsample / self.spec.first_share(self.rows[self.job.scored])
+        spec = self.spec
+        return spec.subsample / spec.first_share(self.rows[self.job.scored]) if isinstance(spec, SampledSpec) else 1.0
 
     @property
     def _tiles(self) -> int:

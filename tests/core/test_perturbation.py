@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import oracles
@@ -18,10 +19,17 @@ from rayinf.core.blocks import find_blocks
 from rayinf.core.linear_head import HeadRows, is_plain_head
 from rayinf.core.mixed_derivatives import Inverse, RecordedRows
 
+DAMPING = 0.5
+
 
 def truth(case: Case, place: int, scale: str, rank: int | None = None) -> tuple[Tensor, Tensor]:
     """FI of every row on the validation loss, and of all pairs averaged: w is added to what goes into a layer."""
-    return measured(case.model, place, case.names, (case.train, case.valid), case.curvature(), scale, rank)
+    return measured(case.model, place, case.names, (case.train, case.valid), case.curvature(DAMPING), scale, rank)
+
+
+def few(case: Case) -> Case:
+    """The same model on its first rows: under DAMPING, since it was fitted to more."""
+    return dataclasses.replace(case, train=(case.train[0][:12], case.train[1][:12]))
 
 
 def measured(
@@ -109,13 +117,13 @@ CASES = {
 )
 def test_against_algorithm_1_with_a_shift(name: str, scale: str) -> None:
     make, perturb, place = CASES[name]
-    case = make()
+    case = few(make())
     util, pairs = truth(case, place, scale)
-    way = {"scale": scale, "perturb": perturb}
+    way = {"scale": scale, "perturb": perturb, "damping": DAMPING}
     assert relative(case.util(**way), util) < ALLOWED
     assert relative(case.active(aggregate="mean", **way), pairs) < ALLOWED
     if scale == "sum":
-        found = case.util(perturb=perturb)
+        found = case.util(perturb=perturb, damping=DAMPING)
         error = (found / found.mean() / (util / util.mean()) - 1).abs().max()
         print(f"\n{name}: the other step, after one common factor, is off by up to {float(error):.1e}")
         assert error > 1e-2
@@ -131,9 +139,9 @@ def test_the_place_matters() -> None:
 @pytest.mark.parametrize("name", ["what goes into the last layer", "the same, the last layer valued"])
 def test_truncated_svd(name: str) -> None:
     make, perturb, place = CASES[name]
-    case = make()
+    case = few(make())
     util, _ = truth(case, place, "sum", rank=1)
-    assert relative(case.util(scale="sum", perturb=perturb, rank=1), util) < 1e-5
+    assert relative(case.util(scale="sum", perturb=perturb, rank=1, damping=DAMPING), util) < 1e-5
 
 
 def test_the_last_layer_of_a_network_is_a_head_on_its_activations() -> None:

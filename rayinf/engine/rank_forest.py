@@ -30,6 +30,7 @@ from rayinf.engine.spec import SampledSpec
 from rayinf.engine.stages import Stage
 from rayinf.engine.subsample import SUMMARY, Subsample
 from rayinf.engine.worker import Worker
+from rayinf.errors import InputError
 from rayinf.select.forest import MOST_ROWS, RankForest, limit_of, rank_of
 
 # Measured values that ranks are taken among: beyond so many, the ranks of a sample of them are as good.
@@ -90,11 +91,13 @@ class Gather(_Ranked):
             draws = uniforms(row_keys(raw.x, raw.labels), self.worker.job.spec.seed + 4, 1)[:, 0]
             rows = np.flatnonzero(draws < np.where(first, *self.shares))
             rows = rows[first[rows] | np.isin(rows, self.subsample.left(raw))]
+            if not len(rows):
+                continue
             some, labels = raw.take(rows), self.subsample.labels(raw)
             part = {"x": self.subsample.features(some), "values": fi[rows], "first": first[rows]}
             part["keys"] = row_keys(some.x, some.labels)
             parts.append(part if labels is None else {**part, "labels": labels[rows]})
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
 
 
 class References(_Ranked):
@@ -156,6 +159,9 @@ def rank_rest(run: Run, tables: list[pa.Table], measure: Measure) -> tuple[list[
 
     Returns:
         The shards' tables (or nothing), and how well the forest ranks.
+
+    Raises:
+        InputError: the subsample has too few rows for a forest.
     """
     shards = run.job.tables[run.job.scored].shards
     rows = run.scans[run.job.scored].rows
@@ -224,14 +230,20 @@ def _with_queries(run: Run, name: str, arrays: Arrays) -> Any:
 
 
 def _gather(run: Run, stage: type[Stage], arrays: Any, items: dict[int, Item]) -> Arrays:
-    """Results of a stage over all shards, one after the other."""
+    """Results of a stage over all shards, one after the other; those that have none are left out.
+
+    Raises:
+        InputError: none of them has any.
+    """
     parts: dict[int, Arrays] = {}
     with run.timed("forest", sum(item[0].rows for item in items.values())) as advance:
         for key, part in run.runner.map(stage, arrays, items):
             parts[key] = part
             advance(items[key][0].rows)
-    order = sorted(parts)
-    return {name: np.concatenate([parts[k][name] for k in order]) for name in parts[order[0]]}
+    some = [parts[k] for k in sorted(parts) if parts[k]]
+    if not some:
+        raise InputError("The subsample holds no row of the table.", "pass a larger subsample, or subsample=1.0.")
+    return {name: np.concatenate([part[name] for part in some]) for name in some[0]}
 
 
 def _items(run: Run, passes: tuple[list[pa.Table], ...]) -> dict[int, Item]:

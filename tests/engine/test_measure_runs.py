@@ -52,7 +52,7 @@ def test_a_subsample_takes_the_same_rows_in_any_order(tables):
     np.testing.assert_allclose(shuffled, known[order], rtol=0, atol=1e-5 * np.nanmax(known))
 
 
-def test_ranks_of_a_subsample(tables):
+def test_ranks_of_a_subsample(tables, tmp_path):
     """Measured rows are ranked by their values and stand on top; all ranks are in [0, 1]; trim reads them."""
     train, valid, _ = tables
     scores = job.measure(train[1], valid, **SUBSAMPLED)
@@ -67,6 +67,8 @@ def test_ranks_of_a_subsample(tables):
     assert top >= 30
     assert scored[frame["fi_rank"].sort_values().index[-top:]].all()
     assert not scored[frame["fi_rank"].sort_values().index[-top - 1 :]].all()
+    thin = job.measure(job.write(tmp_path / "thin.parquet", job.ROWS, 1, 4), valid, **SUBSAMPLED)
+    assert distance(values(thin), values(scores)) < 1e-5, "shards of which no row is drawn"
     whole = job.measure(train[1], valid).to_numpy()[:, 0]
     np.testing.assert_allclose(frame["fi"][scored], whole[scored], rtol=1e-9)
     assert -1 <= scores.metadata["forest_rank_correlation"] <= 1

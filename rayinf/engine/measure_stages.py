@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -145,9 +146,12 @@ class Differentiator:
 
     def rows_a_batch(self) -> int:
         """Rows whose graph, row gradients and directions fit in half of `BATCH_FLOATS`."""
+        given = self.worker.job.spec.batch_size
+        return int(given) if given is not None else self._rows_that_fit
+
+    @cached_property
+    def _rows_that_fit(self) -> int:
         w, spec = self.worker, self.worker.job.spec
-        if spec.batch_size is not None:
-            return int(spec.batch_size)
         ready = next(w.read("train", w.job.tables["train"].shards[0], 1))
         d = perturbed_size(w.model, ready.x, self.perturb)
         k, p = len(w.job.classes.labels), sum(b.numel for b in w.blocks)

@@ -315,6 +315,14 @@ class SelfScore(Scoring):
         return found.to(self.worker.dtype) if self.scale == 1 else found * self.scale
 
 
+def chosen_rows(worker: Worker, shard: Shard, positions: np.ndarray[Any, Any], size: int) -> Iterator[Ready]:
+    """The rows of a shard of a pool at some positions of the table, as batches of tensors."""
+    for raw in worker.read_raw("pool", shard, size):
+        rows = np.flatnonzero(np.isin(np.arange(raw.start, raw.start + len(raw)), positions))
+        if len(rows):
+            yield worker.ready("pool", raw.take(rows))
+
+
 def is_head(forward_pass: ForwardPass) -> bool:
     """Whether what is valued is one linear layer whose output is the logits."""
     edges = [e for found in forward_pass.captured.edges.values() for e in found]

@@ -88,7 +88,16 @@ class TestRounds:
     def test_options_reach_acquire(self) -> None:
         plain = small.learn(rounds=1).picked["fi", 0][0]
         assert plain.tolist() != small.learn(rounds=1, aggregate=0.99).picked["fi", 0][0].tolist()
-        assert plain.tolist() != small.learn(rounds=1, subsample=0.5).picked["fi", 0][0].tolist()
+        with pytest.raises(rayinf.InputError, match=r"subsample=.*too few for a forest"):
+            small.learn(rounds=1, subsample=0.01)
+
+    def test_options_of_fi_reach_its_strategies_alone(self) -> None:
+        """Beside FI, other strategies go without them; where none takes FI, they are refused."""
+        found = small.learn(rounds=1, strategy=["fi", "fi_batch", "entropy"], scale="sum").picked
+        plain = small.learn(rounds=1, strategy=["fi", "fi_batch", "entropy"]).picked
+        assert [found[s, 0][0].tolist() == plain[s, 0][0].tolist() for s in ("fi", "entropy")] == [False, True]
+        with pytest.raises(rayinf.InputError, match=r"scale='sum' is for FI, not for 'entropy'"):
+            small.learn(rounds=1, strategy=["entropy", "random"], scale="sum")
 
 
 class TestForms:

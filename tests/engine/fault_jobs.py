@@ -208,5 +208,5 @@ def leftovers(out: Path) -> list[str]:
     return [
         relative(p, out)
         for p in out.rglob("*")
-        if is_temporary(p.name) or p.name == LEASE or "/partial/" in str(p) or p.parent.name == "unranked"
+        if is_temporary(p.name) or p.name == LEASE or "/partial/" in str(p) or p.parent.name in ("unranked", "top-rows")
     ]

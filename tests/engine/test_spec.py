@@ -16,6 +16,7 @@ from torch import nn
 import rayinf
 from rayinf.engine import acquisition, plan
 from rayinf.engine.baseline_spec import METHODS, OPTIONS, BaselineSpec
+from rayinf.engine.entry import JOINT
 from rayinf.engine.spec import AcquireSpec, InfluenceSpec, MeasureSpec, PairsSpec, RunSpec, SelfInfluenceSpec
 
 VERBS: dict[Callable[..., Any], type[RunSpec]] = {
@@ -39,6 +40,8 @@ OTHER: dict[str, Any] = {
     "top": 3,
     "rank": 2,
     "subsample": 0.5,
+    "scale": "sum",
+    "perturb": "0",
     "strategy": "isal",
     "aggregate": 0.25,
     "samples": 3,
@@ -117,7 +120,8 @@ def test_picks_that_depend_on_what_is_excluded_and_on_how_many() -> None:
     assert own(n=3, exclude=[1]) == own(n=4, exclude=[2]) == own()
     assert own(subsample=0.5, exclude=[1]) != own(subsample=0.5, exclude=[2])
     assert own(subsample=0.5, exclude=[1], n=3) == own(subsample=0.5, exclude=[1], n=4)
-    assert own(strategy="batchbald", n=3) != own(strategy="batchbald", n=4)
+    for joint in JOINT:
+        assert own(strategy=joint, n=3) != own(strategy=joint, n=4)
     draws = {AcquireSpec.draw.func(spec(AcquireSpec, subsample=0.5, exclude=e)) for e in ([], [1], [2])}  # type: ignore[attr-defined]
     assert len(draws) == 3
 

@@ -153,7 +153,7 @@ class Run:
             "verb": self.spec.verb,
             "identity": self.identity,
             "versions": {**{p: _version(p) for p in _PACKAGES}, "python": platform.python_version()},
-            "parts": len(self.job.tables[self.job.scored].shards),
+            "parts": len(self.job.tables[self.job.scored].shards) if self.spec.has_scores else None,
             "metadata": dict(metadata),
         }
 
@@ -201,6 +201,7 @@ def open_run(spec: RunSpec, **more: Any) -> Run:
         }
         job = _settle(job, spec, probed, scans)
         check_labels(job, probed, scans["train"].counts[spec.task.label])
+        spec = spec.settle(job, scans)
         check_fits(job, probed, spec.cluster, partial_sums(probed, spec.curvature))
         own = identity(spec, job, probed, scans, other)
         if other is not None:

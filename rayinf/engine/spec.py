@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from rayinf.core.dropout import require_dropout
 from rayinf.core.fisher import FisherKind
@@ -31,6 +31,8 @@ from rayinf.store.places import AnyPath
 from rayinf.task import Task
 
 if TYPE_CHECKING:
+    from rayinf.data.scan import TableScan
+    from rayinf.engine.job import Job
     from rayinf.engine.probe import Probe
 
 # Fields that stay in the driver: workers find tables, task and objectives in their `Job`, and an identity holds digests
@@ -52,6 +54,7 @@ class RunSpec:
         sign: what the sign of its values means, and `unit` what they are measured in.
         signed: whether the values have a sign.
         with_ids: tables whose rows are named by their ids in what comes out.
+        has_scores: whether every row of the scored table gets values.
         objectives: what is summed over the validation rows.
         objective_rows: the table that they are summed over, under the name of its argument.
         halves: whether every column is also given for each half of the validation rows.
@@ -66,6 +69,7 @@ class RunSpec:
     )
     signed: ClassVar[bool] = True
     with_ids: ClassVar[tuple[str, ...]] = ("train",)
+    has_scores: ClassVar[bool] = True
 
     task: Task = field(metadata=_DRIVER)
     curvature: str = "ekfac"
@@ -116,6 +120,18 @@ class RunSpec:
         Raises:
             InputError: with the numbers.
         """
+
+    def settle(self, job: Job, scans: Mapping[str, TableScan]) -> Self:
+        """The same with what follows from the whole tables, once they are scanned; nothing is written yet.
+
+        Args:
+            job: with classes and groups.
+            scans: of the tables.
+
+        Raises:
+            InputError: arguments that the tables do not fit.
+        """
+        return self
 
     def identity(self) -> dict[str, Any]:
         """The verb and every argument that changes scores.

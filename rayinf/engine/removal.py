@@ -1,0 +1,129 @@
+"""Removing many rows at once: Newton's step from the rows that stay, and what it does to the objectives.
+
+The sum of the rows' own values is first order. The curvature changes with the rows that go; from those that stay,
+`delta = (H - H_S / n + l2 + damping)^-1 (1/n) sum_S grad l_i`, H the mean curvature of all n rows and H_S the sum of
+that of the rows S that go. What is left to minimise is `(1/n) sum_kept l_i + l2/2 ||theta||^2`: the ridge is a sum over
+the fit, so that a refit to n' rows has `l2 n / n'` beside its own mean.
+
+Pure functions over arrays, run in the store of factors, as those of `rayinf.engine.curvature`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rayinf.core import exact
+from rayinf.core.blocks import shown
+from rayinf.core.objectives import Target, objective_details, query_vectors
+from rayinf.data.files import Arrays
+from rayinf.engine import curvature as curv
+from rayinf.engine.curvature import Solver
+from rayinf.engine.entry import DENSE
+from rayinf.errors import InputError
+
+
+def newton_step(gradient: Arrays, removed: Arrays, factors: Arrays, solver: Solver) -> Arrays:
+    """The step of one set of rows: `delta/<block>` `[r, o, i]`, float64.
+
+    Args:
+        gradient: `V/<block>` `[1, r, o, i]`, the sum of the gradients of the rows that go.
+        removed: the same rows' sums: of "exact" and "ggn" `H`; of "ekfac" `L/<block>` in the basis of all rows; of
+            "kfac" `A`, `G` and `N` of each block; of "identity" nothing.
+        factors: of all rows.
+        solver: what is solved.
+
+    Raises:
+        InputError: the curvature of the rows that stay is singular or negative where the gradient is not 0.
+    """
+    vectors = {b.name: torch.tensor(gradient[f"V/{b.name}"]) for b in solver.blocks}
+    solver = replace(solver, dtype="float64")
+    source = remaining(factors, removed, solver)
+    if solver.curvature in DENSE:
+        source = curv.inverse_payload(source, solver)
+    found = curv.precondition(vectors, source, solver)
+    scale = float(found["scale"][0]) if "scale" in found else 1.0
+    for block in solver.blocks:
+        if f"flat/{block.name}" in found and bool(vectors[block.name].any()):
+            raise InputError(
+                f"The curvature of {shown(block.name)} is 0 on the rows that stay, and the rows that go have a "
+                "gradient there.",
+                "remove fewer rows, or pass a damping.",
+            )
+    return {f"delta/{b.name}": found[f"U/{b.name}"][0] * scale for b in solver.blocks}
+
+
+def remaining(factors: Arrays, removed: Arrays, solver: Solver) -> Arrays:
+    """Factors of the rows that stay, as a mean over *all* n rows, in the basis of all rows.
+
+    K-FAC's are the diagonals of A and G of the rows that stay, in the eigenbasis of all rows.
+    """
+    if solver.curvature == "identity":
+        return factors
+    if solver.curvature in DENSE:
+        gone = exact.mean_curvature(torch.tensor(removed["H"][0]), float(solver.rows)).numpy()
+        return {**factors, "mean": factors["mean"] - gone}
+    out = dict(factors)
+    for block in solver.blocks:
+        if solver.curvature == "ekfac" and f"L/{block.name}" in removed:
+            # Sums of squares, of which those that go are a part: what is under 0 is rounding.
+            out[f"L/{block.name}"] = np.maximum(factors[f"L/{block.name}"] - removed[f"L/{block.name}"], 0.0)
+        elif solver.curvature == "kfac" and f"A/{block.name}" in removed:
+            for side, key in (("A", "a"), ("G", "g")):
+                gone_rd = _diagonal(removed[f"{side}/{block.name}"], factors.get(f"q_{key}/{block.name}"))
+                out[f"l_{key}/{block.name}"] = np.maximum(factors[f"l_{key}/{block.name}"] - gone_rd, 0.0)
+            out[f"positions/{block.name}"] = factors[f"positions/{block.name}"] - removed[f"N/{block.name}"]
+    return out
+
+
+def _diagonal(gram: np.ndarray, basis_rdd: np.ndarray | None) -> np.ndarray:
+    """The diagonal `[r, d]` of a Gram matrix, whose lower triangle is given, in a basis; of embeddings it is all."""
+    if basis_rdd is None:
+        return gram
+    lower, q = torch.tensor(gram).tril(), torch.tensor(basis_rdd)
+    whole: Tensor = lower + lower.tril(-1).transpose(1, 2)
+    return (q * (whole @ q)).sum(1).numpy()
+
+
+def first_order(solved: Arrays, gradient: Arrays, solver: Solver) -> Arrays:
+    """The sum `[Q]` of the values of the rows that go, by column, under `change`.
+
+    Raises:
+        InputError: a layer without curvature, where the rows have a gradient.
+    """
+    total = 0.0
+    for block in solver.blocks:
+        v, u = gradient[f"V/{block.name}"], solved[f"U/{block.name}"]
+        if f"flat/{block.name}" in solved and v.any():
+            raise InputError(
+                f"The curvature of {shown(block.name)} is 0, though the rows that go have gradients there.",
+                'use curvature="identity", or leave the layer out of Task(parameters=[...]).',
+            )
+        total = total + u.reshape(len(u), -1).astype(np.float64) @ v.reshape(-1)
+    return {"change": total * solved.get("scale", 1.0)}
+
+
+def linear_change(queries: Arrays, step: Arrays, solver: Solver, targets: Sequence[Target]) -> Arrays:
+    """The change `[Q]` of the linearised objectives along a step, under `change`."""
+    vectors = query_vectors({k: torch.tensor(v) for k, v in queries.items()}, targets, solver.blocks, halves=False)
+    total = sum(v.flatten(1) @ torch.tensor(step[f"delta/{name}"]).flatten() for name, v in vectors.items())
+    assert isinstance(total, Tensor)
+    return {"change": total.numpy()}
+
+
+def join_steps(*steps: Arrays) -> Arrays:
+    """The steps of several sets as one payload: `<set>/<block>`."""
+    return {f"{k}/{name.removeprefix('delta/')}": v for k, step in enumerate(steps) for name, v in step.items()}
+
+
+def moved_values(sums: Arrays, sets: int, targets: Sequence[Target]) -> list[dict[str, dict[str, float]]]:
+    """The objectives of every set at the moved parameters: column -> `value`, and what stands beside it."""
+    held = [
+        {k.removeprefix(f"{s}/"): torch.tensor(v) for k, v in sums.items() if k.startswith(f"{s}/")}
+        for s in range(sets)
+    ]
+    return [objective_details(one, targets) for one in held]

@@ -33,7 +33,7 @@ def acquire(
     seed: int = 0,
     *,
     fisher: FisherKind = "true",
-    damping: float | None = None,
+    damping: float | str | None = None,
     factors: str | AnyPath | None = None,
     samples: int = 20,
     exclude: Sequence[Any] | None = None,
@@ -71,8 +71,9 @@ def acquire(
         seed: an integer >= 0 that fixes all that is drawn.
         fisher: the labels of the gradients that K-FAC and EKFAC are fitted to: "true" (the expectation over the model's
             own predictions, without sampling up to 32 classes) or "empirical" (the labels of the table).
-        damping: a number >= 0 that is added to the eigenvalues of the mean curvature. None: 0.1 x each layer's mean
-            eigenvalue for "kfac" and "ekfac", 0 otherwise.
+        damping: a number >= 0 that is added to the eigenvalues of the mean curvature; "layer_mean:0.1", so many times
+            each layer's mean eigenvalue; or "sample:3", so many times mean x parameters of the layer / (rows x
+            (classes - 1)). None: "layer_mean:0.1" for "kfac" and "ekfac", 0 otherwise.
         factors: the folder or URI of a finished run of the same model and curvature, whose factors are used again.
             None: they are fitted.
         samples: dropout masks, for "bald" and "batchbald".

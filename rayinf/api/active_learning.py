@@ -55,7 +55,7 @@ def active_learning(
     rank: int | None = None,
     subsample: float = 1.0,
     fisher: FisherKind = "true",
-    damping: float | None = None,
+    damping: float | str | None = None,
     samples: int = 20,
 ) -> History:
     """Let a strategy choose which rows of a pool are labelled, round by round (Yu 2025, Algorithm 4).
@@ -109,8 +109,9 @@ def active_learning(
             round, and a random forest ranks the rest (Yu 2025, Algorithm 8).
         fisher: the labels of the gradients that K-FAC and EKFAC are fitted to: "true" (the expectation over the model's
             own predictions, without sampling up to 32 classes) or "empirical" (the labels of the table).
-        damping: a number >= 0 that is added to the eigenvalues of the mean curvature. None: 0.1 x each layer's mean
-            eigenvalue for "kfac" and "ekfac", 0 otherwise.
+        damping: a number >= 0 that is added to the eigenvalues of the mean curvature; "layer_mean:0.1", so many times
+            each layer's mean eigenvalue; or "sample:3", so many times mean x parameters of the layer / (rows x
+            (classes - 1)). None: "layer_mean:0.1" for "kfac" and "ekfac", 0 otherwise.
         samples: dropout masks, for "bald" and "batchbald".
 
     Returns:

@@ -22,7 +22,7 @@ def influence_measure(
     valid: Any,
     curvature: str = "ekfac",
     fisher: FisherKind = "true",
-    damping: float | None = None,
+    damping: float | str | None = None,
     factors: str | AnyPath | None = None,
     rank: int | None = None,
     subsample: float = 1.0,
@@ -56,8 +56,9 @@ def influence_measure(
             (the Hessian) or "ggn" (generalised Gauss-Newton), for few parameters; "identity".
         fisher: the labels of the gradients that K-FAC and EKFAC are fitted to: "true" (the expectation over the model's
             own predictions, without sampling up to 32 classes) or "empirical" (the labels of the table).
-        damping: a number >= 0 that is added to the eigenvalues of the mean curvature. None: 0.1 x each layer's mean
-            eigenvalue for "kfac" and "ekfac", 0 otherwise.
+        damping: a number >= 0 that is added to the eigenvalues of the mean curvature; "layer_mean:0.1", so many times
+            each layer's mean eigenvalue; or "sample:3", so many times mean x parameters of the layer / (rows x
+            (classes - 1)). None: "layer_mean:0.1" for "kfac" and "ekfac", 0 otherwise.
         factors: the folder or URI of a finished run of the same model and curvature, whose factors are used again.
             None: they are fitted.
         rank: the rank k of the truncated SVD that replaces every M_i (KFSVD, Yu 2025, Algorithm 5), from products

@@ -19,12 +19,14 @@ def self_influence(
     train: Any,
     curvature: str = "ekfac",
     fisher: FisherKind = "true",
-    damping: float | None = None,
+    damping: float | str | None = None,
     factors: str | AnyPath | None = None,
     cluster: Cluster | None = None,
     out: str | AnyPath | None = None,
     seed: int = 0,
     *,
+    inverse: str = "auto",
+    training_time: float | None = None,
     batch_size: int | None = None,
     precision: str | None = None,
 ) -> Scores:
@@ -38,8 +40,16 @@ def self_influence(
             (the Hessian) or "ggn" (generalised Gauss-Newton), for few parameters; "identity".
         fisher: the labels of the gradients that K-FAC and EKFAC are fitted to: "true" (the expectation over the model's
             own predictions, without sampling up to 32 classes) or "empirical" (the labels of the table).
-        damping: a number >= 0 that is added to the eigenvalues of the mean curvature. None: 0.1 x each layer's mean
-            eigenvalue for "kfac" and "ekfac", 0 otherwise.
+        inverse: the function of the curvature's eigenvalues that answers for the fit. "unrolled": that of a training of
+            time T, `(1 - exp(-T x)) / x` at `x = eigenvalue + l2 + weight decay` (Bae et al. 2024); "damped":
+            `1 / (eigenvalue + l2 + damping)`, that of a minimum; "auto": unrolled where `Task(fit=Fit(...))` says how
+            the model was trained from its start, else damped.
+        training_time: T: the sum of the learning rates of all steps, over `1 - momentum` for SGD; of Adam, in units of
+            its step sizes. None: from `Task(fit=...)`.
+        damping: for the damped inverse: a number >= 0 that is added to the eigenvalues of the mean curvature;
+            "layer_mean:0.1", so many times each layer's mean eigenvalue; "sample:3", so many times mean x parameters of
+            the layer / (rows x (classes - 1)). None: "sample:3" for "kfac" and "ekfac" ("layer_mean:0.1" for a linear
+            softmax head without a fit, which is at its minimum), 0 otherwise.
         factors: the folder or URI of a finished run of the same model and curvature, whose factors are used again.
             None: they are fitted.
         cluster: the workers on Ray that do the work. None: this process, without Ray.

@@ -107,7 +107,7 @@ def trim_rounds(
     rounds: int = 10,
     curvature: str = "exact",
     fisher: FisherKind = "true",
-    damping: float | None = None,
+    damping: float | str | None = None,
     cluster: Cluster | None = None,
     out: str | AnyPath | None = None,
     seed: int = 0,
@@ -136,8 +136,11 @@ def trim_rounds(
             (the Hessian) or "ggn" (generalised Gauss-Newton), for few parameters; "identity".
         fisher: the labels of the gradients that K-FAC and EKFAC are fitted to: "true" (the expectation over the model's
             own predictions, without sampling up to 32 classes) or "empirical" (the labels of the table).
-        damping: a number >= 0 that is added to the eigenvalues of the mean curvature. None: 0.1 x each layer's mean
-            eigenvalue for "kfac" and "ekfac", 0 otherwise.
+        damping: a number >= 0 that is added to the eigenvalues of the mean curvature; "layer_mean:0.1", so many times
+            each layer's mean eigenvalue; or "sample:3", so many times mean x parameters of the layer / (rows x
+            (classes - 1)). None: the inverse of the training that `Task(fit=Fit(...))` describes, which has none;
+            without a `Fit`, "layer_mean:0.1" for a linear softmax head under "kfac" and "ekfac", 0 for "exact" and
+            "ggn", "sample:3" otherwise.
         cluster: the workers on Ray that value rows; models are fitted in this process. None: this process values them
             too.
         out: the run's folder or URI. `round-<r>.parquet` has the rows that were left before round r (`row_id`, `label`,

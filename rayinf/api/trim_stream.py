@@ -55,7 +55,7 @@ def trim_stream(
     by: str | None = None,
     refit: bool = True,
     curvature: str = "exact",
-    damping: float | None = None,
+    damping: float | str | None = None,
     floor: int = 0,
     cluster: Cluster | None = None,
     out: str | AnyPath | None = None,
@@ -82,8 +82,11 @@ def trim_stream(
             state, so that a model that goes on training (the very same module) is followed.
         curvature: the matrix whose inverse weighs the gradients: "ekfac" or "kfac", a block for each layer; "exact"
             (the Hessian) or "ggn" (generalised Gauss-Newton), for few parameters; "identity".
-        damping: a number >= 0 that is added to the eigenvalues of the mean curvature. None: 0.1 x each layer's mean
-            eigenvalue for "kfac" and "ekfac", 0 otherwise.
+        damping: a number >= 0 that is added to the eigenvalues of the mean curvature; "layer_mean:0.1", so many times
+            each layer's mean eigenvalue; or "sample:3", so many times mean x parameters of the layer / (rows x
+            (classes - 1)). None: the inverse of the training that `Task(fit=Fit(...))` describes, which has none;
+            without a `Fit`, "layer_mean:0.1" for a linear softmax head under "kfac" and "ekfac", 0 for "exact" and
+            "ggn", "sample:3" otherwise.
         floor: rows of every class that stay in a batch at least, >= 0; a class that had fewer keeps all.
         cluster: the workers on Ray that do the work. None: this process, without Ray.
         out: a folder or URI with a run folder a batch, `batch-00000` and so on, and in it the kept rows as

@@ -1,4 +1,4 @@
-"""Damping, and solves with the mean curvature: query vectors V -> U = (n (H + l2 + damping))^-1 V."""
+"""Solves with the mean curvature: query vectors V -> U = F(H) V / n, F as in `core.response`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from torch import Tensor
 from rayinf.core.blocks import Block, shown
 from rayinf.core.influence import Queries
 from rayinf.core.kfac import Basis
+from rayinf.core.response import Damped, Response, saturation
 from rayinf.errors import InputError
 
-# The default damping of a layer, as a share of its mean eigenvalue.
-RELATIVE_DAMPING = 0.1
 # The share of a query's norm that may lie where the curvature is singular before the answer is refused.
 LOST_SHARE = 1e-6
 # Queries and inverse eigenvalues that are larger (or smaller) than this are scaled by a power of two.
@@ -25,16 +24,19 @@ _MOST = 2.0**60
 _SAFE = 10.0
 
 
-def eigen_inverse(lambda_roi: Tensor, rows: float, l2: float, damping: float | None) -> Tensor:
-    """`1 / (n (Lambda + l2 + damping))`, with zeros where that is singular; `damping=None` takes 0.1 mean(Lambda).
+def eigen_inverse(lambda_roi: Tensor, rows: float, l2: float, response: Response, name: str = "") -> Tensor:
+    """`F(Lambda) / n` of a layer: `1 / (n (Lambda + l2 + damping))`, with zeros where that is singular, or unrolled.
 
-    A layer whose Lambda is all zero contributes nothing, whatever the damping.
+    A layer whose Lambda is all zero contributes nothing, whatever the response.
     """
     mean = float(lambda_roi.mean())
     if mean <= 0.0:
         return torch.zeros_like(lambda_roi)
-    level = lambda_roi + l2 + (RELATIVE_DAMPING * mean if damping is None else damping)
-    return _inverse(level * rows, lambda_roi.shape[1] * lambda_roi.shape[2])
+    if isinstance(response, Damped):
+        level = lambda_roi + l2 + response.damping(mean, lambda_roi.numel())
+        return _inverse(level * rows, lambda_roi.shape[1] * lambda_roi.shape[2])
+    time = response.time(name)
+    return time * saturation(time * (lambda_roi + response.shift(l2, name))) / rows
 
 
 def power_over(arrays: Sequence[np.ndarray[Any, Any]]) -> float:
@@ -134,6 +136,21 @@ def dense_inverse(mean_pp: Tensor, rows: float, shift: float, eps: float) -> tup
         )
     inverse = _inverse(level * rows, p, eps)
     return (vectors * inverse) @ vectors.T, vectors[:, inverse == 0]
+
+
+def dense_unrolled(mean_pp: Tensor, rows: float, shift_p: Tensor, time_p: Tensor) -> Tensor:
+    """`F / n` of a dense curvature `[p, p]` for a training whose time is that of each parameter's layer.
+
+    Gradient flow with the rates T in every parameter is gradient flow for time 1 in parameters scaled by `T^-1/2`: so
+    `F = T^1/2 phi(T^1/2 (H + shift) T^1/2) T^1/2` with `phi(x) = (1 - exp(-x)) / x`.
+
+    Raises:
+        InputError: an eigenvalue is too negative.
+    """
+    root_p = time_p.sqrt()
+    values, vectors = torch.linalg.eigh(root_p[:, None] * (mean_pp + torch.diag(shift_p)) * root_p)
+    scaled = root_p[:, None] * vectors
+    return (scaled * (saturation(values) / rows)) @ scaled.T
 
 
 def extremes(mean_pp: Tensor) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from rayinf.core import exact, inverse, kfac
 from rayinf.core.blocks import Block
 from rayinf.core.objectives import Target, objective_details, query_vectors
+from rayinf.core.response import Damped, Response
 from rayinf.data.files import Arrays
 from rayinf.data.scores import HALVES
 from rayinf.engine.entry import DENSE, KRONECKER
@@ -35,7 +36,7 @@ class Solver:
     blocks: tuple[Block, ...]
     rows: int
     l2: float
-    damping: float | None
+    response: Response
     eps: float
     dtype: str
 
@@ -152,7 +153,7 @@ def _solved(
             if level is None or not bool(level.any()):
                 solved[block.name] = torch.zeros_like(v)
                 continue
-            inv = inverse.eigen_inverse(level, solver.rows, solver.l2, solver.damping)
+            inv = inverse.eigen_inverse(level, solver.rows, solver.l2, solver.response, block.name)
             solved[block.name] = inverse.solve_eigen(block, v, bases[block.name], inv, dtype)
     return solved
 
@@ -172,20 +173,34 @@ def inverse_payload(factors: Arrays, solver: Solver) -> Arrays:
     """The inverse curvature: bases with inverse eigenvalues `D/<block>`, or a dense matrix and its null space."""
     held = _tensors(factors)
     if solver.curvature in DENSE:
-        shift = solver.l2 + (solver.damping or 0.0)
         with _threads(len(held["mean"]) > _LARGE_SIDE):
-            dense, null = inverse.dense_inverse(held["mean"], solver.rows, shift, solver.eps)
+            dense, null = _dense_inverse(held["mean"], solver)
         return {"dense": dense.numpy(), "null": null.numpy()}
     if solver.curvature == "identity":
         return {f"D/{b.name}": np.full(b.shape, 1.0 / solver.rows) for b in solver.blocks}
     out: Arrays = {}
     _flat(held, solver)
     for name, level in eigenvalues(held, solver).items():
-        out[f"D/{name}"] = inverse.eigen_inverse(level, solver.rows, solver.l2, solver.damping).numpy()
+        out[f"D/{name}"] = inverse.eigen_inverse(level, solver.rows, solver.l2, solver.response, name).numpy()
         for side in ("q_a", "q_g"):
             if f"{side}/{name}" in factors:
                 out[f"{side}/{name}"] = factors[f"{side}/{name}"]
     return out
+
+
+def _dense_inverse(mean_pp: Tensor, solver: Solver) -> tuple[Tensor, Tensor]:
+    """A dense curvature's inverse, and its null space."""
+    response, p = solver.response, len(mean_pp)
+    if isinstance(response, Damped):
+        shift = solver.l2 + response.damping(float(mean_pp.diagonal().mean()), p)
+        return inverse.dense_inverse(mean_pp, solver.rows, shift, solver.eps)
+
+    def of_parameters(value: Callable[[str], float]) -> Tensor:
+        return torch.cat([mean_pp.new_full((b.numel,), value(b.name)) for b in solver.blocks])
+
+    shift_p = of_parameters(lambda name: response.shift(solver.l2, name))
+    unrolled = inverse.dense_unrolled(mean_pp, solver.rows, shift_p, of_parameters(response.time))
+    return unrolled, mean_pp.new_zeros(p, 0)
 
 
 def eigenvalues(held: dict[str, Tensor], solver: Solver) -> dict[str, Tensor]:
@@ -202,22 +217,22 @@ def join_lambda(bases: Arrays, lambdas: Arrays | None = None) -> Arrays:
 
 
 def describe(factors: Arrays, solver: Solver) -> dict[str, Any]:
-    """A summary of the curvature: damping and condition a layer, layers that contribute nothing, agreement."""
+    """A summary of the curvature: size and damping (or training time) a layer, layers that contribute nothing."""
     held = _tensors(factors)
     if solver.curvature == "identity":
         return {}
     if solver.curvature in DENSE:
         return dict(zip(("least_eigenvalue", "largest_eigenvalue"), inverse.extremes(held["mean"]), strict=True))
-    levels = eigenvalues(held, solver)
-    share = inverse.RELATIVE_DAMPING
-    layers = {
-        name: {
-            "mean_eigenvalue": float(level.mean()),
-            "largest_eigenvalue": float(level.max()),
-            "damping": share * float(level.mean()) if solver.damping is None else solver.damping,
-        }
-        for name, level in levels.items()
-    }
+    levels, response = eigenvalues(held, solver), solver.response
+    layers = {}
+    for name, level in levels.items():
+        mean = float(level.mean())
+        used = (
+            {"damping": response.damping(mean, level.numel())}
+            if isinstance(response, Damped)
+            else {"training_time": response.time(name)}
+        )
+        layers[name] = {"mean_eigenvalue": mean, "largest_eigenvalue": float(level.max()), **used}
     without = [b.name for b in solver.blocks if b.name not in levels or not bool(levels[b.name].any())]
     out: dict[str, Any] = {"layers": layers, "contributes_nothing": without}
     evens = {k.removeprefix("L_even/"): v for k, v in held.items() if k.startswith("L_even/")}

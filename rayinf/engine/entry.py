@@ -7,6 +7,7 @@ to 0") give no fix, and its strict integers refuse NumPy's.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from torch import nn
 
 from rayinf.arguments import flag, is_index, names, number, one_of, optional, path, refuse, shown, text, whole
+from rayinf.core.response import parse_damping
 from rayinf.data.scores import Scores
 from rayinf.engine.job import Cluster
 from rayinf.errors import InputError
@@ -148,6 +150,29 @@ def check_seeds(name: str, value: Any) -> list[int]:
     return held
 
 
+def check_damping(name: str, value: Any) -> Any:
+    """Refuse a damping that is neither a number nor one of the rules.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(value, str):
+        return optional(number, name, value)
+    with suppress(ValueError):
+        parse_damping(value)
+        return value.strip()
+    expected = 'a finite number >= 0, "layer_mean:0.1" or "sample:3"'
+    fix = f"pass {name}={value.strip()}, without quotes." if _is_number(value) else f"pass {expected}, or None."
+    return refuse(name, value, expected, fix)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return float(text) >= 0
+    except ValueError:
+        return False
+
+
 def check_seed(name: str, value: Any) -> int:
     """Refuse a seed that is not an integer, or so large that draws would repeat.
 
@@ -194,7 +219,9 @@ _RULES: Mapping[str, Callable[[str, Any], Any]] = {
     "curvature": _word(*CURVATURES),
     "fisher": _word("true", "empirical"),
     "precision": _word(None, "fp64", "bf16", "fp16"),
-    "damping": _or_none(number),
+    "damping": check_damping,
+    "inverse": _word("auto", "unrolled", "damped"),
+    "training_time": _or_none(number, "> 0"),
     "halves": flag,
     "refit": flag,
     "retrain": flag,

@@ -87,3 +87,12 @@ def _classes(scan: TableScan, label: str) -> Classes:
     if scan.dtype == "object":
         raise InputError("Features of text cannot be fitted.", "pass numbers: embeddings or counts of words.")
     return Classes(tuple(labels))
+
+
+def find_head(model: nn.Module, task: Task) -> nn.Linear | None:
+    """The one linear layer of a softmax regression, the model that is fitted to convergence; None of any other."""
+    layers: list[nn.Module] = list(model) if type(model) is nn.Sequential else [model]
+    if len(layers) == 2 and type(layers[0]) is nn.Flatten:
+        layers = layers[1:]
+    head = layers[0] if len(layers) == 1 else None
+    return head if type(head) is nn.Linear and head.bias is not None and task.is_cross_entropy else None

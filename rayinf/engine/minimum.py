@@ -42,7 +42,7 @@ def product(worker: Worker, ready: Ready, v_p: Tensor) -> Tensor:
     return exact.hessian_product(worker.model, worker.blocks, ready.x, ready.y, worker.exact_row_loss, v_p).double()
 
 
-def check_minimum(run: Any) -> None:
+def check_minimum(run: Any, damping: float) -> None:
     """Refuse the exact Hessian of a network that is clearly not at a minimum, before it is computed.
 
     Lanczos on some hundred rows finds the direction of least curvature; a pass over all rows then gives the curvature
@@ -51,6 +51,7 @@ def check_minimum(run: Any) -> None:
 
     Args:
         run: open.
+        damping: added to every eigenvalue.
 
     Raises:
         InputError: the curvature along a direction is negative.
@@ -68,7 +69,7 @@ def check_minimum(run: Any) -> None:
     with worker.forward_pass(batches[0].x) as forward_pass:
         if is_head(forward_pass) and worker.loss == "cross_entropy":  # convex
             return
-    rows, shift = sum(len(b.y) for b in batches), run.solver.l2 + (run.solver.damping or 0.0)
+    rows, shift = sum(len(b.y) for b in batches), float(run.spec.task.l2) + damping
     start = torch.from_numpy(_start(run.probe.parameters, run.spec.seed))
 
     def mean(v_p: Tensor) -> Tensor:

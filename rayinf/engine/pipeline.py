@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from rayinf.core.response import Damped
 from rayinf.data.batches import BatchReader
 from rayinf.data.checked_folder import CheckedFolder, Entry
 from rayinf.data.files import Arrays
@@ -19,24 +20,28 @@ from rayinf.data.scores import Scores
 from rayinf.data.shards import ByIndex, Shard
 from rayinf.data.tables import files_of
 from rayinf.engine import curvature as curv
-from rayinf.engine import pair_stages, stages
+from rayinf.engine import pair_stages, stages, training_time
 from rayinf.engine.entry import DENSE
 from rayinf.engine.fit_quality import KEY, VALID_KEY, FitSums, fit_quality, merge_fits, of_shards, of_valid
 from rayinf.engine.identity import describe_factors, provenance
 from rayinf.engine.job import Chunk
 from rayinf.engine.memory import tile_rows
 from rayinf.engine.minimum import check_minimum
-from rayinf.engine.run import Run
+from rayinf.engine.run import ROOTS, Run
 from rayinf.errors import InputError
 from rayinf.select.top_rows import TopRows, merge_all
 from rayinf.store.places import open_place
 
 # What of the store stays when a run has finished: to be used by others, or to score shards that were taken away.
-_LASTING = ("factors", "queries", "solved", "inverse", "measured")
+_LASTING = ("factors", ROOTS, "queries", "solved", "inverse", "measured")
 
 
 def fit_factors(run: Run) -> Any:
     """Curvature of the training rows: a handle of the factors, from this run's store, another run, or computed."""
+    if training_time.needs_squares(run.spec) and not run.runner.store("has", ROOTS):
+        run.fold(training_time.Squares, {}, "train", "squares")
+        sizes = {b.name: b.numel for b in run.probe.blocks}
+        _derive(run, ROOTS, training_time.mean_roots, ["squares"], sizes)
     kind, runner, store = run.spec.curvature, run.runner, run.runner.store
     if kind == "identity":
         store("put", "factors", {})
@@ -45,7 +50,9 @@ def fit_factors(run: Run) -> Any:
     if store("has", "factors"):
         return runner.publish("get", "factors")
     if kind == "exact" and not run.is_trial and not store("has", "hessian"):
-        check_minimum(run)
+        response = run.response
+        if isinstance(response, Damped) and not (response.layer_mean or response.sample):
+            check_minimum(run, response.added)
     if kind in DENSE:
         run.fold(stages.Curvature, {}, "train", "hessian")
         return _derive(run, "factors", curv.dense_mean, ["hessian"])
@@ -86,9 +93,9 @@ def _derive(run: Run, name: str, function: Any, inputs: list[str], *args: Any) -
         found = run.runner.publish("derive", name, function, inputs, *args)
         if not run.runner.store("has", name):  # an error in the store is raised by this call
             run.runner.store("derive", name, function, inputs, *args)
-    if name == "factors":
-        for done in ("covariance", "hessian", "lambda", "basis"):
-            run.runner.store("drop", done)
+    done = {"factors": ("covariance", "hessian", "lambda", "basis"), ROOTS: ("squares",)}
+    for source in done.get(name, ()):
+        run.runner.store("drop", source)
     return found
 
 
@@ -312,6 +319,7 @@ def metadata(run: Run) -> dict[str, Any]:
         "curvature": spec.curvature,
         "fisher": run.identity["fisher"],
         "damping": spec.damping,
+        **training_time.describe(run.response, spec),
         "l2": run.identity["l2"],
         **describe_factors(spec.factors, run.identity),
         "of": provenance(run.identity, run.probe),

@@ -17,13 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayinf.core import exact
+from rayinf.core import exact, inverse
 from rayinf.core.blocks import shown
+from rayinf.core.influence import Queries
 from rayinf.core.objectives import Target, objective_details, query_vectors
+from rayinf.core.response import Damped, Response
 from rayinf.data.files import Arrays
 from rayinf.engine import curvature as curv
 from rayinf.engine.curvature import Solver
 from rayinf.engine.entry import DENSE
+from rayinf.engine.stages import read_bases
 from rayinf.errors import InputError
 
 
@@ -41,20 +44,49 @@ def newton_step(gradient: Arrays, removed: Arrays, factors: Arrays, solver: Solv
         InputError: the curvature of the rows that stay is singular or negative where the gradient is not 0.
     """
     vectors = {b.name: torch.tensor(gradient[f"V/{b.name}"]) for b in solver.blocks}
-    solver = replace(solver, dtype="float64")
     source = remaining(factors, removed, solver)
-    if solver.curvature in DENSE:
-        source = curv.inverse_payload(source, solver)
-    found = curv.precondition(vectors, source, solver)
-    scale = float(found["scale"][0]) if "scale" in found else 1.0
+    if solver.curvature == "identity":
+        found = {name: v / solver.rows for name, v in vectors.items()}
+    elif solver.curvature in DENSE:
+        mean = torch.tensor(factors["mean"]).diagonal().mean()
+        held = curv.inverse_payload(source, replace(solver, response=_fixed(solver, float(mean), len(factors["mean"]))))
+        flat = inverse.join_blocks(vectors, solver.blocks)
+        solved = inverse.solve_dense(flat, torch.tensor(held["dense"]), torch.tensor(held["null"]))
+        found = inverse.split_blocks(solved, solver.blocks)
+    else:
+        found = _kronecker_step(vectors, factors, source, solver)
+    return {f"delta/{name}": v[0].numpy() for name, v in found.items()}
+
+
+def _kronecker_step(vectors: Queries, factors: Arrays, source: Arrays, solver: Solver) -> Queries:
+    """The step through the eigenvalues of the rows that stay, in the eigenbasis of all rows.
+
+    Raises:
+        InputError: a layer has no curvature on the rows that stay, and the gradient is not 0 there.
+    """
+    before = curv.eigenvalues({k: torch.tensor(v) for k, v in factors.items()}, solver)
+    held = {k: torch.tensor(v) for k, v in source.items()}
+    levels, bases, found = curv.eigenvalues(held, solver), read_bases(held), {}
     for block in solver.blocks:
-        if f"flat/{block.name}" in found and bool(vectors[block.name].any()):
+        name, v = block.name, vectors[block.name]
+        if (name not in levels or not bool(levels[name].any())) and bool(v.any()):
             raise InputError(
-                f"The curvature of {shown(block.name)} is 0 on the rows that stay, and the rows that go have a "
-                "gradient there.",
-                "remove fewer rows, or pass a damping.",
+                f"The curvature of {shown(name)} is 0 on the rows that stay, and those that go have a gradient there.",
+                'remove fewer rows; or use curvature="identity", or leave the layer out of Task(parameters=[...]).',
             )
-    return {f"delta/{b.name}": found[f"U/{b.name}"][0] * scale for b in solver.blocks}
+        if name not in levels:
+            found[name] = torch.zeros_like(v)
+            continue
+        response = _fixed(solver, float(before[name].mean()), before[name].numel())
+        inv = inverse.eigen_inverse(levels[name], solver.rows, solver.l2, response, name)
+        found[name] = inverse.solve_eigen(block, v, bases[name], inv)
+    return found
+
+
+def _fixed(solver: Solver, mean: float, parameters: int) -> Response:
+    """The response with the damping that all rows give: it is a ridge, which does not go with the rows."""
+    response = solver.response
+    return Damped(response.damping(mean, parameters)) if isinstance(response, Damped) else response
 
 
 def remaining(factors: Arrays, removed: Arrays, solver: Solver) -> Arrays:

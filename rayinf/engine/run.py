@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from rayinf.core.objectives import LABEL, Objective, make_targets
+from rayinf.core.response import Response
 from rayinf.data.batches import Columns, check_columns
 from rayinf.data.files import sealed, unsealed, write_json
 from rayinf.data.labels import Classes, check_known, make_classes
@@ -36,6 +37,7 @@ from rayinf.engine.memory import check_fits, check_memory
 from rayinf.engine.probe import Probe, probe
 from rayinf.engine.runner import LocalRunner, Runner, make_runner
 from rayinf.engine.spec import RunSpec
+from rayinf.engine.training_time import needs_squares, response_of
 from rayinf.errors import InputError, RunError
 from rayinf.redaction import redact
 from rayinf.store.places import open_place
@@ -44,6 +46,8 @@ from rayinf.store.places import open_place
 _PARTIAL_BYTES = 4 << 30
 _FEWEST_CHUNKS, _MOST_CHUNKS = 8, 64
 _SCANS = "scans.json"
+# The artefact that a training with Adam adds: the mean root of squared gradients by layer.
+ROOTS = "roots"
 _PACKAGES = ("rayinf", "torch", "numpy", "pyarrow", "ray")
 
 
@@ -135,6 +139,14 @@ class Run:
         return partial_sums(self.probe, self.spec.curvature)
 
     @cached_property
+    def response(self) -> Response:
+        """How far the fit moves along eigenvectors; after a training with Adam, its squared gradients are needed."""
+        needed = needs_squares(self.spec)
+        roots = self.runner.store("get", ROOTS) if needed else {}
+        by_layer = {name.removeprefix("root/"): float(v) for name, v in roots.items()}
+        return response_of(self.spec, self.probe, self.scans["train"].rows, by_layer)
+
+    @cached_property
     def solver(self) -> Solver:
         """What solves need beside the factors."""
         return Solver(
@@ -142,7 +154,7 @@ class Run:
             self.probe.blocks,
             self.scans["train"].rows,
             float(self.spec.task.l2),
-            self.spec.damping,
+            self.response,
             self.probe.eps,
             self.probe.dtype,
         )

@@ -28,7 +28,7 @@ from rayinf.errors import InputError
 from rayinf.select import aggregate
 from rayinf.select.forest import LEAST_ROWS
 from rayinf.store.places import AnyPath
-from rayinf.task import Task
+from rayinf.task import Fit, Task
 
 if TYPE_CHECKING:
     from rayinf.data.scan import TableScan
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 _DRIVER = {"sent": False, "identity": False}
 # Fields that choose among scores, or follow from others.
 _NOT_IDENTITY = {"identity": False}
+# The key of an identity for the training that the inverse rests on.
+TRAINED = "trained by"
 _FI = "The influence measure FI"
 # Fields that hold tables, and the names that stages read them under.
 _TRAIN, _VALID, _POOL = ({**_DRIVER, "table": name} for name in ("train", "valid", "pool"))
@@ -55,6 +57,7 @@ class RunSpec:
         signed: whether the values have a sign.
         with_ids: tables whose rows are named by their ids in what comes out.
         has_scores: whether every row of the scored table gets values.
+        usual_damping: of K-FAC and EKFAC, where no damping is given and nothing is known of the training.
         objectives: what is summed over the validation rows.
         objective_rows: the table that they are summed over, under the name of its argument.
         halves: whether every column is also given for each half of the validation rows.
@@ -70,11 +73,14 @@ class RunSpec:
     signed: ClassVar[bool] = True
     with_ids: ClassVar[tuple[str, ...]] = ("train",)
     has_scores: ClassVar[bool] = True
+    usual_damping: ClassVar[str] = "sample:3"
 
     task: Task = field(metadata=_DRIVER)
     curvature: str = "ekfac"
     fisher: FisherKind = "true"
-    damping: float | None = None
+    inverse: str = "auto"
+    training_time: float | None = None
+    damping: float | str | None = None
     factors: str | AnyPath | None = field(default=None, metadata=_DRIVER)
     cluster: Cluster | None = field(default=None, metadata=_DRIVER)
     out: str | AnyPath | None = field(default=None, metadata=_DRIVER)
@@ -94,6 +100,44 @@ class RunSpec:
             InputError: the first that has the wrong type or is out of range.
         """
         self._set(**check(**{f.name: getattr(self, f.name) for f in fields(self)}))
+        self._check_inverse()
+
+    def _check_inverse(self) -> None:
+        """Refuse arguments of the inverse that contradict each other."""
+        time, damping = self.training_time, self.damping
+        both = f"training_time={time!r} and damping={damping!r}" if damping is not None else f"training_time={time!r}"
+        if time is not None and (damping is not None or self.inverse == "damped"):
+            raise InputError(
+                f'{both} with inverse="{self.inverse}" contradict each other: the unrolled inverse has no damping.',
+                "pass training_time or damping, and leave the other out.",
+            )
+        if self.inverse != "unrolled":
+            return
+        if damping is not None:
+            raise InputError(
+                f'inverse="unrolled" has no damping, and damping={damping!r} is given.',
+                'leave damping out, or pass inverse="damped".',
+            )
+        if self.curvature == "identity":
+            raise InputError(
+                'curvature="identity" has no eigenvalues, which inverse="unrolled" is a function of.',
+                'leave inverse out, or pass another curvature, such as "ekfac".',
+            )
+        if time is None and not isinstance(self.task.fit, Fit):
+            raise InputError(
+                'inverse="unrolled" needs to know how long the model was trained, and Task(fit=...) does not say it.',
+                "pass training_time=T, the sum of the learning rates of all steps (over 1 - momentum), or "
+                "Task(fit=rayinf.Fit(...)) as the model was trained.",
+            )
+
+    @property
+    def recipe(self) -> Fit | None:
+        """The training that the inverse's time follows from; None where it is given, or is not used."""
+        fit, explicit = self.task.fit, self.inverse == "unrolled"
+        if self.curvature == "identity" or self.training_time is not None or not isinstance(fit, Fit):
+            return None
+        known = self.inverse == "auto" and self.damping is None and fit.fresh
+        return fit if explicit or known else None
 
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
@@ -140,11 +184,18 @@ class RunSpec:
         """
         held = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("identity", True)}
         uses_fisher = self.curvature in KRONECKER or self.curvature == "ggn"
-        return {"verb": self.verb, **held, "fisher": self.fisher if uses_fisher else None}
+        fisher = self.fisher if uses_fisher else None
+        return {"verb": self.verb, **held, "fisher": fisher, TRAINED: self.trained}
+
+    @property
+    def trained(self) -> str | None:
+        """The training that the inverse rests on, as text."""
+        recipe = self.recipe
+        return None if recipe is None else repr(recipe)
 
     def own_arguments(self) -> dict[str, Any]:
         """What the identity holds beyond that of every verb, where it is given."""
-        shared = {"verb", *(f.name for f in fields(RunSpec))}
+        shared = {"verb", TRAINED, *(f.name for f in fields(RunSpec))}
         return {k: v for k, v in self.identity().items() if k not in shared and v is not None}
 
 
@@ -192,7 +243,10 @@ class SampledSpec(RunSpec):
     """Of verbs that can take FI of a share of the rows, and with a rank; `exclude` names rows not to draw."""
 
     signed = False
+    usual_damping = "layer_mean:0.1"
 
+    inverse: str = field(default="damped", init=False)
+    training_time: float | None = field(default=None, init=False)
     rank: int | None = None
     subsample: float = 1.0
     exclude: Any = field(default=(), metadata=_NOT_IDENTITY)

@@ -14,7 +14,7 @@ from rayinf.arguments import shown
 from rayinf.core.epochs import Recipe, train_epochs
 from rayinf.data.batches import Array, BatchReader
 from rayinf.data.tables import READ_ROWS
-from rayinf.engine.fit import fit_head
+from rayinf.engine.fit import find_head, fit_head
 from rayinf.engine.worker import Worker
 from rayinf.errors import InputError
 from rayinf.task import Fit, Task
@@ -152,11 +152,8 @@ def _head(model: nn.Module, task: Task) -> nn.Linear:
     Raises:
         InputError: the model is another.
     """
-    layers: list[nn.Module] = list(model) if type(model) is nn.Sequential else [model]
-    if len(layers) == 2 and type(layers[0]) is nn.Flatten:
-        layers = layers[1:]
-    head = layers[0]
-    if len(layers) == 1 and type(head) is nn.Linear and head.bias is not None and task.is_cross_entropy:
+    head = find_head(model, task)
+    if head is not None:
         return head
     raise InputError(
         "The Task does not say how its model is trained, and only a linear softmax head can do without.",

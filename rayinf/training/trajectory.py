@@ -48,7 +48,7 @@ class AcquireOptions:
     rank: int | None
     subsample: float
     fisher: FisherKind
-    damping: float | None
+    damping: float | str | None
     samples: int
 
 

@@ -1,0 +1,150 @@
+"""The response of a fit that a run uses (`core.response`): from its arguments, and from how the model was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from rayinf.core import fisher, kfac
+from rayinf.core.influence import dense_rows
+from rayinf.core.kfac import Basis, Sums
+from rayinf.core.response import Damped, Response, Unrolled, parse_damping
+from rayinf.data.files import Arrays
+from rayinf.engine.entry import DENSE, KRONECKER
+from rayinf.engine.fit import find_head
+from rayinf.engine.probe import Probe
+from rayinf.engine.spec import RunSpec
+from rayinf.engine.stages import Lambda
+from rayinf.engine.worker import Ready
+from rayinf.task import Fit
+
+# The times that a fit's own settings give are multiplied by this: measured in docs/inverse.md.
+TIME_FACTOR = 1.0
+# Of Adam, beside the root of the mean squared gradient.
+_EPSILON = 1e-8
+
+
+class Squares(Lambda):
+    """Chunk -> sums of the rows' squared gradients, `S/<block>`, which Adam's step sizes follow from."""
+
+    def prepare(self, arrays: Arrays) -> None:
+        """Bases in which nothing is rotated."""
+        w = self.worker
+        none = torch.zeros(0)
+
+        def basis(r: int, o: int) -> Basis:
+            eye = torch.eye(o, dtype=w.dtype, device=w.device).expand(r, o, o)
+            return Basis(None, eye, none, none, 1.0)
+
+        self.bases = {b.name: basis(*b.shape[:2]) for b in w.blocks}
+
+    def columns(self) -> int:
+        """The gradient of the loss alone."""
+        return 1
+
+    def batch(self, sums: Sums, ready: Ready) -> None:
+        """Add one batch."""
+        w, dense = self.worker, self.worker.job.spec.curvature in DENSE
+        part: Sums = {}
+        with w.forward_pass(ready.x) as forward_pass:
+            _, gradient = fisher.loss_gradient(w.loss, forward_pass.logits, ready.y)
+            column, scale = fisher.scale_together(gradient, w.dtype)
+            if dense:
+                kfac.add(part, "S", dense_rows(forward_pass, column).double().square().sum(0))
+            else:
+                found = forward_pass.captured.gradients(forward_pass.logits, column, last=True)
+                for block in w.blocks:
+                    if block.name in found:
+                        self._add(part, block, forward_pass, [found[block.name]])
+        for key, value in part.items():
+            kfac.add(sums, key.replace("L", "S", 1), value * scale**2)
+        kfac.add(sums, "rows", torch.tensor(float(len(ready.y))))
+
+
+def mean_roots(squares: Arrays, sizes: Mapping[str, int]) -> Arrays:
+    """`mean(sqrt(E g^2))` of each layer: of its parameters, over its rows.
+
+    Args:
+        squares: sums of `Squares`.
+        sizes: parameters of each layer, in order.
+    """
+    rows = float(squares["rows"])
+    if "S" in squares:
+        cuts = np.cumsum(list(sizes.values()))[:-1]
+        held = dict(zip(sizes, np.split(squares["S"], cuts), strict=True))
+    else:
+        held = {name: squares.get(f"S/{name}", np.zeros(1)) for name in sizes}
+    return {f"root/{name}": np.array(np.sqrt(v / rows).mean()) for name, v in held.items()}
+
+
+def needs_squares(spec: RunSpec) -> bool:
+    """Whether the response rests on squared gradients: after a training with Adam."""
+    recipe = spec.recipe
+    return recipe is not None and recipe.optimizer != "sgd"
+
+
+def response_of(spec: RunSpec, probed: Probe, rows: int, roots: Mapping[str, float]) -> Response:
+    """The response that a run uses.
+
+    Args:
+        spec: of the run.
+        probed: the model on a few rows.
+        rows: n.
+        roots: `mean_roots` by layer, where they are needed.
+    """
+    if spec.training_time is not None:
+        return Unrolled({"": float(spec.training_time)})
+    recipe = spec.recipe
+    if recipe is not None:
+        return unrolled(recipe, rows, roots)
+    damping = spec.damping
+    if damping is None and spec.curvature in KRONECKER:
+        at_minimum = spec.task.fit is None and find_head(probed.model, spec.task) is not None
+        damping = "layer_mean:0.1" if at_minimum else spec.usual_damping
+    return replace(parse_damping(damping or 0.0), columns=float(rows * max(probed.logits - 1, 1)))
+
+
+def unrolled(fit: Fit, rows: int, roots: Mapping[str, float]) -> Unrolled:
+    """The response after a training by minibatches.
+
+    SGD: T is the sum of the learning rates over all steps, over `1 - momentum`. Adam divides a step by `sqrt(v)`, and v
+    is the mean squared gradient of a minibatch: the time of a layer is the sum of the rates over the mean of that. The
+    decay of AdamW is apart from this division, and is a ridge in its units.
+
+    Args:
+        fit: the training.
+        rows: n.
+        roots: `mean(sqrt(E g^2))` by layer, of single rows.
+    """
+    batch = min(fit.batch_size, rows)
+    total = TIME_FACTOR * sum_of_rates(fit, fit.epochs * -(-rows // batch))
+    if fit.optimizer == "sgd":
+        return Unrolled({"": total / (1 - fit.momentum)}, {"": fit.weight_decay})
+    steps = {name: root / batch**0.5 + _EPSILON for name, root in roots.items()}
+    decays = {name: fit.weight_decay * (step if fit.optimizer == "adamw" else 1.0) for name, step in steps.items()}
+    return Unrolled({name: total / step for name, step in steps.items()}, decays)
+
+
+def sum_of_rates(fit: Fit, steps: int) -> float:
+    """The sum of the learning rates of all steps (`core.epochs.rate`)."""
+    return fit.lr * (steps if fit.schedule == "constant" else (steps + 1) / 2)
+
+
+def describe(response: Response, spec: RunSpec) -> dict[str, Any]:
+    """What was used, for the metadata of scores: the kind, and the number that it rests on."""
+    if spec.curvature == "identity":
+        return {"inverse": None}
+    if isinstance(response, Damped):
+        kinds = ("added", "layer_mean", "sample")
+        used = next((f"{k}:{getattr(response, k):g}" for k in kinds[1:] if getattr(response, k)), response.added)
+        return {"inverse": "damped", "damping": used}
+    times = response.times
+    return {
+        "inverse": "unrolled",
+        "training_time": times[""] if "" in times else dict(times),
+        "training_time_from": "training_time" if spec.training_time is not None else "Task(fit=...)",
+    }

@@ -159,6 +159,7 @@ def predict_removal(
     with open_run(spec) as run:
         if run.finished and run.folder is not None:
             return RemovalPrediction.load(run.folder.path)
+        assert isinstance(run.spec, PredictRemovalSpec)
         sets = run.spec.sets
         now, found = removal_pipeline.predict(run, [one.to_mask for one in sets])
         return _finish(run, _table(sets, now, found))

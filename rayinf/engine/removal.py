@@ -127,7 +127,7 @@ def first_order(solved: Arrays, gradient: Arrays, solver: Solver) -> Arrays:
     Raises:
         InputError: a layer without curvature, where the rows have a gradient.
     """
-    total = 0.0
+    total = np.zeros(())
     for block in solver.blocks:
         v, u = gradient[f"V/{block.name}"], solved[f"U/{block.name}"]
         if f"flat/{block.name}" in solved and v.any():

@@ -41,7 +41,7 @@ class MovedValues(Summing):
     def prepare(self, arrays: Arrays) -> None:
         """Compute the moved parameters of every set."""
         w = self.worker
-        own = dict(w.model.named_parameters())
+        own: dict[str, Tensor] = dict(w.model.named_parameters())
         held = w.tensors(arrays, torch.float64)
         self.moved: list[dict[str, Tensor]] = []
         for k in range(1 + max(int(name.partition("/")[0]) for name in arrays)):

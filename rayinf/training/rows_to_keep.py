@@ -136,7 +136,8 @@ def _of_ids(name: str, held: Array, table: Table, task: Task, rows: int) -> Arra
     unique, times = np.unique(held, return_counts=True)
     if len(unique) < len(held):
         raise InputError(
-            f"{name} names the id {unique[times > 1][0].item()!r} more than once ({int((times > 1).sum()):,} such ids).",
+            f"{name} names the id {unique[times > 1][0].item()!r} more than once "
+            f"({int((times > 1).sum()):,} such ids).",
             "name each row once; for a row that counts twice, pass weights.",
         )
     column = id_column(table.schema, task.row_id)
@@ -171,8 +172,8 @@ def _check_seen(name: str, ids: Array, seen: Array, where: str) -> None:
     """
     if (lost := np.flatnonzero(seen == 0)).size:
         raise InputError(
-            f"{name} names the id {ids[lost[0]].item()!r}, which is not among {where} ({lost.size:,} of {len(ids):,} ids "
-            "are not there).",
+            f"{name} names the id {ids[lost[0]].item()!r}, which is not among {where} ({lost.size:,} of {len(ids):,} "
+            "ids are not there).",
             "pass row ids of this table (integers are ids, never positions), a Selection, or a mask.",
         )
     if (twice := np.flatnonzero(seen > 1)).size:

@@ -32,6 +32,7 @@ def eigen_inverse(lambda_roi: Tensor, rows: float, l2: float, response: Response
     mean = float(lambda_roi.mean())
     if mean <= 0.0:
         return torch.zeros_like(lambda_roi)
+    lambda_roi, rows = response.held_out * lambda_roi, rows / response.held_out**0.5
     if isinstance(response, Damped):
         level = lambda_roi + l2 + response.damping(mean, lambda_roi.numel())
         return _inverse(level * rows, lambda_roi.shape[1] * lambda_roi.shape[2])

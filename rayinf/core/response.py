@@ -3,6 +3,11 @@
 At a minimum it is `1 / (lambda + l2)`. A network stopped before that has moved less along flat directions: after a
 training time T (the sum of its learning rates) gradient flow has answered the removal of a row by
 `(1 - exp(-T (lambda + l2))) / (lambda + l2)` (Bae et al. 2024, SOURCE, with one segment). Peers add a damping instead.
+
+**What held-out rows say.** Curvature and gradients of the training rows shrink while these are learned, and a training
+went through those of before. Rows that were never trained on still show them: let h be the mean squared gradient of
+held-out rows over that of training rows. Along the training the curvature was about h lambda and a row's gradient
+sqrt(h) times what it is now, so the response is `sqrt(h) F(h lambda)`. Measured in docs/inverse.md.
 """
 
 from __future__ import annotations
@@ -31,12 +36,14 @@ class Damped:
         sample: added in units of `mean p / columns`: an eigenvalue of a layer with p parameters rests on `columns`
             gradient columns, so that this is about the size of what a sample of that size leaves undetermined.
         columns: gradient columns that the curvature was summed over: `n (K - 1)` for n rows and K classes.
+        held_out: h; 1 where it is not used.
     """
 
     added: float = 0.0
     layer_mean: float = 0.0
     sample: float = 0.0
     columns: float = 1.0
+    held_out: float = 1.0
 
     def damping(self, mean: float, parameters: int) -> float:
         """The damping of a layer.
@@ -55,10 +62,12 @@ class Unrolled:
     Attributes:
         times: T by layer; a layer without one has the time under "".
         decays: the weight decay of the training by layer, as a ridge.
+        held_out: h; 1 where it is not used.
     """
 
     times: Mapping[str, float]
     decays: Mapping[str, float] = field(default_factory=dict)
+    held_out: float = 1.0
 
     def time(self, name: str) -> float:
         """T of a layer."""

@@ -190,16 +190,16 @@ def inverse_payload(factors: Arrays, solver: Solver) -> Arrays:
 
 def _dense_inverse(mean_pp: Tensor, solver: Solver) -> tuple[Tensor, Tensor]:
     """A dense curvature's inverse, and its null space."""
-    response, p = solver.response, len(mean_pp)
+    response, p, mean = solver.response, len(mean_pp), float(mean_pp.diagonal().mean())
+    mean_pp, rows = response.held_out * mean_pp, solver.rows / response.held_out**0.5
     if isinstance(response, Damped):
-        shift = solver.l2 + response.damping(float(mean_pp.diagonal().mean()), p)
-        return inverse.dense_inverse(mean_pp, solver.rows, shift, solver.eps)
+        return inverse.dense_inverse(mean_pp, rows, solver.l2 + response.damping(mean, p), solver.eps)
 
     def of_parameters(value: Callable[[str], float]) -> Tensor:
         return torch.cat([mean_pp.new_full((b.numel,), value(b.name)) for b in solver.blocks])
 
     shift_p = of_parameters(lambda name: response.shift(solver.l2, name))
-    unrolled = inverse.dense_unrolled(mean_pp, solver.rows, shift_p, of_parameters(response.time))
+    unrolled = inverse.dense_unrolled(mean_pp, rows, shift_p, of_parameters(response.time))
     return unrolled, mean_pp.new_zeros(p, 0)
 
 

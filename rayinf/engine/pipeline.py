@@ -27,21 +27,18 @@ from rayinf.engine.identity import describe_factors, provenance
 from rayinf.engine.job import Chunk
 from rayinf.engine.memory import tile_rows
 from rayinf.engine.minimum import check_minimum
-from rayinf.engine.run import ROOTS, Run
+from rayinf.engine.run import HELD_OUT, SQUARES, Run
 from rayinf.errors import InputError
 from rayinf.select.top_rows import TopRows, merge_all
 from rayinf.store.places import open_place
 
 # What of the store stays when a run has finished: to be used by others, or to score shards that were taken away.
-_LASTING = ("factors", ROOTS, "queries", "solved", "inverse", "measured")
+_LASTING = ("factors", SQUARES, HELD_OUT, "queries", "solved", "inverse", "measured")
 
 
 def fit_factors(run: Run) -> Any:
     """Curvature of the training rows: a handle of the factors, from this run's store, another run, or computed."""
-    if training_time.needs_squares(run.spec) and not run.runner.store("has", ROOTS):
-        run.fold(training_time.Squares, {}, "train", "squares")
-        sizes = {b.name: b.numel for b in run.probe.blocks}
-        _derive(run, ROOTS, training_time.mean_roots, ["squares"], sizes)
+    _measure_squares(run)
     kind, runner, store = run.spec.curvature, run.runner, run.runner.store
     if kind == "identity":
         store("put", "factors", {})
@@ -58,6 +55,25 @@ def fit_factors(run: Run) -> Any:
         return _derive(run, "factors", curv.dense_mean, ["hessian"])
     with own_precision(run):
         return _fit_kronecker(run)
+
+
+def _measure_squares(run: Run) -> None:
+    """Squared gradients of the rows, where the inverse rests on them; those of borrowed factors are borrowed too."""
+    stages_of = {SQUARES: (training_time.Squares, "train"), HELD_OUT: (training_time.HeldOutSquares, "valid")}
+    needed = {
+        SQUARES: training_time.needs_squares(run.spec, run.probe),
+        HELD_OUT: training_time.needs_held_out(run.spec, run.probe),
+    }
+    sizes = {b.name: b.numel for b in run.probe.blocks}
+    for name, (stage, table) in stages_of.items():
+        if not needed[name] or run.runner.store("has", name):
+            continue
+        borrowed = _borrowed(run, SQUARES) if name == SQUARES and run.spec.factors is not None else None
+        if borrowed is not None:
+            run.runner.store("put", name, borrowed)
+        else:
+            run.fold(stage, {}, table, f"{name}-sums")
+            _derive(run, name, training_time.summarise, [f"{name}-sums"], sizes)
 
 
 def _fit_kronecker(run: Run) -> Any:
@@ -93,7 +109,10 @@ def _derive(run: Run, name: str, function: Any, inputs: list[str], *args: Any) -
         found = run.runner.publish("derive", name, function, inputs, *args)
         if not run.runner.store("has", name):  # an error in the store is raised by this call
             run.runner.store("derive", name, function, inputs, *args)
-    done = {"factors": ("covariance", "hessian", "lambda", "basis"), ROOTS: ("squares",)}
+    done = {
+        "factors": ("covariance", "hessian", "lambda", "basis"),
+        **{name: (f"{name}-sums",) for name in (SQUARES, HELD_OUT)},
+    }
     for source in done.get(name, ()):
         run.runner.store("drop", source)
     return found
@@ -335,12 +354,18 @@ def _borrow(run: Run) -> Arrays:
         InputError: no sound factors there.
     """
     assert run.spec.factors is not None
-    folder = open_place(run.spec.factors, "factors")
-    record = read_record(folder)
-    arrays = CheckedFolder(folder / "factors", owner_of(record)).arrays("factors.safetensors") if record else None
+    arrays = _borrowed(run, "factors")
     if arrays is None:
         raise InputError(
-            f"{folder}/factors has no sound factors.",
+            f"{open_place(run.spec.factors, 'factors')}/factors has no sound factors.",
             "run that run's own command again, which makes them, or leave factors out.",
         )
     return arrays
+
+
+def _borrowed(run: Run, name: str) -> Arrays | None:
+    """An artefact of the run whose factors are used, if it is there and whole."""
+    assert run.spec.factors is not None
+    folder = open_place(run.spec.factors, "factors")
+    record = read_record(folder)
+    return CheckedFolder(folder / "factors", owner_of(record)).arrays(f"{name}.safetensors") if record else None

@@ -86,7 +86,9 @@ def _kronecker_step(vectors: Queries, factors: Arrays, source: Arrays, solver: S
 def _fixed(solver: Solver, mean: float, parameters: int) -> Response:
     """The response with the damping that all rows give: it is a ridge, which does not go with the rows."""
     response = solver.response
-    return Damped(response.damping(mean, parameters)) if isinstance(response, Damped) else response
+    if not isinstance(response, Damped):
+        return response
+    return replace(response, added=response.damping(mean, parameters), layer_mean=0.0, sample=0.0)
 
 
 def remaining(factors: Arrays, removed: Arrays, solver: Solver) -> Arrays:

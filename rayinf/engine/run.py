@@ -37,7 +37,7 @@ from rayinf.engine.memory import check_fits, check_memory
 from rayinf.engine.probe import Probe, probe
 from rayinf.engine.runner import LocalRunner, Runner, make_runner
 from rayinf.engine.spec import RunSpec
-from rayinf.engine.training_time import needs_squares, response_of
+from rayinf.engine.training_time import Seen, needs_held_out, needs_squares, response_of, seen
 from rayinf.errors import InputError, RunError
 from rayinf.redaction import redact
 from rayinf.store.places import open_place
@@ -46,8 +46,8 @@ from rayinf.store.places import open_place
 _PARTIAL_BYTES = 4 << 30
 _FEWEST_CHUNKS, _MOST_CHUNKS = 8, 64
 _SCANS = "scans.json"
-# The artefact that a training with Adam adds: the mean root of squared gradients by layer.
-ROOTS = "roots"
+# Artefacts: summaries of the squared gradients of the training rows and of the validation rows.
+SQUARES, HELD_OUT = "squared", "squared-valid"
 _PACKAGES = ("rayinf", "torch", "numpy", "pyarrow", "ray")
 
 
@@ -140,11 +140,12 @@ class Run:
 
     @cached_property
     def response(self) -> Response:
-        """How far the fit moves along eigenvectors; after a training with Adam, its squared gradients are needed."""
-        needed = needs_squares(self.spec)
-        roots = self.runner.store("get", ROOTS) if needed else {}
-        by_layer = {name.removeprefix("root/"): float(v) for name, v in roots.items()}
-        return response_of(self.spec, self.probe, self.scans["train"].rows, by_layer)
+        """How far the fit moves along eigenvectors; where that rests on squared gradients, these are there."""
+        found = Seen({})
+        if needs_squares(self.spec, self.probe):
+            valid = self.runner.store("get", HELD_OUT) if needs_held_out(self.spec, self.probe) else None
+            found = seen(self.runner.store("get", SQUARES), valid)
+        return response_of(self.spec, self.probe, self.scans["train"].rows, found)
 
     @cached_property
     def solver(self) -> Solver:

@@ -57,6 +57,8 @@ class RunSpec:
         signed: whether the values have a sign.
         with_ids: tables whose rows are named by their ids in what comes out.
         has_scores: whether every row of the scored table gets values.
+        held_out_rows: whether the validation rows, where the inverse is left open, also say how far the training rows
+            are learned.
         usual_damping: of K-FAC and EKFAC, where no damping is given and nothing is known of the training.
         objectives: what is summed over the validation rows.
         objective_rows: the table that they are summed over, under the name of its argument.
@@ -74,6 +76,7 @@ class RunSpec:
     with_ids: ClassVar[tuple[str, ...]] = ("train",)
     has_scores: ClassVar[bool] = True
     usual_damping: ClassVar[str] = "sample:3"
+    held_out_rows: ClassVar[bool] = False
 
     task: Task = field(metadata=_DRIVER)
     curvature: str = "ekfac"
@@ -204,6 +207,7 @@ class InfluenceSpec(RunSpec):
     """Of `influence`; also what verbs that train with its scores open to check their tables."""
 
     verb = "influence"
+    held_out_rows = True
 
     train: Any = field(metadata=_TRAIN)
     valid: Any = field(metadata=_VALID)
@@ -232,6 +236,7 @@ class PairsSpec(RunSpec):
 
     verb = "pairs"
     with_ids = ("train", "valid")
+    held_out_rows = True
 
     train: Any = field(metadata=_TRAIN)
     valid: Any = field(metadata=_VALID)

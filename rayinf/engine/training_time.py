@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,14 +22,14 @@ from rayinf.engine.stages import Lambda
 from rayinf.engine.worker import Ready
 from rayinf.task import Fit
 
-# The times that a fit's own settings give are multiplied by this: measured in docs/inverse.md.
-TIME_FACTOR = 1.0
+# The most that gradients of training rows may have shrunk for it to be counted on.
+MOST_HELD_OUT = 1e4
 # Of Adam, beside the root of the mean squared gradient.
 _EPSILON = 1e-8
 
 
 class Squares(Lambda):
-    """Chunk -> sums of the rows' squared gradients, `S/<block>`, which Adam's step sizes follow from."""
+    """Chunk -> sums of squared row gradients, `S/<block>`: how far rows are learned, and how Adam steps."""
 
     def prepare(self, arrays: Arrays) -> None:
         """Bases in which nothing is rotated."""
@@ -65,8 +65,14 @@ class Squares(Lambda):
         kfac.add(sums, "rows", torch.tensor(float(len(ready.y))))
 
 
-def mean_roots(squares: Arrays, sizes: Mapping[str, int]) -> Arrays:
-    """`mean(sqrt(E g^2))` of each layer: of its parameters, over its rows.
+class HeldOutSquares(Squares):
+    """The same of the validation rows."""
+
+    table = "valid"
+
+
+def summarise(squares: Arrays, sizes: Mapping[str, int]) -> Arrays:
+    """`norm`, the mean squared gradient of a row, and `root/<block>`, the mean over parameters of `sqrt(E g^2)`.
 
     Args:
         squares: sums of `Squares`.
@@ -78,37 +84,74 @@ def mean_roots(squares: Arrays, sizes: Mapping[str, int]) -> Arrays:
         held = dict(zip(sizes, np.split(squares["S"], cuts), strict=True))
     else:
         held = {name: squares.get(f"S/{name}", np.zeros(1)) for name in sizes}
-    return {f"root/{name}": np.array(np.sqrt(v / rows).mean()) for name, v in held.items()}
+    norm = sum(float(v.sum()) for v in held.values()) / rows
+    return {"norm": np.array(norm), **{f"root/{name}": np.array(np.sqrt(v / rows).mean()) for name, v in held.items()}}
 
 
-def needs_squares(spec: RunSpec) -> bool:
-    """Whether the response rests on squared gradients: after a training with Adam."""
+@dataclass(frozen=True)
+class Seen:
+    """What the squared gradients of the rows say.
+
+    Attributes:
+        roots: the mean over a layer's parameters of `sqrt(E g^2)`, by layer.
+        held_out: the mean squared gradient of validation rows over that of training rows; at least 1, since rows with
+            wrong labels can make that of the training rows large without a sign that they are learned.
+    """
+
+    roots: Mapping[str, float]
+    held_out: float = 1.0
+
+
+def seen(train: Arrays, valid: Arrays | None) -> Seen:
+    """The same from the two summaries."""
+    roots = {name.removeprefix("root/"): float(v) for name, v in train.items() if name.startswith("root/")}
+    if valid is None:
+        return Seen(roots)
+    own, other = float(train["norm"]), float(valid["norm"])
+    return Seen(roots, min(max(other / own, 1.0), MOST_HELD_OUT) if own > 0 else 1.0)
+
+
+def at_minimum(spec: RunSpec, probed: Probe) -> bool:
+    """Whether the model is at its minimum by definition: a linear softmax head that is fitted to convergence."""
+    return spec.task.fit is None and find_head(probed.model, spec.task) is not None
+
+
+def needs_held_out(spec: RunSpec, probed: Probe) -> bool:
+    """Whether the response rests on gradients of the validation rows too."""
+    is_open = spec.inverse == "auto" and spec.damping is None and spec.training_time is None
+    if not (spec.held_out_rows and is_open):
+        return False
+    return spec.recipe is not None or (spec.curvature in KRONECKER and not at_minimum(spec, probed))
+
+
+def needs_squares(spec: RunSpec, probed: Probe) -> bool:
+    """Whether the response rests on squared gradients: of Adam, or beside those of the validation rows."""
     recipe = spec.recipe
-    return recipe is not None and recipe.optimizer != "sgd"
+    return needs_held_out(spec, probed) or (recipe is not None and recipe.optimizer != "sgd")
 
 
-def response_of(spec: RunSpec, probed: Probe, rows: int, roots: Mapping[str, float]) -> Response:
+def response_of(spec: RunSpec, probed: Probe, rows: int, found: Seen) -> Response:
     """The response that a run uses.
 
     Args:
         spec: of the run.
         probed: the model on a few rows.
         rows: n.
-        roots: `mean_roots` by layer, where they are needed.
+        found: what squared gradients say.
     """
     if spec.training_time is not None:
         return Unrolled({"": float(spec.training_time)})
     recipe = spec.recipe
     if recipe is not None:
-        return unrolled(recipe, rows, roots)
+        return unrolled(recipe, rows, found)
     damping = spec.damping
     if damping is None and spec.curvature in KRONECKER:
-        at_minimum = spec.task.fit is None and find_head(probed.model, spec.task) is not None
-        damping = "layer_mean:0.1" if at_minimum else spec.usual_damping
-    return replace(parse_damping(damping or 0.0), columns=float(rows * max(probed.logits - 1, 1)))
+        damping = "layer_mean:0.1" if at_minimum(spec, probed) else spec.usual_damping
+    columns = float(rows * max(probed.logits - 1, 1))
+    return replace(parse_damping(damping or 0.0), columns=columns, held_out=found.held_out)
 
 
-def unrolled(fit: Fit, rows: int, roots: Mapping[str, float]) -> Unrolled:
+def unrolled(fit: Fit, rows: int, found: Seen) -> Unrolled:
     """The response after a training by minibatches.
 
     SGD: T is the sum of the learning rates over all steps, over `1 - momentum`. Adam divides a step by `sqrt(v)`, and v
@@ -118,15 +161,15 @@ def unrolled(fit: Fit, rows: int, roots: Mapping[str, float]) -> Unrolled:
     Args:
         fit: the training.
         rows: n.
-        roots: `mean(sqrt(E g^2))` by layer, of single rows.
+        found: what squared gradients say; those of Adam's steps were larger, too, while rows were learned.
     """
     batch = min(fit.batch_size, rows)
-    total = TIME_FACTOR * sum_of_rates(fit, fit.epochs * -(-rows // batch))
+    total = sum_of_rates(fit, fit.epochs * -(-rows // batch))
     if fit.optimizer == "sgd":
-        return Unrolled({"": total / (1 - fit.momentum)}, {"": fit.weight_decay})
-    steps = {name: root / batch**0.5 + _EPSILON for name, root in roots.items()}
+        return Unrolled({"": total / (1 - fit.momentum)}, {"": fit.weight_decay}, found.held_out)
+    steps = {name: root * (found.held_out / batch) ** 0.5 + _EPSILON for name, root in found.roots.items()}
     decays = {name: fit.weight_decay * (step if fit.optimizer == "adamw" else 1.0) for name, step in steps.items()}
-    return Unrolled({name: total / step for name, step in steps.items()}, decays)
+    return Unrolled({name: total / step for name, step in steps.items()}, decays, found.held_out)
 
 
 def sum_of_rates(fit: Fit, steps: int) -> float:
@@ -138,13 +181,14 @@ def describe(response: Response, spec: RunSpec) -> dict[str, Any]:
     """What was used, for the metadata of scores: the kind, and the number that it rests on."""
     if spec.curvature == "identity":
         return {"inverse": None}
+    held_out = {"held_out_curvature": response.held_out} if response.held_out != 1.0 else {}
     if isinstance(response, Damped):
-        kinds = ("added", "layer_mean", "sample")
-        used = next((f"{k}:{getattr(response, k):g}" for k in kinds[1:] if getattr(response, k)), response.added)
-        return {"inverse": "damped", "damping": used}
+        rules = (f"{k}:{getattr(response, k):g}" for k in ("layer_mean", "sample") if getattr(response, k))
+        return {"inverse": "damped", "damping": next(rules, response.added), **held_out}
     times = response.times
     return {
         "inverse": "unrolled",
         "training_time": times[""] if "" in times else dict(times),
         "training_time_from": "training_time" if spec.training_time is not None else "Task(fit=...)",
+        **held_out,
     }

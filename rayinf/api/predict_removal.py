@@ -34,7 +34,8 @@ class RemovalPrediction:
         table: a line for each set and objective: `set` (its name), `removed` (rows that go), `objective`, `now` (its
             value under the model as it is); the predicted values `first_order` and `second_order`, and their changes
             against `now`, `first_order_change` and `second_order_change`; and `linear_change`, that of the linearised
-            objective along the step of second order.
+            objective along the step of second order; `step_length` of that step, in units of the one that the curvature
+            gives by itself.
         metadata: the config, the sign and unit, figures of the curvature.
         path: the run's folder, if it has one.
     """
@@ -99,7 +100,10 @@ def predict_removal(
     step from the rows that stay, `delta = (H - H_S / n + l2 + damping)^-1 (1/n) sum_S grad l_i` (H the mean curvature
     of all n rows, H_S the sum over the rows S that go), and evaluates the objectives at `theta + delta`. Of EKFAC, H_S
     is the eigenvalues' share of these rows in the eigenbasis of all rows; of K-FAC, the diagonals of their A and G
-    there. Both predict a fit that keeps the *sum* of the ridge: a refit to n' rows with `l2 n / n'`.
+    there. Both leave out what couples layers and directions, which makes the step several times too long where rows go
+    that pull the same way; so its length is that of the generalised Gauss-Newton matrix along it (`step_length` times
+    the length that EKFAC gives). Both orders predict a fit that keeps the *sum* of the ridge: a refit to n' rows has
+    `l2 n / n'`.
 
     Of a gap between groups, first order is `|u + sum of the rows' values|`, u the gap.
 
@@ -150,9 +154,10 @@ def predict_removal(
             rows that stay.
         RunError: a run that cannot go on.
 
-    Cost: beside the curvature and the objectives' gradients, as of `influence`: two passes over the rows of each set,
-    a solve a set (of "exact" and "ggn" `p^3`), and a forward pass over `valid` a set. Memory: a copy of the valued
-    parameters for each set.
+    Cost: beside the curvature and the objectives' gradients, as of `influence`: three passes over the rows of each set
+    and one over all rows with a backward pass a Fisher column (`exact`, `ggn`: two, and none), a solve a set (of
+    "exact" and "ggn" `p^3`), and a forward pass over `valid` a set. Memory: copies of the valued parameters for each
+    set.
     """
     given = locals()
     spec = PredictRemovalSpec(removed=given.pop("rows"), **given)
@@ -194,6 +199,7 @@ def _table(sets: Sequence[RemovedRows], now: Details, found: Sequence[Predicted]
                     "first_order_change": first - value,
                     "second_order_change": second - value,
                     "linear_change": float(predicted.linear[q]),
+                    "step_length": predicted.length,
                 }
             )
     return pa.Table.from_pylist(lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,14 +29,16 @@ class Predicted:
         first: the sum of the rows' values `[Q]`.
         linear: the change of the linearised objectives along Newton's step `[Q]`.
         moved: column -> the objective at the moved parameters (`value`), and what stands beside it.
+        length: of the step, in units of that of K-FAC or EKFAC.
     """
 
     first: Array
     linear: Array
     moved: Details
+    length: float
 
 
-def predict(run: Run, masks: Sequence[Any]) -> tuple[Details, list[Predicted]]:
+def predict(run: Run, masks: Sequence[Callable[[], Array]]) -> tuple[Details, list[Predicted]]:
     """The objectives now, and what each set of rows is predicted to do to them.
 
     Args:
@@ -54,9 +56,11 @@ def predict(run: Run, masks: Sequence[Any]) -> tuple[Details, list[Predicted]]:
             with _only(run, k, mask()) as table:
                 _step(run, k, table, factors)
     steps = [f"step-{k}" for k in range(count)]
+    if run.spec.curvature not in DENSE:
+        steps = _lengths(run, masks)
     if not store("has", "moved"):
-        payload = run.runner.publish("derive", "steps", removal.join_steps, steps)
-        store("has", "steps")  # an error in the store is raised by this call
+        payload = run.runner.publish("derive", "moves", removal.join_steps, steps)
+        store("has", "moves")  # an error in the store is raised by this call
         items = chunks(run.job.tables["valid"].shards, run.chunk_count)
         with run.timed("moved", run.scans["valid"].rows) as advance:
             for key in run.runner.fold(removal_stages.MovedValues, payload, items, "moved"):
@@ -66,8 +70,9 @@ def predict(run: Run, masks: Sequence[Any]) -> tuple[Details, list[Predicted]]:
     found = []
     for k in range(count):
         change = store("derive", f"first-{k}", removal.first_order, ["solved", f"gradient-{k}"], run.solver)["change"]
-        linear = store("summarise", removal.linear_change, ["queries", f"step-{k}"], run.solver, run.job.targets)
-        found.append(Predicted(np.asarray(change), np.asarray(linear["change"]), moved[k]))
+        linear = store("summarise", removal.linear_change, ["queries", steps[k]], run.solver, run.job.targets)
+        length = float(store("get", steps[k]).get("length", 1.0))
+        found.append(Predicted(np.asarray(change), np.asarray(linear["change"]), moved[k], length))
     return store("summarise", curv.details_by_column, ["solved"], names), found
 
 
@@ -83,6 +88,33 @@ def _only(run: Run, k: int, mask: Array) -> Generator[Table]:
         run.runner.job = job
 
 
+def _lengths(run: Run, masks: Sequence[Callable[[], Array]]) -> list[str]:
+    """The artefacts of the steps in their right length: a pass over all rows, and one over those of each set."""
+    store, names = run.runner.store, [f"scaled-{k}" for k in range(len(masks))]
+    if all(store("has", name) for name in names):
+        return names
+    payload = run.runner.publish("derive", "steps", removal.join_steps, [f"step-{k}" for k in range(len(masks))])
+    store("has", "steps")
+    run.fold(removal_stages.Along, payload, "train", "along")
+    for k, mask in enumerate(masks):
+        if store("has", names[k]):
+            continue
+        own = run.runner.publish("derive", f"own-{k}", removal.join_steps, [f"step-{k}"])
+        with _only(run, k, mask()) as table:
+            _fold(run, removal_stages.Along, own, table, f"along-{k}")
+        inputs = [f"step-{k}", "along", f"along-{k}", "factors"]
+        store("derive", names[k], removal.step_length, inputs, k, run.solver)
+    return names
+
+
+def _fold(run: Run, stage: type[stages.Stage], arrays: Any, table: Table, name: str) -> None:
+    """Sum a stage over the rows of a set."""
+    items = chunks(table.shards, run.chunk_count)
+    with run.timed(name, table.num_rows) as advance:
+        for key in run.runner.fold(stage, arrays, items, name):
+            advance(items[key].rows)
+
+
 def _step(run: Run, k: int, table: Table, factors: Any) -> None:
     """Newton's step of a set, from two passes over its rows."""
     kind, gradient, removed = run.spec.curvature, f"gradient-{k}", f"removed-{k}"
@@ -95,12 +127,9 @@ def _step(run: Run, k: int, table: Table, factors: Any) -> None:
         passes.append((removed, stages.Lambda, factors))
     else:
         run.runner.store("put", removed, {})
-    items = chunks(table.shards, run.chunk_count)
     for name, stage, arrays in passes:
-        own = pipeline.own_precision(run) if name == removed and kind not in DENSE else nullcontext()
-        with own, run.timed(name, table.num_rows) as advance:
-            for key in run.runner.fold(stage, arrays, items, name):
-                advance(items[key].rows)
+        with pipeline.own_precision(run) if name == removed and kind not in DENSE else nullcontext():
+            _fold(run, stage, arrays, table, name)
     with run.timed(f"step-{k}", 0):
         run.runner.store("derive", f"step-{k}", removal.newton_step, [gradient, removed, "factors"], run.solver)
     run.runner.store("drop", removed)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rayinf.core import fisher, kfac, objectives
 from rayinf.core.blocks import from_matrix, to_matrix
-from rayinf.core.influence import add_queries
+from rayinf.core.influence import add_queries, row_products
 from rayinf.core.kfac import Sums
 from rayinf.data.files import Arrays
 from rayinf.engine.stages import Summing, codes_of
@@ -30,6 +30,30 @@ class Gradient(Summing):
                 add_queries(part, forward_pass, cotangent, cotangent.new_ones(len(cotangent), 1), "V")
 
 
+class Along(Summing):
+    """Chunk of training rows -> `along` `[sets]`, the sum of the rows' GGN along the step of every set.
+
+    `step' (sum_s J' c_s c_s' J) step` with the Fisher's columns c_s: products of row gradients with the steps.
+    Arrays: `<set>/<block>`, the steps.
+    """
+
+    def prepare(self, arrays: Arrays) -> None:
+        """Bring the steps to the device, as queries, in the model's precision."""
+        w = self.worker
+        held = w.tensors(arrays, w.dtype)
+        self.steps = {b.name: torch.stack([held[f"{k}/{b.name}"] for k in range(_sets(arrays))]) for b in w.blocks}
+
+    def batch(self, sums: Sums, ready: Ready) -> None:
+        """Add one batch."""
+        w = self.worker
+        with w.forward_pass(ready.x) as forward_pass:
+            columns, scale = w.fisher_columns(ready, forward_pass.logits)
+            for s, column in enumerate(columns):
+                gone = s == len(columns) - 1
+                products = row_products(forward_pass, column, self.steps, last=gone).double()
+                kfac.add(sums, "along", products.square().sum(0) * scale**2)
+
+
 class MovedValues(Summing):
     """Chunk of validation rows -> group sums of every objective at parameters that were moved, for several steps.
 
@@ -44,7 +68,7 @@ class MovedValues(Summing):
         own: dict[str, Tensor] = dict(w.model.named_parameters())
         held = w.tensors(arrays, torch.float64)
         self.moved: list[dict[str, Tensor]] = []
-        for k in range(1 + max(int(name.partition("/")[0]) for name in arrays)):
+        for k in range(_sets(arrays)):
             values: dict[str, Tensor] = {}
             for block in w.blocks:
                 theta = to_matrix(block, [own[n].detach().double() for n in block.parameters])
@@ -69,6 +93,11 @@ class MovedValues(Summing):
                 objectives.add_values(part, j, shared, found, weights, (logits[attack], ready.y))
             for name, value in part.items():
                 kfac.add(sums, f"{k}/{name}", value)
+
+
+def _sets(arrays: Arrays) -> int:
+    """How many sets there are steps of."""
+    return 1 + max(int(name.partition("/")[0]) for name in arrays)
 
 
 @contextmanager

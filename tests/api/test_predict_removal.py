@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -36,13 +37,26 @@ def response(eigenvalues: Tensor, unrolled: bool) -> Tensor:
     return (1 - torch.exp(-TIME * x)) / x if unrolled else 1 / (x + DAMPING)
 
 
+def after_step(model: nn.Module, step: Tensor) -> nn.Module:
+    """A copy of the model, moved."""
+    moved = copy.deepcopy(model)
+    vector = nn.utils.parameters_to_vector(moved.parameters()).detach()
+    nn.utils.vector_to_parameters(vector + step, moved.parameters())
+    return moved
+
+
 @lru_cache
 def kronecker_truth(method: str, unrolled: bool) -> tuple[Tensor, nn.Module]:
     """First-order changes `[1 + K]`, and the model after Newton's step, layer by layer."""
     c = case("mlp")
     gone = torch.from_numpy(gone_rows(len(c.train[0])))
     n, kept = len(gone), (c.train[0][~gone], c.train[1][~gone])
-    moved, first = copy.deepcopy(c.model), torch.zeros(1 + c.classes, dtype=torch.float64)
+    first, steps, along, shift = (
+        torch.zeros(1 + c.classes, dtype=torch.float64),
+        [],
+        0.0,
+        L2 if unrolled else L2 + DAMPING,
+    )
     for name in LAYERS:
         sums = oracles.factors(c.model, cross_entropy, *c.train, name)
         q = oracles.eigenbasis(sums)
@@ -61,11 +75,18 @@ def kronecker_truth(method: str, unrolled: bool) -> tuple[Tensor, nn.Module]:
         )
         valid = oracles.layer_row_gradients(c.model, cross_entropy, *c.valid, name).flatten(1) @ old.flatten()
         first += torch.stack([valid.sum(), *(valid[c.valid[1] == k].sum() for k in range(c.classes))])
-        layer = moved.get_submodule(name)
-        with torch.no_grad():
-            layer.weight += step[0, :, :-1]
-            layer.bias += step[0, :, -1]
-    return first, moved
+        along += float((after * (q.Q_G.mT @ step @ q.Q_A).square()).sum())
+        steps += [step[0, :, :-1].flatten(), step[0, :, -1]]
+    step = torch.cat(steps)
+    true = float(step @ oracles.ggn(c.model, cross_entropy, *kept) @ step) * len(kept[0]) / n
+    size = float(step.square().sum())
+    if unrolled:  # of a training along the step alone, with either curvature
+        per_time = size / TIME
+        x, y = ((v + L2 * size) / per_time for v in (along, true))
+        length = (1 - math.exp(-y)) / y / ((1 - math.exp(-x)) / x)
+    else:
+        length = (along + shift * size) / (true + shift * size)
+    return first, after_step(c.model, length * step)
 
 
 @lru_cache
@@ -83,9 +104,7 @@ def dense_truth(method: str, unrolled: bool) -> tuple[Tensor, nn.Module]:
         values, vectors = torch.linalg.eigh(m)
         steps.append(vectors @ (response(values, unrolled) / n * (vectors.T @ rows)))
     valid = oracles.row_gradients(c.model, cross_entropy, *c.valid) @ steps[0]
-    moved = copy.deepcopy(c.model)
-    vector = nn.utils.parameters_to_vector(moved.parameters()).detach()
-    nn.utils.vector_to_parameters(vector + steps[1], moved.parameters())
+    moved = after_step(c.model, steps[1])
     return torch.stack([valid.sum(), *(valid[c.valid[1] == k].sum() for k in range(c.classes))]), moved
 
 
@@ -158,9 +177,25 @@ def _at_the_fit(patch: Patch) -> None:
     )
 
 
-@pytest.mark.parametrize("method", ["ekfac", "ggn"])
-@pytest.mark.parametrize("mutant", [_unchanged, _of_the_rows_left, _backwards, _at_the_fit])
-def test_mutants_are_seen(method: str, mutant: Callable[[Patch], None], monkeypatch: Patch) -> None:
+def _as_long_as_it_comes(patch: Patch) -> None:
+    """The length that EKFAC gives."""
+    patch.setattr(removal, "step_length", lambda step, *rest: {**step, "length": np.array(1.0)})
+
+
+def _curvature_of_all_rows(patch: Patch) -> None:
+    """The length by the GGN of all rows."""
+    right = removal.step_length
+    patch.setattr(
+        removal, "step_length", lambda step, along, removed, *rest: right(step, along, {"along": np.zeros(1)}, *rest)
+    )
+
+
+MUTANTS = [(m, k) for m in (_unchanged, _of_the_rows_left, _backwards, _at_the_fit) for k in ("ekfac", "ggn")]
+MUTANTS += [(m, "ekfac") for m in (_as_long_as_it_comes, _curvature_of_all_rows)]
+
+
+@pytest.mark.parametrize(("mutant", "method"), MUTANTS)
+def test_mutants_are_seen(mutant: Callable[[Patch], None], method: str, monkeypatch: Patch) -> None:
     mutant(monkeypatch)
     assert max(errors(method, False)) > 1e-3
 

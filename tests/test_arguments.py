@@ -105,6 +105,14 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
             **{k: SHARED[k] for k in _words("task curvature fisher damping factors cluster out seed batch_size")},
         },
     ),
+    "predict_removal": (
+        rayinf.predict_removal,
+        {"task": TASK, "train": TRAIN, "valid": VALID, "rows": [1, 2]},
+        {
+            k: SHARED[k]
+            for k in _words("task objective curvature fisher damping factors cluster out seed batch_size precision")
+        },
+    ),
     "influence_measure": (
         rayinf.influence_measure,
         {"task": TASK, "train": TRAIN, "valid": VALID},
@@ -420,7 +428,7 @@ def test_the_same_call_unspoilt(verb: str) -> None:
 def test_every_public_name_stands_in_the_table() -> None:
     """But results, which users do not make, and errors."""
     results = {
-        "Ceiling", "History", "InputError", "Pairs", "RayinfError", "RemovalCheck", "Reweighting", "RowWeights",
+        "Ceiling", "History", "InputError", "Pairs", "RayinfError", "RemovalCheck", "RemovalPrediction", "Reweighting", "RowWeights",
         "RunError", "Selection", "Status", "SubmittedJob", "TrimRounds", "TrimmedBatch", "Verification",
     }  # fmt: skip
     elsewhere = {"InfluenceTree"}  # tests/select/test_tree.py

@@ -124,7 +124,7 @@ def _column(scores: Scores, by: str | None) -> str:
     Raises:
         InputError: there is none of that name, or several and none is named.
     """
-    have = scores.columns
+    have = scores.value_columns
     shown = ", ".join(map(repr, have))
     if by is None and set(have) == {"fi", "fi_rank"} and not scores.metadata.get("signed", False):
         return "fi_rank"

@@ -50,11 +50,11 @@ class Vectors:
         """
         if not isinstance(scores, Scores):
             raise InputError(f"scores is a {type(scores).__name__}.", "pass rayinf.Scores, or Scores.from_numpy(...).")
-        named = [c for c in scores.columns if c.startswith(_PREFIX)]
+        named = [c for c in scores.value_columns if c.startswith(_PREFIX)]
         # A gap between groups may have any name; its details include its sign.
         known_details = scores.metadata.get("objective_details", {})
         gaps = {c for c, details in known_details.items() if "signed" in details}
-        columns = named or [c for c in scores.columns if c not in _OTHERS and c not in gaps]
+        columns = named or [c for c in scores.value_columns if c not in _OTHERS and c not in gaps]
         if not columns:
             raise InputError(
                 f"The scores have no column for a class; they have {', '.join(map(repr, scores.columns))}.",

@@ -28,7 +28,7 @@ from rayinf.data.shards import ByIndex, Shard
 from rayinf.data.tables import Table, as_table
 from rayinf.engine import progress, stages
 from rayinf.engine.curvature import Solver
-from rayinf.engine.entry import KRONECKER
+from rayinf.engine.entry import KRONECKER, require_one_model
 from rayinf.engine.identity import check_factors, factors_run, identity
 from rayinf.engine.job import Job, chunks
 from rayinf.engine.label_order import check_labels
@@ -254,6 +254,7 @@ def open_tables(spec: RunSpec, more: Mapping[str, Any]) -> tuple[dict[str, Table
     if spec.factors is not None and spec.curvature == "identity":
         raise InputError('curvature="identity" has no factors.', "leave factors out.")
     task = spec.task
+    require_one_model(task, spec.verb)
     others = [task.label, *([task.group] if task.group else [])]
     given = {**spec.tables, **more}
     tables = {name: as_table(value, task.feature_columns, others, name) for name, value in given.items()}

@@ -56,7 +56,7 @@ def train_anew(
         with on_rows(lambda: worker.rows_at_work):
             fit_head(_head(worker.model, with_classes), lambda: _head_batches(worker, chosen), over, with_classes.l2)
         model = worker.model
-    return replace(with_classes, model=model.eval())
+    return replace(with_classes, model=model.eval(), checkpoints=None, ensemble=None)
 
 
 @dataclass(frozen=True)

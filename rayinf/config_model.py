@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, get_origin, get_type_hints
@@ -27,6 +29,17 @@ def _names(value: object) -> object:
             raise ValueError(f"is a mapping; write slice:{item['slice']} without a space after the colon")
         if not isinstance(item, str):
             raise ValueError("should be a name or a list of names")
+    return value
+
+
+def _damping(value: object) -> object:
+    """YAML reads 1e-3 as text."""
+    if not isinstance(value, str):
+        return _no_truth_value(value)
+    with suppress(ValueError):
+        return float(value)
+    if not re.fullmatch(r"(layer_mean|sample):[0-9.e+-]+", value):
+        raise ValueError("should be a number, layer_mean:0.1, sample:3 or null")
     return value
 
 
@@ -57,6 +70,7 @@ _TYPES: dict[str, Any] = {
 _BY_NAME: dict[str, Any] = {
     "objective": Annotated[str | list[str], BeforeValidator(_names)],
     "targets": Annotated[list[int | str], BeforeValidator(_classes)],
+    "damping": Annotated[float | str | None, BeforeValidator(_damping)],
     "exclude": Annotated[list[int | str] | None, BeforeValidator(_ids)],
 }
 _WORDS = {

@@ -100,11 +100,13 @@ class Task:
             has a rule for); "last" (the last linear layer); or a list of module names. Layers that are named, and the
             last one, are valued whether they are frozen or not.
         l2: the ridge of the fit, mean loss + l2/2 * ||theta||^2, over all parameters that are valued.
-        fit: how to train, for the steps that retrain: a `Fit`, or a callable `(task, train, weights, seed) -> model`
-            that does it all. `train` is the table as it was given to the verb; `weights` is None, or a weight `[n]`
-            for each of its rows, 0 on rows that are left out (drop these); `task.l2` is the ridge to use. It must be
-            picklable where a cluster is used. None: a linear softmax head, as `logistic_regression` makes, is fitted
-            to convergence, and other models cannot be retrained.
+        fit: how the model was trained, and is trained again by the steps that retrain: a `Fit`, or a callable
+            `(task, train, weights, seed) -> model` that does it all. Values of a model that was trained from its start
+            as a `Fit` says predict that training (`inverse="auto"` of `influence`). `train` is the table as it was
+            given to the verb; `weights` is None, or a weight `[n]` for each of its rows, 0 on rows that are left out
+            (drop these); `task.l2` is the ridge to use. It must be picklable where a cluster is used. None: a linear
+            softmax head, as `logistic_regression` makes, is fitted to convergence, and other models cannot be
+            retrained.
         classes: the labels in the order of the logits. None: integer labels in [0, C) name their logit (as text, too),
             and other labels are taken in sorted order, numbers by their value; where another order fits the model's
             predictions on 512 training rows clearly better, that is an error which names it.

@@ -95,7 +95,7 @@ class TestRefusals:
                 "total",
                 "run.yaml: objctive is an unknown key (did you mean 'objective'?). Fix: use the keys",
             ),
-            ("damping", "lots", 'run.yaml: damping="lots" should be a valid number'),
+            ("damping", "lots", 'run.yaml: damping="lots" should be a number, layer_mean:0.1, sample:3 or null'),
             ("fisher", "false", "fisher=false should be 'true' or 'empirical'"),
             ("objective", "{slice: group}", "write slice:group without a space"),
             ("objective", "[total, 3]", "should be a name or a list of names"),

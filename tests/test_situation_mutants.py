@@ -249,7 +249,7 @@ def test_rows_that_cannot_be_written(monkeypatch: Patch, tmp_path: Path) -> None
 
 
 def test_minimum_unchecked(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(pipeline, "check_minimum", lambda run: None)
+    monkeypatch.setattr(pipeline, "check_minimum", lambda run, damping: None)
     fails(held.test_a_network_that_is_not_at_a_minimum_is_refused_early, monkeypatch)
 
 

@@ -27,13 +27,15 @@ from rayinf.engine.identity import describe_factors, provenance
 from rayinf.engine.job import Chunk
 from rayinf.engine.memory import tile_rows
 from rayinf.engine.minimum import check_minimum
-from rayinf.engine.run import HELD_OUT, SQUARES, Run
+from rayinf.engine.run import NORMS, VALID_NORMS, Run
 from rayinf.errors import InputError
 from rayinf.select.top_rows import TopRows, merge_all
 from rayinf.store.places import open_place
 
+# The sums that the norms of gradients are made of.
+_SQUARES = {NORMS: "squares", VALID_NORMS: "squares-valid"}
 # What of the store stays when a run has finished: to be used by others, or to score shards that were taken away.
-_LASTING = ("factors", SQUARES, HELD_OUT, "queries", "solved", "inverse", "measured")
+_LASTING = ("factors", NORMS, VALID_NORMS, "queries", "solved", "inverse", "measured")
 
 
 def fit_factors(run: Run) -> Any:
@@ -59,21 +61,21 @@ def fit_factors(run: Run) -> Any:
 
 def _measure_squares(run: Run) -> None:
     """Squared gradients of the rows, where the inverse rests on them; those of borrowed factors are borrowed too."""
-    stages_of = {SQUARES: (training_time.Squares, "train"), HELD_OUT: (training_time.HeldOutSquares, "valid")}
+    stages_of = {NORMS: (training_time.Squares, "train"), VALID_NORMS: (training_time.ValidSquares, "valid")}
     needed = {
-        SQUARES: training_time.needs_squares(run.spec, run.probe),
-        HELD_OUT: training_time.needs_held_out(run.spec, run.probe),
+        NORMS: training_time.needs_squares(run.spec, run.probe),
+        VALID_NORMS: training_time.needs_held_out(run.spec, run.probe),
     }
     sizes = {b.name: b.numel for b in run.probe.blocks}
     for name, (stage, table) in stages_of.items():
         if not needed[name] or run.runner.store("has", name):
             continue
-        borrowed = _borrowed(run, SQUARES) if name == SQUARES and run.spec.factors is not None else None
+        borrowed = _borrowed(run, NORMS) if name == NORMS and run.spec.factors is not None else None
         if borrowed is not None:
             run.runner.store("put", name, borrowed)
         else:
-            run.fold(stage, {}, table, f"{name}-sums")
-            _derive(run, name, training_time.summarise, [f"{name}-sums"], sizes)
+            run.fold(stage, {}, table, _SQUARES[name])
+            _derive(run, name, training_time.summarise, [_SQUARES[name]], sizes)
 
 
 def _fit_kronecker(run: Run) -> Any:
@@ -111,7 +113,7 @@ def _derive(run: Run, name: str, function: Any, inputs: list[str], *args: Any) -
             run.runner.store("derive", name, function, inputs, *args)
     done = {
         "factors": ("covariance", "hessian", "lambda", "basis"),
-        **{name: (f"{name}-sums",) for name in (SQUARES, HELD_OUT)},
+        **{name: (f"{name}-sums",) for name in (NORMS, VALID_NORMS)},
     }
     for source in done.get(name, ()):
         run.runner.store("drop", source)

@@ -28,7 +28,7 @@ from rayinf.engine.job import Job
 from rayinf.engine.machine import free_memory, misfit
 from rayinf.engine.memory import check_fits, check_memory, fewest, query_bytes
 from rayinf.engine.probe import Probe, probe
-from rayinf.engine.run import Run, open_tables, partial_sums, scan_table
+from rayinf.engine.run import NORMS, VALID_NORMS, Run, open_tables, partial_sums, scan_table
 from rayinf.engine.runner import LocalRunner
 from rayinf.engine.spec import RunSpec, SampledSpec
 from rayinf.engine.stages import Stage
@@ -228,7 +228,7 @@ class _Trial:
 
     def rows_of(self, name: str) -> int:
         """Rows of the whole table that a stage passes over."""
-        tables = {"queries": "valid", "scores": self.job.scored}
+        tables = {"queries": "valid", "squares-valid": "valid", "scores": self.job.scored}
         return self.rows[name.removeprefix("scan ") if name.startswith("scan ") else tables.get(name, "train")]
 
     def costs(self, name: str, seconds: float, size: tuple[int, int]) -> list[StageCost]:
@@ -284,6 +284,8 @@ class _Trial:
             return self._factors
         if name == "measured":
             return {**solved, **self._inverse}
+        if name in (NORMS, VALID_NORMS):
+            return {key: np.ones(()) for key in ("norm", *(f"root/{b.name}" for b in self.probed.blocks))}
         return {"basis": self._basis, "solved": solved, "inverse": self._inverse}.get(name, {})
 
     @property

@@ -47,7 +47,7 @@ _PARTIAL_BYTES = 4 << 30
 _FEWEST_CHUNKS, _MOST_CHUNKS = 8, 64
 _SCANS = "scans.json"
 # Artefacts: summaries of the squared gradients of the training rows and of the validation rows.
-SQUARES, HELD_OUT = "squared", "squared-valid"
+NORMS, VALID_NORMS = "norms", "norms-valid"
 _PACKAGES = ("rayinf", "torch", "numpy", "pyarrow", "ray")
 
 
@@ -143,8 +143,8 @@ class Run:
         """How far the fit moves along eigenvectors; where that rests on squared gradients, these are there."""
         found = Seen({})
         if needs_squares(self.spec, self.probe):
-            valid = self.runner.store("get", HELD_OUT) if needs_held_out(self.spec, self.probe) else None
-            found = seen(self.runner.store("get", SQUARES), valid)
+            valid = self.runner.store("get", VALID_NORMS) if needs_held_out(self.spec, self.probe) else None
+            found = seen(self.runner.store("get", NORMS), valid)
         return response_of(self.spec, self.probe, self.scans["train"].rows, found)
 
     @cached_property

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 _DRIVER = {"sent": False, "identity": False}
 # Fields that choose among scores, or follow from others.
 _NOT_IDENTITY = {"identity": False}
-# The key of an identity for the training that the inverse rests on.
-TRAINED = "trained by"
+# How keys of an identity begin for the training that the inverse rests on.
+_TRAINED = "fit."
 _FI = "The influence measure FI"
 # Fields that hold tables, and the names that stages read them under.
 _TRAIN, _VALID, _POOL = ({**_DRIVER, "table": name} for name in ("train", "valid", "pool"))
@@ -64,6 +64,7 @@ class RunSpec:
         objective_rows: the table that they are summed over, under the name of its argument.
         halves: whether every column is also given for each half of the validation rows.
         mixed: whether derivatives in parameters and inputs are taken: the model is differentiated twice, in float64.
+        recipe: the training that the inverse's time follows from, if one is used.
         takes_probabilities: what takes the model's outputs as logits of probabilities, for errors; None: nothing does.
     """
 
@@ -95,6 +96,7 @@ class RunSpec:
     halves: bool = field(default=False, init=False)
     mixed: bool = field(default=False, init=False, metadata=_NOT_IDENTITY)
     takes_probabilities: str | None = field(default=None, init=False, metadata=_NOT_IDENTITY)
+    recipe: Fit | None = field(default=None, init=False, metadata=_NOT_IDENTITY)
 
     def __post_init__(self) -> None:
         """The one validation: every field by the rule of its name.
@@ -104,6 +106,7 @@ class RunSpec:
         """
         self._set(**check(**{f.name: getattr(self, f.name) for f in fields(self)}))
         self._check_inverse()
+        self._set(recipe=self._recipe())
 
     def _check_inverse(self) -> None:
         """Refuse arguments of the inverse that contradict each other."""
@@ -133,8 +136,7 @@ class RunSpec:
                 "Task(fit=rayinf.Fit(...)) as the model was trained.",
             )
 
-    @property
-    def recipe(self) -> Fit | None:
+    def _recipe(self) -> Fit | None:
         """The training that the inverse's time follows from; None where it is given, or is not used."""
         fit, explicit = self.task.fit, self.inverse == "unrolled"
         if self.curvature == "identity" or self.training_time is not None or not isinstance(fit, Fit):
@@ -188,17 +190,17 @@ class RunSpec:
         held = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("identity", True)}
         uses_fisher = self.curvature in KRONECKER or self.curvature == "ggn"
         fisher = self.fisher if uses_fisher else None
-        return {"verb": self.verb, **held, "fisher": fisher, TRAINED: self.trained}
+        return {"verb": self.verb, **held, "fisher": fisher, **self.trained}
 
     @property
-    def trained(self) -> str | None:
-        """The training that the inverse rests on, as text."""
+    def trained(self) -> dict[str, Any]:
+        """The training that the inverse rests on."""
         recipe = self.recipe
-        return None if recipe is None else repr(recipe)
+        return {} if recipe is None else {f"{_TRAINED}{k}": v for k, v in asdict(recipe).items()}
 
     def own_arguments(self) -> dict[str, Any]:
         """What the identity holds beyond that of every verb, where it is given."""
-        shared = {"verb", TRAINED, *(f.name for f in fields(RunSpec))}
+        shared = {"verb", *self.trained, *(f.name for f in fields(RunSpec))}
         return {k: v for k, v in self.identity().items() if k not in shared and v is not None}
 
 

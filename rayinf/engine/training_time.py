@@ -65,7 +65,7 @@ class Squares(Lambda):
         kfac.add(sums, "rows", torch.tensor(float(len(ready.y))))
 
 
-class HeldOutSquares(Squares):
+class ValidSquares(Squares):
     """The same of the validation rows."""
 
     table = "valid"

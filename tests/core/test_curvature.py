@@ -88,14 +88,14 @@ def test_a_layer_at_low_damping(name: str, layer: str, method: Method, fisher: F
 
 @pytest.mark.parametrize("method", ["ekfac", "kfac"])
 @pytest.mark.parametrize("name", ["mlp", "conv2d", "tokens", "embedding", "called twice"])
-def test_all_layers_at_the_default_damping(name: str, method: Method) -> None:
+def test_all_layers_at_the_damping_of_peers(name: str, method: Method) -> None:
     c = case(name)
     layers = [n for n, m in c.model.named_modules() if list(m.parameters(recurse=False))]
     queries = {layer: query_matrices(c, layer) for layer in layers}
     truth = oracles.textbook_influence(
         c.model, cross_entropy, c.train, queries, layers, method, l2=0.01, damping_scale=0.1
     )
-    found = influence(c.model, c.train, c.valid, {"l2": 0.01}, curvature=method)
+    found = influence(c.model, c.train, c.valid, {"l2": 0.01}, curvature=method, damping="layer_mean:0.1")
     assert error(found, truth) < 1e-6
 
 
@@ -173,7 +173,8 @@ def test_a_layer_without_a_rule_is_named(method: Method) -> None:
     c = network_case(norm=True)
     with pytest.raises(InputError, match=r"2 of the valued parameters .*1\.weight \(LayerNorm"):
         influence(c.model, c.train, c.valid, curvature=method)
-    supported = influence(c.model, c.train, c.valid, {"parameters": "supported"}, curvature=method)
+    peers = "layer_mean:0.1"
+    supported = influence(c.model, c.train, c.valid, {"parameters": "supported"}, curvature=method, damping=peers)
     queries = {layer: query_matrices(c, layer) for layer in ("0", "3")}
     truth = oracles.textbook_influence(c.model, cross_entropy, c.train, queries, ["0", "3"], method)
     assert error(supported, truth) < 1e-6

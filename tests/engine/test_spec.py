@@ -27,6 +27,8 @@ VERBS: dict[Callable[..., Any], type[RunSpec]] = {
 OTHER: dict[str, Any] = {
     "curvature": "ggn",
     "fisher": "empirical",
+    "inverse": "damped",
+    "training_time": 2.0,
     "damping": 0.5,
     "seed": 7,
     "batch_size": 9,
@@ -152,5 +154,5 @@ def test_a_plan_has_the_stages_of_the_run(
     over_rows = [n for n in names if not n.startswith("scan ")]
     assert len(set(names)) == len(names)
     assert set(over_rows) <= done
-    assert done - set(over_rows) <= {"factors", "solved", "inverse", "measured"}
+    assert done - set(over_rows) <= {"factors", "solved", "inverse", "measured", "norms", "norms-valid"}
     assert all(s.seconds >= 0 and s.memory > 0 for s in cost.stages)

@@ -162,6 +162,7 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
             "by": (5, "", "total", ["category_0"]),
             "floor": (-1, 1.5, "3", True, None),
             "retrain": (1, "yes", None),
+            "predict": (1, "yes", None),
             "seed": (-1, 1.5, "0"),
         },
     ),
@@ -428,8 +429,9 @@ def test_the_same_call_unspoilt(verb: str) -> None:
 def test_every_public_name_stands_in_the_table() -> None:
     """But results, which users do not make, and errors."""
     results = {
-        "Ceiling", "History", "InputError", "Pairs", "RayinfError", "RemovalCheck", "RemovalPrediction", "Reweighting", "RowWeights",
-        "RunError", "Selection", "Status", "SubmittedJob", "TrimRounds", "TrimmedBatch", "Verification",
+        "Ceiling", "History", "InputError", "Pairs", "RayinfError", "RemovalCheck", "RemovalPrediction",
+        "Reweighting", "RowWeights", "RunError", "Selection", "Status", "SubmittedJob", "TrimRounds", "TrimmedBatch",
+        "Verification",
     }  # fmt: skip
     elsewhere = {"InfluenceTree"}  # tests/select/test_tree.py
     assert set(rayinf.__all__) - results - elsewhere <= {v.split(".")[0] for v in VERBS}

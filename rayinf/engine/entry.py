@@ -239,6 +239,7 @@ _RULES: Mapping[str, Callable[[str, Any], Any]] = {
     "halves": flag,
     "refit": flag,
     "retrain": flag,
+    "predict": flag,
     "paired": flag,
     "stream": _or_none(flag),
     "batch_size": _or_none(whole, 1),

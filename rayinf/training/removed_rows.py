@@ -71,9 +71,10 @@ class PredictRemovalSpec(InfluenceSpec):
             InputError: as `removed_mask`; no set, or one without a name; or a class of which no row would stay.
         """
         table, sets = job.tables["train"], []
-        for name, rows in _by_name(self.removed).items():
+        given = _by_name(self.removed)
+        for name in given:  # a mask at a time
             shown = "rows" if name is ONE else f"rows[{name!r}]"
-            mask = removed_mask(shown, rows, table, self.task, scans["train"])
+            mask = removed_mask(shown, given[name], table, self.task, scans["train"])
             sets.append(RemovedRows(str(name), int(mask.sum()), len(mask), np.packbits(mask)))
         _check_classes(sets, table, job)
         found = replace(self)
@@ -85,7 +86,7 @@ class PredictRemovalSpec(InfluenceSpec):
         return {**super().identity(), "removed": {s.name: s.digest for s in self.sets}}
 
 
-def _by_name(rows: Any) -> dict[str, Any]:
+def _by_name(rows: Any) -> Mapping[str, Any]:
     """The sets by name.
 
     Raises:
@@ -98,7 +99,7 @@ def _by_name(rows: Any) -> dict[str, Any]:
             f"rows holds {'no set' if not rows else 'sets under names that are not texts'}.",
             'pass a dict from names to rows, such as {"worst": selection}, or the rows alone.',
         )
-    return dict(rows)
+    return rows
 
 
 def _check_classes(sets: list[RemovedRows], table: Table, job: Job) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rayinf.api.pairs import pairs
     from rayinf.api.pareto_reweight import pareto_reweight
     from rayinf.api.plan import plan
+    from rayinf.api.predict_removal import RemovalPrediction, predict_removal
     from rayinf.api.removal_check import removal_check
     from rayinf.api.removal_check_result import RemovalCheck
     from rayinf.api.retrain import retrain
@@ -59,6 +60,7 @@ HOMES = {
     "Pairs": "rayinf.data.pairs",
     "RayinfError": "rayinf.errors",
     "RemovalCheck": "rayinf.api.removal_check_result",
+    "RemovalPrediction": "rayinf.api.predict_removal",
     "Reweighting": "rayinf.api.reweighting",
     "RowWeights": "rayinf.api.row_weights",
     "RunError": "rayinf.errors",
@@ -87,6 +89,7 @@ HOMES = {
     "plan": "rayinf.api.plan",
     "removal_check": "rayinf.api.removal_check",
     "retrain": "rayinf.api.retrain",
+    "predict_removal": "rayinf.api.predict_removal",
     "reweight_lp": "rayinf.api.reweight_lp",
     "robustness": "rayinf.core.attacks",
     "self_influence": "rayinf.api.self_influence",
@@ -112,6 +115,7 @@ __all__ = [
     "Pairs",
     "RayinfError",
     "RemovalCheck",
+    "RemovalPrediction",
     "Reweighting",
     "RowWeights",
     "RunError",
@@ -138,6 +142,7 @@ __all__ = [
     "pairs",
     "pareto_reweight",
     "plan",
+    "predict_removal",
     "removal_check",
     "retrain",
     "reweight_lp",

@@ -7,7 +7,7 @@ import inspect
 import operator
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -116,6 +116,13 @@ class Task:
             their code agrees: functions, the helpers and values that these name, and the model are compared by content.
             Where something in them cannot be read (a compiled object, a lock), this name stands for it: change it
             whenever that changes.
+        checkpoints: the model's weights at several points of its training, in order: state dicts, modules, or paths or
+            URIs of files that hold a state dict (safetensors, or `torch.save` of tensors alone). `influence` and
+            `self_influence` value the rows under each, and give the mean of the values. `model` says what the weights
+            are loaded into.
+        ensemble: the weights of several models that were trained alike (under other seeds, say), in any order and in
+            the same forms. `influence` and `self_influence` give the mean of the values over them, and its standard
+            error as a column `<name>_se`. `model` is one of them only if its weights are listed.
     """
 
     model: nn.Module | Callable[[], nn.Module]
@@ -131,6 +138,8 @@ class Task:
     classes: Sequence[Any] | None = None
     mask: Callable[[Any], Tensor] | None = None
     version: str | None = None
+    checkpoints: Sequence[Any] | None = None
+    ensemble: Sequence[Any] | None = None
 
     def __post_init__(self) -> None:
         """Refuse arguments that are wrong whatever the tables are.
@@ -156,6 +165,29 @@ class Task:
         optional(text, "Task.version", self.version, "a text that names your code, such as '2'")
         if not (self.fit is None or isinstance(self.fit, Fit)):
             function("Task.fit", self.fit, "a rayinf.Fit(...), or a function (task, train, weights, seed) -> nn.Module")
+        self._check_members()
+
+    def _check_members(self) -> None:
+        """Refuse weights of several models in a form that cannot be loaded.
+
+        Raises:
+            InputError: another form, fewer than two, or both kinds.
+        """
+        given = {k: v for k in ("checkpoints", "ensemble") if (v := getattr(self, k)) is not None}
+        if len(given) > 1:
+            raise InputError("Task(checkpoints=..., ensemble=...): both are given.", "pass one of them.")
+        for name, held in given.items():
+            expected = "a list of two or more state dicts, modules, or paths of files with a state dict"
+            if not isinstance(held, Sequence) or isinstance(held, str | bytes) or len(held) < 2:
+                refuse(f"Task.{name}", held, expected, f"pass {name}=[first, second, ...].")
+            kinds = (Mapping, nn.Module, str, os.PathLike)
+            if wrong := [v for v in held if not isinstance(v, kinds) or (isinstance(v, str) and not v.strip())]:
+                refuse(f"Task.{name}", wrong[0], expected, "pass model.state_dict(), or the path of one.")
+
+    @property
+    def members(self) -> Sequence[Any]:
+        """The weights of several models, of either kind; empty for one model."""
+        return self.ensemble or self.checkpoints or ()
 
     def _name_columns(self) -> None:
         for key in ("label", "group", "row_id"):

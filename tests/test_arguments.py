@@ -146,6 +146,14 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
         {"task": TASK, "train": TRAIN, "valid": VALID, "method": "data_shapley"},
         {"tolerance": (0, -1, "0.1", NAN, True, None), "truncation": (-1, "0.1", NAN, True, None)},
     ),
+    "predict_removal": (
+        rayinf.predict_removal,
+        {"task": TASK, "train": TRAIN, "valid": VALID, "rows": [1, 2]},
+        {
+            k: SHARED[k]
+            for k in _words("task objective curvature fisher damping factors cluster out seed batch_size precision")
+        },
+    ),
     "influence_measure": (
         rayinf.influence_measure,
         {"task": TASK, "train": TRAIN, "valid": VALID},
@@ -195,6 +203,7 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
             "by": (5, "", "total", ["category_0"]),
             "floor": (-1, 1.5, "3", True, None),
             "retrain": (1, "yes", None),
+            "predict": (1, "yes", None),
             "seed": (-1, 1.5, "0"),
         },
     ),
@@ -473,8 +482,9 @@ def test_the_same_call_unspoilt(verb: str) -> None:
 def test_every_public_name_stands_in_the_table() -> None:
     """But results, which users do not make, and errors."""
     results = {
-        "Ceiling", "History", "InputError", "LDS", "Pairs", "RayinfError", "RemovalCheck", "Reweighting", "RowWeights",
-        "RunError", "Selection", "Status", "SubmittedJob", "TrimRounds", "TrimmedBatch", "Verification",
+        "Ceiling", "History", "InputError", "LDS", "Pairs", "RayinfError", "RemovalCheck", "RemovalPrediction",
+        "Reweighting", "RowWeights", "RunError", "Selection", "Status", "SubmittedJob", "TrimRounds", "TrimmedBatch",
+        "Verification",
     }  # fmt: skip
     elsewhere = {"InfluenceTree"}  # tests/select/test_tree.py
     assert set(rayinf.__all__) - results - elsewhere <= {v.split(".")[0] for v in VERBS}

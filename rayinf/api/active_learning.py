@@ -20,7 +20,7 @@ from rayinf.data.out_folder import check_out
 from rayinf.data.overlap import labelled_already, warn_left_out
 from rayinf.data.run_folder import owner_of
 from rayinf.data.tables import READ_ROWS, Table, as_table
-from rayinf.engine.entry import BY_MEASURE, check, check_seeds, check_strategies
+from rayinf.engine.entry import BY_MEASURE, check, check_seeds, check_strategies, require_one_model
 from rayinf.engine.job import Cluster
 from rayinf.engine.parallel import session, side_by_side
 from rayinf.engine.run import open_run
@@ -143,6 +143,7 @@ def active_learning(
     Cost: a trajectory trains and measures `rounds + 1` times and acquires `rounds` times.
     """
     check(task=task, rounds=rounds, n=n, cluster=cluster, out=out, curvature=curvature, aggregate=aggregate, rank=rank)
+    require_one_model(task, "active_learning")
     check(subsample=subsample, fisher=fisher, damping=damping, samples=samples, scale=scale, perturb=perturb)
     strategies, seeds = check_strategies("strategy", strategy), check_seeds("seed", seed)
     tables = {"labeled": labeled, "pool": pool, "test": test, "valid": valid}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rayinf.core.objective_parser import parse
-from rayinf.engine.entry import check
+from rayinf.engine.entry import check, require_one_model
 from rayinf.task import Task
 from rayinf.training.evaluation import measure_model
 
@@ -39,4 +39,5 @@ def evaluate(task: Task, table: Any, objective: Any = (), *, against: Task | Non
     Cost: one forward pass over the rows, and one an attack beside the attack's own.
     """
     check(task=task, against=against)
+    require_one_model(task, "evaluate")
     return measure_model(task, table, parse(objective, task.group) if objective != () else (), against)

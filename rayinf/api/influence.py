@@ -15,6 +15,7 @@ from rayinf.engine.run import Run, open_run
 from rayinf.engine.spec import InfluenceSpec
 from rayinf.store.places import AnyPath
 from rayinf.task import Task
+from rayinf.training.member_scores import mean_of_members
 
 
 def influence(
@@ -87,7 +88,10 @@ def influence(
     forward and a backward pass without weights; two more to fit EKFAC (one for K-FAC). Memory does not grow with rows,
     beyond the result itself.
     """
-    spec = InfluenceSpec(**locals())
+    given = locals()
+    spec = InfluenceSpec(**given)
+    if task.members:
+        return mean_of_members(spec, lambda one, folder: influence(**{**given, "task": one, "out": folder}))
     with open_run(spec) as run:
         if run.finished and run.folder is not None:
             return Scores.load(run.folder.path)

@@ -14,7 +14,7 @@ from rayinf.api.reweighting import Reweighting, candidates_table, classes_table
 from rayinf.data.out_folder import check_out
 from rayinf.data.run_folder import RunFolder
 from rayinf.data.scores import Scores, to_numpy
-from rayinf.engine.entry import check
+from rayinf.engine.entry import check, require_one_model
 from rayinf.engine.job import Cluster
 from rayinf.engine.parallel import worker_pool
 from rayinf.errors import InputError, RunError
@@ -106,6 +106,7 @@ def pareto_reweight(
     holds the influence vectors, the LP and up to 256 MB of each table.
     """
     check(task=task, scores=scores, mode=mode, cluster=cluster, out=out, seed=seed)
+    require_one_model(task, "pareto_reweight")
     arguments = check_arguments(task, scores, mode, Search() if search is None else search, seed)
     given = {"train": train, "valid": valid}
     inputs = check_inputs(arguments, given, targets)

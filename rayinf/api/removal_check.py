@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from rayinf.api.predict_removal import predict_removal
 from rayinf.api.removal_check_result import Changes, RemovalCheck
 from rayinf.core.objective_parser import parse
 from rayinf.data.batches import Array
@@ -23,8 +24,8 @@ from rayinf.data.tables import Table
 from rayinf.data.vectors import Vectors
 from rayinf.engine.entry import check
 from rayinf.engine.job import Cluster
-from rayinf.engine.parallel import side_by_side
-from rayinf.errors import InputError
+from rayinf.engine.parallel import session, side_by_side
+from rayinf.errors import InputError, RayinfError
 from rayinf.select.top_share import SIDES
 from rayinf.store.places import AnyPath
 from rayinf.task import Fit, Task
@@ -33,10 +34,12 @@ from rayinf.training.evaluation import measure_model
 from rayinf.training.open_table import check_unchanged
 from rayinf.training.removal_sets import Removal, Removals
 from rayinf.training.retraining import check_trainable, train_anew
+from rayinf.training.scored_curvature import curvature_of
 from rayinf.training.scored_table import check_scored
 from rayinf.training.steps import Steps, run_folder
 
 VERB = "removal_check"
+_SECOND = "second_order.json"
 # What a training leaves out, or None for nothing; and its seed.
 Training = tuple[Removal | None, int]
 
@@ -68,7 +71,8 @@ def removal_check(
 
     For each class, `share` of the rows that help it (the largest values) are removed, and the task's model is trained
     anew on the rest, as `Task(fit=...)` says; then the same with the rows that harm it. The prediction for every class
-    is the sum of the removed rows' values. What is measured is the change of the class's test loss and accuracy
+    is the sum of the removed rows' values; beside it stands that of second order (`predict_removal`), with the
+    curvature that the scores rest on. What is measured is the change of the class's test loss and accuracy
     against training on all rows under the same seeds. Either side has K x K cells.
 
     - "Top 10% of beneficial and detrimental samples" is read as 10% of the rows *of that sign*, not of all rows: with K
@@ -107,8 +111,8 @@ def removal_check(
             would take all training rows of a class, or a folder of another config.
         RunError: training diverged, a table changed on the way, or a cluster that makes no progress.
 
-    Cost: `(2 K + 1) seeds` trainings and passes over `test`. Memory: a column of values at a time, and a bit a row and
-        removal.
+    Cost: `(2 K + 1) seeds` trainings and passes over `test`; and one `predict_removal` of 2 K sets. Memory: a column
+        of values at a time, a bit a row and removal, and the valued parameters for each removal.
     """
     check(task=task, scores=scores, share=share, seeds=seeds, cluster=cluster, out=out, seed=seed)
     check_trainable(task)
@@ -118,13 +122,14 @@ def removal_check(
     check_out(out, inputs.tables)
     first, count = int(seed), 1 if task.fit is None else int(seeds)
     record = {"verb": VERB, "identity": {**inputs.identity, "seed": first}, "extent": {"seeds": count}}
-    with run_folder(out, record) as (run, finished):
+    with session(cluster), run_folder(out, record) as (run, finished):
+        second = Steps(lambda: run.files).step(_SECOND, partial(_second_order, inputs, scores, cluster))
         done = _train(inputs, range(first, first + run.extent["seeds"]), run, cluster)
         if not finished:
-            _compare(inputs, done, range(first, first + run.extent["seeds"])).save(run.files)
+            _compare(inputs, done, second, range(first, first + run.extent["seeds"])).save(run.files)
             run.finish(record)
             run.log("finish")
-    return _compare(inputs, done, range(first, first + count))
+    return _compare(inputs, done, second, range(first, first + count))
 
 
 @dataclass(frozen=True)
@@ -249,7 +254,48 @@ def _file(removal: Removal | None, seed: int) -> str:
     return f"trainings/{name}-seed{seed}.json"
 
 
-def _compare(inputs: _Inputs, done: Mapping[Training, Mapping[str, Any]], seeds: Sequence[int]) -> RemovalCheck:
+def _second_order(inputs: _Inputs, scores: Scores, cluster: Cluster | None) -> dict[str, Any]:
+    """What second order predicts of every removal: its file's name -> changes of the classes' validation losses.
+
+    Under `why`: why nothing is predicted, where that is so.
+    """
+    how = curvature_of(scores)
+    if how is None:
+        return {"why": "the scores do not say which curvature of which one model they rest on."}
+    names = {_file(removal, 0): removal for removal in inputs.removals.bits}
+    given = inputs.given["train"], inputs.given["valid"], _Masks(inputs.removals, names)
+    try:
+        found = predict_removal(inputs.task, *given, objective="category", cluster=cluster, **how)
+    except RayinfError as error:
+        return {"why": error.what}
+    columns = {f"category_{label}": k for k, label in enumerate(map(str, inputs.labels))}
+    changes = {name: [0.0] * len(columns) for name in names}
+    for line in found.table.to_pylist():
+        if line["objective"] in columns:
+            changes[line["set"]][columns[line["objective"]]] = line["second_order_change"]
+    return changes
+
+
+@dataclass(frozen=True)
+class _Masks(Mapping[str, Array]):
+    """The rows of every removal by the name of its file, each made when it is asked for."""
+
+    removals: Removals
+    names: Mapping[str, Removal]
+
+    def __getitem__(self, name: str) -> Array:
+        return self.removals.gone(self.names[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _compare(
+    inputs: _Inputs, done: Mapping[Training, Mapping[str, Any]], second: Mapping[str, Any], seeds: Sequence[int]
+) -> RemovalCheck:
     """Predicted and measured changes, from the measures of every training."""
     names, classes = [str(v) for v in inputs.labels], len(inputs.labels)
     tests, removals = inputs.counts["test"], inputs.removals
@@ -261,21 +307,24 @@ def _compare(inputs: _Inputs, done: Mapping[Training, Mapping[str, Any]], seeds:
     changes: dict[str, Changes] = {}
     for side in SIDES:
         found = {prefix: np.full((len(seeds), classes, classes), np.nan) for prefix in before}
-        predicted = np.full((classes, classes), np.nan)
+        predicted, newton = np.full((classes, classes), np.nan), np.full((classes, classes), np.nan)
         for k in range(classes):
             if (side, k) in removals.bits:
                 predicted[k] = removals.predicted[side, k] / inputs.counts["valid"] * tests
+                newton[k] = np.array(second.get(_file((side, k), 0), np.nan)) / inputs.counts["valid"] * tests
                 for prefix in before:
                     found[prefix][:, k] = measures((side, k), prefix) - before[prefix]
         rows = np.array([removals.counts.get((side, k), 0) for k in range(classes)])
-        changes[side] = Changes(rows, predicted, found["category"], found["accuracy"])
+        changes[side] = Changes(rows, predicted, found["category"], found["accuracy"], newton)
     baseline = {
         "loss": (before["category"].mean(0) / tests).tolist(),
         "accuracy": before["accuracy"].mean(0).tolist(),
     }
     held = {name: table.num_rows for name, table in inputs.tables.items()}
     metadata = {"share": inputs.share, "seeds": len(seeds), "rows": held}
-    return RemovalCheck.of(changes, tests, baseline, inputs.labels, _notes(inputs, len(seeds)), metadata)
+    notes = _notes(inputs, len(seeds))
+    notes += [f"second order is not predicted: {second['why']}"] if "why" in second else []
+    return RemovalCheck.of(changes, tests, baseline, inputs.labels, notes, metadata)
 
 
 def _notes(inputs: _Inputs, seeds: int) -> list[str]:

@@ -30,6 +30,8 @@ VALUES = (
     "loss_mean_std",
     "accuracy",
     "accuracy_std",
+    "predicted_second",
+    "predicted_second_mean",
 )
 
 
@@ -42,12 +44,14 @@ class Changes:
         predicted: of the sum of each class's test losses.
         loss: of the same, measured: a layer for every seed `[S, K, K]`.
         accuracy: of each class's test accuracy, measured `[S, K, K]`.
+        second: of the sum of each class's test losses, predicted to second order; None where that is not known.
     """
 
     rows: Array
     predicted: Array
     loss: Array
     accuracy: Array
+    second: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,18 @@ class RemovalCheck:
         table: a line a cell: `side` ("helpful", "harmful"), `removed` (the class whose top rows were removed), `rows`
             (how many), `measured` (the class that is looked at), and changes against training on all rows:
             `predicted` and `loss` of the *sum* of the class's test losses, `predicted_mean` and `loss_mean` of their
-            mean, `accuracy`; measured ones are means over seeds, with standard deviations `loss_std`,
-            `loss_mean_std` and `accuracy_std` (null for one seed). Null where no row was there to remove.
+            mean, `predicted_second` and `predicted_second_mean` to second order (`predict_removal`; null where the
+            scores do not say which curvature they rest on), `accuracy`; measured ones are means over seeds, with
+            standard deviations `loss_std`, `loss_mean_std` and `accuracy_std` (null for one seed). Null where no row
+            was there to remove.
         summary: side -> its figures: `spearman_loss` over all `cells`, predicted against measured change of the mean
             loss; `spearman_loss_sum` of the sum; `slope` and `slope_sum`, the measured change for each unit of
             predicted change of the same (1 at best), by regression through the point of both means, as in `lds`;
             `spearman_accuracy` of predicted mean loss against minus the change of accuracy; `sign_loss` and
             `sign_accuracy`, on the diagonal for how many classes the sign was right (no change is not right) out of
-            `classes`; `ratio`, the median of measured to predicted change of loss there.
+            `classes`; `ratio`, the median of measured to predicted change of loss there; `error` and `error_second`,
+            the size of predicted less measured changes of the sum of losses over all cells, relative to that of the
+            measured ones, to first and to second order.
         baseline: `loss` (mean) and `accuracy` of every class, trained on all rows, means over seeds.
         labels: of the K classes.
         notes: what a reader should know before trusting the figures.
@@ -132,7 +140,9 @@ class RemovalCheck:
                 f"{_figure(s['spearman_loss'])} (loss), {_figure(s['spearman_accuracy'])} (accuracy); slope of "
                 f"measured on predicted change {_figure(s['slope'])} (loss), 1 at best; on the diagonal "
                 f"the sign is right for {s['sign_loss']} (loss) and {s['sign_accuracy']} (accuracy) of {s['classes']} "
-                f"classes, and the loss changes by {_figure(s['ratio'])} times what is predicted (median)"
+                f"classes, and the loss changes by {_figure(s['ratio'])} times what is predicted (median); relative "
+                f"error of the predicted changes {_figure(s['error'])} to first order, "
+                f"{_figure(s['error_second'])} to second"
             )
         return "\n".join([*lines, *(f"  Note: {note}" for note in self.notes)])
 
@@ -208,7 +218,16 @@ def summarise(cells: pa.Table, side: str, classes: int) -> dict[str, Any]:
         "classes": int(there.sum()),
         "cells": int(np.isfinite(loss).sum()),
         "ratio": float(np.median(ratio)) if ratio else None,
+        "error": _error(total, loss_sum),
+        "error_second": _error(grid(cells, side, "predicted_second", classes), loss_sum),
     }
+
+
+def _error(predicted: Array, measured: Array) -> float | None:
+    """The norm of the difference relative to that of what was measured; None where nothing is known of one."""
+    both = np.isfinite(predicted) & np.isfinite(measured)
+    size = float(np.linalg.norm(measured[both]))
+    return float(np.linalg.norm((predicted - measured)[both])) / size if size else None
 
 
 def grid(cells: pa.Table, side: str, name: str, classes: int) -> Array:
@@ -225,7 +244,7 @@ def _cells(side: str, found: Changes, tests: Array, labels: Sequence[Any]) -> pa
     def spread(layers: Array) -> Array:
         return layers.std(0, ddof=1) if seeds > 1 else blank
 
-    means = found.loss / tests
+    means, second = found.loss / tests, blank if found.second is None else found.second
     numbers = dict(
         zip(
             VALUES,
@@ -238,6 +257,8 @@ def _cells(side: str, found: Changes, tests: Array, labels: Sequence[Any]) -> pa
                 spread(means),
                 found.accuracy.mean(0),
                 spread(found.accuracy),
+                second,
+                second / tests,
             ),
             strict=True,
         )

@@ -20,7 +20,7 @@ from rayinf.data.extent import EXTENT
 from rayinf.data.files import file_sha256, files_below, readable
 from rayinf.data.lease import holder
 from rayinf.data.part_files import PartFiles
-from rayinf.data.run_folder import FINISHED, LOG, SCORES, owner_of, read_record
+from rayinf.data.run_folder import FINISHED, LOG, MEMBERS, SCORES, owner_of, read_record
 from rayinf.data.scan import repeated_ids
 from rayinf.data.scores import to_numpy
 from rayinf.errors import InputError
@@ -130,14 +130,19 @@ def verify(run: str | Path) -> Verification:
         if not file.is_file() or file_sha256(file)[1].hex() != digest:
             problems.append(f"{name} is missing, or differs from what run.json says.")
     count = 0
-    manifests: list[AnyPath] = files_below(folder, MANIFEST)
+    inner = sorted(p for p in (folder / MEMBERS).iterdir() if p.is_dir()) if (folder / MEMBERS).is_dir() else []
+    members = [verify(str(one)) for one in inner]
+    problems += [f"{MEMBERS}/{one.path.name}: {text}" for one in members for text in one.problems]
+    manifests: list[AnyPath] = [
+        m for m in files_below(folder, MANIFEST) if not relative(m, folder).startswith(f"{MEMBERS}/")
+    ]
     for manifest in manifests:
         listed, found = _check_files(folder, manifest.parent, owner_of(record))
         problems += found
         count += listed
     if not problems:
         problems += _check_rows(folder, record)
-    return Verification(folder, tuple(problems), tuple(_notes(record)), count)
+    return Verification(folder, tuple(problems), tuple(_notes(record)), count + sum(one.files for one in members))
 
 
 def status(run: str | Path) -> Status:

@@ -12,6 +12,7 @@ from rayinf.engine.run import open_run
 from rayinf.engine.spec import SelfInfluenceSpec
 from rayinf.store.places import AnyPath
 from rayinf.task import Task
+from rayinf.training.member_scores import mean_of_members
 
 
 def self_influence(
@@ -68,7 +69,10 @@ def self_influence(
 
     Cost: one pass over `train` beside fitting; per row and layer `o^2 + i^2 + o i` multiply-adds for one position.
     """
-    spec = SelfInfluenceSpec(**locals())
+    given = locals()
+    spec = SelfInfluenceSpec(**given)
+    if task.members:
+        return mean_of_members(spec, lambda one, folder: self_influence(**{**given, "task": one, "out": folder}))
     with open_run(spec) as run:
         if run.finished and run.folder is not None:
             return Scores.load(run.folder.path)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rayinf.api.evaluate import evaluate
+from rayinf.api.predict_removal import predict_removal
 from rayinf.data.scores import Scores
 from rayinf.data.selection import Selection
 from rayinf.engine.entry import check
@@ -15,6 +16,7 @@ from rayinf.errors import InputError
 from rayinf.select.trim import UNSIGNED, candidates, pick, use_up, worst_first
 from rayinf.task import Task
 from rayinf.training.retraining import train_anew
+from rayinf.training.scored_curvature import curvature_of
 from rayinf.training.scored_table import check_scored
 
 
@@ -25,6 +27,7 @@ def trim(
     floor: int = 0,
     *,
     retrain: bool = False,
+    predict: bool = False,
     task: Task | None = None,
     train: Any = None,
     valid: Any = None,
@@ -51,32 +54,39 @@ def trim(
             floor are passed over, and the next worst are taken.
         retrain: whether the task's model is also trained anew on all of `train` and on the kept rows (`Task(fit=...)`),
             and both are measured: `Selection.before` and `.after`.
-        task: for `retrain`: the task that was valued. To train another on the kept rows, take `rayinf.retrain(task,
-            train, keep=...)`.
-        train: for `retrain`: the table that the scores belong to, in any form that `influence` takes.
-        valid: for `retrain`: the rows to measure on, where there is no `test`.
+        predict: whether first and second order predict what the removal of these rows does to `objective` (the summed
+            loss, if it is empty) on `valid`, without training: `Selection.predicted`. The curvature is that of the
+            scores; see `predict_removal`.
+        task: for `retrain` and `predict`: the task that was valued. To train another on the kept rows, take
+            `rayinf.retrain(task, train, keep=...)`.
+        train: for `retrain` and `predict`: the table that the scores belong to, in any form that `influence` takes.
+        valid: for `predict`: the rows of the objectives; for `retrain`: the rows to measure on, where there is no
+            `test`.
         test: for `retrain`: the rows to measure on.
-        objective: for `retrain`: further measures beside loss and accuracy: "total" (the summed loss), "category" (a
-            column a class), "slice:<column>" (a column a value); "demographic_parity" and "equal_opportunity" (gaps
-            between the groups of `Task(group=...)`); "robustness" (the linear attack); an `Objective`
-            (`demographic_parity(...)`, `robustness("pgd", epsilon=...)`, your own), a function `(logits [B, C], labels
+        objective: of `predict`, and for `retrain` measures beside loss and accuracy: "total" (the summed loss),
+            "category" (a column a class), "slice:<column>" (a column a value); "demographic_parity" and
+            "equal_opportunity" (gaps between the groups of `Task(group=...)`); "robustness" (the linear attack); an
+            `Objective` (`demographic_parity(...)`, `robustness("pgd", epsilon=...)`, your own), a function `(logits [B, C], labels
             [B]) -> [B]`, or a list of these. Attacks are aimed at the task's own model. The empty default: none.
         seed: for `retrain`: an integer >= 0 that fixes the training.
 
     Returns:
         A Selection: `.kept`, `.removed` (worst first), and with `retrain` the measures `before` and `after`: `rows`,
-        `loss`, `accuracy` and `accuracy_<label>` on `test`, those of `objective` (see `evaluate`), and `train_rows`.
+        `loss`, `accuracy` and `accuracy_<label>` on `test`, those of `objective` (see `evaluate`), and `train_rows`;
+        with `predict`, `predicted` (None where no row goes). Of values with a sign, `metadata["predicted_change"]` is
+        the sum of those of the removed rows.
 
     Raises:
         InputError: an unknown column, several and none named, a budget or floor out of range, a floor without labels,
-            `retrain` without what it needs, or another model or table than that of the scores.
+            `retrain` or `predict` without what it needs, or another model or table than that of the scores.
         RunError: training diverged or did not converge.
 
-    Cost: a sort of the column; with `retrain`, two trainings.
+    Cost: a sort of the column; with `retrain`, two trainings; with `predict`, a `predict_removal`.
     """
-    check(scores=scores, budget=budget, by=by, floor=floor, retrain=retrain, seed=seed)
+    check(scores=scores, budget=budget, by=by, floor=floor, retrain=retrain, predict=predict, seed=seed)
     if retrain:
-        _check_retraining(scores, task, train, valid if test is None else test)
+        _check_tables(scores, task, train, valid if test is None else test, "retrain", "test")
+    how = _check_prediction(scores, task, train, valid) if predict else {}
     by = _column(scores, by)
     table = scores.select(["row_id", by])
     ids, values, labels = table["row_id"], table[by].to_numpy(), scores.labels if floor else None
@@ -101,6 +111,7 @@ def trim(
     rule = "most negative" if signed else "largest"
     metadata = {"by": by, "rule": rule, "budget": budget, "floor": floor, "removed": int(removed.sum())}
     metadata |= {"of": scores.metadata["of"]} if "of" in scores.metadata else {}
+    metadata |= {"predicted_change": float(values[removed].sum())} if signed else {}
     if gap < np.inf:
         left = abs(gap + float(values[removed].sum()))
         metadata |= {"gap": gap, "predicted_gap": left, "used_up": int(removed.sum()) < harmful}
@@ -108,6 +119,9 @@ def trim(
     missing = np.isnan(values[order])
     best_first = np.concatenate([order[~missing][::-1], order[missing]])
     selection = Selection.of(ids, values, best_first, ~removed, metadata)
+    if predict and task is not None and removed.any():
+        found = predict_removal(task, train, valid, selection, "total" if objective == () else objective, **how)
+        selection = replace(selection, predicted=found.table)
     if not retrain or task is None:
         return selection
     test = valid if test is None else test
@@ -124,7 +138,7 @@ def _column(scores: Scores, by: str | None) -> str:
     Raises:
         InputError: there is none of that name, or several and none is named.
     """
-    have = scores.columns
+    have = scores.value_columns
     shown = ", ".join(map(repr, have))
     if by is None and set(have) == {"fi", "fi_rank"} and not scores.metadata.get("signed", False):
         return "fi_rank"
@@ -135,16 +149,33 @@ def _column(scores: Scores, by: str | None) -> str:
     return have[0] if by is None else by
 
 
-def _check_retraining(scores: Scores, task: Task | None, train: Any, test: Any) -> None:
-    """Refuse `retrain=True` without what it needs, or with another table than that of the scores.
+def _check_prediction(scores: Scores, task: Task | None, train: Any, valid: Any) -> dict[str, Any]:
+    """The arguments of `predict_removal` that the scores rest on.
+
+    Raises:
+        InputError: `predict=True` without what it needs, or scores that do not say it.
+    """
+    how = curvature_of(scores)
+    if how is None:
+        raise InputError(
+            "predict=True needs the curvature that the scores rest on, and these do not say one of a single model.",
+            "pass scores of influence(task, train, valid, ...), or call predict_removal with the selection.",
+        )
+    _check_tables(scores, task, train, valid, "predict", "valid")
+    return how
+
+
+def _check_tables(scores: Scores, task: Task | None, train: Any, table: Any, name: str, role: str) -> None:
+    """Refuse `retrain=True` or `predict=True` without what it needs, or with another table than that of the scores.
 
     Raises:
         InputError: what is missing or does not match.
     """
-    if missing := [name for name, value in (("task", task), ("train", train), ("test", test)) if value is None]:
+    if missing := [n for n, value in (("task", task), ("train", train), (role, table)) if value is None]:
+        also = " or valid" if role == "test" else ""
         raise InputError(
-            f"retrain=True needs task, train, and test or valid: {', '.join(missing)} is missing.",
-            "pass trim(scores, ..., retrain=True, task=task, train=train, test=test).",
+            f"{name}=True needs task, train, and {role}{also}: {', '.join(missing)} is missing.",
+            f"pass trim(scores, ..., {name}=True, task=task, train=train, {role}={role}).",
         )
     check(task=task)
     assert task is not None

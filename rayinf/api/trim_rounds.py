@@ -20,7 +20,7 @@ from rayinf.data.out_folder import check_out
 from rayinf.data.scores import Scores, to_numpy
 from rayinf.data.tables import Table, as_table
 from rayinf.data.vectors import Vectors
-from rayinf.engine.entry import check
+from rayinf.engine.entry import check, require_one_model
 from rayinf.engine.job import Cluster
 from rayinf.engine.parallel import session
 from rayinf.store.places import AnyPath
@@ -160,6 +160,7 @@ def trim_rounds(
         numbers a row; rows that went are read past, so a round reads the whole table.
     """
     check(task=task, rounds=rounds, curvature=curvature, fisher=fisher, damping=damping, cluster=cluster)
+    require_one_model(task, "trim_rounds")
     check(out=out, seed=seed)
     check_trainable(task)
     others = [task.label, *([task.group] if task.group else [])]

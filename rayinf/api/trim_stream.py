@@ -21,7 +21,7 @@ from rayinf.data.out_folder import check_out
 from rayinf.data.scores import Scores
 from rayinf.data.selection import Selection
 from rayinf.data.tables import Table, as_table
-from rayinf.engine.entry import check
+from rayinf.engine.entry import check, require_one_model
 from rayinf.engine.job import Cluster
 from rayinf.errors import InputError, RayinfError
 from rayinf.store.places import AnyPath, open_place
@@ -105,6 +105,7 @@ def trim_stream(
     Cost: that of `influence` on each batch, and with `refit` that of training on it. One batch is held at a time.
     """
     check(task=task, by=by, refit=refit, curvature=curvature, damping=damping, floor=floor, cluster=cluster)
+    require_one_model(task, "trim_stream")
     check(out=out, seed=seed)
     _check(batches, budget)
     how: dict[str, Any] = {"curvature": curvature, "damping": damping, "cluster": cluster, "seed": seed}

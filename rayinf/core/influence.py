@@ -118,7 +118,11 @@ def add_queries(sums: Sums, forward_pass: ForwardPass, cotangent_bc: Tensor, wei
 
 
 def row_products(
-    forward_pass: ForwardPass, cotangent_bc: Tensor, queries: Queries, flat: Collection[str] = frozenset()
+    forward_pass: ForwardPass,
+    cotangent_bc: Tensor,
+    queries: Queries,
+    flat: Collection[str] = frozenset(),
+    last: bool = True,
 ) -> Tensor:
     """Products of every row gradient with every query, `[B, Q]`: `sum_blocks <row gradient, U_q>`.
 
@@ -127,6 +131,7 @@ def row_products(
         cotangent_bc: gradient of the loss in the logits.
         queries: per block.
         flat: blocks whose curvature is 0: no row may have a gradient there.
+        last: release the graph.
 
     Raises:
         InputError: one has.
@@ -135,7 +140,7 @@ def row_products(
     """
     first = next(iter(queries.values()))
     out = torch.zeros(len(cotangent_bc), len(first), dtype=first.dtype, device=first.device)
-    for block, parts in forward_pass.block_tiles(cotangent_bc):
+    for block, parts in forward_pass.block_tiles(cotangent_bc, last):
         u = queries[block.name]
         for tile in parts:
             if block.name in flat:

@@ -81,14 +81,19 @@ def solve_eigen(
     singular = not bool(inverse_roi.all()) and bool(inverse_roi.any())
     out = torch.empty(v_qroi.shape, dtype=dtype)
     for k, v_roi in enumerate(v_qroi):
-        rotated = torch.matmul(basis.q_g_roo.transpose(1, 2), v_roi)
-        rotated = rotated if q_a is None else torch.matmul(rotated, q_a)
+        rotated = into_basis(v_roi, basis)
         if singular:
             flat = rotated.flatten()[None]
             _check_lost(flat * (inverse_roi.flatten() == 0), flat, shown(block.name))
         solved = torch.matmul(back_g, rotated.mul_(inverse_roi).to(dtype))
         out[k] = solved if back_a is None else torch.matmul(solved, back_a)
     return out
+
+
+def into_basis(v_roi: Tensor, basis: Basis) -> Tensor:
+    """`Q_G' V Q_A`, `[r, o, i]`."""
+    rotated = torch.matmul(basis.q_g_roo.transpose(1, 2), v_roi)
+    return rotated if basis.q_a_rii is None else torch.matmul(rotated, basis.q_a_rii)
 
 
 def solve_dense(v_qp: Tensor, inverse_pp: Tensor, null_pk: Tensor) -> Tensor:

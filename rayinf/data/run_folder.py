@@ -26,6 +26,8 @@ LOG = "log.jsonl"
 RUNNING, FINISHED = "running", "finished"
 # The folder of the parts of the scored table.
 SCORES = "scores"
+# Within a run over several models: a run folder for each.
+MEMBERS = "members"
 # Their folder before a forest has ranked them: rows drawn by chance, and those that it puts on top.
 UNRANKED, TOP_ROWS = "unranked", "top-rows"
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 HALVES = ("first_half:", "second_half:")
 # The label of every row, for choices that depend on the class. Like the halves it is not a column of values.
 LABEL_COLUMN = ":label"
+# The standard error of a column, of values that are means over several models: what its name ends with.
+ERROR = "_se"
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,13 @@ class Scores:
         return [n for n in self.source.schema.names if n not in hidden and not n.startswith(HALVES)]
 
     @property
+    def value_columns(self) -> list[str]:
+        """Those that are values: without the standard errors of means over several models."""
+        names = self.columns
+        errors = {c + ERROR for c in names} if "members" in self.metadata else set()
+        return [c for c in names if c not in errors]
+
+    @property
     def table(self) -> pa.Table:
         """`row_id` and the columns, in row order. Reads all rows: `O(n)` memory."""
         return self.select(["row_id", *self.columns])
@@ -134,10 +143,11 @@ class Scores:
         """Every column for each half of the validation rows; None unless computed with `halves=True`."""
         if not any(n.startswith(HALVES) for n in self.source.schema.names):
             return None
+        names = self.value_columns
         common = [n for n in ("row_id", LABEL_COLUMN) if n in self.source.schema.names]
         first, second = (
             Scores(
-                self.select([*common, *(prefix + c for c in self.columns)]).rename_columns([*common, *self.columns]),
+                self.select([*common, *(prefix + c for c in names)]).rename_columns([*common, *names]),
                 self.metadata,
             )
             for prefix in HALVES

@@ -27,12 +27,15 @@ class Selection:
         metadata: the rule and its numbers.
         before: the evaluation of a model trained on all rows, where one was trained.
         after: the evaluation of a model trained on the kept rows.
+        predicted: what the removal of the other rows is predicted to do, where that was asked for: a line an
+            objective, as in `RemovalPrediction.table`.
     """
 
     source: pa.Table = field(repr=False)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     before: Mapping[str, Any] | None = None
     after: Mapping[str, Any] | None = None
+    predicted: pa.Table | None = field(default=None, repr=False)
 
     @classmethod
     def of(

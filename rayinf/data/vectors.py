@@ -58,10 +58,10 @@ class Vectors:
         """
         if not isinstance(scores, Scores):
             raise InputError(f"scores is a {type(scores).__name__}.", "pass rayinf.Scores, or Scores.from_numpy(...).")
-        named = [c for c in scores.columns if c.startswith(_PREFIX)]
+        named = [c for c in scores.value_columns if c.startswith(_PREFIX)]
         # A gap between groups may have any name; its details include its sign.
         gaps = _gaps(scores)
-        chosen = named or [c for c in scores.columns if c not in _OTHERS and c not in gaps]
+        chosen = named or [c for c in scores.value_columns if c not in _OTHERS and c not in gaps]
         if columns is not None:
             chosen = _named(scores, [columns] if isinstance(columns, str) else list(columns))
         if not chosen:

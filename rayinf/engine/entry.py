@@ -73,6 +73,20 @@ def check_task(name: str, value: Any) -> None:
     refuse(name, value, expected, 'pass rayinf.Task(model, features="...", label="...").')
 
 
+def require_one_model(task: Task, verb: str) -> None:
+    """Refuse a task with the weights of several models.
+
+    Raises:
+        InputError: it has.
+    """
+    if task.members:
+        kind = "ensemble" if task.ensemble is not None else "checkpoints"
+        raise InputError(
+            f"{verb} takes one model, and the task has {len(task.members)} ({kind}=...).",
+            f"use influence or self_influence, or pass the task of one model: dataclasses.replace(task, {kind}=None).",
+        )
+
+
 def check_scores(name: str, value: Any) -> None:
     """Refuse what is not Scores: the path of a run, or a frame.
 
@@ -229,6 +243,7 @@ _RULES: Mapping[str, Callable[[str, Any], Any]] = {
     "halves": flag,
     "refit": flag,
     "retrain": flag,
+    "predict": flag,
     "paired": flag,
     "stream": _or_none(flag),
     "cross_fit": _or_none(flag),

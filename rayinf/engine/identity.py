@@ -23,7 +23,7 @@ from rayinf.task import Task
 _SAME = ("model", "frozen", "parameters", "loss", "transform", "mask", "version", "curvature", "fisher", "features")
 FUNCTIONS_OF_TASK = ("loss", "transform", "mask")
 # Verbs whose values are of rows that the curvature is summed over.
-_OF_THE_FIT = ("self_influence", "influence_measure")
+_OF_THE_FIT = ("self_influence", "influence_measure", "predict_removal")
 
 
 def identity(

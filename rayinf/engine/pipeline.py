@@ -55,7 +55,7 @@ def fit_factors(run: Run) -> Any:
     if kind in DENSE:
         run.fold(stages.Curvature, {}, "train", "hessian")
         return _derive(run, "factors", curv.dense_mean, ["hessian"])
-    with _own_precision(run):
+    with own_precision(run):
         return _fit_kronecker(run)
 
 
@@ -90,7 +90,7 @@ def _fit_kronecker(run: Run) -> Any:
 
 
 @contextmanager
-def _own_precision(run: Run) -> Generator[None]:
+def own_precision(run: Run) -> Generator[None]:
     """Passes of the model in the precision that it came in, where the rest of the run is in float64.
 
     K-FAC's own approximation is far coarser, and its sums are added in float64 either way: the factors are those of
@@ -274,7 +274,7 @@ def finish(run: Run, tables: list[pa.Table], extra: dict[str, Any]) -> Scores:
     extra = {**extra, **fit_quality(run, _fit_of_scores(run, tables))}
     if run.folder is None:
         return Scores(pa.concat_tables(tables), {**metadata(run), **extra, "seconds": dict(run.seconds)})
-    _close_folder(run, {**metadata(run), **extra})  # not held here: it names every file of the table
+    close_folder(run, {**metadata(run), **extra})  # not held here: it names every file of the table
     return Scores.load(run.folder.path)
 
 
@@ -287,7 +287,7 @@ def finish_pairs(run: Run, tables: list[pa.Table]) -> Pairs:
     meta = {**metadata(run), **fit_quality(run, known)}
     if run.folder is None:
         return Pairs(pa.concat_tables([t.replace_schema_metadata(None) for t in tables]), meta)
-    _close_folder(run, meta)
+    close_folder(run, meta)
     return Pairs.read(run.folder.path)
 
 
@@ -302,7 +302,15 @@ def _fit_of_scores(run: Run, tables: list[pa.Table]) -> dict[str, FitSums | None
     return found
 
 
-def _close_folder(run: Run, meta: dict[str, Any]) -> None:
+def values_metadata(run: Run) -> dict[str, Any]:
+    """The metadata of a run whose result is about the objectives, not about every row."""
+    run.check_unchanged()
+    valid = run.runner.store("summarise", of_valid, ["solved"])
+    return {**metadata(run), **describe(run), **fit_quality(run, {run.spec.objective_rows: valid})}
+
+
+def close_folder(run: Run, meta: dict[str, Any]) -> None:
+    """Mark the run as finished, with what its record says of it."""
     assert run.folder is not None
     run.runner.store("close", _LASTING)
     run.folder.clear(UNRANKED)

@@ -28,7 +28,7 @@ from rayinf.data.shards import ByIndex, Shard
 from rayinf.data.tables import Table, as_table
 from rayinf.engine import progress, stages
 from rayinf.engine.curvature import Solver
-from rayinf.engine.entry import KRONECKER
+from rayinf.engine.entry import KRONECKER, require_one_model
 from rayinf.engine.identity import check_factors, factors_run, identity
 from rayinf.engine.job import Job, chunks
 from rayinf.engine.label_order import check_labels
@@ -166,7 +166,7 @@ class Run:
             "verb": self.spec.verb,
             "identity": self.identity,
             "versions": {**{p: _version(p) for p in _PACKAGES}, "python": platform.python_version()},
-            "parts": len(self.job.tables[self.job.scored].shards),
+            "parts": len(self.job.tables[self.job.scored].shards) if self.spec.has_scores else None,
             "metadata": dict(metadata),
         }
 
@@ -214,6 +214,7 @@ def open_run(spec: RunSpec, **more: Any) -> Run:
         }
         job = _settle(job, spec, probed, scans)
         check_labels(job, probed, scans["train"].counts[spec.task.label])
+        spec = spec.settle(job, scans)
         check_fits(job, probed, spec.cluster, partial_sums(probed, spec.curvature))
         own = identity(spec, job, probed, scans, other)
         if other is not None:
@@ -253,6 +254,7 @@ def open_tables(spec: RunSpec, more: Mapping[str, Any]) -> tuple[dict[str, Table
     if spec.factors is not None and spec.curvature == "identity":
         raise InputError('curvature="identity" has no factors.', "leave factors out.")
     task = spec.task
+    require_one_model(task, spec.verb)
     others = [task.label, *([task.group] if task.group else [])]
     given = {**spec.tables, **more}
     tables = {name: as_table(value, task.feature_columns, others, name) for name, value in given.items()}

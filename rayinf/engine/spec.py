@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from rayinf.core.blocks import find_blocks
 from rayinf.core.dropout import require_dropout
@@ -33,6 +33,8 @@ from rayinf.store.places import AnyPath
 from rayinf.task import Fit, Task
 
 if TYPE_CHECKING:
+    from rayinf.data.scan import TableScan
+    from rayinf.engine.job import Job
     from rayinf.engine.probe import Probe
 
 # Fields that stay in the driver: workers find tables, task and objectives in their `Job`, and an identity holds digests
@@ -56,6 +58,7 @@ class RunSpec:
         sign: what the sign of its values means, and `unit` what they are measured in.
         signed: whether the values have a sign.
         with_ids: tables whose rows are named by their ids in what comes out.
+        has_scores: whether every row of the scored table gets values.
         held_out_rows: whether the validation rows, where the inverse is left open, also say how far the training rows
             are learned.
         usual_damping: of K-FAC and EKFAC, where no damping is given and nothing is known of the training.
@@ -74,6 +77,7 @@ class RunSpec:
     )
     signed: ClassVar[bool] = True
     with_ids: ClassVar[tuple[str, ...]] = ("train",)
+    has_scores: ClassVar[bool] = True
     usual_damping: ClassVar[str] = "sample:3"
     held_out_rows: ClassVar[bool] = False
 
@@ -167,6 +171,18 @@ class RunSpec:
         Raises:
             InputError: with the numbers.
         """
+
+    def settle(self, job: Job, scans: Mapping[str, TableScan]) -> Self:
+        """The same with what follows from the whole tables, once they are scanned; nothing is written yet.
+
+        Args:
+            job: with classes and groups.
+            scans: of the tables.
+
+        Raises:
+            InputError: arguments that the tables do not fit.
+        """
+        return self
 
     def identity(self) -> dict[str, Any]:
         """The verb and every argument that changes scores.

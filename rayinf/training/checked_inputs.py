@@ -48,6 +48,7 @@ def check_tables(task: Task, tables: Mapping[str, Any], objective: Any = "catego
 
     Cost: a pass over all tables.
     """
+    task = replace(task, checkpoints=None, ensemble=None)  # what trains starts from the one model
     others = {name: table for name, table in tables.items() if name not in ("train", "valid")}
     spec = InfluenceSpec(
         task=task, train=tables["train"], valid=tables["valid"], objective=objective, curvature="identity"

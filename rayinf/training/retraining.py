@@ -97,7 +97,7 @@ class Retraining:
                     _head(worker.model, with_classes), lambda: _head_batches(worker, chosen), over, with_classes.l2
                 )
             model = worker.model
-        return replace(with_classes, model=model.eval())
+        return replace(with_classes, model=model.eval(), checkpoints=None, ensemble=None)
 
 
 @dataclass(frozen=True)

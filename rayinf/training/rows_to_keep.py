@@ -39,20 +39,53 @@ def kept_mask(keep: Keep, table: Table, task: Task, scan: TableScan) -> Array:
     if keep is None:
         return np.ones(scan.rows, bool)
     if isinstance(keep, Selection):
-        mask = _of_selection(keep, table, task, scan)
+        mask = _of_selection("keep", keep, table, task, scan)
     else:
-        held = _as_array(keep)
-        mask = _of_mask(held, scan.rows) if held.dtype == bool else _of_ids(held, table, task, scan.rows)
+        mask = _named("keep", keep, table, task, scan.rows)
     if not mask.any():
         raise InputError(f"None of the {scan.rows} rows is left to train on.", "keep some.")
     return mask
 
 
-def _of_selection(keep: Selection, table: Table, task: Task, scan: TableScan) -> Array:
+def removed_mask(name: str, rows: Any, table: Table, task: Task, scan: TableScan) -> Array:
+    """Whether each row of a table is removed, `[n]`.
+
+    Args:
+        name: of the argument, for errors.
+        rows: a `Selection`, whose removed rows these are; True or False a row; or row ids, as in `kept_mask`.
+        table: whose rows they are.
+        task: that may name the column of ids.
+        scan: of the table.
+
+    Raises:
+        InputError: as `kept_mask`; or rows that are none, or all.
+
+    Cost: for ids, a pass over their column.
+    """
+    if isinstance(rows, Selection):
+        mask = ~_of_selection(name, rows, table, task, scan)
+    else:
+        mask = _named(name, rows, table, task, scan.rows)
+    if not mask.any() or mask.all():
+        count = "all" if mask.any() else "none"
+        raise InputError(
+            f"{name} names {count} of the {scan.rows:,} rows.", "name some of the training rows, and leave some."
+        )
+    return mask
+
+
+def _named(name: str, given: Any, table: Table, task: Task, rows: int) -> Array:
+    """The rows of a mask, or of ids."""
+    held = _as_array(name, given)
+    return _of_mask(name, held, rows) if held.dtype == bool else _of_ids(name, held, table, task, rows)
+
+
+def _of_selection(name: str, keep: Selection, table: Table, task: Task, scan: TableScan) -> Array:
+    """The rows that a selection keeps."""
     mask = keep.mask
     if len(mask) != scan.rows:
         raise InputError(
-            f"keep is a Selection among {len(mask):,} rows, and the table has {scan.rows:,}.",
+            f"{name} is a Selection among {len(mask):,} rows, and the table has {scan.rows:,}.",
             "pass the table that the selection was made from.",
         )
     of = keep.metadata.get("of")
@@ -63,7 +96,7 @@ def _of_selection(keep: Selection, table: Table, task: Task, scan: TableScan) ->
     return mask
 
 
-def _as_array(keep: Any) -> Array:
+def _as_array(name: str, keep: Any) -> Array:
     """A mask or ids as one array.
 
     Raises:
@@ -72,13 +105,15 @@ def _as_array(keep: Any) -> Array:
     if hasattr(keep, "detach"):  # a tensor, on any device
         keep = keep.detach().cpu().numpy()
     if isinstance(keep, str | bytes) or not hasattr(keep, "__iter__"):
-        raise InputError(f"keep is a {type(keep).__name__}.", "pass a Selection, True or False a row, or row ids.")
+        raise InputError(f"{name} is a {type(keep).__name__}.", "pass a Selection, True or False a row, or row ids.")
     held = keep if isinstance(keep, np.ndarray) and keep.dtype != object else _listed(list(keep))
     if held.ndim == 1 and not held.size:
+        if name != "keep":
+            raise InputError(f"{name} is empty: it names no row.", "name some of the training rows.")
         raise InputError("keep is empty: no row is left to train on.", "keep some rows, or leave keep out for all.")
     if held.ndim != 1 or held.dtype.kind not in "biuU":
         raise InputError(
-            f"keep is an array {list(held.shape)} of {held.dtype}.",
+            f"{name} is an array {list(held.shape)} of {held.dtype}.",
             "pass a Selection, True or False a row, or row ids (integers or text).",
         )
     return held
@@ -90,18 +125,19 @@ def _listed(values: list[Any]) -> Array:
     return np.asarray(values) if len(kinds) <= 1 else np.asarray(values, dtype=object)
 
 
-def _of_mask(held: Array, rows: int) -> Array:
+def _of_mask(name: str, held: Array, rows: int) -> Array:
     if held.shape != (rows,):
-        raise InputError(f"keep is a mask {list(held.shape)} for {rows} rows.", "pass True or False a row.")
+        raise InputError(f"{name} is a mask {list(held.shape)} for {rows} rows.", "pass True or False a row.")
     return held
 
 
-def _of_ids(held: Array, table: Table, task: Task, rows: int) -> Array:
+def _of_ids(name: str, held: Array, table: Table, task: Task, rows: int) -> Array:
     """The rows of these ids."""
     unique, times = np.unique(held, return_counts=True)
     if len(unique) < len(held):
         raise InputError(
-            f"keep names the id {unique[times > 1][0].item()!r} more than once ({int((times > 1).sum()):,} such ids).",
+            f"{name} names the id {unique[times > 1][0].item()!r} more than once "
+            f"({int((times > 1).sum()):,} such ids).",
             "name each row once; for a row that counts twice, pass weights.",
         )
     column = id_column(table.schema, task.row_id)
@@ -117,17 +153,18 @@ def _of_ids(held: Array, table: Table, task: Task, rows: int) -> Array:
         if (ids.dtype.kind == "U") != (unique.dtype.kind == "U"):
             kinds = ("text" if a.dtype.kind == "U" else "integers" for a in (ids, unique))
             raise InputError(
-                "The row ids of the table are {}, and keep holds {}.".format(*kinds), "pass row ids of the table."
+                f"The row ids of the table are {next(kinds)}, and {name} holds {next(kinds)}.",
+                "pass row ids of the table.",
             )
         at = np.minimum(np.searchsorted(unique, ids), len(unique) - 1)
         found = unique[at] == ids
         mask[shard.start : shard.start + shard.rows] = found
         seen += np.bincount(at[found], minlength=len(unique))
-    _check_seen(unique, seen, f"column {column!r}" if named else f"the positions 0 to {rows - 1}")
+    _check_seen(name, unique, seen, f"column {column!r}" if named else f"the positions 0 to {rows - 1}")
     return mask
 
 
-def _check_seen(ids: Array, seen: Array, where: str) -> None:
+def _check_seen(name: str, ids: Array, seen: Array, where: str) -> None:
     """Refuse ids that no row has, or that several rows have.
 
     Raises:
@@ -135,8 +172,8 @@ def _check_seen(ids: Array, seen: Array, where: str) -> None:
     """
     if (lost := np.flatnonzero(seen == 0)).size:
         raise InputError(
-            f"keep names the id {ids[lost[0]].item()!r}, which is not among {where} ({lost.size:,} of {len(ids):,} ids "
-            "are not there).",
+            f"{name} names the id {ids[lost[0]].item()!r}, which is not among {where} ({lost.size:,} of {len(ids):,} "
+            "ids are not there).",
             "pass row ids of this table (integers are ids, never positions), a Selection, or a mask.",
         )
     if (twice := np.flatnonzero(seen > 1)).size:

@@ -18,6 +18,7 @@ from rayinf.engine.identity import FUNCTIONS_OF_TASK, functions
 from rayinf.engine.model_digest import model_digest
 from rayinf.errors import InputError
 from rayinf.task import Task
+from rayinf.training.members import member_digests
 from rayinf.training.open_table import open_table
 
 # What tables are compared in: ids are compared one by one, and groups have no part in what a row is worth.
@@ -77,7 +78,9 @@ def check_model(of: Mapping[str, Any], task: Task, same_weights: bool = True) ->
     held = model_digest(task.build(), task.version)
     if of["architecture"] != held.architecture:
         raise InputError("The scores are of a model with other code, attributes or shapes than the task's.", _VALUED)
-    if same_weights and of["model"] != held.whole:
+    known = of.get("members", [of["model"]])
+    own = {d.whole for d in member_digests(task)} if task.members else {held.whole}
+    if same_weights and not (own == set(known) or (not task.members and own <= set(known))):
         raise InputError("The scores are of another model than the task's: the weights differ.", _VALUED)
     now = functions(task)
     for name in FUNCTIONS_OF_TASK:

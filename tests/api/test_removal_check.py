@@ -120,6 +120,26 @@ def test_a_head_against_plain_numpy(task: rayinf.Task, scores: rayinf.Scores) ->
     assert np.abs(own - 1).max() < 0.35
 
 
+def test_second_order_stands_beside_the_first(task: rayinf.Task, scores: rayinf.Scores) -> None:
+    """That of `predict_removal` for the same rows, with the curvature of the scores; none for scores without one."""
+    found = rayinf.removal_check(task, TRAIN, VALID, TEST, scores, share=SHARE, seeds=1)
+    values = scores.to_numpy()
+    for side in ("helpful", "harmful"):
+        for k in range(CLASSES):
+            gone = naive_top(values[:, k], side)
+            own = rayinf.predict_removal(task, TRAIN, VALID, gone, "category", curvature="exact").to_pandas()
+            scaled = own["second_order_change"] / np.bincount(VALID[1]) * np.bincount(TEST[1])
+            np.testing.assert_allclose(found.values(side, "predicted_second")[k], scaled, rtol=1e-5)
+        measured = found.values(side, "loss")
+        for name, column in (("error", "predicted"), ("error_second", "predicted_second")):
+            wrong = np.linalg.norm(found.values(side, column) - measured) / np.linalg.norm(measured)
+            assert found.summary[side][name] == pytest.approx(wrong)
+    bare = rayinf.Scores.from_numpy(values, scores.columns)
+    other = rayinf.removal_check(task, TRAIN, VALID, TEST, bare, share=SHARE, seeds=1)
+    assert np.isnan(other.values("helpful", "predicted_second")).all()
+    assert any("second order is not predicted" in note for note in other.notes)
+
+
 def test_the_sum_of_the_ridge_matters(task: rayinf.Task, scores: rayinf.Scores) -> None:
     """The control of the test before this one: with the mean penalty kept, cells move."""
     gone = naive_top(scores.to_numpy()[:, 0], "helpful")

@@ -46,6 +46,8 @@ def test_figures() -> None:
         "classes": 2,
         "cells": 4,
         "ratio": pytest.approx(2.0),
+        "error": pytest.approx(0.5),
+        "error_second": None,
     }
     # measured -.1 .15 .2 .3
     harmful = found.summary["harmful"]

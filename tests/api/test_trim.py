@@ -236,3 +236,27 @@ def test_nothing_is_left_to_train_on() -> None:
     scores = Scores.from_numpy(np.ones(120), ["fi"])
     with pytest.raises(rayinf.InputError, match="None of the 120 rows is left"):
         trim(scores, 120, retrain=True, task=task, train=TRAIN, test=TEST)
+
+
+def test_what_the_budget_is_predicted_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To both orders, with the curvature of the scores, and without training."""
+    task = rayinf.logistic_regression(TRAIN, l2=1e-2)
+    scores = rayinf.influence(task, TRAIN, VALID, curvature="exact")
+    monkeypatch.setattr("rayinf.api.trim.train_anew", lambda *a, **k: pytest.fail("a training"))
+    given = {"task": task, "train": TRAIN, "valid": VALID}
+    found = trim(scores, budget=10, predict=True, objective=["total", "category"], **given)
+    gone = ~found.mask
+    own = rayinf.predict_removal(task, TRAIN, VALID, gone, ["total", "category"], curvature="exact")
+    assert found.predicted is not None
+    assert found.predicted.equals(own.table)
+    assert found.metadata["predicted_change"] == pytest.approx(scores.to_numpy()[gone].sum())
+    first = found.predicted["first_order_change"].to_pylist()[0]
+    assert first == pytest.approx(found.metadata["predicted_change"], rel=1e-4)
+    assert trim(scores, budget=10).predicted is None
+    for wrong, said in (
+        ({"scores": scores, "task": task}, "predict=True needs task, train, and valid: train, valid is missing"),
+        ({"scores": Scores.from_numpy(scores.to_numpy(), ["total"]), **given}, "do not say one of a single model"),
+        ({"scores": scores, **given, "train": (TRAIN[0] + 1, TRAIN[1])}, "another table"),
+    ):
+        with pytest.raises(rayinf.InputError, match=said):
+            trim(**wrong, budget=10, predict=True)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Bank marketing (Moro et al. 2014) as Parquet: the table of Figures 2 to 9 of Chhabra 2024 and 2, 8 and 13 of Yu 2025.
 
 The original is the zip of UCI's data set 222. Of it `bank-additional-full.csv` is read (41,188 rows, 20 inputs), in the
-zip inside the zip. Rows with an `unknown` are left out, which leaves 30,488, the number of Chhabra 2024.
+zip inside the zip. Rows with an `unknown` are left out; Chhabra 2024 has 30,488 rows.
 
     bank.parquet   numeric inputs; each other input as columns of 0 and 1 (`job=admin.`, ...; one column for an input
                    with two values); `label` (1: a term deposit); `sensitive` (1: 25 to 59 years old)

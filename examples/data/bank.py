@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from originals import Original, arguments, binary, obtain, unexpected, write
+from originals import Original, arguments, codes, obtain, unexpected, write
 
 BANK = Original("bank+marketing.zip", "https://archive.ics.uci.edu/static/public/222/bank+marketing.zip")
 INNER, TABLE = "bank-additional.zip", "bank-additional-full.csv"
@@ -77,7 +77,7 @@ def features(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
         values = sorted(known[name].unique())
         for value in values[-1:] if len(values) == 2 else values:
             columns[f"{name}={value}"] = (known[name] == value).astype(np.int8)
-    label = binary(path, known["y"], {"no": 0, "yes": 1})
+    label = codes(path, known["y"], {"no": 0, "yes": 1})
     return pd.DataFrame(columns).assign(label=label, sensitive=known["age"].between(*GROUP_AGES).astype(np.int64))
 
 

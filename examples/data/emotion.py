@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from originals import Original, arguments, binary, obtain, unexpected, write
+from originals import Original, arguments, codes, obtain, unexpected, write
 
 HOST = "https://www.dropbox.com/s"
 EMOTION = [
@@ -41,7 +41,7 @@ def read(path: Path) -> pd.DataFrame:
     if not pairs or short:
         raise unexpected(path, f"the line {short[0][:40]!r}" if short else "no line", "lines of text;emotion")
     frame = pd.DataFrame(pairs, columns=["text", "word"])
-    return pd.DataFrame({"text": frame["text"], "label": binary(path, frame["word"].str.strip(), LABELS)})
+    return pd.DataFrame({"text": frame["text"], "label": codes(path, frame["word"].str.strip(), LABELS)})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

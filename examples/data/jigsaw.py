@@ -78,12 +78,10 @@ def drawn(frame: pd.DataFrame, rows: int, seed: int) -> pd.DataFrame:
 
 def embedded(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows with the mean of MiniLM's last hidden states in the place of the text."""
-    sys.path.insert(0, str(MINILM))
     import torch
-    from minilm import Tokens, pretrained, require_extra
+    from minilm import Tokens, pretrained
     from rich.progress import track
 
-    require_extra()
     model, tokens = pretrained(seed=0).eval(), Tokens(TOKENS)
     model.head = torch.nn.Identity()
     found = []
@@ -105,6 +103,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.rows < 1:
         parser.error(f"--rows {args.rows}: pass at least one")
+    if args.embed:
+        sys.path.insert(0, str(MINILM))
+        from minilm import require_extra
+
+        require_extra()
     (path,) = obtain([JIGSAW], args)
     frame = drawn(read(path), args.rows, args.seed)
     write(frame, args.out / "jigsaw_text.parquet")

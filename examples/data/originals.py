@@ -132,10 +132,13 @@ def digest(path: Path, kind: str) -> str:
 
 def unexpected(path: Path, found: object, wanted: object) -> SystemExit:
     """The error for a file of another form."""
-    return SystemExit(f"{path}: found {found}, expected {wanted}. Fix: pass the original that this script names.")
+    return SystemExit(
+        f"{path}: found {found}, expected {wanted}. Fix: pass --original the file that this script names; delete a "
+        "wrong one that was downloaded."
+    )
 
 
-def binary(path: Path, found: pd.Series, labels: dict[str, int]) -> np.ndarray:
+def codes(path: Path, found: pd.Series, labels: dict[str, int]) -> np.ndarray:
     """Words as the integers that `labels` has for them.
 
     Raises:

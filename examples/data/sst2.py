@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from originals import Original, arguments, binary, obtain, unexpected, write
+from originals import Original, arguments, codes, obtain, unexpected, write
 
 SST2 = Original(
     "SST-2.zip",
@@ -41,7 +41,7 @@ def read(path: Path, name: str) -> pd.DataFrame:
     if not rows or header[0].split("\t") != HEADER or any(len(row) != 2 for row in rows):
         raise unexpected(path, f"{name} that begins with {header}", f"the columns {', '.join(HEADER)} and rows")
     frame = pd.DataFrame(rows, columns=["text", "word"])
-    return pd.DataFrame({"text": frame["text"].str.strip(), "label": binary(path, frame["word"], {"0": 0, "1": 1})})
+    return pd.DataFrame({"text": frame["text"].str.strip(), "label": codes(path, frame["word"], {"0": 0, "1": 1})})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

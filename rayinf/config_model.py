@@ -113,7 +113,7 @@ def _type_of(argument: Argument, hint: Any) -> Any:
     if argument.name in _BY_NAME:
         return _BY_NAME[argument.name]
     if argument.name in KINDS:
-        return str if argument.required else str | None
+        return str | None if not argument.required or "None" in argument.annotation else str
     if get_origin(hint) is Literal:  # fisher: true, without quotes
         return Annotated[hint, BeforeValidator(lambda value: "true" if value is True else value)]
     parts = argument.annotation.split(" | ")

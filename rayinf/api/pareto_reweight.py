@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from torch import nn
 
+from rayinf.api.class_values import ClassValues
 from rayinf.api.reweighting import Reweighting, candidates_table, classes_table
 from rayinf.data.out_folder import check_out
 from rayinf.data.run_folder import RunFolder
@@ -39,13 +40,16 @@ def pareto_reweight(
     task: Task,
     train: Any,
     valid: Any,
-    scores: Scores,
+    scores: Scores | None,
     targets: Any,
     mode: str = "direct",
     search: Search | None = None,
     cluster: Cluster | None = None,
     out: str | AnyPath | None = None,
     seed: int = 0,
+    *,
+    inverse: str = "auto",
+    training_time: float | None = None,
 ) -> Reweighting:
     """Search weights of the training rows that raise the accuracy of some classes at little cost to the others.
 
@@ -76,7 +80,8 @@ def pareto_reweight(
             the result by.
         scores: influence vectors of the training rows, a column for every class (`influence(task, train, valid,
             objective="category", halves=True)`; without halves there is no cross-fit, which the notes say). With
-            mode="correct" they may also be of the model after the unweighted epoch.
+            mode="correct" they may also be of the model after the unweighted epoch. None: they are computed here, in
+            memory, for a training as long as the search's.
         targets: labels of the classes to lift, or one of them.
         mode: "direct" or "correct". The fitness (line 7 of Algorithm 1 of Nahin 2025) counts changes from the
             checkpoint with "direct"; with "correct" (course correction), from the unweighted epoch, whose harm is to be
@@ -91,6 +96,8 @@ def pareto_reweight(
             `Search.iterations`, and one with fewer is refused, since another candidate may be the best of them. None:
             the result is held in memory.
         seed: an integer >= 0 that fixes the search and the order of the training rows.
+        inverse: of scores that are computed here, as `influence` takes it: "auto", "unrolled" or "damped".
+        training_time: of scores that are computed here: T of the unrolled inverse. None: that of the search's epochs.
 
     Returns:
         A `Reweighting`.
@@ -105,9 +112,12 @@ def pareto_reweight(
     `2 * Search.confirm + 1` more for the cross-fit. A worker
     holds the influence vectors, the LP and up to 256 MB of each table.
     """
-    check(task=task, scores=scores, mode=mode, cluster=cluster, out=out, seed=seed)
+    check(task=task, mode=mode, cluster=cluster, out=out, seed=seed)
     require_one_model(task, "pareto_reweight")
-    arguments = check_arguments(task, scores, mode, Search() if search is None else search, seed)
+    search = Search() if search is None else search
+    how = ClassValues(inverse, training_time, cluster, halves=True)
+    scores = how.unless(scores, replace(task, fit=epoch_fit(task, search)), train, valid)
+    arguments = check_arguments(task, scores, mode, search, seed)
     given = {"train": train, "valid": valid}
     inputs = check_inputs(arguments, given, targets)
     check_out(out, inputs.job.tables)
@@ -127,12 +137,16 @@ def pareto_reweight(
     return found if out is not None else replace(found, path=None)
 
 
+def epoch_fit(task: Task, search: Search) -> Any:
+    """How candidates are trained: a `Fit` goes on from the checkpoint; a function is as it is."""
+    fit = task.fit
+    return replace(fit, fresh=False, epochs=search.epochs, lr=search.lr or fit.lr) if isinstance(fit, Fit) else fit
+
+
 def _trainer(inputs: SearchInputs, train: Any, device: str | None) -> CandidateTrainer:
     """What trains and measures candidates."""
     task, search = inputs.arguments.task, inputs.arguments.search
-    fit = task.fit
-    if isinstance(fit, Fit):
-        fit = replace(fit, fresh=False, epochs=search.epochs, lr=search.lr or fit.lr)
+    fit = epoch_fit(task, search)
     return CandidateTrainer(
         inputs.job,
         None if isinstance(fit, Fit) else absolute(train),

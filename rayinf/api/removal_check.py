@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rayinf.api.class_values import ClassValues
 from rayinf.api.predict_removal import predict_removal
 from rayinf.api.removal_check_result import Changes, RemovalCheck
 from rayinf.core.objective_parser import parse
@@ -57,13 +58,15 @@ def removal_check(
     train: Any,
     valid: Any,
     test: Any,
-    scores: Scores,
+    scores: Scores | None = None,
     share: float = 0.1,
     seeds: int = 3,
     cluster: Cluster | None = None,
     out: str | AnyPath | None = None,
     *,
     seed: int = 0,
+    inverse: str = "auto",
+    training_time: float | None = None,
 ) -> RemovalCheck:
     """Remove the rows that help or harm each class most, train again, and compare with prediction.
 
@@ -92,7 +95,7 @@ def removal_check(
         valid: the validation rows of the scores, in the same forms; beside the comparison with these, only their
             classes are counted.
         test: the rows that changes are measured on, with rows of every class, in the same forms.
-        scores: of `influence(task, train, valid, objective="category")`.
+        scores: of `influence(task, train, valid, objective="category")`. None: they are computed here, in memory.
         share: the share of the rows of each sign that is removed, in (0, 1); rounded down, but a row at least.
         seeds: how many trainings are averaged, >= 1 (one where the fit goes to convergence). More of them go on from
             what is in `out`; for fewer than are there, the first ones are read, and the folder stays as it is.
@@ -101,6 +104,8 @@ def removal_check(
         out: the run's folder or URI: `trainings/*.json` as each is finished, then `cells.parquet` and `result.json`.
             The same call again goes on with those that are missing. None: the result is held in memory.
         seed: an integer >= 0, the first of the seeds.
+        inverse: of scores that are computed here, as `influence` takes it: "auto", "unrolled" or "damped".
+        training_time: of scores that are computed here: T of the unrolled inverse. None: from `Task(fit=...)`.
 
     Returns:
         A `RemovalCheck`.
@@ -114,8 +119,9 @@ def removal_check(
     Cost: `(2 K + 1) seeds` trainings and passes over `test`; and one `predict_removal` of 2 K sets. Memory: a column
         of values at a time, a bit a row and removal, and the valued parameters for each removal.
     """
-    check(task=task, scores=scores, share=share, seeds=seeds, cluster=cluster, out=out, seed=seed)
+    check(task=task, share=share, seeds=seeds, cluster=cluster, out=out, seed=seed)
     check_trainable(task)
+    scores = ClassValues(inverse, training_time, cluster).unless(scores, task, train, valid)
     if isinstance(task.fit, Fit) and task.fit.schedule == "constant":
         warnings.warn(_CONSTANT, stacklevel=2)
     inputs = _check_inputs(task, {"train": train, "valid": valid, "test": test}, scores, float(share))

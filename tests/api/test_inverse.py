@@ -227,6 +227,28 @@ def test_borrowed_factors_give_the_same_values(tmp_path: Any) -> None:
     assert not np.allclose(damped.to_pandas()["total"], first.to_pandas()["total"])
 
 
+def test_removal_check_values_rows_itself() -> None:
+    task = rayinf.Task(network(), fit=rayinf.Fit("sgd", lr=0.1, epochs=2, batch_size=30))
+    given = {"test": VALID, "seeds": 1}
+    for how in ({}, {"inverse": "damped"}, {"training_time": 3.0}):
+        scores = rayinf.influence(task, TRAIN, VALID, objective="category", **how)
+        own = rayinf.removal_check(task, TRAIN, VALID, **given, **how)
+        assert own.table.equals(rayinf.removal_check(task, TRAIN, VALID, scores=scores, **given).table)
+    with pytest.raises(rayinf.InputError, match="scores are given"):
+        rayinf.removal_check(task, TRAIN, VALID, scores=scores, training_time=3.0, **given)
+
+
+def test_a_search_values_rows_for_a_training_as_long_as_its_own() -> None:
+    task = rayinf.Task(network(), fit=rayinf.Fit("sgd", lr=0.1, epochs=50, batch_size=30, schedule="constant"))
+    search = rayinf.Search(iterations=1, lr=0.02)
+    found = rayinf.pareto_reweight(task, TRAIN, VALID, None, [0], search=search)
+    scores = rayinf.influence(
+        task, TRAIN, VALID, "category", halves=True, training_time=2 * 0.02 / (1 - 0.9)
+    )  # two steps
+    told = rayinf.pareto_reweight(task, TRAIN, VALID, scores, [0], search=search)
+    np.testing.assert_allclose(found.weights, told.weights, rtol=1e-6)
+
+
 def test_another_training_is_another_run(tmp_path: Any) -> None:
     model = network()
     rayinf.influence(rayinf.Task(model, fit=rayinf.Fit("sgd", epochs=3)), TRAIN, VALID, out=tmp_path)

@@ -64,8 +64,8 @@ def pareto_reweight(
     The accuracy that ranks candidates is of the rows that chose their weights, and the best of many noisy measures is
     too good. With `halves=True` scores the linear program's demands hold in both halves of the validation rows, and the
     best `Search.confirm` candidates are cross-fitted: trained twice more, with weights that one half chooses, and
-    measured on the other. The best by these measures is chosen if the mean gain of its targets is above 0 at 95% (t
-    test with the halves' spread, over as many as are tried); else the unweighted epoch.
+    measured on the other. The best by these measures is chosen. `crossed_shown` says whether the mean gain of its
+    targets is above 0 at 95% (t test with the halves' spread, over as many as are tried): only then is it claimed.
 
     All candidates see the rows in the same order (`seed`). Equal candidates are trained once.
 

@@ -20,7 +20,7 @@ from rayinf.training.generations import PLAIN, Candidate, Generations
 if TYPE_CHECKING:
     import pandas as pd
 
-_CROSSED = ("crossed_gain", "crossed_others", "crossed_error")
+_CROSSED = ("crossed_gain", "crossed_others", "crossed_error", "crossed_shown")
 _PLACE = ("candidate", "generation", "slot", "front", "chosen", "fitness", "gain", "others")
 _FIRST = (*_PLACE, *_CROSSED, "radius", "mean_weight")
 
@@ -37,10 +37,11 @@ class Reweighting:
             `slot` (where it came up), `front` (no other beats it), `chosen`, `fitness` (the paper's line 7; null of
             minus infinity), `gain` and `others` (mean change of the accuracy of the targets and of the other classes
             against the unweighted epoch), `crossed_gain` and `crossed_others` (the same by cross-fit: on rows that did
-            not choose the weights; null of those that were not cross-fitted) and `crossed_error` (the standard error of
-            the gain), `radius`, `mean_weight`, `problem` (why it has no model, with `conflict`, the
-            classes whose alphas cannot be met together), and of every class `alpha_<label>`, `accuracy_<label>` and
-            `predicted_<label>`, the fall of its summed loss that the LP expects.
+            not choose the weights; null of those that were not cross-fitted), `crossed_error` (the standard error of
+            the gain) and `crossed_shown` (whether the gain is above 0 at 95%), `radius`, `mean_weight`, `problem` (why
+            it has no model, with `conflict`, the classes whose alphas cannot be met together), and of every class
+            `alpha_<label>`, `accuracy_<label>` and `predicted_<label>`, the fall of its summed loss that the LP
+            expects.
         classes: a line a class: `class`, `target`, `rows`, `total` (S_k, its summed influence), and its accuracy at the
             `checkpoint`, after the `unweighted` epoch and after the `weighted` one, each with the ends of a 95%
             interval (Wilson) as `<name>_low` and `<name>_high`.
@@ -105,6 +106,8 @@ class Reweighting:
                 f"{100 * chosen['crossed_gain']:+.2f} (standard error {100 * chosen['crossed_error']:.2f}), others "
                 f"{100 * chosen['crossed_others']:+.2f} points."
             )
+            if not chosen["crossed_shown"]:
+                lines.append("That gain is not above 0 at 95%, by the spread of the two halves: none is claimed.")
         width = max(5, *(len(n) + 2 for n in self.classes["class"].to_pylist()))
         lines.append(f"{'class':<{width}} {'checkpoint':>18} {'unweighted':>18} {'weighted':>18}  change, points")
         for line in self.classes.to_pylist():
@@ -140,7 +143,8 @@ def candidates_table(
     front = state.front
     lines = [_line(c, front, chosen, names) | _crossed(confirmed.get(c.key)) for c in (state.unweighted, *order)]
     text, whole = pa.string(), pa.int64()
-    kinds = {"candidate": text, "generation": whole, "slot": whole, "front": pa.bool_(), "chosen": pa.bool_()}
+    kinds = {"candidate": text, "generation": whole, "slot": whole}
+    kinds |= dict.fromkeys(("front", "chosen", "crossed_shown"), pa.bool_())
     columns = [(n, kinds.get(n, pa.float64())) for n in _FIRST]
     columns += [("problem", text), ("conflict", pa.list_(text))]
     columns += [(f"{part}_{n}", pa.float64()) for part in ("alpha", "accuracy", "predicted") for n in names]
@@ -162,8 +166,9 @@ def classes_table(state: Generations, weighted: Evaluation, names: tuple[str, ..
     return pa.table(columns)
 
 
-def _crossed(found: Confirmed | None) -> dict[str, float | None]:
-    values = (None,) * 3 if found is None else (found.crossed.gain, found.crossed.others, found.error)
+def _crossed(found: Confirmed | None) -> dict[str, Any]:
+    none = (None,) * len(_CROSSED)
+    values = none if found is None else (found.crossed.gain, found.crossed.others, found.error, found.holds)
     return dict(zip(_CROSSED, values, strict=True))
 
 

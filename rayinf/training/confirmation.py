@@ -66,12 +66,13 @@ def choose(state: Generations, confirmed: Mapping[str, Confirmed] | None) -> Can
 
     Args:
         state: after its generations.
-        confirmed: of `confirm`: the best by cross-fit is chosen, of those whose targets gain. None: there is no
-            cross-fit, and the best of the search is chosen.
+        confirmed: of `confirm`: the best by cross-fit is chosen, whether or not its gain is above the noise: the
+            estimate decides, and `Confirmed.holds` says what may be claimed. None: there is no cross-fit, and the best
+            of the search is chosen.
     """
     if confirmed is None:
         return state.best
-    held = [c for c in confirmed.values() if c.holds and c.crossed.order > state.unweighted.order]
+    held = [c for c in confirmed.values() if c.crossed.order > state.unweighted.order]
     return max(held, key=lambda c: c.crossed.order).candidate if held else state.unweighted
 
 

@@ -48,7 +48,7 @@ class Search:
             than the unweighted epoch.
         confirm: the best candidates that are cross-fitted where the scores have halves, >= 0: each is trained twice
             more, with weights that one half of the validation rows chooses, and measured on the other half. The best by
-            these measures is chosen, if its targets' gain is above 0 at 95%. 0: the best of the search is chosen.
+            these measures is chosen. 0: the best of the search is chosen.
         epochs: epochs that a candidate is trained for, >= 1.
         lr: the learning rate, > 0. None: that of `Task(fit=...)`. Influence predicts an epoch that stays near the
             checkpoint (Nahin 2025: 1e-4).

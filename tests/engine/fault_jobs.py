@@ -71,6 +71,17 @@ def pairs(tables: Tables, out: Path, **more: Any) -> None:
     rayinf.pairs(task(), tables.train, tables.valid, top=3, out=out, **more)
 
 
+def predict_removal(tables: Tables, out: Path, **more: Any) -> None:
+    ids = small_job.arrays(ROWS, 1)[2]
+    sets = {"first": ids[:9], "others": ids[20:26]}
+    rayinf.predict_removal(task(), tables.train, tables.valid, sets, "category", out=out, **more)
+
+
+def influence_ensemble(tables: Tables, out: Path, **more: Any) -> None:
+    states = [{k: v * scale for k, v in small_job.model().state_dict().items()} for scale in (1.0, 0.5)]
+    rayinf.influence(task(ensemble=states), tables.train, tables.valid, out=out, **more)
+
+
 def measure(tables: Tables, out: Path, **more: Any) -> None:
     rayinf.influence_measure(task(), tables.train, tables.valid, out=out, **more)
 
@@ -137,6 +148,8 @@ VERBS: dict[str, Callable[..., None]] = {
         influence_exact,
         self_influence,
         pairs,
+        predict_removal,
+        influence_ensemble,
         measure,
         measure_forest,
         acquire,

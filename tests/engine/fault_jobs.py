@@ -82,6 +82,17 @@ def baseline_loo(tables: Tables, out: Path, **more: Any) -> None:
     rayinf.baseline(task(), tables.train, tables.valid, "loo", only=ids, out=out, **more)
 
 
+def predict_removal(tables: Tables, out: Path, **more: Any) -> None:
+    ids = small_job.arrays(ROWS, 1)[2]
+    sets = {"first": ids[:9], "others": ids[20:26]}
+    rayinf.predict_removal(task(), tables.train, tables.valid, sets, "category", out=out, **more)
+
+
+def influence_ensemble(tables: Tables, out: Path, **more: Any) -> None:
+    states = [{k: v * scale for k, v in small_job.model().state_dict().items()} for scale in (1.0, 0.5)]
+    rayinf.influence(task(ensemble=states), tables.train, tables.valid, out=out, **more)
+
+
 def measure(tables: Tables, out: Path, **more: Any) -> None:
     rayinf.influence_measure(task(), tables.train, tables.valid, out=out, **more)
 
@@ -159,6 +170,8 @@ VERBS: dict[str, Callable[..., None]] = {
         pairs,
         baseline,
         baseline_loo,
+        predict_removal,
+        influence_ensemble,
         measure,
         measure_forest,
         acquire,

@@ -15,6 +15,7 @@ from rayinf.api.reweighting import Reweighting, candidates_table, classes_table
 from rayinf.data.out_folder import check_out
 from rayinf.data.run_folder import RunFolder
 from rayinf.data.scores import Scores, to_numpy
+from rayinf.data.vectors import Vectors
 from rayinf.engine.entry import check, require_one_model
 from rayinf.engine.job import Cluster
 from rayinf.engine.parallel import worker_pool
@@ -27,7 +28,7 @@ from rayinf.training.checkpoint import load_checkpoint, write_checkpoint
 from rayinf.training.confirmation import Confirmed, choose, confirm
 from rayinf.training.generations import CHECKPOINT, PLAIN, Calls, Candidate, Generations, evaluate
 from rayinf.training.open_table import check_unchanged
-from rayinf.training.reweight_request import VERB, SearchInputs, check_arguments, check_inputs
+from rayinf.training.reweight_request import VERB, SearchArguments, SearchInputs, check_inputs, check_search
 from rayinf.training.search import Search
 from rayinf.training.search_progress import search_progress
 from rayinf.training.steps import Steps, run_folder
@@ -115,9 +116,10 @@ def pareto_reweight(
     check(task=task, mode=mode, cluster=cluster, out=out, seed=seed)
     require_one_model(task, "pareto_reweight")
     search = Search() if search is None else search
+    check_search(task, search)
     how = ClassValues(inverse, training_time, cluster, halves=True)
     scores = how.unless(scores, replace(task, fit=epoch_fit(task, search)), train, valid)
-    arguments = check_arguments(task, scores, mode, search, seed)
+    arguments = SearchArguments(task, Vectors.of(scores), mode, search, int(seed))
     given = {"train": train, "valid": valid}
     inputs = check_inputs(arguments, given, targets)
     check_out(out, inputs.job.tables)

@@ -12,7 +12,6 @@ import numpy as np
 from rayinf.arguments import refuse
 from rayinf.data.batches import Array
 from rayinf.data.scan import TableScan
-from rayinf.data.scores import Scores
 from rayinf.data.vectors import Vectors
 from rayinf.engine.job import Job
 from rayinf.engine.model_digest import model_digest
@@ -77,8 +76,8 @@ class SearchInputs:
         return total if len(total) == len(self.names) else by_class(total)
 
 
-def check_arguments(task: Task, scores: Scores, mode: str, search: Search, seed: int) -> SearchArguments:
-    """Refuse arguments that no table could make right.
+def check_search(task: Task, search: Search) -> None:
+    """Refuse a search that no scores and no table could make right.
 
     Raises:
         InputError: what is wrong.
@@ -92,7 +91,6 @@ def check_arguments(task: Task, scores: Scores, mode: str, search: Search, seed:
         )
     if search.lr is not None and not isinstance(task.fit, Fit):
         raise InputError(f"Search(lr={search.lr}) has no say in a fit that is a function.", "set it there.")
-    return SearchArguments(task, Vectors.of(scores), mode, search, int(seed))
 
 
 def check_inputs(arguments: SearchArguments, tables: Mapping[str, Any], targets: Any) -> SearchInputs:

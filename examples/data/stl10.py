@@ -1,4 +1,4 @@
-"""STL-10 (Coates et al. 2011) as Parquet: for Figure 6 of Nahin 2025.
+r"""STL-10 (Coates et al. 2011) as Parquet: for Figure 6 of Nahin 2025.
 
 The original is Stanford's archive (2.6 GB, most of it images without labels, which are not read). Labels 1 to 10 become
 0 to 9.
@@ -9,7 +9,8 @@ The original is Stanford's archive (2.6 GB, most of it images without labels, wh
 `--side 32` or `--side 48` averages squares of pixels, for networks made for smaller images.
 
     python examples/data/stl10.py --out data --side 32
-    python examples/pareto_ceiling/removal.py --data data/stl10_train.parquet --test data/stl10_test.parquet --rows 4000
+    python examples/pareto_ceiling/removal.py --data data/stl10_train.parquet --test data/stl10_test.parquet \
+        --model resnet9 --rows 4000
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import runpy
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+
+import rayinf
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "pareto_ceiling" / "removal.py"
 
@@ -64,6 +69,29 @@ def test_features_of_texts(script: dict[str, Any]) -> None:
     task = script["fitted"]("convex", (split.train[0], split.train[1]))
     logits = split.test[0] @ task.build().weight.detach().numpy().T
     assert (logits.argmax(1) == split.test[1]).mean() > 0.8  # words are those of the training rows
+
+
+def test_resnet9_gets_images_in_place(script: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import cifar
+
+    raw = np.random.default_rng(0).integers(0, 256, (3, 3072)).astype(np.uint8)
+    pixels = raw.astype(np.float32) / 255  # as `read` gives them
+    task = script["residual"]()
+    found = task.transform(pixels)
+    np.testing.assert_allclose(found, cifar.to_images(raw), atol=1e-6)
+    with torch.no_grad():
+        assert task.model(torch.tensor(np.ascontiguousarray(found))).shape == (3, 10)
+    assert (task.fit.lr, task.fit.epochs, task.fit.batch_size, task.fit.weight_decay) == (0.4, 25, 512, 1e-3)
+    with pytest.raises(SystemExit):  # digits of 8 x 8
+        script["main"](["--quick", "--model", "resnet9"])
+    small = torch.nn.Sequential(torch.nn.MaxPool2d(8), torch.nn.Flatten(), torch.nn.Linear(48, 10))
+    monkeypatch.setattr(cifar, "resnet9", lambda: small)
+    monkeypatch.setitem(script["fitted"].__globals__, "RESNET_FIT", replace(script["RESNET_FIT"], epochs=1))
+    trained = script["fitted"]("resnet9", (pixels, np.array([0, 1, 2])))
+    values = rayinf.influence(trained, (pixels, np.arange(3)), (pixels, np.arange(3)), curvature="identity")
+    assert len(values) == 3
+    sys.modules.pop("cifar", None)
 
 
 @pytest.mark.slow

@@ -79,7 +79,9 @@ def test_the_driver_of_a_cluster_killed(tables, calm, tmp_path):
         "from engine import small_job as job\n"
         "import rayinf\n"
         "if __name__ == '__main__':\n"
-        "    job.run(*sys.argv[2:5], rayinf.Cluster(address='auto', workers=1), transform=job.slow)\n"
+        "    path = {'env_vars': {'PYTHONPATH': sys.argv[1]}}\n"
+        "    cluster = rayinf.Cluster(address='auto', workers=1, runtime_env=path)\n"
+        "    job.run(*sys.argv[2:5], cluster, transform=job.slow)\n"
     )
     out = tmp_path / "run"
     arguments = [str(HERE.parent), *map(str, tables), str(out)]

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rayinf.api.acquire import acquire
     from rayinf.api.active_learning import active_learning
+    from rayinf.api.baseline import baseline
     from rayinf.api.ceiling import ceiling
     from rayinf.api.ceiling_report import Ceiling
     from rayinf.api.evaluate import evaluate
     from rayinf.api.history import History
     from rayinf.api.influence import influence
     from rayinf.api.influence_measure import influence_measure
+    from rayinf.api.lds import lds
+    from rayinf.api.lds_result import LDS
     from rayinf.api.logistic_regression import logistic_regression
     from rayinf.api.pairs import pairs
     from rayinf.api.pareto_reweight import pareto_reweight
@@ -51,6 +54,7 @@ HOMES = {
     "History": "rayinf.api.history",
     "InfluenceTree": "rayinf.select.tree",
     "InputError": "rayinf.errors",
+    "LDS": "rayinf.api.lds_result",
     "LabelFolder": "rayinf.training.oracle",
     "Objective": "rayinf.core.objectives",
     "Pairs": "rayinf.data.pairs",
@@ -71,12 +75,14 @@ HOMES = {
     "Verification": "rayinf.api.run_state",
     "acquire": "rayinf.api.acquire",
     "active_learning": "rayinf.api.active_learning",
+    "baseline": "rayinf.api.baseline",
     "ceiling": "rayinf.api.ceiling",
     "demographic_parity": "rayinf.core.gaps",
     "equal_opportunity": "rayinf.core.gaps",
     "evaluate": "rayinf.api.evaluate",
     "influence": "rayinf.api.influence",
     "influence_measure": "rayinf.api.influence_measure",
+    "lds": "rayinf.api.lds",
     "logistic_regression": "rayinf.api.logistic_regression",
     "pairs": "rayinf.api.pairs",
     "pareto_reweight": "rayinf.api.pareto_reweight",
@@ -97,6 +103,7 @@ HOMES = {
 _FOLDERS = ("api", "core", "data", "engine", "errors", "pareto", "plots", "select", "task", "training")
 
 __all__ = [
+    "LDS",
     "Ceiling",
     "Cluster",
     "Fit",
@@ -123,12 +130,14 @@ __all__ = [
     "Verification",
     "acquire",
     "active_learning",
+    "baseline",
     "ceiling",
     "demographic_parity",
     "equal_opportunity",
     "evaluate",
     "influence",
     "influence_measure",
+    "lds",
     "logistic_regression",
     "pairs",
     "pareto_reweight",

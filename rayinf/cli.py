@@ -254,6 +254,7 @@ _GROUPS = {
         "influence": "How much the loss on validation rows would rise or fall without each training row.",
         "self-influence": "How much each training row changes the loss on itself: odd and mislabelled rows stand out.",
         "pairs": "For each validation row, the training rows that help it and that harm it most.",
+        "baseline": "The same by simple and published rivals: loss, margin, gradients, TracIn, TRAK, Shapley values.",
         "measure": "How strongly the fitted model reacts to small changes of each training row (FI).",
     },
     "Act on values": {
@@ -266,6 +267,7 @@ _GROUPS = {
     "Train and measure": {
         "active-learning": "Pick rows, have them labelled, train and measure, round by round.",
         "removal-check": "Remove the rows that help or harm each class most, train again, compare with the prediction.",
+        "lds": "Train on random subsets, and compare with what the values predict: the linear datamodelling score.",
         "retrain": "Train the task's model anew, on all rows of a table or on some.",
         "evaluate": "Loss and accuracy of the task's model on a table, by class too.",
     },
@@ -284,7 +286,7 @@ _FUNCTIONS: dict[str, Callable[..., None]] = {
 _AGAIN = "The same command again finishes an interrupted run, and does nothing to a finished one."
 # What the help of a command says beside its line in the list.
 _MORE = {
-    **dict.fromkeys(("influence", "self-influence", "pairs", "measure"), _AGAIN),
+    **dict.fromkeys(("influence", "self-influence", "pairs", "baseline", "measure"), _AGAIN),
     "trim": "Of fi, the largest values go; of influence, the most negative. Writes row_id and value of the rows that "
     "are kept (in the table's order) and of those that are removed (worst first). No data is changed.",
     "trim-rounds": "Writes kept.parquet, removed.parquet and the last model, model.safetensors, into the run's folder.",
@@ -296,6 +298,8 @@ _MORE = {
     "active-learning": "Strategies and seeds run side by side. Writes learning_curve.png into the run's folder. "
     f"{_AGAIN} Where labels were awaited, it goes on with them.",
     "removal-check": f"Writes heat maps into the run's folder. {_AGAIN}",
+    "lds": f"Writes lds.parquet, a line a column, and lds.png into the run's folder. {_AGAIN} With other scores, "
+    "more subsets or more seeds, it trains only what is missing.",
     "retrain": "Writes model.safetensors into the folder out.",
     "evaluate": "With a folder out, writes evaluation.json there.",
     "plan": "Keys of CONFIG: those of influence, measure, acquire, active-learning; `rayinf COMMAND --help` describes "

@@ -26,7 +26,7 @@ from rayinf.signatures import arguments_of
 from rayinf.store.places import AnyPath, open_place
 
 # Verbs whose values are those of training rows.
-_OF_TRAINING_ROWS = ("influence", "influence_measure", "self_influence")
+_OF_TRAINING_ROWS = ("influence", "influence_measure", "self_influence", "baseline")
 # Verbs with a plan. The others train the task's model, and how long that takes shows after the first training.
 PLANNED = ("influence", "measure", "acquire", "active-learning")
 
@@ -94,6 +94,15 @@ def _after_removal_check(check: Any, given: Mapping[str, Any], out: Any) -> None
     typer.echo(f"Heat maps: {plot}")
 
 
+def _after_lds(found: Any, given: Mapping[str, Any], out: Any) -> None:
+    write_result(out / "lds.parquet", found.table)
+    plot = found.plot(out / "lds.png")
+    summaries.print_fit(given["scores"].metadata, warn=True)
+    typer.echo(found.to_text())
+    typer.echo(f"Every column: {out / 'lds.parquet'}")
+    typer.echo(f"Figure: {plot}")
+
+
 def _after_trim_rounds(rounds: Any, given: Mapping[str, Any], out: Any) -> None:
     files = (out / "kept.parquet", out / "removed.parquet")
     write_result(files[0], pa.table({"row_id": rounds.kept}))
@@ -129,6 +138,7 @@ _AFTER: dict[str, Callable[[Any, Mapping[str, Any], Any], None]] = {
     "measure": lambda scores, given, out: summaries.print_measure(scores),
     "self-influence": lambda scores, given, out: summaries.print_self_influence(scores),
     "pairs": lambda pairs, given, out: summaries.print_pairs(pairs),
+    "baseline": lambda scores, given, out: summaries.print_influence(scores),
     "trim-rounds": _after_trim_rounds,
     "acquire": _after_acquire,
     "active-learning": _after_active_learning,
@@ -136,6 +146,7 @@ _AFTER: dict[str, Callable[[Any, Mapping[str, Any], Any], None]] = {
     "evaluate": _after_evaluate,
     "reweight": _after_reweight,
     "removal-check": _after_removal_check,
+    "lds": _after_lds,
 }
 
 

@@ -20,6 +20,7 @@ VERBS = {
     "measure": "influence_measure",
     "self-influence": "self_influence",
     "pairs": "pairs",
+    "baseline": "baseline",
     "trim-rounds": "trim_rounds",
     "acquire": "acquire",
     "active-learning": "active_learning",
@@ -27,6 +28,7 @@ VERBS = {
     "evaluate": "evaluate",
     "reweight": "pareto_reweight",
     "removal-check": "removal_check",
+    "lds": "lds",
 }
 # What the key `out` means for functions that have no argument of this name.
 _OUT = {

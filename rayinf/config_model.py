@@ -57,12 +57,20 @@ def _ids(value: object) -> object:
     return value if value is None else held
 
 
+def _files(value: object) -> object:
+    held = value if isinstance(value, list) else [value]
+    if value is not None and (not held or not all(isinstance(v, str) for v in held)):
+        raise ValueError("should be a path or a list of paths")
+    return value if value is None else held
+
+
 # What pydantic checks for the types that stand in signatures; those that a config has no value of are text.
 _TYPES: dict[str, Any] = {
     "int": Annotated[int, BeforeValidator(_no_truth_value)],
     "float": Annotated[float, BeforeValidator(_no_truth_value)],
     "Any": Any,
     "Sequence": list,
+    "Mapping": dict,
     "FisherKind": Literal["true", "empirical"],
     **dict.fromkeys(("Task", "Scores", "AnyPath", "Keep", "Array"), str),
 }
@@ -72,6 +80,8 @@ _BY_NAME: dict[str, Any] = {
     "targets": Annotated[list[int | str], BeforeValidator(_classes)],
     "damping": Annotated[float | str | None, BeforeValidator(_damping)],
     "exclude": Annotated[list[int | str] | None, BeforeValidator(_ids)],
+    "only": Annotated[list[int | str] | None, BeforeValidator(_ids)],
+    "checkpoints": Annotated[list[str] | None, BeforeValidator(_files)],
 }
 _WORDS = {
     "str": "a name",
@@ -79,6 +89,7 @@ _WORDS = {
     "float": "a number",
     "Sequence[str]": "a list of names",
     "Sequence[int]": "a list of integers",
+    "Sequence[float]": "a list of numbers",
     "None": "null",
 }
 

@@ -262,6 +262,10 @@ def _present(places: Places, key: str, given: str) -> str:
     return places.data(key, given, there=True)
 
 
+def _all_present(places: Places, key: str, given: list[str]) -> list[str]:
+    return [_present(places, key, file) for file in given]
+
+
 def _written(places: Places, key: str, given: str) -> str:
     return places.data(key, given, there=False)
 
@@ -332,7 +336,8 @@ KINDS: dict[str, Kind] = {
     "test": _TABLE,
     "table": _TABLE,
     "factors": Kind("the folder or URI of a finished run", _present),
-    "scores": Kind("the folder or URI of a finished run of influence, by category", _scores),
+    "checkpoints": Kind("a list of paths or URIs of .safetensors or torch.save files", _all_present),
+    "scores": Kind("the folder or URI of a finished run of influence", _scores),
     "out": Kind("folder or URI", _written),
     "keep": Kind("a Parquet file with a column row_id, such as kept.parquet of trim", _column("row_id")),
     "weights": Kind("a Parquet file with a column weight, for every row in the order of the table", _column("weight")),

@@ -83,9 +83,11 @@ def prepare(verb: str, values: Mapping[str, Any], folder: Path, runtime_env: Map
     _check_environment(env)
     _check_secrets("", given)
     places = {
-        key: value
-        for key, value in given.items()
-        if value is not None and key in KINDS and KINDS[key].is_place and not KINDS[key].is_code(value)
+        name: value
+        for key, held in given.items()
+        if held is not None and key in KINDS and KINDS[key].is_place
+        for name, value in _one_by_one(key, held)
+        if not KINDS[key].is_code(value)
     }
     _check_places(places, folder)
     code = _Code(folder.absolute())
@@ -146,6 +148,11 @@ class _Code:
         root = max(roots, key=lambda p: len(p.parts))
         place = self._outside.setdefault(root, f"code_{len(self._outside)}")
         return f"{place}/{file.relative_to(root).as_posix()}"
+
+
+def _one_by_one(key: str, held: Any) -> list[tuple[str, str]]:
+    """A value that names a place, or each of a list of them."""
+    return [(f"{key}[{k}]", v) for k, v in enumerate(held)] if isinstance(held, list) else [(key, held)]
 
 
 def _check_places(places: Mapping[str, str], folder: Path) -> None:

@@ -66,8 +66,8 @@ def submit(
 
     Args:
         verb: a command that takes a config, or its function: "influence", "measure" (or "influence_measure"),
-            "self-influence", "pairs", "trim-rounds", "acquire", "active-learning", "retrain", "evaluate", "reweight"
-            (or "pareto_reweight"), "removal-check".
+            "self-influence", "pairs", "baseline", "trim-rounds", "acquire", "active-learning", "retrain", "evaluate",
+            "reweight" (or "pareto_reweight"), "removal-check".
         config: the path of a YAML file, or a mapping of the verb's arguments, with `task="path/to/file.py:name"` and
             paths or URIs as tables. `cluster` says how many workers; its `address` is not used.
         address: of the head's dashboard, such as "http://head:8265"; None takes RAY_API_SERVER_ADDRESS.

@@ -7,6 +7,15 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's own 15, workers hardly start while other tests compute
+# Ray's work beside the tests': processes that wait for calls, metrics, lists of tasks, a look for new log files ten
+# times a second. With these a local Ray costs 8 s of processor time and 2 more a minute; else 11, and 5 a minute.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+os.environ.setdefault("RAY_metrics_report_interval_ms", "600000")
+os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "600000")
+os.environ.setdefault("METRICS_RECORD_INTERVAL_S", "600")
+os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
+os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")
 
 import pytest
 

@@ -105,6 +105,47 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
             **{k: SHARED[k] for k in _words("task curvature fisher damping factors cluster out seed batch_size")},
         },
     ),
+    "baseline": (
+        rayinf.baseline,
+        {"task": TASK, "train": TRAIN, "valid": VALID},
+        {
+            "method": ("los", 5, None, [], ["loss", "loss"], {}),
+            **{k: SHARED[k] for k in _words("task cluster out seed batch_size precision")},
+        },
+    ),
+    "baseline.trak": (
+        rayinf.baseline,
+        {"task": TASK, "train": TRAIN, "valid": VALID, "method": "trak", "dim": 2},
+        {
+            "dim": (0, 1.5, "64", True, None),
+            "checkpoints": (5, "model.pt", {}, [], [5], [None]),
+            "objective": SHARED["objective"],
+        },
+    ),
+    "baseline.tracin": (
+        rayinf.baseline,
+        {"task": TASK, "train": TRAIN, "valid": VALID, "method": "tracin"},
+        {"rates": (0, -1.0, "0.1", [], [0.1, 0.2], True)},
+    ),
+    "baseline.knn_shapley": (
+        rayinf.baseline,
+        {"task": TASK, "train": TRAIN, "valid": VALID, "method": "knn_shapley"},
+        {"neighbors": (0, 1.5, "5", True, None), "space": ("pixels", 5, None)},
+    ),
+    "baseline.loo": (
+        rayinf.baseline,
+        {"task": TASK, "train": TRAIN, "valid": VALID, "method": "loo"},
+        {
+            "seeds": (0, 1.5, "3", True, None),
+            "utility": ("los", 5, None),
+            "retrainings": (0, 1.5, "9", True, None),
+        },
+    ),
+    "baseline.data_shapley": (
+        rayinf.baseline,
+        {"task": TASK, "train": TRAIN, "valid": VALID, "method": "data_shapley"},
+        {"tolerance": (0, -1, "0.1", NAN, True, None), "truncation": (-1, "0.1", NAN, True, None)},
+    ),
     "predict_removal": (
         rayinf.predict_removal,
         {"task": TASK, "train": TRAIN, "valid": VALID, "rows": [1, 2]},
@@ -208,6 +249,18 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
             "scores": ("runs/a", None),
             "share": (0, 1, 1.5, "0.1", True, None, NAN),
             "seeds": (0, 1.5, "3", True, None, [0, 1]),
+            **{k: SHARED[k] for k in ("task", "cluster", "out", "seed")},
+        },
+    ),
+    "lds": (
+        rayinf.lds,
+        {"task": TASK, "train": TRAIN, "valid": VALID, "scores": SCORES},
+        {
+            "scores": ("runs/a", None, {}, {"random": SCORES}, {5: SCORES}, {"a": "runs/a"}),
+            "subsets": (2, 1.5, "50", True, None),
+            "share": (0, 1, 1.5, "0.5", True, None, NAN),
+            "seeds": (0, 1.5, "3", True, None, [0, 1]),
+            "objective": (5, [], "totl", int),
             **{k: SHARED[k] for k in ("task", "cluster", "out", "seed")},
         },
     ),
@@ -429,7 +482,7 @@ def test_the_same_call_unspoilt(verb: str) -> None:
 def test_every_public_name_stands_in_the_table() -> None:
     """But results, which users do not make, and errors."""
     results = {
-        "Ceiling", "History", "InputError", "Pairs", "RayinfError", "RemovalCheck", "RemovalPrediction",
+        "Ceiling", "History", "InputError", "LDS", "Pairs", "RayinfError", "RemovalCheck", "RemovalPrediction",
         "Reweighting", "RowWeights", "RunError", "Selection", "Status", "SubmittedJob", "TrimRounds", "TrimmedBatch",
         "Verification",
     }  # fmt: skip

@@ -124,6 +124,20 @@ class TestRemovalCheck:
         assert "10 rows, and the scores have 60" in shown
 
 
+class TestLds:
+    def test_prints_and_draws(self, folder: Path) -> None:
+        config = REMOVAL.replace("test: test.parquet\n", "").replace("runs/r", "runs/s") + "subsets: 3\n"
+        result = run("lds", folder, config)
+        assert result.exit_code == 0, result.output
+        out = folder / "runs" / "s"
+        assert (out / "lds.png").read_bytes().startswith(b"\x89PNG")
+        table = pq.read_table(out / "lds.parquet").to_pandas()
+        assert set(table["scores"]) == {"scores", "random", "own_loss"}
+        assert "Linear datamodelling score: 3 subsets of 30 of 60 rows, one seed" in result.stdout
+        again = run("lds", folder, config)
+        assert again.stdout == "already finished: nothing was computed\n" + result.stdout
+
+
 class TestCeiling:
     def test_without_halves_there_is_no_verdict(self, folder: Path) -> None:
         result = call("ceiling", folder / "runs" / "a")

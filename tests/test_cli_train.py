@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from cli_cases import call, imports_of, make_folder, refused
 from click.testing import Result
 from safetensors.torch import load_file
@@ -55,6 +56,34 @@ def test_self_influence_names_the_highest_rows(folder: Path) -> None:
     assert run("self-influence", folder, values).stdout == "already finished: nothing was computed\n" + result.stdout
     trimmed = call("trim", folder / "runs" / "s", "--budget", 3)
     assert "3 of 60 rows removed: largest self_influence" in trimmed.stdout
+
+
+def test_baseline_by_a_method_of_the_row_and_trimming_by_it(folder: Path) -> None:
+    values = {k: v for k, v in TABLES.items() if k != "valid"} | {"out": "runs/b", "method": "margin"}
+    result = run("baseline", folder, values)
+    assert result.exit_code == 0, result.output
+    frame = rayinf.Scores.load(folder / "runs" / "b").to_pandas().sort_values("margin")
+    assert [line[0] for line in cells(result)] == list(frame.row_id[:5])
+    assert run("baseline", folder, values).stdout == "already finished: nothing was computed\n" + result.stdout
+    negative = int((frame.margin < 0).sum())
+    assert f"{negative} of 60 rows removed" in call("trim", folder / "runs" / "b", "--budget", 60).stdout
+    assert call("verify", folder / "runs" / "b").exit_code == 0
+    assert "baseline, finished, 3 of 3 parts" in call("status", folder / "runs" / "b").stdout
+
+
+def test_baseline_with_checkpoints_whose_paths_start_at_the_config(folder: Path) -> None:
+    torch.save(torch.nn.Linear(4, 3).state_dict(), folder / "early.pt")
+    values = {**TABLES, "method": "tracin", "checkpoints": "[early.pt]", "rates": "[0.5]", "out": "runs/t"}
+    assert run("baseline", folder, values).exit_code == 0
+    state = torch.load(folder / "early.pt")
+    given = arguments(folder, "baseline")
+    assert given["checkpoints"] == [str(folder / "early.pt")]
+    truth = rayinf.baseline(**{**given, "checkpoints": [state]}).to_numpy()
+    np.testing.assert_array_equal(rayinf.Scores.load(folder / "runs" / "t").to_numpy(), truth)
+    for change, part in (("rates=[a]", "list of numbers"), ("checkpoints=[1]", "path"), ("only=yes", "row ids")):
+        result = run("baseline", folder, {**values, "out": "runs/x"}, change)
+        assert result.exit_code == 2
+        assert part in result.stderr, result.stderr
 
 
 def test_pairs_show_the_strongest_of_the_first_validation_row(folder: Path) -> None:

@@ -81,17 +81,21 @@ class TestKeysOfVerbs:
         [
             ("influence", "rank=3", "--set rank is a key of measure, acquire, active-learning, not of influence"),
             ("influence", "rounds=3", "--set rounds is a key of trim-rounds, active-learning, not of influence"),
-            ("measure", "objective=total", "--set objective is a key of influence, evaluate, not of measure"),
+            (
+                "measure",
+                "objective=total",
+                "--set objective is a key of influence, baseline, evaluate, lds, not of measure",
+            ),
             (
                 "measure",
                 "precision=bf16",
-                "--set precision is a key of influence, self-influence, pairs, not of measure",
+                "--set precision is a key of influence, self-influence, pairs, baseline, not of measure",
             ),
             (
                 "acquire",
                 "train=a",
-                "--set train is a key of influence, measure, self-influence, pairs, trim-rounds, reweight, "
-                "removal-check, not of acquire",
+                "--set train is a key of influence, measure, self-influence, pairs, baseline, trim-rounds, "
+                "reweight, removal-check, lds, not of acquire",
             ),
             ("acquire", "oracle=a", "--set oracle is a key of active-learning, not of acquire"),
             ("active-learning", "exclude=[1]", "--set exclude is a key of acquire, not of active-learning"),

@@ -8,6 +8,7 @@ import pytest
 
 import rayinf
 from rayinf.redaction import redact
+from rayinf.store import retries
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,8 @@ def test_passwords_of_uris_are_not_shown(text: str, shown: str) -> None:
         assert "pl4nted" not in told
 
 
-def test_of_a_table_that_is_not_there() -> None:
+def test_of_a_table_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "FIRST_SECONDS", 1.0)
     task = rayinf.logistic_regression(([[0.0], [1.0], [2.0], [3.0]], [0, 1, 0, 1]), l2=1.0)
     with pytest.raises(rayinf.RayinfError) as found:
         rayinf.influence(task, "s3://key:pl4nted@no-such-bucket/a?endpoint_override=127.0.0.1:9", "/nowhere")

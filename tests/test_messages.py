@@ -22,7 +22,7 @@ TRIM = ("by", "budget", "floor", "out")
 _KEYS = "|".join(sorted({key for verb in VERBS for key in keys_of(verb)} | {"by", "budget", "floor"}))
 PYTHON = re.compile(
     rf"\b(?:{_KEYS})=(?:'|\"|True\b|False\b|None\b|\.\.\.)"
-    r"|\b(?:Cluster|Search|Scores\.\w+|influence|influence_measure|acquire|active_learning|trim|ceiling|removal_check"
+    r"|\b(?:Cluster|Search|Scores\.\w+|influence|influence_measure|acquire|active_learning|trim|ceiling|removal_check|lds"
     r"|pareto_reweight)\("
 )
 
@@ -160,6 +160,7 @@ CONFIGS = {
     "learn.yaml": f"{_POOL}oracle: pool.parquet\ntest: test.parquet\nrounds: 2\n",
     "reweight.yaml": f"task: mytask.py:trainable\n{_TABLES}scores: runs/a\ntargets: [0]\nout: runs/w\n",
     "removal.yaml": f"task: mytask.py:task\n{_TABLES}test: test.parquet\nscores: runs/a\nout: runs/r\n",
+    "lds.yaml": f"task: mytask.py:trainable\n{_TABLES}scores: runs/a\nout: runs/s\n",
 }
 
 
@@ -234,6 +235,10 @@ BAD: list[tuple[Any, ...]] = [
     *(
         ("removal-check", "removal.yaml", "--set", f"out=runs/none-r{k}", "--set", change)
         for k, change in enumerate(["share=1.5", "seeds=0", "valid=test.parquet", "task=mytask.py:deep"])
+    ),
+    *(
+        ("lds", "lds.yaml", "--set", f"out=runs/none-s{k}", "--set", change)
+        for k, change in enumerate(["subsets=2", "share=0.001", "objective=[total]", "task=mytask.py:deep"])
     ),
     ("trim", "runs/a"),
     ("trim", "runs/a", "--by", "nothing"),

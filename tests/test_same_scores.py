@@ -12,7 +12,10 @@ from benchmarks import same_scores
 
 HELD = Path(same_scores.__file__).with_suffix(".npz")
 # Case -> why its numbers are others now.
-CHANGED: dict[str, str] = {}
+CHANGED: dict[str, str] = {
+    "lds": "the verb is newer than the file",
+    "pareto_reweight": "demands hold in both halves of the validation rows, and the best candidates are cross-fitted",
+}
 
 
 @pytest.mark.slow

@@ -57,6 +57,17 @@ def test_code_travels_with_the_config_and_nothing_else(folder):
     assert found.size == sum(map(len, found.files.values()))
 
 
+def test_each_of_several_places_is_looked_at(folder):
+    values = {**SOUND, "method": "tracin", "checkpoints": ["s3://b/1.pt", "/shared/2.pt"]}
+    found = sent(folder, values, verb="baseline")
+    assert {k: v for k, v in found.places.items() if k not in SOUND} == {
+        "checkpoints[0]": "s3://b/1.pt",
+        "checkpoints[1]": "/shared/2.pt",
+    }
+    with pytest.raises(rayinf.InputError, match=r"checkpoints\[1\]='2.pt': a relative path"):
+        sent(folder, {**values, "checkpoints": ["s3://b/1.pt", "2.pt"]}, verb="baseline")
+
+
 def test_the_same_run_is_known_again(folder):
     first = sent(folder, SOUND).digest
     (folder / "tasks/mine.py").write_text('"""Words."""\nimport helper\nTASK = 1  # a comment')

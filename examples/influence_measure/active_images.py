@@ -1,9 +1,8 @@
 """Active learning on images: FI of the last layer against BALD, IV and others (Yu 2025, Figures 4 and 10).
 
 Every round trains the network of the paper's Table 6 anew, all of it, on the labelled images. FI and IV then take its
-last layer alone, and FI perturbs what goes into it, as in the paper: the outputs of the layer below are the features of
-a linear `Task` that is passed to `rayinf.acquire`. `rayinf.active_learning` perturbs what goes into the whole model, so
-the rounds are a loop here. The other strategies take the whole network; BALD and BatchBALD draw 20 dropout masks.
+last layer alone (`Task(parameters="last")`), and FI perturbs what goes into it (`perturb=`), as in the paper. The other
+strategies take the whole network; BALD and BatchBALD draw 20 dropout masks.
 
     --unbalanced   a class of the upper half comes ten times as often as one of the lower half: 27,500 MNIST images
                    (the paper's D.2); validation and test images keep all classes as they are
@@ -40,8 +39,9 @@ from rich.console import Console
 import rayinf
 from rayinf import evaluate, retrain
 
-STRATEGIES = ("fi", "iv", "bald", "batchbald", "entropy", "random")
-ON_LAST_LAYER = ("fi", "iv")
+STRATEGIES = ("fi", "fi_batch", "iv", "bald", "batchbald", "badge", "coreset", "typiclust", "entropy", "random")
+PERTURBING = ("fi", "fi_batch")
+ON_LAST_LAYER = (*PERTURBING, "iv")
 SIZES = {"initial": 60, "pool": 420, "n": 30, "rounds": 14}
 QUICK = {"initial": 60, "pool": 120, "n": 20, "rounds": 2}
 VALID, TEST, MOST_UNBALANCED, RATIO = 500, 5000, 27_500, 10
@@ -99,19 +99,12 @@ def train(task: rayinf.Task, rows: Rows, steps: int, seed: int) -> rayinf.Task:
     return retrain(replace(task, fit=fit), rows, seed=seed)
 
 
-def last_layer(task: rayinf.Task, tables: Sequence[Rows]) -> tuple[rayinf.Task, list[Rows]]:
-    """The last layer as a task of its own, and tables of what goes into it."""
-    model = task.build()
-    below, head = model[:-1], model[-1]
-    with torch.no_grad():
-        inside = [(below(torch.from_numpy(x)).numpy(), y) for x, y in tables]
-    return replace(task, model=head), inside
-
-
 def pick(task: rayinf.Task, tables: Sequence[Rows], strategy: str, **options: Any) -> np.ndarray:
     """Positions in the pool of the rows that a round picks; tables: labelled rows, pool, validation rows."""
     if strategy in ON_LAST_LAYER:
-        task, tables = last_layer(task, tables)
+        task = replace(task, parameters="last")
+    if strategy in PERTURBING:
+        options["perturb"] = str(len(task.build()) - 1)
     labeled, pool, valid = tables
     return rayinf.acquire(task, labeled, pool, strategy=strategy, valid=valid, **options).row_ids
 

@@ -19,6 +19,8 @@ from rayinf import evaluate, retrain
 
 Rows = tuple[np.ndarray, np.ndarray]  # features [n, d] and labels [n]
 
+# FI with a step of 1/n (Yu 2025, Eq. A.7), FI with a step of 1 (as its algorithms are printed), IV, and chance.
+METHODS = ("FI", "FI, sum", "IV", "random")
 NOT_FEATURES = {"label", "row_id", "sensitive", "split"}
 
 
@@ -73,15 +75,21 @@ def standardise(split: Split) -> Split:
     return Split(*(((x - mean) / spread, y) for x, y in (split.train, split.valid, split.test)))
 
 
-def trimming_orders(task: rayinf.Task, split: Split, curvature: str) -> tuple[dict[str, np.ndarray], float]:
-    """The order in which FI and IV remove the training rows, and the share of rows whose IV is negative.
+def trimming_orders(task: rayinf.Task, split: Split, curvature: str, seed: int) -> tuple[dict[str, np.ndarray], float]:
+    """The order in which each of `METHODS` removes the training rows, and the share of rows whose IV is negative.
 
     FI removes the largest values, as `rayinf.trim` does. IV removes the lowest ones as Yu 2025 does: always as many
     as the budget, also where they are positive, so not by `rayinf.trim`, which stops at the last negative value.
     """
-    fi = rayinf.influence_measure(task, split.train, split.valid, curvature=curvature).to_numpy()[:, 0]
-    iv = rayinf.influence(task, split.train, split.valid, objective="total", curvature=curvature).to_numpy()[:, 0]
-    return {"FI": np.argsort(-fi, kind="stable"), "IV": np.argsort(iv, kind="stable")}, float((iv < 0).mean())
+    tables = (task, split.train, split.valid)
+    mean, total = (
+        rayinf.influence_measure(*tables, curvature=curvature, scale=scale).to_numpy()[:, 0]
+        for scale in ("mean", "sum")
+    )
+    iv = rayinf.influence(*tables, objective="total", curvature=curvature).to_numpy()[:, 0]
+    by_chance = np.random.default_rng([seed, 1]).permutation(len(iv))
+    orders = [*(np.argsort(-fi, kind="stable") for fi in (mean, total)), np.argsort(iv, kind="stable"), by_chance]
+    return dict(zip(METHODS, orders, strict=True)), float((iv < 0).mean())
 
 
 def refit_without(task: rayinf.Task, split: Split, removed: np.ndarray, seed: int = 0) -> rayinf.Task:

@@ -21,7 +21,7 @@ def joined(histories: Iterable[rayinf.History]) -> rayinf.History:
 
 
 def show(title: str, history: rayinf.History, paper: str, console: Console) -> None:
-    """Accuracy averaged over rounds 1 to the last, FI's lead draw by draw, and what an acquisition takes."""
+    """Accuracy averaged over rounds 1 to the last, leads of FI and of its batch form draw by draw, and seconds."""
     frame = history.to_pandas()
     frame["accuracy"] *= 100
     later = frame[frame["round"] > 0]
@@ -32,11 +32,14 @@ def show(title: str, history: rayinf.History, paper: str, console: Console) -> N
         title=f"{title}: test accuracy, {len(runs)} seeds, {later['round'].max()} rounds",
         caption=f"in %, mean ± standard deviation over seeds; before the first round {spread(first)}",
     )
-    for heading in ("strategy", "mean over rounds", "FI less it", "seeds FI better", "last round", "s an acquisition"):
+    batch = ["fi_batch less it"] if "fi_batch" in runs else []
+    leads = ("FI less it", "seeds FI better", *batch)
+    for heading in ("strategy", "mean over rounds", *leads, "last round", "s an acquisition"):
         table.add_column(heading, justify="left" if heading == "strategy" else "right")
     for strategy in frame["strategy"].unique():
         lead = runs["fi"] - runs[strategy]
-        cells = ("", "") if strategy == "fi" else (spread(lead, "+"), f"{(lead > 0).sum()} of {len(lead)}")
+        cells = ["", ""] if strategy == "fi" else [spread(lead, "+"), f"{(lead > 0).sum()} of {len(lead)}"]
+        cells += ["" if strategy == "fi_batch" else spread(runs["fi_batch"] - runs[strategy], "+") for _ in batch]
         seconds = later[later["strategy"] == strategy]["acquire_seconds"].mean()
         final = spread(last.get_group(strategy))
         table.add_row(strategy, spread(runs[strategy]), *cells, final, f"{seconds:.3f}")

@@ -1,5 +1,7 @@
 """Accuracy against the number of training rows removed by FI, by IV and at random (Yu 2025, Figures 2, 8, 13).
 
+"FI" has a step of 1/n, as Eq. A.7 there; "FI, sum" a step of 1, as its algorithms are printed.
+
 Each seed samples 5,000 training rows, 2,100 validation and 2,100 test rows (the paper: 4,200 test rows; Chhabra 2024,
 whose preparation it follows, halves its own into validation and test). A logistic regression is fitted (l2 0.01: the
 paper's weight decay on Adult; the paper trains by SGD, here the fit converges), rows are removed, and it is fitted
@@ -39,7 +41,7 @@ from matplotlib import pyplot as plt
 SIZES, QUICK_SIZES = (5000, 2100, 2100), (1000, 500, 500)
 BUDGETS, QUICK_BUDGETS = range(50, 501, 50), (50, 100)
 NOISY_ROWS, NOISE_VARIANCE, FLIPPED_COLUMNS = 500, 0.1, 6
-COLOURS = {"FI": "#c51b1b", "IV": "#2020c0", "random": "#777777"}
+COLOURS = {"FI": "#c51b1b", "FI, sum": "#e08a1e", "IV": "#2020c0", "random": "#777777"}
 PAPER = {
     "seeds": "Paper (pictures, no figures): FI is above IV and random on all data; IV is above random on Adult and\n"
     "below it on CelebA; under noise FI and IV are both above random.",
@@ -92,9 +94,8 @@ def measure(data: Rows, test: Rows | None, budgets: Sequence[int], args: argpars
     for clean, rng in splits(data, test, args):
         split = noisy(clean, rng) if args.noise else clean
         task = rayinf.logistic_regression(split.train, l2=args.l2)
-        orders, _ = trimming_orders(task, split, "exact")
-        if not args.folds:
-            orders["random"] = rng.permutation(len(split.train[1]))
+        orders = trimming_orders(task, split, "exact", len(before))[0]
+        orders["random"] = rng.permutation(len(split.train[1]))
         before.append(accuracy(task, split.test))
         for name, order in orders.items():
             after = [accuracy(refit_without(task, split, order[:budget]), split.test) for budget in budgets]
@@ -102,9 +103,9 @@ def measure(data: Rows, test: Rows | None, budgets: Sequence[int], args: argpars
     return {name: np.array(values) for name, values in found.items()}, np.array(before)
 
 
-def show(title: str, found: Curves, before: Array, budgets: Sequence[int]) -> None:
-    """A row a budget, and what the paper says."""
-    console, what = Console(), "seeds" if "random" in found else "folds"
+def show(title: str, found: Curves, before: Array, budgets: Sequence[int], what: str) -> None:
+    """A row a budget, and what the paper says; `what` is drawn anew: "seeds" or "folds"."""
+    console = Console()
     table = Table(
         title=f"{title}: test accuracy after removing rows, {len(before)} {what}",
         caption=f"in %, mean ± standard deviation over {what}; before {spread(before)}",
@@ -154,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     budgets = QUICK_BUDGETS if args.quick else BUDGETS
     found, before = measure(data, read(args.test, args.drop) if args.test else None, budgets, args)
     title = (args.data.stem if args.data else "synthetic rows") + (" with noise" if args.noise else "")
-    show(title, found, before, budgets)
+    show(title, found, before, budgets, "folds" if args.folds else "seeds")
     if args.out:
         plot(title, found, before, budgets, args.out)
 

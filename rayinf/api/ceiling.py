@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rayinf.api.ceiling_report import Ceiling
+from rayinf.arguments import one_of
 from rayinf.data.scores import Scores
 from rayinf.data.vectors import Vectors
 from rayinf.engine.entry import check
@@ -59,6 +60,7 @@ def ceiling(
     first; and for each pass an LP of 100,000 rows at most. Memory grows with rows in "highs" alone.
     """
     check(**locals())
+    one_of("method", method, (None, "highs", "cuts"))
     vectors = Vectors.of(scores)
     _check(vectors)
     rows, classes = len(vectors), len(vectors.columns)

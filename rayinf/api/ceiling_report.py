@@ -49,7 +49,10 @@ class Ceiling:
 
     @property
     def gain_interval(self) -> tuple[float, float]:
-        """95% of a bootstrap over rows with the prices held (the first order, by the envelope theorem)."""
+        """95% of a bootstrap over training rows with the prices held (the first order, by the envelope theorem).
+
+        The noise of the validation rows is not in it: it lifts `gain` itself, see `cross_fit`.
+        """
         return self._gain.interval
 
     @property
@@ -72,13 +75,21 @@ class Ceiling:
 
     @property
     def cross_fit_interval(self) -> tuple[float, float] | None:
-        """95% (at least) over rows, by a bootstrap with the chosen weights held.
+        """95% (at least) over training rows and validation rows, with the chosen weights held.
 
         Below, the least over classes of their lower ends; above, the least of upper ends that hold for all at once: the
-        least of several noisy gains lies below the least true one. The validation rows' own noise is not in it: see how
-        far the two directions differ.
+        least of several noisy gains lies below the least true one. The training rows' part is a bootstrap, that of the
+        validation rows is `cross_fit_noise` times Student's t.
         """
         return None if self.found.cross_fit is None else self.found.cross_fit.interval
+
+    @property
+    def cross_fit_noise(self) -> float | None:
+        """The part of the validation rows: the standard error of a class's cross-fitted gain, pooled over classes.
+
+        From how far the halves differ in each class under weights that this class had no part in choosing.
+        """
+        return None if self.found.cross_fit is None else self.found.cross_fit.noise
 
     @property
     def cross_fit_directions(self) -> tuple[float, float] | None:
@@ -163,7 +174,7 @@ class Ceiling:
             caution = "The in-sample gain alone is inflated by noise and shows nothing."
             return f"No verdict: {why}{mend}. {caution}{self._alone}"
         low, high = held.interval
-        estimate = f"{held.value:+.3f} (95% over rows: {low:+.3f} to {high:+.3f}; the two directions: "
+        estimate = f"{held.value:+.3f} (95%: {low:+.3f} to {high:+.3f}; the two directions: "
         estimate += f"{held.directions[0]:+.3f} and {held.directions[1]:+.3f})"
         if self.room:
             return (
@@ -209,6 +220,7 @@ class Ceiling:
             "gap": self.gap,
             "cross_fit": self.cross_fit,
             "cross_fit_interval": None if held is None else list(held.interval),
+            "cross_fit_noise": self.cross_fit_noise,
             "cross_fit_directions": None if held is None else list(held.directions),
             "cross_fit_by_class": None if held is None else _plain(held.by_class),
             "room": self.room,
@@ -246,7 +258,8 @@ class Ceiling:
             + f", mixed {share(regions.mixed)}",
             f"Variance along the first component {variance[0]:.3f}, along the last {variance[-1]:.3f} (a first above "
             f"0.2 has been read as room; with {classes} classes it is {1 / classes:.2f} at least)",
-            f"In-sample gain {self.gain:.4f} (95% over rows: {low:.4f} to {high:.4f}; gap {max(self.gap, 0.0):.1e})",
+            f"In-sample gain {self.gain:.4f} (95% over training rows: {low:.4f} to {high:.4f}; gap "
+            f"{max(self.gap, 0.0):.1e})",
             "Cross-fitted gain: none" if self.cross_fit is None else f"Cross-fitted gain {self.cross_fit:+.4f}",
             self.verdict,
             "",

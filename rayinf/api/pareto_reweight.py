@@ -23,6 +23,7 @@ from rayinf.task import Fit, Task
 from rayinf.training.candidates import CandidateTrainer, Evaluation, Training
 from rayinf.training.checked_inputs import absolute
 from rayinf.training.checkpoint import load_checkpoint, write_checkpoint
+from rayinf.training.confirmation import Confirmed, choose, confirm
 from rayinf.training.generations import CHECKPOINT, PLAIN, Calls, Candidate, Generations, evaluate
 from rayinf.training.open_table import check_unchanged
 from rayinf.training.reweight_request import VERB, SearchInputs, check_arguments, check_inputs
@@ -56,6 +57,12 @@ def pareto_reweight(
     others), both against the unweighted epoch from the same checkpoint, and `Search.prefer` picks one. The unweighted
     epoch is a candidate too, and is what comes back where nothing is better.
 
+    The accuracy that ranks candidates is of the rows that chose their weights, and the best of many noisy measures is
+    too good. With `halves=True` scores the linear program's demands hold in both halves of the validation rows, and the
+    best `Search.confirm` candidates are cross-fitted: trained twice more, with weights that one half chooses, and
+    measured on the other. The best by these measures is chosen if the mean gain of its targets is above 0 at 95% (t
+    test with the halves' spread, over as many as are tried); else the unweighted epoch.
+
     All candidates see the rows in the same order (`seed`). Equal candidates are trained once.
 
     Args:
@@ -68,7 +75,8 @@ def pareto_reweight(
         valid: rows of every class, in the same forms, to measure on: those of the scores. Keep other rows back to judge
             the result by.
         scores: influence vectors of the training rows, a column for every class (`influence(task, train, valid,
-            objective="category")`). With mode="correct" they may also be of the model after the unweighted epoch.
+            objective="category", halves=True)`; without halves there is no cross-fit, which the notes say). With
+            mode="correct" they may also be of the model after the unweighted epoch.
         targets: labels of the classes to lift, or one of them.
         mode: "direct" or "correct". The fitness (line 7 of Algorithm 1 of Nahin 2025) counts changes from the
             checkpoint with "direct"; with "correct" (course correction), from the unweighted epoch, whose harm is to be
@@ -77,8 +85,8 @@ def pareto_reweight(
             defaults of `Search`.
         cluster: the workers on Ray, on which candidates are trained side by side, one a worker. None: this process,
             without Ray.
-        out: the run's folder or URI: `candidates/` and `generations/` as they are finished, then `weights.parquet`
-            (`row_id`, `weight`), `model.safetensors` (the weighted checkpoint), `candidates.parquet`,
+        out: the run's folder or URI: `candidates/`, `generations/` and `confirmed/` as they are finished, then
+            `weights.parquet` (`row_id`, `weight`), `model.safetensors` (the weighted checkpoint), `candidates.parquet`,
             `classes.parquet`. The same call again goes on where it stopped, to the same bytes; so does one with more
             `Search.iterations`, and one with fewer is refused, since another candidate may be the best of them. None:
             the result is held in memory.
@@ -93,7 +101,8 @@ def pareto_reweight(
             without a fit, a folder of another config.
         RunError: the unweighted epoch diverged, no candidate could be trained, or a cluster that makes no progress.
 
-    Cost: `size of a population * iterations` (less those that are equal) LPs, epochs and passes over `valid`. A worker
+    Cost: `size of a population * iterations` (less those that are equal) LPs, epochs and passes over `valid`, and
+    `2 * Search.confirm + 1` more for the cross-fit. A worker
     holds the influence vectors, the LP and up to 256 MB of each table.
     """
     check(task=task, scores=scores, mode=mode, cluster=cluster, out=out, seed=seed)
@@ -114,7 +123,7 @@ def pareto_reweight(
         gpus = cluster is not None and cluster.gpus_per_worker > 0
         trainer = _trainer(inputs, train, "cuda" if gpus else None)
         with worker_pool(trainer, cluster, workers=arguments.search.size) as calls:
-            found = run.finish(run.search(calls), calls)
+            found = run.finish(*run.search(calls), calls)
     return found if out is not None else replace(found, path=None)
 
 
@@ -128,13 +137,14 @@ def _trainer(inputs: SearchInputs, train: Any, device: str | None) -> CandidateT
         inputs.job,
         None if isinstance(fit, Fit) else absolute(train),
         fit,
-        inputs.p_nk,
+        inputs.influence,
         inputs.targets,
         search.demand,
         search.upper,
         inputs.arguments.seed,
         search.threads,
         device,
+        inputs.halves_seed,
     )
 
 
@@ -161,8 +171,8 @@ class _Run:
         """The steps in the folder."""
         return Steps(lambda: self.folder.files)
 
-    def search(self, calls: Calls) -> Generations:
-        """All generations.
+    def search(self, calls: Calls) -> tuple[Generations, dict[str, Confirmed] | None]:
+        """All generations; and the cross-fit of the best, where the halves of the validation rows are known.
 
         Raises:
             RunError: the unweighted epoch has no finite loss, or no candidate could be trained.
@@ -184,17 +194,19 @@ class _Run:
                     shown.generation(g, ranked, trained, state)
                 if trained:
                     self.folder.log("generation", number=g, trained=trained, best=state.best.key)
+            crosses = self.inputs.halves_seed is not None and arguments.search.confirm > 0
+            confirmed = confirm(state, counted) if crosses else None
         if all(c.evaluation.problem is not None for c in state.found.values()):
             first = next(iter(state.found.values()))
             raise RunError(
                 f"None of the {len(state.found)} candidates could be trained; the first: {first.evaluation.problem}",
                 'pass Search(slack="scaled") or a larger radius, or lower the learning rate.',
             )
-        return state
+        return state, confirmed
 
-    def finish(self, state: Generations, calls: Calls) -> Reweighting:
+    def finish(self, state: Generations, confirmed: dict[str, Confirmed] | None, calls: Calls) -> Reweighting:
         """The chosen candidate, with its model and weights."""
-        inputs, steps, names, chosen = self.inputs, self.steps, self.inputs.names, state.best
+        inputs, steps, names, chosen = self.inputs, self.steps, self.inputs.names, choose(state, confirmed)
         model, weights, measured = self._chosen(chosen, calls)
         notes = list(inputs.notes)
         if measured.right != chosen.evaluation.right:
@@ -202,8 +214,8 @@ class _Run:
                 "Training is not repeatable: the chosen candidate, trained once more, classifies other rows rightly "
                 "than in the search. `classes` and `task` are of the second training."
             )
-        candidates = candidates_table(state, chosen, names)
-        classes = classes_table(state, measured, names, inputs.p_nk.sum(0))
+        candidates = candidates_table(state, chosen, names, confirmed or {})
+        classes = classes_table(state, measured, names, inputs.total)
         if not self.finished:
             steps.write(_CANDIDATES, candidates)
             steps.write(_CLASSES, classes)
@@ -238,7 +250,7 @@ class _Run:
         for name, table in self.given.items():
             check_unchanged(inputs.job.tables[name], table, name)
         ids = inputs.arguments.vectors.scores.select(["row_id"])["row_id"]
-        found = np.ones(len(inputs.p_nk)) if measured.weights is None else measured.weights
+        found = np.ones(len(inputs.influence)) if measured.weights is None else measured.weights
         weights = pa.table({"row_id": ids, "weight": found})
         if not self.finished:
             if held is not None:

@@ -50,6 +50,7 @@ def plan(
     strategy: str = "fi",
     rank: int | None = None,
     subsample: float = 1.0,
+    perturb: str = "input",
 ) -> Cost:
     """Seconds and bytes of every stage of `influence` (or of another verb) with these arguments, before it is run.
 
@@ -95,6 +96,7 @@ def plan(
         rank: for "influence_measure" and "acquire": the rank of the truncated SVD of every row's mixed derivative. None
             is exact.
         subsample: for "influence_measure" and "acquire": the share of the rows that is valued, in (0, 1].
+        perturb: for "influence_measure" and "acquire": "input", or the name of the layer whose input is perturbed.
 
     Returns:
         A `Cost`; `to_text()` is the table that `rayinf plan` prints.

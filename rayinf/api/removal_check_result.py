@@ -14,6 +14,7 @@ from rayinf.data.checked_folder import CheckedFolder
 from rayinf.data.run_folder import owner_of, read_record
 from rayinf.errors import InputError
 from rayinf.store.places import AnyPath, open_place
+from rayinf.training.agreement import rank_correlation, slope
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,11 +67,13 @@ class RemovalCheck:
             standard deviations `loss_std`, `loss_mean_std` and `accuracy_std` (null for one seed). Null where no row
             was there to remove.
         summary: side -> its figures: `spearman_loss` over all `cells`, predicted against measured change of the mean
-            loss; `spearman_loss_sum` of the sum; `spearman_accuracy` of predicted mean loss against minus the change
-            of accuracy; `sign_loss` and `sign_accuracy`, on the diagonal for how many classes the sign was right (no
-            change is not right) out of `classes`; `ratio`, the median of measured to predicted change of loss there;
-            `error` and `error_second`, the size of predicted less measured changes of the sum of losses over all cells,
-            relative to that of the measured ones, to first and to second order.
+            loss; `spearman_loss_sum` of the sum; `slope` and `slope_sum`, the measured change for each unit of
+            predicted change of the same (1 at best), by regression through the point of both means, as in `lds`;
+            `spearman_accuracy` of predicted mean loss against minus the change of accuracy; `sign_loss` and
+            `sign_accuracy`, on the diagonal for how many classes the sign was right (no change is not right) out of
+            `classes`; `ratio`, the median of measured to predicted change of loss there; `error` and `error_second`,
+            the size of predicted less measured changes of the sum of losses over all cells, relative to that of the
+            measured ones, to first and to second order.
         baseline: `loss` (mean) and `accuracy` of every class, trained on all rows, means over seeds.
         labels: of the K classes.
         notes: what a reader should know before trusting the figures.
@@ -134,7 +137,8 @@ class RemovalCheck:
         for side, s in self.summary.items():
             lines.append(
                 f"  {side}: rank correlation of predicted and measured change over {s['cells']} cells "
-                f"{_figure(s['spearman_loss'])} (loss), {_figure(s['spearman_accuracy'])} (accuracy); on the diagonal "
+                f"{_figure(s['spearman_loss'])} (loss), {_figure(s['spearman_accuracy'])} (accuracy); slope of "
+                f"measured on predicted change {_figure(s['slope'])} (loss), 1 at best; on the diagonal "
                 f"the sign is right for {s['sign_loss']} (loss) and {s['sign_accuracy']} (accuracy) of {s['classes']} "
                 f"classes, and the loss changes by {_figure(s['ratio'])} times what is predicted (median); relative "
                 f"error of the predicted changes {_figure(s['error'])} to first order, "
@@ -157,7 +161,7 @@ class RemovalCheck:
         sides = []
         for side, s in self.summary.items():
             predicted, loss, accuracy = (self.values(side, n) for n in ("predicted_mean", "loss_mean", "accuracy"))
-            sides.append(removal.SideMaps(side, predicted, loss, accuracy, s["spearman_loss"]))
+            sides.append(removal.SideMaps(side, predicted, loss, accuracy, s["spearman_loss"], s["slope"]))
         return removal.plot(sides, names, path)
 
     def save(self, files: CheckedFolder) -> None:
@@ -206,6 +210,8 @@ def summarise(cells: pa.Table, side: str, classes: int) -> dict[str, Any]:
     return {
         "spearman_loss": rank_correlation(mean, loss),
         "spearman_loss_sum": rank_correlation(total, loss_sum),
+        "slope": slope(mean, loss),
+        "slope_sum": slope(total, loss_sum),
         "spearman_accuracy": rank_correlation(mean, -accuracy),
         "sign_loss": int((np.sign(own) * np.sign(seen) > 0)[there].sum()),
         "sign_accuracy": int((np.sign(own) * np.sign(gained) < 0)[there].sum()),
@@ -222,17 +228,6 @@ def _error(predicted: Array, measured: Array) -> float | None:
     both = np.isfinite(predicted) & np.isfinite(measured)
     size = float(np.linalg.norm(measured[both]))
     return float(np.linalg.norm((predicted - measured)[both])) / size if size else None
-
-
-def rank_correlation(a: Array, b: Array) -> float | None:
-    """Spearman's over the cells that have both; None where one of them is constant, or there are fewer than three."""
-    both = np.isfinite(a) & np.isfinite(b)
-    a, b = a[both], b[both]
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return None
-    from scipy.stats import spearmanr  # slow to import
-
-    return float(spearmanr(a, b).statistic)
 
 
 def grid(cells: pa.Table, side: str, name: str, classes: int) -> Array:

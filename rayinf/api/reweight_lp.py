@@ -1,4 +1,4 @@
-"""Row weights that lift some classes and keep the others, by a linear program over influence vectors."""
+"""Row weights that lift some columns of scores and keep the others, by a linear program over influence vectors."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayinf.api.row_weights import RowWeights, Terms, short_names
+from rayinf.api.row_program import Program, Terms
+from rayinf.api.row_weights import RowWeights
 from rayinf.data.files import sweep, write_whole
 from rayinf.data.scores import Scores
 from rayinf.data.vectors import Vectors
 from rayinf.engine.entry import check
 from rayinf.errors import InputError
 from rayinf.pareto.demands import Array, checked
-from rayinf.pareto.lp import ReweightLP, Solution
+from rayinf.pareto.lp import Solution
 from rayinf.store.places import AnyPath, StorePath, open_place
 
 # Above so many rows they are read anew at every pass.
@@ -34,6 +35,8 @@ def reweight_lp(
     radius: float | None = None,
     slack: str = "paper",
     *,
+    columns: Any = None,
+    cross_fit: bool | None = None,
     stream: bool | None = None,
     out: str | AnyPath | None = None,
 ) -> RowWeights:
@@ -53,20 +56,38 @@ def reweight_lp(
 
     Where all classes are targets, the objective is the sum of all classes: the total influence. The alphas still hold.
 
+    With `cross_fit` every demand holds on each half of the validation rows, `w'P_h^k >= floor_h^k` for h = 1, 2, with
+    `S_h^k` and `b_h^k` of that half: weights that keep a class by the noise of its rows keep it on one half alone. And
+    two more programs are solved, in which one half sets goal and demands: what the *other* half predicts for their
+    weights is free of the noise that chose them. On pure noise `predicted_change` is large, and `crossed` is 0 in the
+    mean.
+
+    `columns` may be any, such as `["equal_opportunity", "total"]`: with a gap between groups as the target and the
+    total loss kept (alpha=1) this is reweighing by influence for fairness at no cost in utility (Li and Liu 2022, with
+    weights in [0, 1]; a radius such as 0.3 stays where the prediction holds). A gap's fall is linear until the gap is
+    0, and rises beyond. So where the optimum would open it on the other side, all weights move back towards 1 in
+    proportion, until the gap is predicted to be 0; no demand binds then.
+
     Args:
-        scores: with a column a class, from `influence(..., objective="category")`.
+        scores: with a column a class, from `influence(..., objective="category")`, or with others that `columns` names.
         targets: labels or columns of the classes to lift; or one of these.
         alpha: how much each class keeps, see above: one number, one a class in the order of the columns, or a dict from
             label to number.
         upper: the largest weight, > 0, where there is no radius.
         radius: of the trust region `|w - 1| <= radius`, in (0, 1]. None: the box `0 <= w <= upper`.
         slack: "paper" (`alpha_k S_k`) or "scaled" (a share of `b_k`), see above.
+        columns: names of the columns of the scores that take part, the targets among them: classes, slices, gaps, a
+            total. None: the classes.
+        cross_fit: whether the demands hold in both halves of the validation rows and the prediction is cross-fitted,
+            see above: scores with `halves=True`, of columns that are sums over validation rows, which gaps are not.
+            None: where the scores have halves and no column is a gap.
         stream: whether the rows are read anew at every pass instead of being held in memory. None: above a million
             rows.
         out: a Parquet file for `row_id` and `weight`; the weights are then never held in memory. None: they are.
 
     Returns:
-        RowWeights: `.weights`, `.prices`, `.classes`, `.binding`, `.objective`, `.to_pandas()`, `.to_text()`.
+        RowWeights: `.weights`, `.prices`, `.classes`, `.binding`, `.objective`, `.crossed`, `.to_pandas()`,
+        `.to_text()`.
 
     Raises:
         InputError: a target that is not a class, an alpha, upper, radius or slack that makes no sense, a score that is
@@ -75,25 +96,48 @@ def reweight_lp(
         RunError: HiGHS gave up, or `out` cannot be written.
 
     Cost: 5 to 15 passes over the rows and as many small linear programs; with ten classes 0.2 to 1 s for 200,000
-    rows in memory. Memory: `O(n K)` held; streamed, `O(K)` times 20,000 rows, and the weights unless there is `out`.
+    rows in memory, and about three times that with `cross_fit`. Memory: `O(n K)` held; streamed, `O(K)` times 20,000
+    rows, and the weights unless there is `out`.
     """
     check(**locals())
-    vectors = Vectors.of(scores)
+    vectors = Vectors.of(scores, columns)
     found = vectors.find(targets)
     alphas = checked(_by_class(alpha, vectors), len(vectors.columns), upper, radius, slack)
+    halved = _cross_fits(cross_fit, vectors)
     file = None if out is None else _file(out)
     if len(scores) == 0:
         raise InputError("The scores have no rows.", "pass the scores of at least one row.")
     held = not stream if stream is not None else len(scores) <= _IN_MEMORY
-    lp = ReweightLP(vectors.to_numpy() if held else vectors.batches, found, slack, short_names(vectors))
     terms = Terms(alphas, upper, radius, slack, tuple(found))
+    program = Program.of(vectors, terms, held, halved)
     if file is None:
-        return RowWeights.of(vectors, lp.survey, terms, lp.solve(alphas, upper, radius))
+        solution = program.solve()
+        return RowWeights.of(vectors, program, terms, solution)
     if isinstance(file, StorePath) or file.parent.is_dir():
         sweep(file.parent, file.name, elsewhere=False)
     solved: list[Solution] = []
-    write_whole(file, lambda path: solved.append(_solve_into(path, lp, terms, vectors)))
-    return RowWeights.of(vectors, lp.survey, terms, solved[0], file)
+    write_whole(file, lambda path: solved.append(_solve_into(path, program, vectors)))
+    return RowWeights.of(vectors, program, terms, solved[0], file)
+
+
+def _cross_fits(cross_fit: bool | None, vectors: Vectors) -> bool:
+    """Whether both halves have demands.
+
+    Raises:
+        InputError: they are asked for, and the scores have none, or a gap is among the columns.
+    """
+    if cross_fit and not vectors.has_halves:
+        raise InputError(
+            "cross_fit=True: the scores have no halves of the validation rows.",
+            "compute them with rayinf.influence(..., halves=True), or leave cross_fit out.",
+        )
+    if cross_fit and vectors.gaps:
+        gaps = ", ".join(repr(vectors.columns[k]) for k in vectors.gaps)
+        raise InputError(
+            f"cross_fit=True: {gaps} is a gap between groups, which is no sum over the halves.",
+            "leave cross_fit out, and measure the gap of the retrained model on other rows.",
+        )
+    return vectors.has_halves and not vectors.gaps if cross_fit is None else cross_fit
 
 
 def _by_class(alpha: Any, vectors: Vectors) -> Any:
@@ -126,7 +170,7 @@ def _file(out: str | AnyPath) -> AnyPath:
     return file
 
 
-def _solve_into(path: Path, lp: ReweightLP, terms: Terms, vectors: Vectors) -> Solution:
+def _solve_into(path: Path, program: Program, vectors: Vectors) -> Solution:
     kind = pa.schema([("row_id", vectors.scores.source.schema.field("row_id").type), ("weight", pa.float64())])
     with pq.ParquetWriter(
         path,
@@ -138,7 +182,7 @@ def _solve_into(path: Path, lp: ReweightLP, terms: Terms, vectors: Vectors) -> S
         write_page_checksum=True,
     ) as writer:
         rows = _Rows(writer, kind, vectors.row_ids())
-        found = lp.solve(terms.alpha, terms.upper, terms.radius, rows.add)
+        found = program.solve(rows.add)
         rows.flush()
     return found
 

@@ -14,12 +14,15 @@ from rayinf.pareto.wilson import wilson
 from rayinf.store.places import AnyPath
 from rayinf.task import Task
 from rayinf.training.candidates import Evaluation
+from rayinf.training.confirmation import Confirmed
 from rayinf.training.generations import PLAIN, Candidate, Generations
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_FIRST = ("candidate", "generation", "slot", "front", "chosen", "fitness", "gain", "others", "radius", "mean_weight")
+_CROSSED = ("crossed_gain", "crossed_others", "crossed_error")
+_PLACE = ("candidate", "generation", "slot", "front", "chosen", "fitness", "gain", "others")
+_FIRST = (*_PLACE, *_CROSSED, "radius", "mean_weight")
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,9 @@ class Reweighting:
         candidates: a line for each that was trained, the unweighted epoch first: `candidate` (a name), `generation` and
             `slot` (where it came up), `front` (no other beats it), `chosen`, `fitness` (the paper's line 7; null of
             minus infinity), `gain` and `others` (mean change of the accuracy of the targets and of the other classes
-            against the unweighted epoch), `radius`, `mean_weight`, `problem` (why it has no model, with `conflict`, the
+            against the unweighted epoch), `crossed_gain` and `crossed_others` (the same by cross-fit: on rows that did
+            not choose the weights; null of those that were not cross-fitted) and `crossed_error` (the standard error of
+            the gain), `radius`, `mean_weight`, `problem` (why it has no model, with `conflict`, the
             classes whose alphas cannot be met together), and of every class `alpha_<label>`, `accuracy_<label>` and
             `predicted_<label>`, the fall of its summed loss that the LP expects.
         classes: a line a class: `class`, `target`, `rows`, `total` (S_k, its summed influence), and its accuracy at the
@@ -83,14 +88,22 @@ class Reweighting:
         lost = self.candidates["problem"].to_pylist()
         lines = [f"{self.mode}: {tried} candidates, {tried - lost[1:].count(None)} without a model; "]
         lines[0] += f"{self.candidates['front'].to_pylist().count(True)} on the front (the unweighted epoch counted)."
+        crossed = sum(v is not None for v in self.candidates["crossed_gain"].to_pylist())
         if chosen["candidate"] == PLAIN:
-            lines.append("No candidate is worth more than the unweighted epoch: the weights are all 1.")
+            where = f" by cross-fit (the best {crossed} were tried)" if crossed else ""
+            lines.append(f"No candidate is worth more than the unweighted epoch{where}: the weights are all 1.")
         else:
             region = "the box" if self.radius is None else f"radius {self.radius:.3f}"
             fitness = "minus infinity" if chosen["fitness"] is None else f"{chosen['fitness']:.4g}"
             lines.append(
                 f"Chosen: {region}, fitness {fitness}; against the unweighted epoch the targets "
                 f"{100 * chosen['gain']:+.2f} and the others {100 * chosen['others']:+.2f} points (means of classes)."
+            )
+        if chosen["crossed_gain"] is not None:
+            lines.append(
+                "Cross-fitted, on rows that did not choose the weights (of the same alphas and radius): targets "
+                f"{100 * chosen['crossed_gain']:+.2f} (standard error {100 * chosen['crossed_error']:.2f}), others "
+                f"{100 * chosen['crossed_others']:+.2f} points."
             )
         width = max(5, *(len(n) + 2 for n in self.classes["class"].to_pylist()))
         lines.append(f"{'class':<{width}} {'checkpoint':>18} {'unweighted':>18} {'weighted':>18}  change, points")
@@ -119,11 +132,13 @@ class Reweighting:
         return trade_off.plot(self.candidates, self.classes, path)
 
 
-def candidates_table(state: Generations, chosen: Candidate, names: tuple[str, ...]) -> pa.Table:
+def candidates_table(
+    state: Generations, chosen: Candidate, names: tuple[str, ...], confirmed: Mapping[str, Confirmed]
+) -> pa.Table:
     """A line a candidate, in the order in which they came up."""
     order = sorted(state.found.values(), key=lambda c: (c.generation, c.slot))
     front = state.front
-    lines = [_line(c, front, chosen, names) for c in (state.unweighted, *order)]
+    lines = [_line(c, front, chosen, names) | _crossed(confirmed.get(c.key)) for c in (state.unweighted, *order)]
     text, whole = pa.string(), pa.int64()
     kinds = {"candidate": text, "generation": whole, "slot": whole, "front": pa.bool_(), "chosen": pa.bool_()}
     columns = [(n, kinds.get(n, pa.float64())) for n in _FIRST]
@@ -145,6 +160,11 @@ def classes_table(state: Generations, weighted: Evaluation, names: tuple[str, ..
         low, high = wilson(np.asarray(found.right), np.asarray(found.rows))
         columns |= {name: found.accuracy, f"{name}_low": low, f"{name}_high": high}
     return pa.table(columns)
+
+
+def _crossed(found: Confirmed | None) -> dict[str, float | None]:
+    values = (None,) * 3 if found is None else (found.crossed.gain, found.crossed.others, found.error)
+    return dict(zip(_CROSSED, values, strict=True))
 
 
 def _line(c: Candidate, front: set[str], chosen: Candidate, names: tuple[str, ...]) -> dict[str, Any]:

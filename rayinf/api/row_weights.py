@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayinf.api.row_program import Program, Terms, short_names
 from rayinf.data.files import readable, write_result
 from rayinf.data.vectors import Vectors
-from rayinf.pareto.decomposition import Survey
-from rayinf.pareto.demands import Array, Demands
+from rayinf.pareto.demands import Array
 from rayinf.pareto.lp import Solution
 from rayinf.store.places import AnyPath, open_place
 
@@ -24,17 +24,6 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Terms:
-    """The terms of the linear program: `alpha [K]`, the bounds, the slack, and positions of the targets."""
-
-    alpha: Array
-    upper: float
-    radius: float | None
-    slack: str
-    targets: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class RowWeights:
     """Row weights from the linear program, with what they cost.
 
@@ -44,7 +33,11 @@ class RowWeights:
         solution: of the linear program.
         classes: a line a class: `class`, `target`, `alpha`, `total` (S_k), `absolute` (b_k), `demand` (the least
             w'P^k), `predicted_change` (w'P^k - S_k: the fall of its summed validation loss, to first order), `price`
-            (by how much the objective would fall for one more unit demanded), `binding`.
+            (by how much the objective would fall for one more unit demanded, of either half where both have demands),
+            `binding`; `crossed`, the same fall as
+            rows predict that did not choose the weights, null without a cross-fit.
+        crossed: `[2, K]`, what the second half of the validation rows predicts for weights that the first alone chose,
+            and the other way round; None without a cross-fit. Their sum is comparable with `predicted_change`.
         path: the file of the weights, where `out` was given.
     """
 
@@ -52,28 +45,29 @@ class RowWeights:
     terms: Terms
     solution: Solution = field(repr=False)
     classes: pa.Table = field(repr=False)
+    crossed: Array | None = field(default=None, repr=False)
     path: AnyPath | None = None
     _vectors: Vectors | None = field(default=None, repr=False)
 
     @classmethod
     def of(
-        cls, vectors: Vectors, survey: Survey, terms: Terms, solution: Solution, path: AnyPath | None = None
+        cls, vectors: Vectors, program: Program, terms: Terms, solution: Solution, path: AnyPath | None = None
     ) -> RowWeights:
         """What a solution means to the classes."""
-        demands = Demands.of(survey, terms.alpha, terms.upper, terms.radius, terms.slack)
-        every = range(len(vectors.columns))
+        every, crossed = range(len(vectors.columns)), program.crossed()
         classes = {
             "class": short_names(vectors),
             "target": [k in terms.targets for k in every],
             "alpha": terms.alpha,
-            "total": survey.total,
-            "absolute": survey.absolute,
-            "demand": demands.floor,
+            "total": program.total,
+            "absolute": program.absolute,
+            "demand": program.floor,
             "predicted_change": solution.predicted_change,
             "price": solution.prices,
             "binding": [k in solution.binding for k in every],
+            "crossed": pa.nulls(len(every), pa.float64()) if crossed is None else crossed.sum(0),
         }
-        return cls(vectors.labels, terms, solution, pa.table(classes), path, vectors)
+        return cls(vectors.labels, terms, solution, pa.table(classes), crossed, path, vectors)
 
     @property
     def weights(self) -> Array:
@@ -145,6 +139,7 @@ class RowWeights:
         idle = [n for n, b in zip(names, absolute, strict=True) if b == 0]
         if idle:
             notes.append(f"No row has any influence on {_list(idle)}.")
+        notes += self._of_crossed()
         if self.terms.slack == "paper":
             gains = [n for n, s, a in zip(names, total, self.terms.alpha, strict=True) if s < 0 and a < 1]
             if gains:
@@ -159,6 +154,21 @@ class RowWeights:
                     "more of it than not to lose."
                 )
         return tuple(notes)
+
+    def _of_crossed(self) -> list[str]:
+        """What the cross-fit says of the targets."""
+        if self.crossed is None:
+            return []
+        names, targets = self.classes["class"].to_pylist(), list(self.terms.targets)
+        said, seen = self.predicted_change[targets].sum(), self.crossed[:, targets].sum()
+        notes = [f"Cross-fitted, the targets gain {seen:.4g} of the {said:.4g} that is predicted."]
+        lost = [names[k] for k in targets if self.crossed[:, k].min() <= 0]
+        if lost:
+            notes.append(
+                f"No evidence that {_list(lost)} gains: weights that one half of the validation rows chooses are not "
+                "predicted to lower the loss on the other, in one direction at least."
+            )
+        return notes
 
     def to_text(self) -> str:
         """The result in words and figures."""
@@ -185,11 +195,6 @@ class RowWeights:
     def __len__(self) -> int:
         """Training rows."""
         return len(self.solution.weights) if self.path is None else int(pq.read_metadata(self.path).num_rows)
-
-
-def short_names(vectors: Vectors) -> list[str]:
-    """The labels as text; of columns whose labels the scores do not hold, the columns' names without their prefix."""
-    return [name.removeprefix("category_") for name in vectors.names]
 
 
 def _list(names: list[str]) -> str:

@@ -66,9 +66,9 @@ def trim(
         objective: of `predict`, and for `retrain` measures beside loss and accuracy: "total" (the summed loss),
             "category" (a column a class), "slice:<column>" (a column a value); "demographic_parity" and
             "equal_opportunity" (gaps between the groups of `Task(group=...)`); "robustness" (the linear attack); an
-            `Objective` (`demographic_parity(...)`, `robustness("pgd", epsilon=...)`, your own), a function `(logits
-            [B, C], labels [B]) -> [B]`, or a list of these. Attacks are aimed at the task's own model. The empty
-            default: none.
+            `Objective` (`demographic_parity(...)`, `robustness("pgd", epsilon=...)`, your own), a function `(logits [B,
+            C], labels [B]) -> [B]`, or a list of these. Attacks are aimed at the task's own model. The empty default:
+            none.
         seed: for `retrain`: an integer >= 0 that fixes the training.
 
     Returns:

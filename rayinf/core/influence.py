@@ -146,9 +146,13 @@ def row_products(
             if block.name in flat:
                 check_flat(block, tile)
                 continue
-            products = _products_one if tile.one else _products_many
-            out[tile.rows] += products(tile, tile.narrow(u))
+            out[tile.rows] += tile_products(tile, u)
     return out
+
+
+def tile_products(tile: LayerInputs, u_qroi: Tensor) -> Tensor:
+    """Products `[b, Q]` of a tile's row gradients with a block's queries `[Q, r, o, i]`."""
+    return (_products_one if tile.one else _products_many)(tile, tile.narrow(u_qroi))
 
 
 def _products_one(tile: LayerInputs, u_qroi: Tensor) -> Tensor:

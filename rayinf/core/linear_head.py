@@ -1,4 +1,4 @@
-"""The mixed derivatives of a linear softmax head whose inputs are the features: closed forms, no differentiation.
+"""The mixed derivatives of a linear softmax head whose inputs are perturbed: closed forms, no differentiation.
 
 `l = loss(W a~, y)`, `a~ = (a, 1)`, `e` and `B` its first and second derivatives in the logits:
 `M'U = W' B U a~ + U[:, :d]' e`, `M f = (B W f) a~' + e (f, 0)'`, with W without its bias.
@@ -20,6 +20,7 @@ from rayinf.core.fisher import logit_error, logit_hessian
 from rayinf.core.influence import Queries
 from rayinf.core.influence_measure import contrasts
 from rayinf.core.mixed_derivatives import Inverse
+from rayinf.core.perturbation import INPUT, forward_perturbed
 from rayinf.task import RowLoss
 
 # Rows whose products with all of a dense inverse are held at a time, `K^2 i` numbers each.
@@ -34,19 +35,34 @@ class HeadRows:
     Args:
         model: whose output is the head's.
         block: the head's.
-        x: the model's input, of which the head's inputs a are a view.
+        x: the model's input.
         labels: `[B]`; None takes the likeliest.
         loss: of the task.
+        perturb: "input", where the head's inputs a are a view of x, or the head's own name.
     """
 
-    def __init__(self, model: nn.Module, block: Block, x: Tensor, labels: Tensor | None, loss: str | RowLoss) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        block: Block,
+        x: Any,
+        labels: Tensor | None,
+        loss: str | RowLoss,
+        perturb: str = INPUT,
+    ) -> None:
         self._name, self._loss = block.name, loss
         module: Any = model.get_submodule(block.name)
         self._w_cd: Tensor = module.weight.detach()
-        self._x_bd = x.reshape(len(x), -1)
-        self._a_bi = functional.pad(self._x_bd, (0, 1), value=1.0) if block.has_bias else self._x_bd
+        held: list[Tensor] = []
+
+        def keep(v: Tensor) -> Tensor:
+            held.append(v)
+            return v
+
         with torch.no_grad():
-            self.logits = forward(model, x)
+            self.logits = forward_perturbed(model, x, perturb, keep)
+        self._x_bd = held[0].reshape(len(self.logits), -1)
+        self._a_bi = functional.pad(self._x_bd, (0, 1), value=1.0) if block.has_bias else self._x_bd
         self._labels = self.logits.argmax(1) if labels is None else labels
 
     @cached_property
@@ -168,9 +184,16 @@ def contrasted(inverse: Inverse, classes: int, inputs: int) -> Tensor:
     return inverse.kept[1]
 
 
-def is_plain_head(model: nn.Module, blocks: Sequence[Block], x: Any) -> bool:
-    """Whether what is valued is one linear layer from the model's own input, flattened, to its logits."""
-    if len(blocks) != 1 or blocks[0].kind != "linear" or not isinstance(x, Tensor) or not x.is_floating_point():
+def is_plain_head(model: nn.Module, blocks: Sequence[Block], x: Any, perturb: str = INPUT) -> bool:
+    """Whether what is valued is one linear layer from what is perturbed, flattened, to the model's logits."""
+    if len(blocks) != 1 or blocks[0].kind != "linear":
+        return False
+    if perturb == blocks[0].name:
+        with capture(model, blocks, attached=True) as captured:
+            logits = forward(model, x)
+        inputs, edges = captured.inputs.get(perturb, []), captured.edges.get(perturb, [])
+        return len(inputs) == 1 and inputs[0].dim() == 2 and edges[0].node is logits.grad_fn
+    if perturb != INPUT or not isinstance(x, Tensor) or not x.is_floating_point():
         return False
     leaf = x.detach().clone().requires_grad_(True)
     with capture(model, blocks, attached=True) as captured:

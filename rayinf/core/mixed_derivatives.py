@@ -18,17 +18,18 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rayinf.core.blocks import Block
-from rayinf.core.capture import Capture, capture, forward
+from rayinf.core.capture import Capture, capture
 from rayinf.core.fisher import logit_error
 from rayinf.core.influence import Eigenbasis, Queries, check_flat, in_eigenbasis
 from rayinf.core.influence_measure import contrasts
 from rayinf.core.inverse import split_blocks
 from rayinf.core.layer_inputs import LayerInputs, rotate, tiles
-from rayinf.core.row_gradients import map_tensors, without_fast_path
+from rayinf.core.perturbation import INPUT, forward_perturbed
+from rayinf.core.row_gradients import without_fast_path
 from rayinf.errors import InputError
 from rayinf.task import RowLoss
 
-# The name under which the capture holds the model's own input.
+# The name under which the capture holds what is perturbed.
 _INPUT = "<input>"
 _ONE_TILE = 1 << 40
 
@@ -73,29 +74,35 @@ class RecordedRows:
     Args:
         model: in eval mode, all of whose blocks have a rule.
         blocks: what is valued.
-        x: the model's input; its floating tensors are perturbed.
+        x: the model's input.
         labels: `[B]`.
         loss: of the task.
+        perturb: what is perturbed: "input" (the floating tensors of x), or the layer whose input is.
 
     Raises:
         InputError: an input without floating tensors, or a layer that cannot be differentiated twice.
     """
 
     def __init__(
-        self, model: nn.Module, blocks: tuple[Block, ...], x: Any, labels: Tensor, loss: str | RowLoss
+        self,
+        model: nn.Module,
+        blocks: tuple[Block, ...],
+        x: Any,
+        labels: Tensor,
+        loss: str | RowLoss,
+        perturb: str = INPUT,
     ) -> None:
         self._model, self._blocks, self._x, self._labels, self._loss = model, blocks, x, labels, loss
-        self._modules = dict(model.named_modules())
-        self._shapes = [v.shape for v in float_tensors(x)]
-        if not self._shapes:
-            raise InputError(
-                "The model's input has no floating numbers: integers (tokens) cannot be perturbed.",
-                "pass their embeddings as the features, with a model that starts from them.",
-            )
+        self._modules, self._perturb = dict(model.named_modules()), perturb
         self._leaves: list[Tensor] = []
         with capture(model, blocks, attached=True) as captured, _plain_attention():
             self._captured = captured
-            self.logits = forward(model, map_tensors(x, self._leaf))
+            self.logits = forward_perturbed(model, x, perturb, self._leaf)
+            if not self._leaves:
+                raise InputError(
+                    "The model's input has no floating numbers: integers (tokens) cannot be perturbed.",
+                    "name the layer after the embedding (perturb=...), or pass embeddings as the features.",
+                )
             gradients = captured.gradients(self.logits, logit_error(loss, self.logits, labels), attached=True)
             # What a row's gradient is made of, on the graph.
             self._live = self._positions(captured, gradients)
@@ -184,19 +191,17 @@ class RecordedRows:
 
     def _column(self, f_bd: Tensor, inverse: Inverse | None) -> Tensor:
         """The tangent `[B, p]` of every row's gradient in direction f: `sum_t dg_t a_t' + g_t da_t'`."""
-        parts = iter(f_bd.split([int(s[1:].numel()) for s in self._shapes], 1))
+        parts = iter(f_bd.split([leaf[0].numel() for leaf in self._leaves], 1))
 
         def dual(v: Tensor) -> Tensor:
-            if not v.is_floating_point():
-                return v
-            return forward_ad.make_dual(v.detach(), next(parts).reshape(v.shape).to(v.dtype))
+            return forward_ad.make_dual(v, next(parts).reshape(v.shape).to(v.dtype))
 
         with (
             forward_ad.dual_level(),
             capture(self._model, self._blocks, attached=True) as captured,
             _plain_attention(),
         ):
-            logits = forward(self._model, map_tensors(self._x, dual))
+            logits = forward_perturbed(self._model, self._x, self._perturb, dual)
             gradients = captured.gradients(logits, logit_error(self._loss, logits, self._labels), last=True)
             duals = self._positions(captured, gradients, detach=False)
             eigenbases = {} if inverse is None else inverse.eigenbases
@@ -219,19 +224,17 @@ class RecordedRows:
         return rows if eigenbasis is None else rows * eigenbasis[2]
 
     def _leaf(self, v: Tensor) -> Tensor:
-        """A part of the input, recorded as if it were a layer's output."""
-        if not v.is_floating_point():
-            return v
-        leaf = v.detach().requires_grad_(True)
+        """A part of what is perturbed plus w = 0, recorded as if it were a layer's output."""
+        leaf = torch.zeros_like(v).requires_grad_(True)
         self._leaves.append(leaf)
-        out = leaf * 1  # a leaf has no edge through which gradients could be recorded
+        out = v + leaf
         self._captured.record(_INPUT, leaf, out)
         return out
 
     def _in_input(self, total: Tensor) -> Tensor:
         """The gradient of a sum over rows in their inputs, `[B, d]`."""
         if not total.requires_grad:
-            return total.new_zeros(len(self.logits), sum(int(s[1:].numel()) for s in self._shapes))
+            return total.new_zeros(len(self.logits), sum(leaf[0].numel() for leaf in self._leaves))
         found = torch.autograd.grad(total, self._leaves, retain_graph=True, allow_unused=True)
         return _flat([torch.zeros_like(v) if g is None else g for v, g in zip(self._leaves, found, strict=True)])
 
@@ -255,19 +258,6 @@ def _plain_attention() -> Generator[None]:
     """Attention in forms that can be differentiated twice and forward: neither fused kernels nor torch's fast path."""
     with without_fast_path(), sdpa_kernel(SDPBackend.MATH):
         yield
-
-
-def float_tensors(x: Any) -> list[Tensor]:
-    """The floating tensors of a model's input, in order: what is perturbed."""
-    found: list[Tensor] = []
-
-    def keep(v: Tensor) -> Tensor:
-        if v.is_floating_point():
-            found.append(v)
-        return v
-
-    map_tensors(x, keep)
-    return found
 
 
 def _flat(parts: Sequence[Tensor]) -> Tensor:

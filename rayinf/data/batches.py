@@ -282,6 +282,12 @@ def uniforms(keys: np.ndarray[Any, np.dtype[np.uint64]], seed: int, draws: int) 
     return (mix(keys[:, None] ^ steps) >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 
 
+def in_second_half(x: Array, labels: Array, seed: int) -> Array:
+    """Whether each row is in the second half of the validation rows, `[B]`, from its contents and the run's seed."""
+    held: Array = uniforms(row_keys(x, labels), seed + 1, 1)[:, 0] >= 0.5
+    return held
+
+
 def mix(z: Array) -> Array:
     """The finaliser of splitmix64."""
     with np.errstate(over="ignore"):

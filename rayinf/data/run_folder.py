@@ -28,8 +28,8 @@ RUNNING, FINISHED = "running", "finished"
 SCORES = "scores"
 # Within a run over several models: a run folder for each.
 MEMBERS = "members"
-# Their folder before a forest has ranked them.
-UNRANKED = "unranked"
+# Their folder before a forest has ranked them: rows drawn by chance, and those that it puts on top.
+UNRANKED, TOP_ROWS = "unranked", "top-rows"
 
 
 class RunFolder:

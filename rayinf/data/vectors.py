@@ -21,6 +21,10 @@ _OTHERS = (
     "fi",
     "fi_rank",
     "self_influence",
+    "loss",
+    "margin",
+    "grad_norm",
+    "random",
     "demographic_parity",
     "equal_opportunity",
     "robustness",
@@ -42,26 +46,37 @@ class Vectors:
     labels: tuple[Any, ...]
 
     @classmethod
-    def of(cls, scores: Scores) -> Vectors:
+    def of(cls, scores: Scores, columns: str | Sequence[str] | None = None) -> Vectors:
         """The `category_<label>` columns; where there are none, all that could be classes (slices, or your own).
 
+        Args:
+            scores: any.
+            columns: names of other columns to take instead, gaps and totals among them.
+
         Raises:
-            InputError: no such column.
+            InputError: no such column, or one twice.
         """
         if not isinstance(scores, Scores):
             raise InputError(f"scores is a {type(scores).__name__}.", "pass rayinf.Scores, or Scores.from_numpy(...).")
         named = [c for c in scores.value_columns if c.startswith(_PREFIX)]
         # A gap between groups may have any name; its details include its sign.
-        known_details = scores.metadata.get("objective_details", {})
-        gaps = {c for c, details in known_details.items() if "signed" in details}
-        columns = named or [c for c in scores.value_columns if c not in _OTHERS and c not in gaps]
-        if not columns:
+        gaps = _gaps(scores)
+        chosen = named or [c for c in scores.value_columns if c not in _OTHERS and c not in gaps]
+        if columns is not None:
+            chosen = _named(scores, [columns] if isinstance(columns, str) else list(columns))
+        if not chosen:
             raise InputError(
                 f"The scores have no column for a class; they have {', '.join(map(repr, scores.columns))}.",
                 'compute them with rayinf.influence(..., objective="category").',
             )
         known = {f"{_PREFIX}{label}": label for label in scores.metadata.get("classes", {}).values()}
-        return cls(scores, tuple(columns), tuple(known.get(c, c) for c in columns))
+        return cls(scores, tuple(chosen), tuple(known.get(c, c) for c in chosen))
+
+    @property
+    def gaps(self) -> dict[int, float]:
+        """Positions of the columns that are gaps between groups, and how wide each is at the fit, in absolute value."""
+        held = _gaps(self.scores)
+        return {k: abs(held[c]) for k, c in enumerate(self.columns) if c in held}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -122,6 +137,18 @@ class Vectors:
             start += batch.num_rows
             yield parts
 
+    def both_halves(self) -> Iterator[Array]:
+        """`[B, 2 K]` in row order: influence on the first half of the validation rows, then on the second.
+
+        Raises:
+            InputError: as `batches`.
+        """
+        names = [half + c for half in HALVES for c in self.columns]
+        start = 0
+        for batch in self.scores.batches(names):
+            yield _finite(batch, names, start)
+            start += batch.num_rows
+
     def to_numpy(self, half: int | None = None) -> Array:
         """All of `P [n, K]`: `O(n)` memory."""
         out, start = np.empty((len(self), len(self.columns))), 0
@@ -163,6 +190,29 @@ class Vectors:
     def _shown(self) -> str:
         more = ", ..." if len(self.labels) > 12 else ""
         return ", ".join(map(repr, self.labels[:12])) + more
+
+
+def _gaps(scores: Scores) -> dict[str, float]:
+    """Columns that are gaps between groups, with the gap: they may have any name, but their details have its sign."""
+    known = scores.metadata.get("objective_details", {})
+    return {c: float(details["signed"]) for c, details in known.items() if "signed" in details}
+
+
+def _named(scores: Scores, columns: list[str]) -> list[str]:
+    """The columns of these names.
+
+    Raises:
+        InputError: a name that the scores do not have, one twice, or none.
+    """
+    unknown = [c for c in columns if c not in scores.columns]
+    if unknown:
+        raise InputError(
+            f"columns name {', '.join(map(repr, unknown))}; the scores have {', '.join(map(repr, scores.columns))}.",
+            "name some of these.",
+        )
+    if not columns or len(set(columns)) < len(columns):
+        raise InputError(f"columns={list(columns)!r} name none, or one twice.", "name each column once.")
+    return columns
 
 
 def _finite(batch: pa.RecordBatch, names: Sequence[str], start: int) -> Array:

@@ -3,100 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 
-from rayinf.core import uncertainty
-from rayinf.core.capture import forward
-from rayinf.core.dropout import mc_log_probabilities
-from rayinf.core.fisher import loss_gradient
 from rayinf.data import overlap
-from rayinf.data.batches import uniforms
 from rayinf.data.files import Arrays
 from rayinf.data.run_folder import SCORES
-from rayinf.data.scores import Scores, to_numpy
+from rayinf.data.scores import Scores
 from rayinf.data.selection import Selection
 from rayinf.data.shards import Shard
 from rayinf.data.tables import as_table
 from rayinf.engine import curvature as curv
-from rayinf.engine import pipeline, rank_forest, stages
-from rayinf.engine.entry import BY_DROPOUT, BY_INFLUENCE, DENSE
+from rayinf.engine import joint, pipeline, rank_forest
+from rayinf.engine.acquisition_stages import PoolScore, Uncertain
+from rayinf.engine.entry import BY_EMBEDDING, BY_INFLUENCE, BY_MEASURE, DENSE
 from rayinf.engine.job import Chunk
+from rayinf.engine.joint import free_rows
 from rayinf.engine.measure_stages import PairFactors, PairValues
 from rayinf.engine.run import Run
 from rayinf.engine.spec import AcquireSpec
 from rayinf.engine.tree_strategy import value_by_tree
-from rayinf.engine.worker import Ready
 from rayinf.errors import InputError
 from rayinf.select.aggregate import parse
-from rayinf.select.batchbald import pick_batch
 
-_OF_LOGITS = {
-    "entropy": uncertainty.entropy,
-    "margin": uncertainty.margin,
-    "least_confidence": uncertainty.least_confidence,
-}
-# Candidates of BatchBALD a row that is picked, and in all.
-_CANDIDATES, _MOST_CANDIDATES = 20, 4000
 # R of the labelled rows that a worker holds, and values of pairs that the driver holds.
 TILE_BYTES = 512 << 20
-
-
-class Uncertain(stages.Scoring):
-    """Shard of a pool -> how unsure the model is of its rows, or a uniform draw for "random"."""
-
-    def rows(self, shard: Shard, table: str | None = None) -> Iterator[tuple[Ready, Tensor]]:
-        """Batches of a shard with their values `[B, 1]`, float64."""
-        w = self.worker
-        for ready in w.read("pool", shard, w.rows_a_batch(1)):
-            yield ready, self._values(ready)[:, None]
-
-    def _values(self, ready: Ready) -> Tensor:
-        spec: AcquireSpec = self.worker.job.spec
-        if spec.strategy == "random":
-            keys = np.arange(ready.raw.start, ready.raw.start + len(ready.raw), dtype=np.uint64)
-            return torch.from_numpy(uniforms(keys, spec.seed, 1)[:, 0])
-        if spec.strategy in BY_DROPOUT:
-            return uncertainty.bald(self.samples(ready))
-        with torch.no_grad():
-            return _OF_LOGITS[spec.strategy](forward(self.worker.model, ready.x))
-
-    def samples(self, ready: Ready) -> Tensor:
-        """Log-probabilities `[S, B, K]` under dropout."""
-        spec: AcquireSpec = self.worker.job.spec
-        return mc_log_probabilities(self.worker.model, forward, ready.x, spec.samples, spec.seed)
-
-
-class DropoutSamples(Uncertain):
-    """Chosen rows of a shard of a pool -> their log-probabilities under dropout, `{"P": [S, B, K]}`."""
-
-    def __init__(self, worker: Any, arrays: Arrays) -> None:
-        super().__init__(worker, arrays, [])
-        self.chosen = arrays["positions"]
-
-    def __call__(self, item: Shard) -> Arrays:
-        """The chosen rows of a shard, in order."""
-        parts = []
-        w = self.worker
-        for raw in w.read_raw("pool", item, w.rows_a_batch(1)):
-            rows = np.flatnonzero(np.isin(np.arange(raw.start, raw.start + len(raw)), self.chosen))
-            if len(rows):
-                parts.append(self.samples(w.ready("pool", raw.take(rows))).cpu().numpy())
-        k = len(w.job.classes.labels)
-        return {"P": np.concatenate(parts, axis=1) if parts else np.zeros((w.job.spec.samples, 0, k))}
-
-
-class PoolScore(stages.Score):
-    """Shard of a pool -> influence of its rows on the reference rows, each with its likeliest label."""
-
-    def gradient(self, logits: Tensor, ready: Ready) -> Tensor:
-        """Gradients `[B, C]` of the losses of the likeliest labels."""
-        return loss_gradient(self.worker.loss, logits, logits.detach().argmax(1))[1]
 
 
 def select(spec: AcquireSpec, scores: Scores) -> Selection:
@@ -109,7 +44,7 @@ def select(spec: AcquireSpec, scores: Scores) -> Selection:
     column = "fi_rank" if "fi_rank" in scores.columns else scores.columns[0]
     values = table[column].to_numpy()
     order = np.argsort(-values, kind="stable")
-    free = _free(spec, table["row_id"])
+    free = free_rows(spec, table["row_id"])
     picked = np.asarray(scores.metadata["picked"]) if spec.is_joint else order[free[order]][: spec.n]
     if len(picked) < spec.n:
         raise InputError(
@@ -120,13 +55,6 @@ def select(spec: AcquireSpec, scores: Scores) -> Selection:
     kept[picked] = True
     order = np.concatenate([picked, order[~kept[order]]])
     return Selection.of(table["row_id"], values, order, kept, scores.metadata)
-
-
-def _free(spec: AcquireSpec, ids: pa.ChunkedArray) -> np.ndarray[Any, Any]:
-    """Whether each row may be picked."""
-    if not len(spec.exclude):
-        return np.ones(len(ids), bool)
-    return ~np.isin(to_numpy(ids), np.asarray(spec.exclude))
 
 
 def labelled_already(spec: AcquireSpec) -> np.ndarray[Any, Any]:
@@ -143,22 +71,6 @@ def labelled_already(spec: AcquireSpec) -> np.ndarray[Any, Any]:
     return found
 
 
-def pick_jointly(run: Run, spec: AcquireSpec, shards: list[pa.Table]) -> list[int]:
-    """BatchBALD among the rows that BALD values most: their positions in the pool, best first."""
-    place = run.place(SCORES)
-    tables = shards if place is None else [place.read(s.index) for s in run.job.tables["pool"].shards]
-    table = pa.concat_tables(tables)
-    free = np.flatnonzero(_free(spec, table["row_id"]))
-    values = table[spec.strategy].to_numpy()[free]
-    most = max(spec.n, min(_CANDIDATES * spec.n, _MOST_CANDIDATES))
-    positions = np.sort(free[np.argsort(-values, kind="stable")[:most]])
-    items = {s.index: s for s in run.job.tables["pool"].shards}
-    found = dict(run.runner.map(DropoutSamples, {"positions": positions}, items))
-    log_p_snk = np.concatenate([found[k]["P"] for k in sorted(found)], axis=1)
-    picked, _ = pick_batch(log_p_snk, spec.n, spec.seed)
-    return [int(p) for p in positions[picked]]
-
-
 def value_pool(run: Run) -> list[pa.Table]:
     """A value for every row of the pool, the larger the sooner it is to be labelled; with a folder, written there.
 
@@ -169,6 +81,8 @@ def value_pool(run: Run) -> list[pa.Table]:
     if strategy == "fi":
         pipeline.fit_factors(run)
         return value_pairs(run)
+    if strategy in BY_MEASURE or strategy in BY_EMBEDDING:
+        return joint.value_rows(run)
     if strategy == "tree":
         pipeline.fit_factors(run)
         return value_by_tree(run)
@@ -178,36 +92,40 @@ def value_pool(run: Run) -> list[pa.Table]:
     return pipeline.score(run, Uncertain, {}, [strategy])
 
 
-def value_pairs(run: Run) -> list[pa.Table]:
+def value_pairs(run: Run, top: Arrays | None = None) -> list[pa.Table]:
     """FI of every pool row against every labelled one, aggregated: tiled over both sides, pairs never kept.
+
+    With `top` (see `rank_forest`), of the rows that a forest puts on top.
 
     All of R fits in a tile, as a rule: then the pool is passed over once. Else a tile of R is made at a time, and the
     pool is taken in pieces whose pairs with all labelled rows fit in memory.
     """
-    inverse = pipeline.inverse_arrays(run)
+    inverse, into = pipeline.inverse_arrays(run), rank_forest.measured_into(run, top)
     tiles = _tiles(run)
     # A dense inverse is applied on the side with fewer vectors.
     vectors = run.scans["train"].rows * min(len(run.job.classes.labels) - 1, run.probe.perturbed)
     solve = run.spec.curvature not in DENSE or vectors <= run.scans["pool"].rows
     if len(tiles) == 1:
-        arrays = _factors(run, tiles[0], inverse, solve)
-        return pipeline.score(run, PairValues, arrays, ["fi"], rank_forest.measured_into(run), whole=True, solve=solve)
+        arrays = _factors(run, tiles[0], inverse, solve, top)
+        return pipeline.score(run, PairValues, arrays, ["fi"], into, whole=True, solve=solve)
     found: list[pa.Table] = []
     for piece in _pieces(run):
-        if not all(run.has_part(SCORES, s) or run.has_part(rank_forest.measured_into(run), s) for s in piece):
-            found += _piece_values(run, piece, tiles, inverse, solve)
+        if not all(run.has_part(SCORES, s) or run.has_part(into, s) for s in piece):
+            factors = ((tile, _factors(run, tile, inverse, solve, top)) for tile in tiles)
+            found += _piece_values(run, piece, factors, into, solve)
     return found
 
 
-def _piece_values(run: Run, piece: list[Shard], tiles: list[Chunk], inverse: Any, solve: bool) -> list[pa.Table]:
-    """The aggregated values of some shards of the pool, over all tiles of labelled rows."""
+def _piece_values(
+    run: Run, piece: list[Shard], factors: Iterable[tuple[Chunk, Any]], into: str, solve: bool
+) -> list[pa.Table]:
+    """The aggregated values of some shards of the pool, over all tiles of labelled rows, each made when it is used."""
     shards = {s.index: s for s in piece}
     held: dict[int, list[Any]] = {k: [] for k in shards}
     ids: dict[int, pa.Array] = {}
-    with run.timed(f"pairs-{piece[0].index}", sum(s.rows for s in piece) * len(tiles)) as advance:
-        for tile in tiles:
+    with run.timed(f"pairs-{piece[0].index}", sum(s.rows for s in piece) * len(_tiles(run))) as advance:
+        for tile, arrays in factors:
             names = [f"fi_{k}" for k in range(tile.rows)]
-            arrays = _factors(run, tile, inverse, solve)
             for key, table in run.runner.map(PairValues, arrays, shards, names=names, whole=False, solve=solve):
                 ids[key] = table["row_id"]
                 held[key].append(np.stack([table[n].to_numpy() for n in names], axis=1).astype(np.float32))
@@ -220,7 +138,7 @@ def _piece_values(run: Run, piece: list[Shard], tiles: list[Chunk], inverse: Any
         fi = np.full(len(values), np.nan)
         fi[known] = aggregate.apply(values[known], torch.get_num_threads())
         table = pa.table({"row_id": ids[key], "fi": pa.array(fi, mask=~known)})
-        place = run.place(rank_forest.measured_into(run))
+        place = run.place(into)
         if place is None or run.folder is None:
             out.append(table)
         else:
@@ -228,14 +146,22 @@ def _piece_values(run: Run, piece: list[Shard], tiles: list[Chunk], inverse: Any
     return out
 
 
-def _factors(run: Run, tile: Chunk, inverse: Any, solve: bool) -> Any:
-    """R of a tile of labelled rows beside the inverse, as a payload; its parts are made on all workers."""
+def _factors(run: Run, tile: Chunk, inverse: Any, solve: bool, top: Arrays | None) -> Any:
+    """R of a tile of labelled rows beside the inverse, as a payload; its parts are made on all workers.
+
+    Where there is one tile, that of the rows drawn by chance is used again for the rows on top.
+    """
+    name, join = f"pair-factors-{tile.shards[0].start}", curv.join_payloads
+    if top is not None:
+        run.runner.store("drop", "pair-factors-top")
+        if tile.rows == run.scans["train"].rows and run.runner.store("has", name):
+            return run.runner.publish("derive", "pair-factors-top", join, [name], top)
     parts = {k: Chunk((s,)) for k, s in enumerate(tile.shards)}
     rows = [found["R"] for found in run.gather("pair factors", PairFactors, inverse, parts, solve=solve)]
-    whole = {"R": np.concatenate(rows) if len(rows) > 1 else rows[0]}
-    name = f"pair-factors-{tile.shards[0].start}"
+    whole = {"R": np.concatenate(rows) if len(rows) > 1 else rows[0], **(top or {})}
+    name = name if top is None else "pair-factors-top"
     run.runner.store("drop", name)
-    return run.runner.publish("derive", name, curv.join_payloads, ["inverse"], whole)
+    return run.runner.publish("derive", name, join, ["inverse"], whole)
 
 
 def _tiles(run: Run) -> list[Chunk]:

@@ -25,7 +25,7 @@ from rayinf.errors import InputError
 # Eigenvectors and products differ in their last bits between thread counts, so their number is fixed by the size alone.
 # Two threads that share a processor with other work wait for each other far longer than small work takes.
 MOST_THREADS = 2
-_LARGE_SIDE, _LARGE_QUERIES = 1500, 2_000_000
+_LARGE_SIDE, LARGE_QUERIES = 1500, 2_000_000
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def basis(covariance: Arrays, blocks: Sequence[Block]) -> Arrays:
     for block in blocks:
         if f"A/{block.name}" not in held:
             continue
-        with _threads(max(block.shape[1:]) > _LARGE_SIDE):
+        with fixed_threads(max(block.shape[1:]) > _LARGE_SIDE):
             found = kfac.decompose(held, block)
         out[f"q_g/{block.name}"], out[f"l_g/{block.name}"] = found.q_g_roo.numpy(), found.l_g_ro.numpy()
         out[f"l_a/{block.name}"], out[f"positions/{block.name}"] = found.l_a_ri.numpy(), np.array(found.positions)
@@ -109,7 +109,7 @@ def precondition(vectors: dict[str, Tensor], source: Arrays, solver: Solver) -> 
     """
     held, dtype = _tensors(source), getattr(torch, solver.dtype)
     scale: Arrays = {}
-    with _threads(sum(v.numel() for v in vectors.values()) > _LARGE_QUERIES):
+    with fixed_threads(sum(v.numel() for v in vectors.values()) > LARGE_QUERIES):
         solved = _solved(vectors, held, solver, dtype)
         if dtype is torch.float32 and inverse.out_of_range({k: v.to(dtype) for k, v in solved.items()}):
             solved, scale_q = inverse.scale_queries(_solved(vectors, held, solver, torch.float64))
@@ -173,7 +173,7 @@ def inverse_payload(factors: Arrays, solver: Solver) -> Arrays:
     """The inverse curvature: bases with inverse eigenvalues `D/<block>`, or a dense matrix and its null space."""
     held = _tensors(factors)
     if solver.curvature in DENSE:
-        with _threads(len(held["mean"]) > _LARGE_SIDE):
+        with fixed_threads(len(held["mean"]) > _LARGE_SIDE):
             dense, null = _dense_inverse(held["mean"], solver)
         return {"dense": dense.numpy(), "null": null.numpy()}
     if solver.curvature == "identity":
@@ -248,7 +248,8 @@ def describe(factors: Arrays, solver: Solver) -> dict[str, Any]:
 
 
 @contextmanager
-def _threads(large: bool) -> Generator[None]:
+def fixed_threads(large: bool) -> Generator[None]:
+    """A context in which torch has so many threads as the size of the work says, whatever the machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(MOST_THREADS if large else 1)
     try:

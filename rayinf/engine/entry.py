@@ -26,11 +26,15 @@ from rayinf.task import Task
 KRONECKER = ("ekfac", "kfac")
 DENSE = ("exact", "ggn")
 CURVATURES = (*KRONECKER, *DENSE, "identity")
-# Strategies of `acquire`: by influence, by dropout samples, by the logits alone.
+# Strategies of `acquire`: by FI, by influence, by dropout samples, by what goes into the last layer, by the logits.
+BY_MEASURE = ("fi", "fi_batch")
 BY_INFLUENCE = ("iv", "isal", "tree")
 BY_DROPOUT = ("bald", "batchbald")
+BY_EMBEDDING = ("badge", "coreset", "typiclust")
 BY_LOGITS = ("entropy", "margin", "least_confidence")
-STRATEGIES = ("fi", *BY_INFLUENCE, *BY_DROPOUT, *BY_LOGITS, "random")
+# Those that pick rows together: how many are wanted matters to which.
+JOINT = ("fi_batch", "batchbald", *BY_EMBEDDING)
+STRATEGIES = (*BY_MEASURE, *BY_INFLUENCE, *BY_DROPOUT, *BY_EMBEDDING, *BY_LOGITS, "random")
 # Above, drawn numbers would repeat; verbs that train count on from a seed.
 _MOST_SEED = 2**62
 
@@ -242,6 +246,8 @@ _RULES: Mapping[str, Callable[[str, Any], Any]] = {
     "predict": flag,
     "paired": flag,
     "stream": _or_none(flag),
+    "cross_fit": _or_none(flag),
+    "columns": _or_none(names, "a list of names of columns"),
     "batch_size": _or_none(whole, 1),
     "rank": _or_none(whole, 1),
     "rows": _or_none(whole, 1),
@@ -250,6 +256,7 @@ _RULES: Mapping[str, Callable[[str, Any], Any]] = {
     "rounds": _at_least(1),
     "samples": _at_least(1),
     "seeds": _at_least(1),
+    "subsets": _at_least(3),
     "budget": _at_least(0),
     "floor": _at_least(0),
     "resamples": _at_least(10),
@@ -258,9 +265,10 @@ _RULES: Mapping[str, Callable[[str, Any], Any]] = {
     "gap": _in("in (0, 1)"),
     "l2": _in(">= 0"),
     "aggregate": check_aggregate,
+    "scale": _word("mean", "sum"),
+    "perturb": lambda name, value: text(name, value, '"input", or the name of a layer'),
     "exclude": check_ids,
     "strategy": _word(*STRATEGIES),
     "by": _or_none(text, "the name of a column"),
-    "method": _word(None, "highs", "cuts"),
     "mode": _word("direct", "correct"),
 }

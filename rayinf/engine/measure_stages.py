@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,23 +15,25 @@ from rayinf.core import influence_measure, linear_head
 from rayinf.core.fisher import logit_error, loss_gradient
 from rayinf.core.influence import dense_rows
 from rayinf.core.lowrank import OVERSAMPLE, project, right_subspace
-from rayinf.core.mixed_derivatives import Inverse, MixedRows, RecordedRows, float_tensors
+from rayinf.core.mixed_derivatives import Inverse, MixedRows, RecordedRows
+from rayinf.core.perturbation import perturbed_size
 from rayinf.data.batches import Batch, row_keys, uniforms
 from rayinf.data.files import Arrays
 from rayinf.data.part_files import PartPlace
 from rayinf.data.run_folder import SCORES
-from rayinf.data.scores import LABEL_COLUMN, to_numpy
+from rayinf.data.scores import LABEL_COLUMN
 from rayinf.data.shards import Shard
 from rayinf.engine.fit_quality import KEY, FitSums
 from rayinf.engine.job import Chunk
 from rayinf.engine.run import Run
-from rayinf.engine.spec import AcquireSpec, SampledSpec
+from rayinf.engine.spec import AcquireSpec
 from rayinf.engine.stages import Scoring, check_finite
+from rayinf.engine.subsample import SUMMARY, Subsample
 from rayinf.engine.worker import BATCH_FLOATS, MOST_ROWS, Ready, Worker
 from rayinf.select.aggregate import parse
 
-# The key under which a shard's table carries counts over its rows.
-SUMMARY = b"rayinf"
+# Arrays beside the inverse curvature.
+_APART = ("R", "forest", "limit")
 # Rows that are read at a time where only some of them are scored.
 _READ_ROWS = 8192
 # Numbers of one tile of pairs: products, squares and the aggregate's selection stay in the processor's last cache.
@@ -43,24 +46,37 @@ class Differentiator:
     """A worker's rows with their mixed derivatives, and the inverse curvature that they go through."""
 
     def __init__(self, worker: Worker, arrays: Arrays) -> None:
-        self.worker = worker
-        held = worker.tensors({k: v for k, v in arrays.items() if not k.startswith(("U/", "R"))}, torch.float64)
+        self.worker, self.perturb = worker, worker.job.spec.perturb
+        scaled = {k: self.scaled(v) if k == "dense" or k.startswith("D/") else v for k, v in arrays.items()}
+        held = worker.tensors(
+            {k: v for k, v in scaled.items() if k not in _APART and not k.startswith("U/")}, torch.float64
+        )
         names = [k.removeprefix("D/") for k in held if k.startswith("D/")]
         eigenbases = {n: (held.get(f"q_a/{n}"), held.get(f"q_g/{n}"), held[f"D/{n}"]) for n in names}
         self.inverse = Inverse(held.get("dense"), eigenbases)
         self.flat = [n for n in names if not bool(held[f"D/{n}"].any())]
         self.is_head: bool | None = None
 
+    def scaled(self, solved: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """What holds one inverse `(n Hbar)^-1`, for the step that is asked for: "mean" 1/n, "sum" 1 (see the spec)."""
+        job = self.worker.job
+        return solved * job.tables["train"].num_rows if job.spec.scale == "sum" else solved
+
+    def head_rows(self, ready: Ready, labels: Tensor | None) -> linear_head.HeadRows:
+        """The rows of a batch in closed forms, with these labels or (None) the likeliest."""
+        w = self.worker
+        return linear_head.HeadRows(w.model, w.blocks[0], ready.x, labels, w.loss, self.perturb)
+
     def rows(self, ready: Ready) -> MixedRows:
-        """The rows of a batch: closed forms where the model is a linear head on its features."""
+        """The rows of a batch: closed forms where what is perturbed goes into a linear head."""
         w = self.worker
         if self.is_head is None:
-            self.is_head = linear_head.is_plain_head(w.model, w.blocks, ready.x)
+            self.is_head = linear_head.is_plain_head(w.model, w.blocks, ready.x, self.perturb)
         if not self.is_head:
-            forward_pass = RecordedRows(w.model, w.blocks, ready.x, ready.y, w.loss)
+            forward_pass = RecordedRows(w.model, w.blocks, ready.x, ready.y, w.loss, self.perturb)
             forward_pass.check_flat(self.flat)
             return forward_pass
-        return linear_head.HeadRows(w.model, w.blocks[0], ready.x, ready.y, w.loss)
+        return self.head_rows(ready, ready.y)
 
     @property
     def is_contrasted(self) -> bool:
@@ -88,17 +104,60 @@ class Differentiator:
             start = start.view(-1, d, width)
         return right_subspace(rows.gram, start.to(rows.logits.device), rank)
 
+    def pair_factors(self, ready: Ready, solve: bool) -> Tensor:
+        """`R_i` of every row `[B, r, p]`, so that `FI(z', z_i) = |R_i grad l(z')|^2`; see `PairFactors`."""
+        rows, total, basis, _ = self.derivatives(ready)
+        f_bdk = influence_measure.inverse_factor(rows.logits.detach(), total)
+        if basis is not None:
+            f_bdk = basis @ (basis.transpose(1, 2) @ f_bdk)
+        inverse = self.inverse if solve else None
+        if isinstance(rows, linear_head.HeadRows) and self.is_contrasted:
+            return rows.contrasted_columns(f_bdk, inverse)
+        return rows.columns(f_bdk, inverse)
+
+    def factor_sizes(self, r_bkp: Tensor) -> Tensor:
+        """The Frobenius norms `[B]` of what `pair_factors` gave, through the inverse, in all parameters.
+
+        Of a head, columns come less class 0: R has no mean over the classes, so that the others tell those of class 0.
+        """
+        square_b = r_bkp.square().sum((1, 2))
+        if self.is_contrasted:
+            k = len(self.worker.job.classes.labels)
+            square_b = square_b - r_bkp.unflatten(2, (k - 1, -1)).sum(2).square().sum((1, 2)) / k
+        return square_b.clamp(min=0).sqrt()
+
+    def likeliest_gradients(self, ready: Ready, solve: bool) -> Tensor:
+        """Row gradients `[B, p]` of the likeliest label, in the coordinates of `pair_factors`."""
+        w, inverse = self.worker, self.inverse
+        if self.is_head is None:
+            self.is_head = linear_head.is_plain_head(w.model, w.blocks, ready.x, self.perturb)
+        if self.is_contrasted:
+            rows = self.head_rows(ready, None)
+            g_bp = rows.contrasted_gradients()
+            if solve or inverse.dense_pp is None:
+                return g_bp
+            return g_bp @ linear_head.contrasted(inverse, len(w.job.classes.labels), w.blocks[0].shape[2])
+        with w.forward_pass(ready.x) as forward_pass:
+            logits = forward_pass.logits.detach()
+            cotangent = logit_error(w.loss, logits, logits.argmax(1)).detach()
+            in_eigenbasis = not self.is_head and inverse.dense_pp is None
+            rows_bp = dense_rows(forward_pass, cotangent, eigenbases=inverse.eigenbases if in_eigenbasis else None)
+            return rows_bp if solve or inverse.dense_pp is None else rows_bp @ inverse.dense_pp
+
     def rows_a_batch(self) -> int:
         """Rows whose graph, row gradients and directions fit in half of `BATCH_FLOATS`."""
+        given = self.worker.job.spec.batch_size
+        return int(given) if given is not None else self._rows_that_fit
+
+    @cached_property
+    def _rows_that_fit(self) -> int:
         w, spec = self.worker, self.worker.job.spec
-        if spec.batch_size is not None:
-            return int(spec.batch_size)
         ready = next(w.read("train", w.job.tables["train"].shards[0], 1))
-        d = sum(v[0].numel() for v in float_tensors(ready.x))
+        d = perturbed_size(w.model, ready.x, self.perturb)
         k, p = len(w.job.classes.labels), sum(b.numel for b in w.blocks)
         inputs, outputs = w.activations
         if self.is_head is None:
-            self.is_head = linear_head.is_plain_head(w.model, w.blocks, ready.x)
+            self.is_head = linear_head.is_plain_head(w.model, w.blocks, ready.x, self.perturb)
         if self.is_head:
             floats = (k * p if self.inverse.dense_pp is not None else 4 * p) + 4 * k * d
         else:
@@ -118,19 +177,20 @@ class Measure(Scoring):
 
     def prepare(self, arrays: Arrays) -> None:
         """Bring the query and the inverse to the device."""
-        held = {k.removeprefix("U/"): v for k, v in arrays.items() if k.startswith("U/")}
-        self.query = self.worker.tensors(held, torch.float64)
         self.source = Differentiator(self.worker, arrays)
+        held = {k.removeprefix("U/"): self.source.scaled(v) for k, v in arrays.items() if k.startswith("U/")}
+        self.query = self.worker.tensors(held, torch.float64)
+        self.subsample = Subsample(self.worker, arrays)
 
     def table(self, shard: Shard) -> pa.Table:
         """`row_id`, the label and `fi`; counts over its rows are its metadata."""
-        w, spec = self.worker, self.worker.job.spec
+        w = self.worker
         size = self.source.rows_a_batch()
         self.fit = FitSums(len(w.job.classes.labels))
         counts = {"one_hot": 0, "rows": 0, "share": 0.0, "least_share": 1.0}
         ids, labels, parts = [], [], []
-        for raw in w.read_raw(w.job.scored, shard, max(size, int(size / spec.subsample))):
-            chosen = in_subsample(raw, spec)
+        for raw in w.read_raw(w.job.scored, shard, max(size, int(size / self.subsample.share))):
+            chosen = self.subsample.rows(raw)
             values = np.full(len(raw), np.nan)
             for start in range(0, len(chosen), size):
                 rows = chosen[start : start + size]
@@ -173,24 +233,15 @@ class PairFactors:
     """
 
     def __init__(self, worker: Worker, arrays: Arrays, solve: bool) -> None:
-        self.worker = worker
+        self.worker, self.solve = worker, solve
         self.source = Differentiator(worker, arrays)
-        self.inverse = self.source.inverse if solve else None
 
     def __call__(self, item: Chunk) -> Arrays:
         """The factors of a tile of labelled rows."""
         size, parts = self.source.rows_a_batch(), []
         for shard in item.shards:
-            for ready in self.worker.read("train", shard, size):
-                rows, total, basis, _ = self.source.derivatives(ready)
-                f_bdk = influence_measure.inverse_factor(rows.logits.detach(), total)
-                if basis is not None:
-                    f_bdk = basis @ (basis.transpose(1, 2) @ f_bdk)
-                if isinstance(rows, linear_head.HeadRows) and self.source.is_contrasted:
-                    r_bkp = rows.contrasted_columns(f_bdk, self.inverse)
-                else:
-                    r_bkp = rows.columns(f_bdk, self.inverse)
-                parts.append(r_bkp.cpu().numpy())
+            read = self.worker.read("train", shard, size)
+            parts += [self.source.pair_factors(ready, self.solve).cpu().numpy() for ready in read]
         return {"R": np.concatenate(parts) if len(parts) > 1 else parts[0]}
 
 
@@ -216,9 +267,8 @@ class PairValues(Scoring):
     def prepare(self, arrays: Arrays) -> None:
         """R as one matrix; for the plain mean, the `p x p` matrix that does it all where that is smaller."""
         self.source = Differentiator(self.worker, arrays)
+        self.subsample = Subsample(self.worker, arrays)
         self.aggregate = parse(str(self.worker.job.spec.aggregate), len(arrays["R"]))
-        ready = next(self.worker.read("train", self.worker.job.tables["train"].shards[0], 1))
-        self.source.rows(ready)
         r_nkp = torch.tensor(arrays["R"]).to(self.worker.device)
         self.labeled, self.directions = r_nkp.shape[:2]
         self.r_qp = r_nkp.flatten(0, 1)
@@ -228,15 +278,15 @@ class PairValues(Scoring):
 
     def table(self, shard: Shard) -> pa.Table:
         """`row_id` and the aggregate `fi`, or `fi_<k>` for the k-th labelled row; null outside the subsample."""
-        w, spec = self.worker, self.worker.job.spec
+        w = self.worker
         ids, parts = [], []
         for raw in w.read_raw("pool", shard, _READ_ROWS):
-            chosen = in_subsample(raw, spec)
+            chosen = self.subsample.rows(raw)
             values = np.full((len(raw), len(self.names)), np.nan, np.float64 if self.whole else np.float32)
             for rows in np.split(chosen, range(self._rows(), len(chosen), self._rows())):
                 if len(rows):
                     ready = w.ready("pool", raw.take(rows))
-                    values[rows] = found = self._values(self.gradients(ready))
+                    values[rows] = found = self._values(self.source.likeliest_gradients(ready, self.solve))
                     check_finite(found, ready.raw, w.job.tables["pool"].name)
             ids.append(raw.ids)
             parts.append(values)
@@ -251,23 +301,6 @@ class PairValues(Scoring):
         inputs, outputs = self.worker.activations
         return int(min(max(BATCH_FLOATS // 8 // (self.r_qp.shape[1] + 4 * (inputs + outputs)), 1), _READ_ROWS))
 
-    def gradients(self, ready: Ready) -> Tensor:
-        """Row gradients `[B, p]` of the likeliest label, in the coordinates of R."""
-        w = self.worker
-        if self.source.is_contrasted:
-            rows = linear_head.HeadRows(w.model, w.blocks[0], ready.x, None, w.loss)
-            g_bp, inverse = rows.contrasted_gradients(), self.source.inverse
-            if self.solve or inverse.dense_pp is None:
-                return g_bp
-            return g_bp @ linear_head.contrasted(inverse, len(w.job.classes.labels), w.blocks[0].shape[2])
-        with w.forward_pass(ready.x) as forward_pass:
-            logits = forward_pass.logits.detach()
-            cotangent = logit_error(w.loss, logits, logits.argmax(1)).detach()
-            inverse = self.source.inverse
-            in_eigenbasis = not self.source.is_head and inverse.dense_pp is None
-            rows_bp = dense_rows(forward_pass, cotangent, eigenbases=inverse.eigenbases if in_eigenbasis else None)
-            return rows_bp if self.solve or inverse.dense_pp is None else rows_bp @ inverse.dense_pp
-
     def _values(self, g_bp: Tensor) -> np.ndarray[Any, Any]:
         if self.mean_pp is not None:
             return ((g_bp @ self.mean_pp) * g_bp).sum(1, keepdim=True).cpu().numpy()
@@ -280,21 +313,6 @@ class PairValues(Scoring):
             held = (squares.to(torch.float32) if fits else squares).cpu().numpy()
             parts.append(self.aggregate.apply(held, torch.get_num_threads())[:, None] if self.whole else held)
         return np.concatenate(parts)
-
-
-def in_subsample(raw: Batch, spec: SampledSpec) -> np.ndarray[Any, Any]:
-    """Positions of the batch's rows that a subsample takes: each with probability `subsample`, by its contents alone.
-
-    Rows that are excluded are left out. Which rows are excluded moves the seed too, so that every round of active
-    learning draws anew from the rows that are left (Yu 2025, Algorithm 8).
-    """
-    if spec.subsample >= 1.0:
-        return np.arange(len(raw))
-    keys, seed = row_keys(raw.x, raw.labels), spec.seed + spec.draw + 2
-    taken = uniforms(keys, seed, 1)[:, 0] < spec.subsample
-    if spec.undrawn:
-        taken &= ~np.isin(to_numpy(raw.ids), np.asarray(spec.undrawn))
-    return np.flatnonzero(taken)
 
 
 def _normals(raw: Batch, seed: int, count: int) -> np.ndarray[Any, Any]:

@@ -15,7 +15,7 @@ from rayinf.data.batches import BatchReader
 from rayinf.data.checked_folder import CheckedFolder, Entry
 from rayinf.data.files import Arrays
 from rayinf.data.pairs import Pairs, pair_table
-from rayinf.data.run_folder import SCORES, UNRANKED, owner_of, part_name, read_record
+from rayinf.data.run_folder import SCORES, TOP_ROWS, UNRANKED, owner_of, part_name, read_record
 from rayinf.data.scores import Scores
 from rayinf.data.shards import ByIndex, Shard
 from rayinf.data.tables import files_of
@@ -118,6 +118,10 @@ def _derive(run: Run, name: str, function: Any, inputs: list[str], *args: Any) -
     for source in done.get(name, ()):
         run.runner.store("drop", source)
     return found
+
+
+# For methods in files of their own.
+derive = _derive
 
 
 def solve_queries(run: Run) -> Any:
@@ -310,6 +314,7 @@ def close_folder(run: Run, meta: dict[str, Any]) -> None:
     assert run.folder is not None
     run.runner.store("close", _LASTING)
     run.folder.clear(UNRANKED)
+    run.folder.clear(TOP_ROWS)
     run.folder.finish(run.record(meta))
     run.log("finish", seconds={k: round(v, 4) for k, v in run.seconds.items()})
 

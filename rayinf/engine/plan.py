@@ -30,6 +30,7 @@ from rayinf.engine.memory import check_fits, check_memory, fewest, query_bytes
 from rayinf.engine.probe import Probe, probe
 from rayinf.engine.run import NORMS, VALID_NORMS, Run, open_tables, partial_sums, scan_table
 from rayinf.engine.runner import LocalRunner
+from rayinf.engine.spanning import SKETCH
 from rayinf.engine.spec import RunSpec, SampledSpec
 from rayinf.engine.stages import Stage
 from rayinf.engine.worker import BATCH_FLOATS
@@ -166,7 +167,10 @@ class _TrialRunner(LocalRunner):
         """Call the store of factors."""
         if method == "derive":
             name, *_, last = args
-            self.store("put", name, self._derived(name, last))
+            made = self._derived(name, last)
+            # A sketch has the size that its own stage gave it.
+            sketch = self.store("get", SKETCH) if self.store("has", SKETCH) else {}
+            self.store("put", name, {**sketch, **self._derived("inverse", last)} if name == "spanning" else made)
             return self.store("get", name)
         return super().publish(method, *args)
 
@@ -246,7 +250,7 @@ class _Trial:
         if name == "scores":
             disk = self.rows[self.job.scored] * (16 + self.item * self.columns)
             # What a run repeats and a trial does not: tiles of labelled rows, or columns.
-            seconds *= self._tiles if self._is_paired else self.columns / self.tried
+            seconds *= self._passes * (self._tiles if self._is_paired else self.columns / self.tried)
             given = given * self.columns // self.tried
         found = [self._stage(name, seconds / self.workers, given + sums + 4 * BATCH_FLOATS, disk)]
         if name == "hessian":
@@ -291,13 +295,19 @@ class _Trial:
     @property
     def _is_paired(self) -> bool:
         """Whether the rows of a pool are scored against every labelled row."""
-        return self.spec.mixed and "pool" in self.job.tables
+        return getattr(self.spec, "strategy", None) == "fi"
 
     @property
     def _labeled(self) -> int:
         """Labelled rows of a tile, whose factors a worker holds."""
         width = 8 * min(self.probed.logits - 1, self.probed.perturbed) * self.probed.parameters
         return min(self.rows["train"], max(1, TILE_BYTES // width))
+
+    @property
+    def _passes(self) -> float:
+        """Of a subsample, all that is measured over what a trial measures: that drawn by chance."""
+        spec = self.spec
+        return spec.subsample / spec.first_share(self.rows[self.job.scored]) if isinstance(spec, SampledSpec) else 1.0
 
     @property
     def _tiles(self) -> int:

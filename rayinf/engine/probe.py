@@ -15,9 +15,10 @@ from rayinf.core.capture import capture, forward
 from rayinf.core.fisher import columns, logit_gradient, loss_gradient
 from rayinf.core.gaps import Gap
 from rayinf.core.influence import ForwardPass, dense_rows
-from rayinf.core.mixed_derivatives import RecordedRows, float_tensors
+from rayinf.core.mixed_derivatives import RecordedRows
 from rayinf.core.objectives import Objective
 from rayinf.core.outputs import Outputs, check_curvature, find_outputs
+from rayinf.core.perturbation import check_layer, perturbed_size
 from rayinf.data.batches import Batch, BatchReader
 from rayinf.engine.entry import KRONECKER
 from rayinf.engine.factories import built, frozen
@@ -114,8 +115,7 @@ def _probe(worker: Worker, job: Job, objectives: Sequence[Objective], held: Mode
             _check_attack(objective, worker, x, labels)
     _check_attached(worker, x)
     _check_gradients(worker, x, labels)
-    if job.spec.mixed:
-        _check_mixed(worker, x, labels)
+    perturbed = _check_mixed(worker, x, labels) if job.spec.mixed else 0
     return Probe(
         logits.shape[1],
         blocks,
@@ -126,7 +126,7 @@ def _probe(worker: Worker, job: Job, objectives: Sequence[Objective], held: Mode
         held.architecture,
         frozen(model),
         held.state,
-        sum(v[0].numel() for v in float_tensors(x)),
+        perturbed,
         model,
         outputs,
     )
@@ -243,7 +243,8 @@ def _check_gradients(worker: Worker, x: object, labels: torch.Tensor) -> None:
         _, cotangent = logit_gradient(worker.row_loss, logits, labels)
         names = [n for b in ruled for n in b.parameters]
         params = dict(model.named_parameters())
-        truth = torch.autograd.grad(logits, [params[n] for n in names], cotangent, retain_graph=True, allow_unused=True)
+        total = (logits * cotangent).sum()
+        truth = torch.autograd.grad(total, [params[n] for n in names], retain_graph=True, allow_unused=True)
         forward_pass = ForwardPass(model, worker.modules, ruled, captured, logits, x)
         own = dense_rows(forward_pass, cotangent, last=False).sum(0).split([b.numel for b in ruled])
         alone = torch.zeros_like(cotangent)
@@ -268,10 +269,12 @@ def _check_gradients(worker: Worker, x: object, labels: torch.Tensor) -> None:
             )
 
 
-def _check_mixed(worker: Worker, x: object, labels: torch.Tensor) -> None:
-    """Whether the model can be differentiated in its parameters and then in its input, both ways round."""
-    rows = RecordedRows(worker.model, worker.blocks, x, labels, worker.loss)
-    d = sum(v[0].numel() for v in float_tensors(x))
+def _check_mixed(worker: Worker, x: object, labels: torch.Tensor) -> int:
+    """Whether the model can be differentiated in its parameters and in what is perturbed; the size d of that."""
+    perturb = worker.job.spec.perturb
+    check_layer(worker.model, perturb)
+    d = perturbed_size(worker.model, x, perturb)
+    rows = RecordedRows(worker.model, worker.blocks, x, labels, worker.loss, perturb)
     ones = {b.name: torch.ones(1, *b.shape, dtype=worker.dtype, device=worker.device) for b in worker.blocks}
     try:
         found = (
@@ -288,3 +291,4 @@ def _check_mixed(worker: Worker, x: object, labels: torch.Tensor) -> None:
             "The mixed derivatives of the loss on the first training rows are NaN or infinite.",
             "check the scale of the features, and layers without a second derivative (a square root at 0, say).",
         )
+    return d

@@ -34,7 +34,7 @@ class RepeatedDeathError(Exception):
         self.what, self.deaths = what, deaths
 
 
-def check_deaths(what: str, most: int = MOST_DEATHS) -> None:
+def check_deaths(what: str, most: int) -> None:
     """Called in an actor when a call begins: refuses one that has ended too many processes.
 
     Args:

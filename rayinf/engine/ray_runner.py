@@ -18,7 +18,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from rayinf.engine import ray_token
+from rayinf.engine import ray_calls, ray_token
 from rayinf.engine.curvature import MOST_THREADS
 from rayinf.engine.factors import FactorStore
 from rayinf.engine.job import Chunk, Cluster, Job
@@ -39,10 +39,10 @@ _CLEAN_SECONDS = 10.0
 class _Actor:
     """A worker in its own process; its stage is rebuilt where a restart has lost it."""
 
-    def __init__(self, threads: int, device: str) -> None:
+    def __init__(self, threads: int, device: str, most_deaths: int) -> None:
         torch.set_num_threads(threads)
         pa.set_cpu_count(threads)
-        self._device = device
+        self._device, self._most_deaths = device, most_deaths
         self._worker: Worker | None = None
         self._stage: tuple[str, Stage] | None = None
         self._steps = 0
@@ -61,7 +61,7 @@ class _Actor:
     def run(self, call: tuple[str, type[Stage], dict[str, Any]], job: Job, arrays: Any, item: Any) -> Any:
         """The stage's result for an item."""
         name, stage, options = call
-        check_deaths(label(stage, options.get("table", getattr(stage, "table", job.scored)), item))
+        check_deaths(label(stage, options.get("table", getattr(stage, "table", job.scored)), item), self._most_deaths)
         self._steps += 1
         if self._worker is None or self._worker.job.key != job.key:
             self._worker, self._stage = Worker(job, self._device), None
@@ -78,8 +78,9 @@ class _Actor:
 class _Store:
     """The store of factors in its own process."""
 
-    def __init__(self, make: Callable[[], FactorStore]) -> None:
+    def __init__(self, make: Callable[[], FactorStore], most_deaths: int) -> None:
         sweep_temporaries()
+        self._most_deaths = most_deaths
         self._store = make()
         self._thread: int | None = None
         self._life = Life(self._worked)
@@ -103,7 +104,7 @@ class _Store:
     def call(self, method: str, *args: Any) -> tuple[bool, Any]:
         """A method's value, after a sign that it has one: the sign can be had without fetching the value."""
         names = [a for a in args[:1] if isinstance(a, str)]
-        check_deaths(f"{' '.join([method, *names])!r} in the store of factors")
+        check_deaths(f"{' '.join([method, *names])!r} in the store of factors", self._most_deaths)
         self._thread = threading.get_ident()
         return True, getattr(self._store, method)(*args)
 
@@ -244,7 +245,8 @@ class RayRunner:
             groups: dict[str, Any] = {"concurrency_groups": {REPORTS: 1}}
             actor: Any = ray.remote(num_cpus=c.cpus_per_worker, num_gpus=c.gpus_per_worker, **groups, **FAULTS)(_Actor)
             device = "cuda" if c.gpus_per_worker else "cpu"
-            self._actors = [actor.remote(max(1, int(c.cpus_per_worker)), device) for _ in range(c.workers)]
+            threads = max(1, int(c.cpus_per_worker))
+            self._actors = [actor.remote(threads, device, ray_calls.MOST_DEATHS) for _ in range(c.workers)]
             wait_ready(self._actors, c)
         return self._actors
 
@@ -262,7 +264,7 @@ class RayRunner:
         self._connect()
         groups: dict[str, Any] = {"concurrency_groups": {REPORTS: 1}}
         store: Any = ray.remote(num_cpus=0, runtime_env=_threads_env(MOST_THREADS), **groups, **FAULTS)(_Store)
-        self._store = store.remote(partial(FactorStore, folder, owner))
+        self._store = store.remote(partial(FactorStore, folder, owner), ray_calls.MOST_DEATHS)
         self._held.append(self._store)
         wait_ready([self._store], self._cluster)
 

@@ -20,9 +20,10 @@ from rayinf.user_code import sendable
 class _TrainingActor:
     """An actor that applies a function to one item at a time, and reports meanwhile that its process runs."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, most_deaths: int) -> None:
         torch.set_num_threads(threads)
         pa.set_cpu_count(threads)
+        self._most_deaths = most_deaths
         # A training has no count of its own: while its process answers, it is taken to go on.
         self._life = Life(time.monotonic)
         self._function: Callable[[Any], Any] | None = None
@@ -42,7 +43,7 @@ class _TrainingActor:
 
         The function comes as a reference in a list, and is fetched once, not with every call.
         """
-        check_deaths(what, MOST_DEATHS_OF_TRAININGS)
+        check_deaths(what, self._most_deaths)
         if self._function is None:
             self._function = ray.get(function[0])
         return self._function(item)
@@ -80,7 +81,8 @@ def training_actors(function: Callable[[Any], Any], cluster: Cluster, workers: i
         remote: Any = ray.remote(
             num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, **groups, **FAULTS
         )(_TrainingActor)
-        actors = [remote.remote(max(1, int(cluster.cpus_per_worker))) for _ in range(workers)]
+        threads = max(1, int(cluster.cpus_per_worker))
+        actors = [remote.remote(threads, MOST_DEATHS_OF_TRAININGS) for _ in range(workers)]
         try:
             wait_ready(actors, cluster)
             with sendable():

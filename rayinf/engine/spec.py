@@ -16,13 +16,15 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from rayinf.core.blocks import find_blocks
 from rayinf.core.dropout import require_dropout
 from rayinf.core.fisher import FisherKind
 from rayinf.core.objective_parser import parse
 from rayinf.core.objectives import Objective, mean_loss
+from rayinf.core.perturbation import INPUT
 from rayinf.data.batches import is_text
 from rayinf.data.tables import Table
-from rayinf.engine.entry import BY_DROPOUT, BY_INFLUENCE, BY_LOGITS, KRONECKER, check
+from rayinf.engine.entry import BY_DROPOUT, BY_EMBEDDING, BY_INFLUENCE, BY_LOGITS, BY_MEASURE, JOINT, KRONECKER, check
 from rayinf.engine.job import Cluster
 from rayinf.errors import InputError
 from rayinf.select import aggregate
@@ -247,7 +249,13 @@ class PairsSpec(RunSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class SampledSpec(RunSpec):
-    """Of verbs that can take FI of a share of the rows, and with a rank; `exclude` names rows not to draw."""
+    """Of verbs that take FI: of a share of the rows, with a rank, a scale and a place that is perturbed.
+
+    Attributes:
+        scale: of the step that a perturbation w is: "mean" moves the fit by `-(n Hbar)^-1 M w`, "sum" n times as far.
+        perturb: "input", or the layer whose input is perturbed.
+        exclude: ids of rows not to draw.
+    """
 
     signed = False
     usual_damping = "layer_mean:0.1"
@@ -256,12 +264,19 @@ class SampledSpec(RunSpec):
     training_time: float | None = field(default=None, init=False)
     rank: int | None = None
     subsample: float = 1.0
+    scale: str = "mean"
+    perturb: str = INPUT
     exclude: Any = field(default=(), metadata=_NOT_IDENTITY)
 
     @cached_property
     def undrawn(self) -> tuple[Any, ...]:
         """Ids of rows that the share is not drawn from."""
         return tuple(sorted(set(self.exclude), key=str)) if self.subsample < 1 else ()
+
+    def first_share(self, rows: int) -> float:
+        """The share of a table's rows that is drawn by chance: half of the subsample, or as much as a forest needs."""
+        least = LEAST_ROWS / max(rows - len(self.undrawn), 1)
+        return 1.0 if self.subsample == 1 else min(self.subsample, max(self.subsample / 2, least))
 
     @cached_property
     def draw(self) -> int:
@@ -349,7 +364,7 @@ class AcquireSpec(SampledSpec):
         if self.needs_valid and self.valid is None:
             raise InputError(f"strategy={self.strategy!r} needs validation rows.", "pass valid=..., or use isal.")
         self._set(exclude=() if self.exclude is None else self.exclude, precision=None)
-        if self.strategy == "fi":
+        if self.strategy in BY_MEASURE:
             self._set(precision="fp64", mixed=True, takes_probabilities=_FI)
         elif self.strategy in BY_INFLUENCE:
             self._set(objectives=(Objective("total"),))
@@ -370,7 +385,7 @@ class AcquireSpec(SampledSpec):
     @property
     def is_joint(self) -> bool:
         """Whether rows are picked together, so that how many there are matters to which."""
-        return self.strategy == "batchbald"
+        return self.strategy in JOINT
 
     def check(self, tables: Mapping[str, Table], probed: Probe) -> None:
         """Refuse what the tables or the model cannot give.
@@ -383,16 +398,31 @@ class AcquireSpec(SampledSpec):
         if self.n > rows - len(set(self.exclude)):
             left = f", {len(set(self.exclude)):,} of them excluded" if len(self.exclude) else ""
             raise InputError(f"n={self.n:,} rows are wanted, and the pool has {rows:,}{left}.", "pass a smaller n.")
-        if self.strategy != "fi" and (self.rank is not None or self.subsample != 1):
-            raise InputError(
-                f"rank={self.rank} and subsample={self.subsample} are for FI, not for {self.strategy!r}.",
-                'leave them out, or use strategy="fi".',
-            )
+        self._check_options_of_fi()
         if self.strategy == "fi":
             aggregate.parse(str(self.aggregate), tables["train"].num_rows)
         if self.strategy in BY_DROPOUT:
             require_dropout(probed.model)
+        if self.strategy in BY_EMBEDDING:
+            find_blocks(probed.model, "last")
         super().check(tables, probed)
+
+    def _check_options_of_fi(self) -> None:
+        """Refuse options of FI for other strategies.
+
+        Raises:
+            InputError: one of them is given.
+        """
+        names = ("rank", "scale", "perturb") if self.strategy not in BY_MEASURE else ()
+        names = (*names, "subsample") if self.strategy != "fi" else names
+        defaults = {f.name: f.default for f in fields(self)}
+        given = [f"{name}={getattr(self, name)!r}" for name in names if getattr(self, name) != defaults[name]]
+        if given:
+            wanted = '"fi"' if "subsample" in given[-1] else '"fi" or "fi_batch"'
+            raise InputError(
+                f"{' and '.join(given)} {'are' if len(given) > 1 else 'is'} for FI, not for {self.strategy!r}.",
+                f"leave {'them' if len(given) > 1 else 'it'} out, or use strategy={wanted}.",
+            )
 
     def identity(self) -> dict[str, Any]:
         """With n where rows are picked together."""

@@ -89,6 +89,10 @@ class Summing:
         """Fisher columns that a batch holds at a time."""
         return 1
 
+    def rows_at_once(self) -> int:
+        """Rows of a batch."""
+        return self.worker.rows_a_batch(self.columns())
+
     def batch(self, sums: Sums, ready: Ready) -> None:
         """Add one batch."""
         raise NotImplementedError
@@ -96,7 +100,7 @@ class Summing:
     def __call__(self, item: Chunk) -> Arrays:
         """Sums of a chunk, float64."""
         sums: Sums = {}
-        size = self.worker.rows_a_batch(self.columns())
+        size = self.rows_at_once()
         for shard in item.shards:
             for ready in self.worker.read(self.table, shard, size):
                 self.batch(sums, ready)
@@ -309,6 +313,14 @@ class SelfScore(Scoring):
             found = self_products(forward_pass, cotangent_bc, self.eigenbases, self.flat)[:, None]
         found = found * scale_b1.square()
         return found.to(self.worker.dtype) if self.scale == 1 else found * self.scale
+
+
+def chosen_rows(worker: Worker, shard: Shard, positions: np.ndarray[Any, Any], size: int) -> Iterator[Ready]:
+    """The rows of a shard of a pool at some positions of the table, as batches of tensors."""
+    for raw in worker.read_raw("pool", shard, size):
+        rows = np.flatnonzero(np.isin(np.arange(raw.start, raw.start + len(raw)), positions))
+        if len(rows):
+            yield worker.ready("pool", raw.take(rows))
 
 
 def is_head(forward_pass: ForwardPass) -> bool:

@@ -17,7 +17,7 @@ from rayinf.core import fisher
 from rayinf.core.blocks import Block, find_blocks
 from rayinf.core.capture import capture, forward
 from rayinf.core.influence import ForwardPass
-from rayinf.data.batches import Batch, BatchReader, row_keys, uniforms
+from rayinf.data.batches import Batch, BatchReader, in_second_half, row_keys, uniforms
 from rayinf.data.files import Arrays
 from rayinf.data.shards import Shard
 from rayinf.engine.factories import check_same_state
@@ -95,7 +95,7 @@ class Worker:
         """The model's modules by name."""
         return dict(self.model.named_modules())
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
@@ -276,7 +276,7 @@ class Worker:
         """0 or 1 for each row: which half of the validation rows it is in, from its contents and the seed."""
         if not self.job.spec.halves:
             return None
-        side = uniforms(row_keys(ready.raw.x, ready.raw.labels), self.job.spec.seed + 1, 1)[:, 0] >= 0.5
+        side = in_second_half(ready.raw.x, ready.raw.labels, self.job.spec.seed)
         return torch.from_numpy(side.astype(np.int64)).to(self.device)
 
     def tensors(self, arrays: Arrays, dtype: torch.dtype) -> dict[str, Tensor]:

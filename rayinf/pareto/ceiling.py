@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from rayinf.pareto.blocks import GROUPS, blocks, group_sums
 from rayinf.pareto.certificate import Certifier, Sample, Sampler, thinned
@@ -74,7 +75,10 @@ class CrossFit:
 
     Attributes:
         value: the mean of both directions.
-        interval: 95% at least, by the bootstrap; `value`, the least of several estimates, lies in its lower half.
+        interval: 95% at least, over training rows and validation rows; `value`, the least of several estimates, lies in
+            its lower half.
+        noise: standard error that the choice of validation rows gives a class's mean over both directions, in units of
+            its b, pooled over the classes.
         directions: chosen on the first half and judged on the second; the other way round.
         by_class: `[2, K]`, what each class gains in each direction, in units of its b; NaN where a class is left out.
         gain: `[2]`, in-sample, of each half.
@@ -82,6 +86,7 @@ class CrossFit:
 
     value: float
     interval: tuple[float, float]
+    noise: float
     directions: tuple[float, float]
     by_class: Array
     gain: tuple[float, float]
@@ -161,7 +166,12 @@ def _first_pass(source: Source, options: Options) -> _First:
 
 
 class _Search:
-    """The certificate of the whole or of a half; of a half also the gain of its weights on the other, by groups."""
+    """The certificate of the whole or of a half; of a half also the gain of its weights on the other, by groups.
+
+    And a sample of the validation rows' noise: for each class j the weights `sign(sum_{k != j} pi_k P_i^k)`, in whose
+    choice class j has no part but for K prices, judged on j in both halves. What the halves differ by is the noise of
+    j's validation rows alone.
+    """
 
     def __init__(self, first: _First, part: int, used: Array, options: Options) -> None:
         whole = len(used) == first.samples[part].p.shape[1]
@@ -170,21 +180,29 @@ class _Search:
         sample = Sample(np.ascontiguousarray(held.p[:, self._columns]), held.rows, held.weight)
         self.certifier = Certifier(first.absolute[part].sum(0)[used], sample, options.near, options.gap)
         self.used, self._part, self._other = used, part, {0: 0, 1: 2, 2: 1}[part]
-        self._judged = np.zeros((GROUPS, len(used)))
-        self.judged = self._judged
+        own, other = (first.absolute[k].sum(0)[used] for k in (part, self._other))
+        self._scale = np.stack([1 / own, -1 / other])
+        self._judged, self._apart = np.zeros((GROUPS, len(used))), np.zeros(len(used))
+        self.judged, self.apart = self._judged, self._apart
 
     def add(self, parts: tuple[Array, ...], start: int) -> None:
         """Add a block."""
-        delta = self.certifier.add(parts[self._part][:, self._columns], start)
-        if self._part:
-            self._judged += group_sums(delta[:, None] * parts[self._other][:, self._columns])
+        own = parts[self._part][:, self._columns]
+        delta = self.certifier.add(own, start)
+        if not self._part:
+            return
+        other = parts[self._other][:, self._columns]
+        self._judged += group_sums(delta[:, None] * other)
+        pi = self.certifier.prices
+        without = np.sign((own @ pi)[:, None] - own * pi)
+        self._apart += np.einsum("bk,bk->k", without, own * self._scale[0] + other * self._scale[1])
 
     def close(self) -> None:
         """End a pass."""
         self.certifier.close()
         if self.certifier.judged_best:
-            self.judged = self._judged
-        self._judged = np.zeros_like(self._judged)
+            self.judged, self.apart = self._judged, self._apart
+        self._judged, self._apart = np.zeros_like(self._judged), np.zeros_like(self._apart)
 
 
 def _pass_until_done(source: Source, searches: dict[int, _Search], passes: int) -> None:
@@ -236,27 +254,49 @@ def _gain(search: _Search, absolute: Array, bootstrap: _Bootstrap) -> Gain:
 
 
 def _cross_fit(searches: tuple[_Search, _Search], absolute: list[Array], bootstrap: _Bootstrap) -> CrossFit:
-    """Both directions, their mean, and an interval over rows at fixed weights."""
+    """Both directions, their mean, and an interval over training and validation rows at fixed weights."""
     used = searches[0].used
     by_class = np.full((2, absolute[0].shape[1]), np.nan)
-    least, ends = [], []
+    drawn = []
     for k, search in enumerate(searches):
         sums = absolute[2 - k][:, used]  # of the half that judges
         by_class[k, used] = search.judged.sum(0) / sums.sum(0)
-        least.append(float(by_class[k, used].min()))
-        ends.append(_of_least(by_class[k, used], bootstrap.ratios(search.judged, sums)))
-    low, high = np.mean(ends, axis=0)
+        drawn.append(bootstrap.ratios(search.judged, sums))
+    held = by_class[:, used]
+    noise = validation_noise(held, np.stack([s.apart for s in searches]))
+    low, high = np.mean([_of_least(v, d, noise) for v, d in zip(held, drawn, strict=True)], axis=0)
+    first, second = map(float, held.min(1))
     gains = (searches[0].certifier.upper, searches[1].certifier.upper)
-    return CrossFit((least[0] + least[1]) / 2, (float(low), float(high)), (least[0], least[1]), by_class, gains)
+    return CrossFit((first + second) / 2, (float(low), float(high)), noise, (first, second), by_class, gains)
 
 
-def _of_least(value_k: Array, drawn_rk: Array) -> tuple[float, float]:
+def validation_noise(by_class: Array, apart: Array) -> float:
+    """The standard error, over draws of the validation rows, of a class's gain averaged over both directions.
+
+    In units of the class's b, with one variance for all classes. `apart_j` has the variance `2 s^2`, where `s^2` is
+    that of one direction: two halves of j's rows, seen through weights that j did not choose. The directions are
+    positively correlated (by r): where noise chooses, `sign(P1) P2` and `sign(P2) P1` share a part. Their difference
+    has the variance `2 s^2 (1 - r)`, their mean `s^2 (1 + r) / 2 = s^2 - (variance of the difference) / 4`, and at
+    least `s^2 / 2`.
+
+    Args:
+        by_class: `[2, K]`, gains in both directions.
+        apart: `[2, K]`, differences between the halves, of either direction's weights.
+    """
+    one = float((apart**2).mean()) / 2
+    return float(np.sqrt(max(one - float(((by_class[0] - by_class[1]) ** 2).mean()) / 4, one / 2)))
+
+
+def _of_least(value_k: Array, drawn_rk: Array, noise: float) -> tuple[float, float]:
     """An interval for the least of several means, of which the least estimate is too low where they are close.
 
     Lower end: the least of the classes' lower ends, since the least mean is that of one class. Upper end: the least of
-    upper ends that hold for all classes simultaneously.
+    upper ends that hold for all classes simultaneously. The noise of the validation rows is estimated from K classes:
+    Student's t with K degrees of freedom.
     """
     error = drawn_rk.std(0)
     apart = np.divide(value_k - drawn_rk, error, out=np.zeros_like(drawn_rk), where=error > 0).max(1)
     wide = max(float(np.quantile(apart, _LEVELS[1])), _NORMAL)
-    return float((value_k - _NORMAL * error).min()), float((value_k + wide * error).min())
+    of_valid = float(stdtrit(len(value_k), _LEVELS[1])) * noise
+    low, high = (np.hypot(width * error, of_valid) for width in (_NORMAL, wide))
+    return float((value_k - low).min()), float((value_k + high).min())

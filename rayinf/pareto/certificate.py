@@ -155,6 +155,11 @@ class Certifier:
         """Whether the bounds have met, or no step improves them any more."""
         return self._stalled or (self.passes > 0 and self.upper - self.lower <= max(self._gap * self.upper, _ZERO))
 
+    @property
+    def prices(self) -> Array:
+        """`[K]`, of the pass that is open: the signs of `P_i prices` are its row weights."""
+        return self._trial.pi
+
     def add(self, p_bk: Array, start: int) -> Array:
         """Add a block of rows whose first is `start`; returns the deltas `[B]` of the weights of this pass."""
         value, size = p_bk @ self._trial.pi, np.abs(p_bk) @ (1.0 / self._b)

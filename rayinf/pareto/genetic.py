@@ -10,6 +10,8 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 # The first alphas are uniform from here to 1.
 _LEAST_ALPHA = 0.5
+# A sweep's alphas go from here to 1, with so many radii for each.
+_LEAST_OF_LINE, _RADII_A_LINE = 0.75, 6
 # The radius is mutated by an exponential of N(0, this).
 _RADIUS_STRENGTH = 0.4
 _LEAST_RADIUS = 1e-3
@@ -30,6 +32,7 @@ class Breeding:
         strength: standard deviation of what is added to an alpha that mutates.
         upper: alphas are clipped to `[0, upper]`.
         radius: whether the trust region's radius is a gene, in (0, 1].
+        sweep: whether the first population is a grid instead of random: one alpha for all classes, by radii.
     """
 
     classes: int
@@ -42,6 +45,7 @@ class Breeding:
     strength: float = 0.25
     upper: float = 2.0
     radius: bool = True
+    sweep: bool = False
 
     @property
     def size(self) -> int:
@@ -49,11 +53,15 @@ class Breeding:
         return self.elites + self.mutated_elites + self.randoms + self.crossover_children
 
     def first(self, seed: int) -> Array:
-        """The first population `[size, genes]`.
+        """The first population `[size, genes]`, random or a sweep (`grid`).
 
-        Alphas are uniform in [0.5, 1], and radii are spread evenly over (0, 1]. One candidate, a third of the way up,
-        has alphas of 1: a gain of the targets without a loss for any other class, to first order.
+        Random: alphas are uniform in [0.5, 1], and radii are spread evenly over (0, 1]. One candidate, a third of the
+        way up, has alphas of 1: a gain of the targets without a loss for any other class, to first order.
         """
+        if self.sweep:
+            found = grid(self.size, self.classes, self.radius)
+            found[:, : self.classes] = np.minimum(found[:, : self.classes], self.upper)
+            return found
         drawn = [self._random(_generator(seed, 0, s), s, self.size) for s in range(self.size)]
         population = np.stack(drawn)
         population[self.size // 3, : self.classes] = min(1.0, self.upper)
@@ -101,6 +109,29 @@ class Breeding:
         first, second = (ranked[rng.integers(len(ranked), size=2).min()] for _ in range(2))
         crosses, mine = rng.uniform() < self.crossover_rate, rng.uniform(size=ranked.shape[1]) < 0.5
         return np.where(mine, first, second) if crosses else first.copy()
+
+
+def grid(size: int, classes: int, radius: bool) -> Array:
+    """Candidates of one alpha for all classes, on a line from 0.75 to 1, by radii spread evenly: `[size, genes]`.
+
+    There are about six radii for an alpha, and two alphas at least; without radii, the alphas alone. The last
+    candidates of a grid that is larger than `size` are left out.
+
+    Args:
+        size: how many.
+        classes: K.
+        radius: whether a radius is the last gene.
+    """
+    if not radius:
+        return np.repeat(np.linspace(_LEAST_OF_LINE, 1.0, size)[:, None], classes, 1)
+    lines = max(2, round((size / _RADII_A_LINE) ** 0.5))
+    radii = -(-size // lines)
+    pairs = [
+        np.append(np.full(classes, alpha), (j + 0.5) / radii)
+        for j in range(radii)
+        for alpha in np.linspace(1.0, _LEAST_OF_LINE, lines)
+    ]
+    return np.stack(pairs[:size])
 
 
 def _generator(seed: int, generation: int, slot: int) -> np.random.Generator:

@@ -63,6 +63,8 @@ class ReweightLP:
         targets: positions of the classes whose gain is maximised.
         slack: "paper" or "scaled", see `Demands`.
         names: of the classes, for messages; None: their positions.
+        demanded: positions of the classes that have a demand; None: all. Of the others, `predicted_change` alone says
+            what the weights do to them.
 
     Raises:
         InputError: an influence that is not finite, no rows, or an unknown slack.
@@ -74,6 +76,7 @@ class ReweightLP:
         targets: Sequence[int],
         slack: str = "paper",
         names: Sequence[str] | None = None,
+        demanded: Sequence[int] | None = None,
     ) -> None:
         check_slack(slack)
         self._source = p_nk if callable(p_nk) else np.ascontiguousarray(p_nk, dtype=float)
@@ -81,6 +84,8 @@ class ReweightLP:
         self.survey = Survey.of(self._blocks)
         classes = len(self.survey.total)
         self._names = tuple(map(str, range(classes) if names is None else names))
+        self._free = np.ones(classes, bool)
+        self._free[slice(None) if demanded is None else list(demanded)] = False
 
     def solve(
         self,
@@ -103,6 +108,7 @@ class ReweightLP:
             RunError: HiGHS gave up, or the weights miss a demand.
         """
         survey, demands = self.survey, Demands.of(self.survey, alpha_k, upper, radius, self._slack)
+        demands.floor[self._free] = -np.inf
         root = np.sqrt(survey.rows)
         # In these units the absolute influences on a class add up to the root of n: the geometric mean of the two
         # scales in the master, that of one row and that of all.

@@ -31,6 +31,7 @@ class SideMaps:
         loss: of the same, measured.
         accuracy: of each class's test accuracy, measured.
         correlation: of predicted and measured loss, by ranks.
+        slope: the measured change of loss for each unit of predicted change.
     """
 
     side: str
@@ -38,6 +39,7 @@ class SideMaps:
     loss: Array
     accuracy: Array
     correlation: float | None
+    slope: float | None
 
 
 def plot(sides: Sequence[SideMaps], names: Sequence[str], path: str | AnyPath) -> AnyPath:
@@ -98,8 +100,8 @@ def _scatter(axes: Axes, held: SideMaps) -> None:
         getattr(axes, f"set_{name}scale")("symlog", linthresh=10 ** np.floor(np.log10(_LINEAR * largest)), linscale=0.7)
     axes.axhline(0, color="black", linewidth=0.6)
     axes.axvline(0, color="black", linewidth=0.6)
-    shown = "undefined" if held.correlation is None else f"{held.correlation:.2f}"
-    axes.set_title(f"{held.side.capitalize()} rows removed: Spearman {shown}", fontsize=11)
+    shown, slope = ("undefined" if v is None else f"{v:.2f}" for v in (held.correlation, held.slope))
+    axes.set_title(f"{held.side.capitalize()} rows removed: Spearman {shown}, slope {slope}", fontsize=11)
     axes.set_xlabel("Predicted change of mean test loss")
     axes.set_ylabel("Measured change")
     axes.grid(alpha=0.3)

@@ -30,10 +30,12 @@ class RankForest:
         model: the fitted forest, of scikit-learn.
         oob_rank_correlation: Spearman's, of each scored row's rank and its prediction by the trees that did not see
             it; 0 where one of both is constant.
+        oob_ranks: `[m]`, these predictions.
     """
 
     model: RandomForestRegressor
     oob_rank_correlation: float
+    oob_ranks: Array
 
     @classmethod
     def fit(cls, features: Array, values: Array, labels: Array | None, seed: int, jobs: int = 1) -> RankForest:
@@ -68,7 +70,7 @@ class RankForest:
         )
         model.fit(_columns(features, labels), ranks)
         model.n_jobs = 1  # threads would sum the trees in any order, which changes the last bits
-        return cls(model, _rank_correlation(model.oob_prediction_, ranks))
+        return cls(model, _rank_correlation(model.oob_prediction_, ranks), model.oob_prediction_)
 
     def predict(self, features: Array, labels: Array | None) -> Array:
         """Predicted ranks `[B]` in [0, 1]; a row's depends on the row alone.
@@ -95,15 +97,34 @@ class RankForest:
         return forest
 
 
-def rank_of(values: Array, reference: Array) -> Array:
+def rank_of(values: Array, reference: Array, weights: Array | None = None) -> Array:
     """Ranks in [0, 1] among `m` reference values: `j / (m - 1)` for the j-th of them, the average rank at ties.
 
     Args:
         values: `[B]`, finite; outside the reference they rank half-way between its neighbours.
         reference: `[m]`, sorted.
+        weights: `[m]`, how many rows each of them stands for; None: as many each.
     """
-    left, right = (np.searchsorted(reference, values, side) for side in ("left", "right"))
-    return np.clip((left + right - 1) / 2 / max(len(reference) - 1, 1), 0.0, 1.0)
+    weights = np.ones(len(reference)) if weights is None else weights
+    up_to = np.concatenate([[0.0], weights.cumsum()])
+    low, high = weights[0] / 2, up_to[-1] - weights[-1] / 2
+    left, right = (up_to[np.searchsorted(reference, values, side)] for side in ("left", "right"))
+    return np.clip(((left + right) / 2 - low) / (high - low if high > low else 1.0), 0.0, 1.0)
+
+
+def limit_of(predicted: Array, share: float) -> tuple[float, float]:
+    """Where the top share of predicted ranks begins: a rank, and the share of the rows at it that belongs to the top.
+
+    Args:
+        predicted: `[m]` ranks of rows drawn by chance.
+        share: of all rows that are like them, in [0, 1].
+    """
+    wanted = share * len(predicted)
+    if wanted <= 0:
+        return 1.0, 0.0
+    at = float(np.sort(predicted)[::-1][min(int(np.ceil(wanted)), len(predicted)) - 1])
+    above, equal = int((predicted > at).sum()), int((predicted == at).sum())
+    return at, float(np.clip((wanted - above) / equal, 0.0, 1.0))
 
 
 def _columns(features: Array, labels: Array | None) -> Array:

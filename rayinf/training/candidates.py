@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rayinf.core.capture import forward
-from rayinf.data.batches import Array, Batch
+from rayinf.data.batches import Array, Batch, in_second_half
 from rayinf.engine.job import Job
 from rayinf.engine.worker import Worker
 from rayinf.errors import InputError, RunError
+from rayinf.pareto.halved_lp import HalvedLP
 from rayinf.pareto.lp import InfeasibleError, ReweightLP, Solution
 from rayinf.task import Fit
 from rayinf.training.retraining import call_fit, train_in_place
@@ -36,12 +37,15 @@ class Training:
         radius: of the trust region; None: the box.
         trains: whether an epoch is trained; False measures the checkpoint.
         returns_model: whether the model and the weights are given back too.
+        half: None, or the half of the validation rows (0, 1) that alone chooses the weights; then the rows of the
+            other half alone are measured.
     """
 
     alpha: tuple[float, ...] | None = None
     radius: float | None = None
     trains: bool = True
     returns_model: bool = False
+    half: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,25 +102,28 @@ class CandidateTrainer:
         job: the task with its classes, and the tables "train" and "valid".
         given: the training table as the user gave it, where the fit is a function.
         fit: how a candidate is trained.
-        p_nk: influence vectors, classes in the order of the logits.
+        vectors: influence vectors, classes in the order of the logits, `[n, K]`; of both halves of the validation rows
+            `[n, 2 K]`.
         targets: positions of the classes to lift.
         slack: of the LP.
         upper: of the weights where there is no radius.
         seed: of training: the same for all candidates, so that they see the rows in the same order.
         threads: of training.
         device: where the model is; None: where the task has it.
+        halves_seed: which rows are in which half; None: not known, and no training is for a half.
     """
 
     job: Job
     given: Any
     fit: Any
-    p_nk: Array
+    vectors: Array
     targets: tuple[int, ...]
     slack: str
     upper: float
     seed: int
     threads: int
     device: str | None
+    halves_seed: int | None = None
 
     def __call__(self, training: Training) -> Evaluation:
         """Train and measure one.
@@ -131,7 +138,7 @@ class CandidateTrainer:
             if training.alpha is None:
                 return self._measured(self._train(None), training, None)
             try:
-                found = self._lp.solve(np.asarray(training.alpha), self.upper, training.radius)
+                found = self._solved(training)
             except InfeasibleError as error:
                 names = tuple(self.job.classes.names[k] for k in error.classes)
                 return Evaluation(problem=error.what, conflict=names)
@@ -143,9 +150,18 @@ class CandidateTrainer:
                 return Evaluation(problem=error.what)
             return self._measured(model, training, found)
 
+    def _solved(self, training: Training) -> Solution:
+        alpha, lp = np.asarray(training.alpha), self._lp
+        if training.half is None:
+            return lp.solve(alpha, self.upper, training.radius)
+        assert isinstance(lp, HalvedLP)
+        return lp.of_half(training.half, alpha, self.upper, training.radius)
+
     @cached_property
-    def _lp(self) -> ReweightLP:
-        return ReweightLP(self.p_nk, self.targets, self.slack, self.job.classes.names)
+    def _lp(self) -> ReweightLP | HalvedLP:
+        names = self.job.classes.names
+        kind = ReweightLP if self.vectors.shape[1] == len(names) else HalvedLP
+        return kind(self.vectors, self.targets, self.slack, names)
 
     @cached_property
     def _checkpoint(self) -> Worker:
@@ -188,6 +204,13 @@ class CandidateTrainer:
             )
         return model.eval()
 
+    def _counts(self, raw: Batch, half: int | None) -> Tensor:
+        """Which rows of a batch are measured: all, or those of the half that did not choose the weights."""
+        if half is None:
+            return torch.ones(len(raw), dtype=torch.bool)
+        assert self.halves_seed is not None
+        return torch.from_numpy(in_second_half(raw.x, raw.labels, self.halves_seed) == (half == 0))
+
     def _measured(self, model: nn.Module, training: Training, found: Solution | None) -> Evaluation:
         worker, task, classes = self._checkpoint, self.job.task, len(self.job.classes.labels)
         model = model.to(worker.device)
@@ -196,12 +219,14 @@ class CandidateTrainer:
         with on_rows(lambda: worker.rows_at_work), torch.no_grad():
             for raw in self._read() if self._held is None else self._held:
                 ready = worker.ready("valid", raw)
+                counts = self._counts(raw, training.half)
                 logits = forward(model, ready.x)
+                losses = task.row_loss(logits, ready.y).double().cpu()
                 y, hit = ready.y.cpu(), (logits.argmax(1) == ready.y).cpu()
-                rows += torch.bincount(y, minlength=classes)
-                right += torch.bincount(y[hit], minlength=classes)
-                loss.index_add_(0, y, task.row_loss(logits, ready.y).double().cpu())
-        means = (loss / rows).tolist()
+                rows += torch.bincount(y[counts], minlength=classes)
+                right += torch.bincount(y[hit & counts], minlength=classes)
+                loss.index_add_(0, y[counts], losses[counts])
+        means = (loss / rows.clamp(min=1)).tolist()
         if not np.isfinite(means).all():
             return Evaluation(problem=f"The trained model's mean losses by class are {means}.")
         measured = Evaluation(right.tolist(), rows.tolist(), means)

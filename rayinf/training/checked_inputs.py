@@ -35,22 +35,23 @@ class CheckedInputs:
     identity: dict[str, Any]
 
 
-def check_tables(task: Task, tables: Mapping[str, Any]) -> CheckedInputs:
-    """Open tables for a verb that needs influence vectors by class, before any work.
+def check_tables(task: Task, tables: Mapping[str, Any], objective: Any = "category") -> CheckedInputs:
+    """Open tables for a verb that needs values by objective, before any work.
 
     Args:
         task: the model.
         tables: "train", "valid" and more, of any form.
+        objective: as in `influence`, whose targets the job has.
 
     Raises:
-        InputError: what does not fit: validation rows of every class are needed too.
+        InputError: what does not fit: by category, validation rows of every class are needed too.
 
     Cost: a pass over all tables.
     """
     task = replace(task, checkpoints=None, ensemble=None)  # what trains starts from the one model
     others = {name: table for name, table in tables.items() if name not in ("train", "valid")}
     spec = InfluenceSpec(
-        task=task, train=tables["train"], valid=tables["valid"], objective="category", curvature="identity"
+        task=task, train=tables["train"], valid=tables["valid"], objective=objective, curvature="identity"
     )
     with open_run(spec, **others) as run:
         job = replace(run.job, task=replace(task, classes=run.job.classes.labels))

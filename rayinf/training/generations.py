@@ -77,7 +77,7 @@ class Generations:
         """Begin with the unweighted epoch, which is a candidate too: that of no weights."""
         self.found: dict[str, Candidate] = {}
         self.trained = 0
-        self.unweighted = self._ranked(PLAIN, (-1, -1), Training(), self.plain)
+        self.unweighted = self.ranked(PLAIN, (-1, -1), Training(), self.plain)
 
     def run(self, calls: Calls) -> Iterator[tuple[int, list[Candidate], int]]:
         """All generations. Every draw is fixed by the seed, the generation and the slot: later ones change none.
@@ -95,7 +95,7 @@ class Generations:
             found = evaluate(self.steps, calls, new, self._count)
             for (name, training), evaluation in zip(new.items(), found.values(), strict=True):
                 key = PurePosixPath(name).stem
-                self.found[key] = self._ranked(key, (g, keys.index(key)), training, evaluation)
+                self.found[key] = self.ranked(key, (g, keys.index(key)), training, evaluation)
             ranked = sorted((self.found[key] for key in trainings), key=lambda c: c.order, reverse=True)
             self.steps.write(f"generations/{g:03d}.json", _summary(g, [self.found[key] for key in keys], ranked[0]))
             yield g, ranked, self.trained - before
@@ -122,7 +122,13 @@ class Generations:
         alpha = tuple(genes[: self.classes].tolist())
         return Training(alpha, None if radius is None else float(radius))
 
-    def _ranked(self, key: str, place: tuple[int, int], training: Training, found: Evaluation) -> Candidate:
+    def ranked(self, key: str, place: tuple[int, int], training: Training, found: Evaluation) -> Candidate:
+        """A candidate with what ranks it.
+
+        Where a price is preferred: above the unweighted epoch stand those that are worth more and whose targets gain in
+        the mean, of these first those in which every target gains (against the checkpoint in "direct"); all others
+        stand below it.
+        """
         if found.problem is not None:
             return Candidate(key, *place, training, found, -np.inf, UNTRAINED, np.nan, np.nan)
         against = self.checkpoint if self.mode == "direct" else self.plain
@@ -131,7 +137,8 @@ class Generations:
         order = (fitness, tie)
         if self.search.prefer != PAPER:
             worth = value(gain, others, float(self.search.prefer))
-            order = (float(np.isfinite(fitness) and worth > 0), worth)
+            level = 1 + np.isfinite(fitness) if worth > 0 and gain > 0 else 0
+            order = (0.5 if key == PLAIN else float(level), worth)
         return Candidate(key, *place, training, found, fitness, order, gain, others)
 
 

@@ -20,7 +20,7 @@ from rayinf.errors import InputError
 from rayinf.task import Fit, Task
 from rayinf.training.open_table import TABLE, open_table
 from rayinf.training.rows_to_keep import Keep, kept_mask
-from rayinf.training.shuffle import Rows, Shuffled
+from rayinf.training.shuffle import Rows, Shuffled, hold
 from rayinf.user_code import FIT, on_rows, user_code
 
 
@@ -40,23 +40,64 @@ def train_anew(
         InputError: a table, mask, weights or ids that do not fit it, or a model that no fit says how to train.
         RunError: training diverged or did not converge.
     """
-    worker, scan = open_table(task, table, "train")
-    chosen = _choose(kept_mask(keep, worker.job.tables[TABLE], task, scan), weights)
-    over = chosen.rows if rows is None else int(rows)
-    with_classes = worker.job.task
-    if isinstance(task.fit, Fit):
-        job, ridge = worker.job, with_classes.l2 * over / chosen.rows
-        shuffled = Shuffled(job.tables[TABLE], job.columns[TABLE], chosen.keep, task.fit.batch_size, paired)
-        train_in_place(worker, shuffled, chosen.weights, task.fit, ridge, int(seed))
-        model = worker.model
-    elif task.fit is not None:
-        ridged = replace(with_classes, l2=with_classes.l2 * over / chosen.rows)
-        model = call_fit(ridged, table, chosen.as_weights, int(seed))
-    else:
-        with on_rows(lambda: worker.rows_at_work):
-            fit_head(_head(worker.model, with_classes), lambda: _head_batches(worker, chosen), over, with_classes.l2)
-        model = worker.model
-    return replace(with_classes, model=model.eval(), checkpoints=None, ensemble=None)
+    return Retraining(task, table).train(keep, weights=weights, seed=seed, rows=rows, paired=paired)
+
+
+class Retraining:
+    """A task's model trained anew on one table, as often as it is called for: the table is opened and checked once.
+
+    Rows that fit the buffer of `shuffle` are read once where there are several trainings (`several`).
+
+    Args:
+        task: the model, its columns and its fit.
+        table: of any form.
+        several: whether there are.
+
+    Raises:
+        InputError: a table that does not fit the task.
+    """
+
+    def __init__(self, task: Task, table: Any, several: bool = False) -> None:
+        self._task, self._given = task, table
+        worker, self._scan = open_table(task, table, "train")
+        self.job = worker.job
+        shuffled = several and isinstance(task.fit, Fit)
+        self._every = hold(self.job.tables[TABLE], self.job.columns[TABLE]) if shuffled else None
+
+    def train(
+        self,
+        keep: Keep = None,
+        *,
+        weights: Array | None = None,
+        seed: int = 0,
+        rows: int | None = None,
+        paired: bool = False,
+    ) -> Task:
+        """What `rayinf.retrain` does, with arguments that are sound.
+
+        Raises:
+            InputError: a mask, weights or ids that do not fit the table, or a model that no fit says how to train.
+            RunError: training diverged or did not converge.
+        """
+        worker, task = Worker(self.job), self._task
+        chosen = _choose(kept_mask(keep, self.job.tables[TABLE], task, self._scan), weights)
+        over = chosen.rows if rows is None else int(rows)
+        with_classes = self.job.task
+        ridge = with_classes.l2 * over / chosen.rows
+        if isinstance(task.fit, Fit):
+            table, columns = self.job.tables[TABLE], self.job.columns[TABLE]
+            shuffled = Shuffled(table, columns, chosen.keep, task.fit.batch_size, paired, self._every)
+            train_in_place(worker, shuffled, chosen.weights, task.fit, ridge, int(seed))
+            model = worker.model
+        elif task.fit is not None:
+            model = call_fit(replace(with_classes, l2=ridge), self._given, chosen.as_weights, int(seed))
+        else:
+            with on_rows(lambda: worker.rows_at_work):
+                fit_head(
+                    _head(worker.model, with_classes), lambda: _head_batches(worker, chosen), over, with_classes.l2
+                )
+            model = worker.model
+        return replace(with_classes, model=model.eval(), checkpoints=None, ensemble=None)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from rayinf.data.vectors import Vectors
 from rayinf.engine.job import Job
 from rayinf.engine.model_digest import model_digest
 from rayinf.errors import InputError
+from rayinf.pareto.halved_lp import by_class
 from rayinf.task import Fit, Task
 from rayinf.training.checked_inputs import check_tables, fit_name
 from rayinf.training.scored_table import check_model, check_scored, check_table
@@ -44,11 +45,22 @@ class SearchArguments:
 
 @dataclass(frozen=True)
 class SearchInputs:
-    """The same with the tables, checked against each other."""
+    """The same with the tables, checked against each other.
+
+    Attributes:
+        arguments: of the verb.
+        job: the task with its classes, and both tables.
+        influence: `[n, K]`, classes in the order of the logits; `[n, 2 K]`, of both halves, where the scores have them.
+        halves_seed: of the scores' run, which says what rows are in which half; None: that is not known.
+        targets: positions of the classes to lift.
+        identity: of the run.
+        notes: what a reader should know.
+    """
 
     arguments: SearchArguments
     job: Job
-    p_nk: Array
+    influence: Array
+    halves_seed: int | None
     targets: tuple[int, ...]
     identity: dict[str, Any]
     notes: tuple[str, ...]
@@ -57,6 +69,12 @@ class SearchInputs:
     def names(self) -> tuple[str, ...]:
         """Of the classes, in the order of the logits."""
         return self.job.classes.names
+
+    @property
+    def total(self) -> Array:
+        """`S_k = sum_i P_i^k`, `[K]`."""
+        total = self.influence.sum(0)
+        return total if len(total) == len(self.names) else by_class(total)
 
 
 def check_arguments(task: Task, scores: Scores, mode: str, search: Search, seed: int) -> SearchArguments:
@@ -87,20 +105,49 @@ def check_inputs(arguments: SearchArguments, tables: Mapping[str, Any], targets:
     job = checked.job
     notes = _check_scored(arguments, job, checked.scans)
     classes, order = job.classes.names, _columns(arguments.vectors, job)
-    p_nk = np.ascontiguousarray(arguments.vectors.to_numpy()[:, order])
+    influence = _influence(arguments.vectors, order)
+    halved = arguments.vectors.has_halves
     chosen = tuple(sorted(order.index(k) for k in arguments.vectors.find(targets)))
     names = [str(job.classes.labels[k]) for k in chosen]
     search = arguments.search
     identity = {
         **checked.identity,
         "seed": arguments.seed,
-        "scores": hashlib.sha256(p_nk.tobytes()).hexdigest(),
+        "scores": hashlib.sha256(influence.tobytes()).hexdigest(),
         "targets": names,
         "mode": arguments.mode,
         **{f"search.{name}": value for name, value in asdict(search).items() if name not in _VARIABLE},
         "fit": fit_name(arguments.task),
     }
-    return SearchInputs(arguments, job, p_nk, chosen, identity, (*notes, *_notes(p_nk, chosen, classes, search)))
+    seed = arguments.vectors.scores.metadata.get("seed") if halved else None
+    found = SearchInputs(arguments, job, influence, seed, chosen, identity, notes)
+    return replace(found, notes=(*notes, *_notes(found.total, chosen, classes, search), *_of_halves(halved, seed)))
+
+
+def _influence(vectors: Vectors, order: Sequence[int]) -> Array:
+    """Influence vectors, classes in the order of the logits; of both halves where the scores have them."""
+    if not vectors.has_halves:
+        return np.ascontiguousarray(vectors.to_numpy()[:, order])
+    columns = [*order, *(len(order) + k for k in order)]
+    out, start = np.empty((len(vectors), len(columns))), 0
+    for batch in vectors.both_halves():
+        out[start : start + len(batch)] = batch[:, columns]
+        start += len(batch)
+    return out
+
+
+def _of_halves(halved: bool, seed: int | None) -> tuple[str, ...]:
+    if not halved:
+        return (
+            "Not cross-fitted: the scores have no halves of the validation rows, so that the rows that choose the "
+            "weights also judge them. Compute the scores with halves=True.",
+        )
+    if seed is None:
+        return (
+            "Not cross-fitted: the scores' metadata do not say which validation rows are in which half. Those of "
+            "rayinf.influence(..., halves=True) do.",
+        )
+    return ()
 
 
 def _check_scored(arguments: SearchArguments, job: Job, scans: Mapping[str, TableScan]) -> tuple[str, ...]:
@@ -147,7 +194,7 @@ def _columns(vectors: Vectors, job: Job) -> list[int]:
     return [held.index(name) for name in names]
 
 
-def _notes(p_nk: Array, targets: Sequence[int], names: Sequence[str], search: Search) -> tuple[str, ...]:
+def _notes(total: Array, targets: Sequence[int], names: Sequence[str], search: Search) -> tuple[str, ...]:
     """What the user should know of these targets and scores."""
     notes = []
     if len(targets) == len(names):
@@ -155,7 +202,6 @@ def _notes(p_nk: Array, targets: Sequence[int], names: Sequence[str], search: Se
             "All classes are targets: there is no other class to spare, so line 7 is 0 wherever all of them gain and "
             "the mean gain alone decides."
         )
-    total = p_nk.sum(0)
     low = [f"{name} ({value:.4g})" for name, value in zip(names, total, strict=True) if value <= 0]
     if low:
         meaning = (

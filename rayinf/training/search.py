@@ -12,6 +12,8 @@ from rayinf.pareto.genetic import Breeding
 
 _PARTS = ("elites", "mutated_elites", "randoms", "crossover_children")
 GENE = "gene"
+RANDOM = "random"
+SWEEP = "sweep"
 PAPER = "paper"
 
 
@@ -28,6 +30,8 @@ class Search:
         crossover_children: candidates that are children of two parents, >= 0.
         population: the sum of the four numbers above, which is checked. None: it is not.
         iterations: populations that are trained, >= 1.
+        first: the first population: "random" (Nahin 2025) or "sweep", one alpha for all classes on a line from 0.75 to
+            1, by radii spread evenly. With `iterations=1` that is the linear program's sweep, without genetics.
         crossover_rate: the probability with which a child takes each gene from either parent at random, in [0, 1].
         mutation_rate: the probability with which a gene mutates, in [0, 1].
         strength: the standard deviation of the noise that is added to an alpha that mutates, >= 0.
@@ -42,6 +46,9 @@ class Search:
             candidate of largest `gain of the targets + price * change of the others` is chosen (means over classes,
             against the unweighted epoch), among those in which every target gains, where some of these are worth more
             than the unweighted epoch.
+        confirm: the best candidates that are cross-fitted where the scores have halves, >= 0: each is trained twice
+            more, with weights that one half of the validation rows chooses, and measured on the other half. The best by
+            these measures is chosen, if its targets' gain is above 0 at 95%. 0: the best of the search is chosen.
         epochs: epochs that a candidate is trained for, >= 1.
         lr: the learning rate, > 0. None: that of `Task(fit=...)`. Influence predicts an epoch that stays near the
             checkpoint (Nahin 2025: 1e-4).
@@ -55,6 +62,7 @@ class Search:
     crossover_children: int = 6
     population: int | None = None
     iterations: int = 20
+    first: str = RANDOM
     crossover_rate: float = 1.0
     mutation_rate: float = 0.25
     strength: float = 0.25
@@ -62,6 +70,7 @@ class Search:
     radius: str | float | None = GENE
     slack: str | None = None
     prefer: str | float = 2.0
+    confirm: int = 4
     epochs: int = 1
     lr: float | None = None
     threads: int = 1
@@ -79,6 +88,7 @@ class Search:
             held[name] = whole(f"Search.{name}", getattr(self, name), 1)
         for name in ("crossover_rate", "mutation_rate"):
             held[name] = number(f"Search.{name}", getattr(self, name), "in [0, 1]")
+        held["confirm"] = whole("Search.confirm", self.confirm)
         held["population"] = optional(whole, "Search.population", self.population)
         held["strength"] = number("Search.strength", self.strength)
         held["upper"] = number("Search.upper", self.upper, "> 0")
@@ -87,6 +97,7 @@ class Search:
             held["radius"] = _named("radius", self.radius, '"gene", a number in (0, 1], or None', "in (0, 1]")
         if not (isinstance(self.prefer, str) and self.prefer == PAPER):
             held["prefer"] = _named("prefer", self.prefer, '"paper", or a number >= 0', ">= 0")
+        one_of("Search.first", self.first, (RANDOM, SWEEP))
         one_of("Search.slack", self.slack, (None, *SLACKS))
         for name, value in held.items():
             object.__setattr__(self, name, value)
@@ -104,8 +115,9 @@ class Search:
 
     def breeding(self, classes: int) -> Breeding:
         """The same as the genetic operators take it."""
-        shared = {f.name: getattr(self, f.name) for f in fields(Breeding) if f.name not in ("classes", "radius")}
-        return Breeding(classes, radius=self.radius == GENE, **shared)
+        own = ("classes", "radius", "sweep")
+        shared = {f.name: getattr(self, f.name) for f in fields(Breeding) if f.name not in own}
+        return Breeding(classes, radius=self.radius == GENE, sweep=self.first == SWEEP, **shared)
 
     def _check_parts(self) -> None:
         parts = " + ".join(f"{getattr(self, name)} {name}" for name in _PARTS)

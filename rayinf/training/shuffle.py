@@ -51,17 +51,29 @@ class Shuffled:
     permutes the shards and shuffles inside the buffer.
 
     With `gaps`, order and minibatches are those of all rows, and rows that are not kept leave gaps in them.
+
+    Args:
+        table: the rows.
+        columns: that are read.
+        keep: whether each row is kept `[n]`.
+        size: rows of a minibatch.
+        gaps: see above.
+        every: all rows of the table, if they are in memory (`hold`): nothing is read.
     """
 
-    def __init__(self, table: Table, columns: Columns, keep: Array, size: int, gaps: bool = False) -> None:
+    def __init__(
+        self, table: Table, columns: Columns, keep: Array, size: int, gaps: bool = False, every: Rows | None = None
+    ) -> None:
         self._table, self._size = table, size
         self._keep = np.ones_like(keep) if gaps else keep
         self._thinned: Array | None = keep if gaps else None
         self._reader = BatchReader(table, columns)
-        first = next(self._reader.read(table.shards[0], 64))
-        self._capacity = max(min(BUFFER_ROWS, BUFFER_BYTES // _row_bytes(first.x)), 2 * size)
         self._rows = int(self._keep.sum())
         self._held: Rows | None = None
+        if every is not None:
+            self._held = every if self._keep.all() else every.take(np.flatnonzero(self._keep))
+            return
+        self._capacity = max(_buffer_rows(self._reader, table), 2 * size)
         if self._rows <= self._capacity:
             self._held = Rows.join(list(self._kept(range(len(table.shards)))))
 
@@ -107,6 +119,25 @@ class Shuffled:
             yield rows.take(slice(start, stop))
 
 
+def hold(table: Table, columns: Columns) -> Rows | None:
+    """All rows of a table in memory, for several trainings on it; None where they do not fit the buffer."""
+    reader = BatchReader(table, columns)
+    if table.num_rows > _buffer_rows(reader, table):
+        return None
+    parts = [
+        Rows(batch.x, batch.labels, np.arange(batch.start, batch.start + len(batch)))
+        for shard in table.shards
+        for batch in reader.read(shard, READ_ROWS)
+    ]
+    return Rows.join(parts)
+
+
+def _buffer_rows(reader: BatchReader, table: Table) -> int:
+    """Rows that the buffer takes, by the size of the first ones."""
+    first = next(reader.read(table.shards[0], 64))
+    return min(BUFFER_ROWS, BUFFER_BYTES // row_bytes(first.x))
+
+
 def _cuts(rows: int, size: int) -> list[tuple[int, int]]:
     """Where minibatches begin and end. A single row that is left joins the last one: batch norm needs two."""
     starts = list(range(0, rows, size))
@@ -133,6 +164,7 @@ def _permuted(rows: Rows, generator: torch.Generator) -> Rows:
     return rows.take(torch.randperm(len(rows), generator=generator).numpy())
 
 
-def _row_bytes(x: Array) -> int:
+def row_bytes(x: Array) -> int:
+    """What a row of some features takes."""
     size = sum(len(v) for v in x.reshape(-1)) if x.dtype == object else x.nbytes
     return max(size // len(x), 1)

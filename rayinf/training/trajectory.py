@@ -19,6 +19,7 @@ from rayinf.data.checked_folder import CheckedFolder
 from rayinf.data.scores import to_numpy
 from rayinf.data.selection import Selection
 from rayinf.data.tables import READ_ROWS, MemoryTable, Table, as_table
+from rayinf.engine.entry import BY_MEASURE
 from rayinf.engine.job import Cluster
 from rayinf.store.places import AnyPath, StorePath
 from rayinf.task import Task
@@ -50,6 +51,15 @@ class AcquireOptions:
     fisher: FisherKind
     damping: float | str | None
     samples: int
+    scale: str
+    perturb: str
+
+    def of(self, strategy: str) -> dict[str, Any]:
+        """The arguments of one strategy among several: those of FI at their defaults where it does not take FI."""
+        defaults: dict[str, Any] = (
+            {"rank": None, "scale": "mean", "perturb": "input"} if strategy not in BY_MEASURE else {}
+        )
+        return {**asdict(self), **defaults, **({"subsample": 1.0} if strategy != "fi" else {})}
 
 
 @dataclass
@@ -214,7 +224,7 @@ class Trajectory:
         begin = time.perf_counter()
         places = {"valid": shared.tables["valid"], "cluster": shared.cluster}
         exclude = [i for ids in (shared.left_out, *self._picked) for i in ids.tolist()] or None
-        how = {**asdict(shared.options), **places, "seed": self._seed, "exclude": exclude}
+        how = {**shared.options.of(self._strategy), **places, "seed": self._seed, "exclude": exclude}
         selection = shared.acquire(task, labeled, self._pool, shared.n, self._strategy, **how)
         shared.check_unchanged()
         self._steps.write(picked(r, "json"), {"acquire_seconds": time.perf_counter() - begin})

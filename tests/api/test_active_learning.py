@@ -88,7 +88,16 @@ class TestRounds:
     def test_options_reach_acquire(self) -> None:
         plain = small.learn(rounds=1).picked["fi", 0][0]
         assert plain.tolist() != small.learn(rounds=1, aggregate=0.99).picked["fi", 0][0].tolist()
-        assert plain.tolist() != small.learn(rounds=1, subsample=0.5).picked["fi", 0][0].tolist()
+        with pytest.raises(rayinf.InputError, match=r"subsample=.*too few for a forest"):
+            small.learn(rounds=1, subsample=0.01)
+
+    def test_options_of_fi_reach_its_strategies_alone(self) -> None:
+        """Beside FI, other strategies go without them; where none takes FI, they are refused."""
+        found = small.learn(rounds=1, strategy=["fi", "fi_batch", "entropy"], scale="sum").picked
+        plain = small.learn(rounds=1, strategy=["fi", "fi_batch", "entropy"]).picked
+        assert [found[s, 0][0].tolist() == plain[s, 0][0].tolist() for s in ("fi", "entropy")] == [False, True]
+        with pytest.raises(rayinf.InputError, match=r"scale='sum' is for FI, not for 'entropy'"):
+            small.learn(rounds=1, strategy=["entropy", "random"], scale="sum")
 
 
 class TestForms:
@@ -443,21 +452,21 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str,
 class TestSideBySide:
     @pytest.mark.chaos
     def test_workers_that_die(self, tmp_path: Path, ray_session: None) -> None:
-        marks, pair = tmp_path / "marks", {"strategy": ["fi", "random"]}
+        marks, pair = tmp_path / "marks", {"strategy": ["fi", "random"], "rounds": 1}
         marks.mkdir()
         calm = small.learn(**pair, out=tmp_path / "calm")
         cluster = rayinf.Cluster(workers=2)
         found = small.learn(**pair, out=tmp_path / "run", cluster=cluster, oracle=small.Deadly(marks))
-        assert len(list(marks.iterdir())) == 4  # each trajectory did lose its worker in each round
+        assert len(list(marks.iterdir())) == 2  # each trajectory did lose its worker
         assert small.measures(found) == small.measures(calm)
         assert small.digest(tmp_path / "run") == small.digest(tmp_path / "calm")
 
     @pytest.mark.slow
     def test_one_trajectory_spreads_its_pool(self, tmp_path: Path, ray_session: None) -> None:
         pq.write_table(as_table(small.POOL[0]), tmp_path / "pool.parquet", row_group_size=40)
-        given = {"pool": tmp_path / "pool.parquet", "out": tmp_path / "run"}
+        given = {"pool": tmp_path / "pool.parquet", "out": tmp_path / "run", "rounds": 1}
         found = small.learn(**given, cluster=rayinf.Cluster(workers=2))
-        assert small.measures(found) == small.measures(small.learn())
+        assert small.measures(found) == small.measures(small.learn(rounds=1))
         assert small.learn(**given).table.equals(found.table)  # the cluster is no part of the config
 
 

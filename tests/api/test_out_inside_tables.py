@@ -49,6 +49,7 @@ LOOPS: dict[str, Callable[[Path, Path], Any]] = {
     "active_learning, test": lambda t, out: small.learn(test=[t], oracle=forbidden, out=out),
     "acquire": lambda t, out: rayinf.acquire(small.task(), small.LABELED, t, 2, "entropy", out=out),
     "removal_check": lambda t, out: rayinf.removal_check(small.task(), t, small.TEST, small.TEST, scores(), out=out),
+    "lds": lambda t, out: rayinf.lds(small.task(), t, small.TEST, scores(), subsets=3, out=out),
     "pareto_reweight": lambda t, out: rayinf.pareto_reweight(fitted(), t, small.TEST, scores(), targets=[0], out=out),
     "trim_stream": lambda t, out: list(rayinf.trim_stream(small.task(), [t], small.TEST, budget=0.1, out=out)),
 }
@@ -58,6 +59,7 @@ LOOPS: dict[str, Callable[[Path, Path], Any]] = {
 def test_an_out_inside_a_table(name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("active_learning", "removal_check", "trim_stream"):
         monkeypatch.setattr(f"rayinf.api.{module}.train_anew", forbidden)
+    monkeypatch.setattr("rayinf.training.subset_trainings.Retraining", forbidden)
     with pytest.raises(rayinf.InputError, match=r"lies inside .*outside the table"):
         LOOPS[name](folder, folder / "run")
     assert [p.name for p in folder.iterdir()] == ["t.parquet"]

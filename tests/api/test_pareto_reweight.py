@@ -421,6 +421,8 @@ def test_a_fit_that_trains_the_checkpoint_itself_is_refused(valued):
         ({"prefer": -1}, "prefer=-1"),
         ({"prefer": "mine"}, "prefer='mine'"),
         ({"lr": 0}, "lr=0"),
+        ({"confirm": -1}, "confirm=-1"),
+        ({"first": "grid"}, "first='grid'"),
         ({"population": 4}, "less than the elites"),
         ({"population": 23}, "6 elites"),
         ({"elites": 5, "mutated_elites": 0, "randoms": 0, "crossover_children": 0}, "no one new"),

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rayinf.api.removal_check_result import Changes, RemovalCheck, rank_correlation
+from rayinf.api.removal_check_result import Changes, RemovalCheck
 from rayinf.data.run_folder import RunFolder
 from rayinf.errors import InputError
+from rayinf.training.agreement import rank_correlation, slope
 
 TESTS = np.array([10, 20])
 
@@ -37,6 +38,8 @@ def test_figures() -> None:
     assert found.summary["helpful"] == {
         "spearman_loss": pytest.approx(1.0),
         "spearman_loss_sum": pytest.approx(1.0),
+        "slope": pytest.approx(2.0),
+        "slope_sum": pytest.approx(np.polyfit([4, -1, 2, 6], [8, -2, 4, 12], 1)[0]),
         "spearman_accuracy": pytest.approx(1.0),
         "sign_loss": 2,
         "sign_accuracy": 2,
@@ -49,6 +52,7 @@ def test_figures() -> None:
     # measured -.1 .15 .2 .3
     harmful = found.summary["harmful"]
     assert harmful["spearman_loss"] == pytest.approx(-0.2)
+    assert harmful["slope"] == pytest.approx(np.polyfit([0.4, -0.05, 0.2, 0.3], [-0.1, 0.15, 0.2, 0.3], 1)[0])
     assert (harmful["sign_loss"], harmful["sign_accuracy"]) == (1, 1)  # no change of accuracy is not right
     assert harmful["ratio"] == pytest.approx((-0.25 + 1.0) / 2)
 
@@ -71,6 +75,7 @@ def test_text() -> None:
     assert text.startswith("Top 25% of the rows that help or harm each class removed, 2 seeds averaged:")
     assert "helpful: rank correlation of predicted and measured change over 4 cells 1.00 (loss)" in text
     assert "sign is right for 1 (loss) and 1 (accuracy) of 2 classes" in text
+    assert "slope of measured on predicted change 2.00 (loss)" in text
     assert text.endswith("Note: mind")
 
 
@@ -79,6 +84,13 @@ def test_rank_correlation() -> None:
     assert rank_correlation(a, np.array([2.0, 9.0, 10.0, 0.0])) == pytest.approx(1.0)
     assert rank_correlation(a, np.array([2.0, np.nan, 10.0, 0.0])) is None
     assert rank_correlation(a, np.ones(4)) is None
+
+
+def test_slope() -> None:
+    a = np.array([1.0, 2.0, 4.0, np.nan])
+    assert slope(a, np.array([5.0, 8.0, 14.0, 0.0])) == pytest.approx(3.0)
+    assert slope(a, np.array([5.0, np.nan, np.nan, 0.0])) is None
+    assert slope(np.ones(4), a) is None
 
 
 def test_files(tmp_path: Path) -> None:

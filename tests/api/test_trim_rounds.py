@@ -364,7 +364,7 @@ def test_rows_are_valued_on_ray(ray_session: None, tmp_path: Path, monkeypatch: 
     table = pa.table({"features": pa.FixedSizeListArray.from_arrays(x.ravel(), 2), "label": y})
     pq.write_table(table, tmp_path / "train.parquet", row_group_size=10)
     task = rayinf.logistic_regression(tmp_path / "train.parquet", l2=L2)
-    cluster = rayinf.Cluster(address="auto", workers=2)
+    cluster = rayinf.Cluster(address="auto", workers=1)
     kept = KeptTable(as_table(tmp_path / "train.parquet", [], [], "train"), naive_rounds((x, y), valid, 1) == 0)
     here, there = (
         rayinf.influence(task, kept, valid, "category", curvature="exact", cluster=c).to_numpy()

@@ -120,6 +120,19 @@ def pairs() -> Any:
     return {c: np.asarray(found.table[c]) for c in ("valid_row_id", "rank", "row_id", "value")}
 
 
+def baseline(method: Any, **more: Any) -> Any:
+    import torch
+
+    import rayinf
+
+    if method in ("tracin", "trak"):
+        state = task().build().state_dict()
+        more["checkpoints"] = [state, {k: v + 0.1 * torch.sign(v) for k, v in state.items()}]
+    valid = None if isinstance(method, list) else table(VALID, 2)
+    given = {"objective": ["total", "category"], "batch_size": 32, "seed": 3, **more}
+    return values(rayinf.baseline(task(), table(ROWS, 1), valid, method=method, **given))
+
+
 def measure(curvature: str, kind: str = "mlp", **more: Any) -> Any:
     import rayinf
 
@@ -203,6 +216,15 @@ def removal_check() -> Any:
     return numbers(found.table)
 
 
+def lds() -> Any:
+    import rayinf
+
+    found = rayinf.lds(
+        task(), table(ROWS, 1), table(VALID, 2), by_class(), subsets=5, share=0.5, seeds=2, objective=None, seed=3
+    )
+    return {**numbers(found.table), "measured": found.effects.measured}
+
+
 def retrain() -> Any:
     import rayinf
 
@@ -236,6 +258,13 @@ CASES: dict[str, Callable[[], Any]] = {
     "self_influence ekfac": lambda: self_influence("ekfac"),
     "self_influence exact": lambda: self_influence("exact"),
     "pairs": pairs,
+    "baseline of the row": lambda: baseline(["loss", "margin", "grad_norm", "random"]),
+    "baseline grad_dot": lambda: baseline("grad_dot"),
+    "baseline grad_cos": lambda: baseline("grad_cos"),
+    "baseline tracin": lambda: baseline("tracin", rates=[0.5, 0.1]),
+    "baseline trak": lambda: baseline("trak", dim=16),
+    "baseline knn_shapley": lambda: baseline("knn_shapley", neighbors=5, space="embedding"),
+    "baseline loo": lambda: baseline("loo", only=[1000, 1001, 1002], seeds=1, utility="loss"),
     **{f"measure {c} {k}": lambda c=c, k=k: measure(c, k) for c in ("ekfac", "exact") for k in ("mlp", "head")},
     "measure rank": lambda: measure("ekfac", rank=2),
     "measure forest": lambda: measure("ekfac", subsample=0.5),
@@ -250,6 +279,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "pareto_reweight": pareto_reweight,
     "ceiling": ceiling,
     "removal_check": removal_check,
+    "lds": lds,
     "retrain": retrain,
     "tree": tree,
 }

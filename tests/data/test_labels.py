@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from data.samples import CLASSES, VALID, X, Y, close, model, naive, table, task
 
 import rayinf
+from rayinf.data import labels
 from rayinf.data.labels import Classes, make_classes
 
 
@@ -123,3 +125,18 @@ def test_codes_of_labels() -> None:
     assert Classes(("bee", "cat", "ant")).encode(raw).tolist() == [1, 2, 2, 0]
     assert Classes((30, -1, 7)).encode(np.array([7, 30, -1, 7])).tolist() == [2, 0, 1, 2]
     assert Classes(tuple(range(CLASSES))).encode(np.array([2, 0])).tolist() == [2, 0]
+
+
+def test_the_best_assignment_is_that_of_all_orders() -> None:
+    """Whether or not it can be read off the rows' largest counts; ties go to the order that was taken."""
+    rng = np.random.default_rng(0)
+    read_off = 0
+    for _ in range(200):
+        confusion = rng.integers(0, 9, (4, 4)) + rng.permutation(np.diag(rng.integers(0, 12, 4)))
+        found = labels._best(confusion)
+        right = {p: sum(confusion[k, p[k]] for k in range(4)) for p in itertools.permutations(range(4))}
+        kept = max(sum(p[k] == k for k in range(4)) for p in right if right[p] == max(right.values()))
+        assert right[tuple(found.tolist())] == max(right.values())
+        assert (found == np.arange(4)).sum() == kept
+        read_off += len(set(confusion.argmax(1))) == 4
+    assert 20 < read_off < 180

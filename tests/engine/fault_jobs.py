@@ -82,6 +82,17 @@ def influence_ensemble(tables: Tables, out: Path, **more: Any) -> None:
     rayinf.influence(task(ensemble=states), tables.train, tables.valid, out=out, **more)
 
 
+def baseline(tables: Tables, out: Path, **more: Any) -> None:
+    """TRAK: two models, parts of each, then the joined ones."""
+    models = [small_job.model().state_dict(), {k: v * 0.5 for k, v in small_job.model().state_dict().items()}]
+    rayinf.baseline(task(), tables.train, tables.valid, "trak", dim=8, checkpoints=models, out=out, **more)
+
+
+def baseline_loo(tables: Tables, out: Path, **more: Any) -> None:
+    ids = small_job.arrays(ROWS, 1)[2][:2].tolist()
+    rayinf.baseline(task(), tables.train, tables.valid, "loo", only=ids, out=out, **more)
+
+
 def measure(tables: Tables, out: Path, **more: Any) -> None:
     rayinf.influence_measure(task(), tables.train, tables.valid, out=out, **more)
 
@@ -117,6 +128,15 @@ def removal_check(tables: Tables, out: Path, **more: Any) -> None:
     rayinf.removal_check(task(), tables.train, tables.valid, tables.valid, by_class(tables), seeds=1, out=out, **more)
 
 
+def lds(tables: Tables, out: Path, **more: Any) -> None:
+    """A finished run that goes on to a gap that no earlier call measured."""
+    gap = rayinf.demographic_parity(favourable=1, group="group")
+    for name, objective in (("total", "total"), ("demographic_parity", gap)):
+        values = np.random.default_rng(0).normal(size=ROWS)
+        scores = rayinf.Scores.from_numpy(values, [name], small_job.arrays(ROWS, 1)[2])
+        rayinf.lds(task(), tables.train, tables.valid, scores, 3, objective=objective, out=out, **more)
+
+
 def pareto_reweight(tables: Tables, out: Path, **more: Any) -> None:
     search = rayinf.Search(elites=1, mutated_elites=1, randoms=1, crossover_children=0, iterations=2, lr=0.01)
     rayinf.pareto_reweight(task(), tables.train, tables.valid, by_class(tables), [0], search=search, out=out, **more)
@@ -150,6 +170,8 @@ VERBS: dict[str, Callable[..., None]] = {
         pairs,
         predict_removal,
         influence_ensemble,
+        baseline,
+        baseline_loo,
         measure,
         measure_forest,
         acquire,
@@ -157,6 +179,7 @@ VERBS: dict[str, Callable[..., None]] = {
         active_learning,
         active_learning_grown,
         removal_check,
+        lds,
         pareto_reweight,
         reweight_lp,
         trim_rounds,
@@ -198,5 +221,5 @@ def leftovers(out: Path) -> list[str]:
     return [
         relative(p, out)
         for p in out.rglob("*")
-        if is_temporary(p.name) or p.name == LEASE or "/partial/" in str(p) or p.parent.name == "unranked"
+        if is_temporary(p.name) or p.name == LEASE or "/partial/" in str(p) or p.parent.name in ("unranked", "top-rows")
     ]

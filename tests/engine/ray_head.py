@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -39,7 +40,8 @@ class Head:
 
 def environment(token: str | None = TOKEN, **more: str) -> dict[str, str]:
     """The environment of a process that has a token, or none; nothing else is said of authentication."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    # Settings in small letters (RAY_worker_niceness) are of Ray's processes; they say nothing of authentication.
+    kept = {k: v for k, v in os.environ.items() if not re.match("RAY_[A-Z]", k)}
     path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
     own = {"PATH": path, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
     own |= {} if token is None else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}

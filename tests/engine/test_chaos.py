@@ -39,13 +39,14 @@ def pid_of_store() -> int:
     return os.getpid()
 
 
-def test_a_worker_killed_in_every_stage(tables, calm, tmp_path, monkeypatch):
-    marks, scans = tmp_path / "marks", []
+def test_a_worker_killed_in_every_stage_and_the_store_between_partial_sums(tables, calm, tmp_path, monkeypatch):
+    """The store in each stage of sums."""
+    marks, scans, killed = tmp_path / "marks", [], {}
     marks.mkdir()
-    plain = ray_runner.RayRunner.map
+    plain_map, plain_fold = ray_runner.RayRunner.map, ray_runner.RayRunner.fold
 
-    def deadly(self, stage, arrays, items, **options):
-        for key, result in plain(self, stage, arrays, items, **options):
+    def deadly_map(self, stage, arrays, items, **options):
+        for key, result in plain_map(self, stage, arrays, items, **options):
             if stage is stages.Scan and not scans:  # it reads raw features
                 import ray
 
@@ -53,42 +54,36 @@ def test_a_worker_killed_in_every_stage(tables, calm, tmp_path, monkeypatch):
                 os.kill(scans[0], signal.SIGKILL)
             yield key, result
 
-    monkeypatch.setattr(ray_runner.RayRunner, "map", deadly)
-    job.run(*tables, tmp_path / "run", rayinf.Cluster(workers=2), transform=job.Killer(marks))
-    assert scans
-    assert sorted(m.name for m in marks.iterdir()) == sorted(job.STAGES)  # each stage did lose a worker
-    assert job.digest(tmp_path / "run") == calm
-
-
-def test_the_store_killed_between_partial_sums(tables, calm, tmp_path, monkeypatch):
-    """In each stage of sums."""
-    killed = {}
-    plain = ray_runner.RayRunner.fold
-
-    def deadly(self, work, arrays, items, name):
-        for key in plain(self, work, arrays, items, name):
+    def deadly_fold(self, work, arrays, items, name):
+        for key in plain_fold(self, work, arrays, items, name):
             if name not in killed:
                 killed[name] = self.store("summarise", pid_of_store, [])
                 os.kill(killed[name], signal.SIGKILL)
             yield key
 
-    monkeypatch.setattr(ray_runner.RayRunner, "fold", deadly)
-    job.run(*tables, tmp_path / "run", rayinf.Cluster(workers=2))
+    monkeypatch.setattr(ray_runner.RayRunner, "map", deadly_map)
+    monkeypatch.setattr(ray_runner.RayRunner, "fold", deadly_fold)
+    job.run(*tables, tmp_path / "run", rayinf.Cluster(workers=2), transform=job.Killer(marks))
+    assert scans
+    assert sorted(m.name for m in marks.iterdir()) == sorted(job.STAGES)  # each stage did lose a worker
     assert len(set(killed.values())) == len(killed) == 3
     assert job.digest(tmp_path / "run") == calm
 
 
 def test_the_driver_of_a_cluster_killed(tables, calm, tmp_path):
+    """It joins the Ray of these tests, which ends its workers."""
+    import ray
+
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from engine import small_job as job\n"
         "import rayinf\n"
         "if __name__ == '__main__':\n"
-        "    job.run(*sys.argv[2:5], rayinf.Cluster(workers=1), transform=job.slow)\n"
+        "    job.run(*sys.argv[2:5], rayinf.Cluster(address='auto', workers=1), transform=job.slow)\n"
     )
     out = tmp_path / "run"
     arguments = [str(HERE.parent), *map(str, tables), str(out)]
-    env = {**os.environ, "PYTHONPATH": str(HERE.parent)}  # for the workers of the Ray that it starts
+    env = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL, env=env)
     wait_for(lambda: len(list(out.glob("scores/part-*.parquet"))) >= 2, process)
     process.kill()
@@ -97,7 +92,7 @@ def test_the_driver_of_a_cluster_killed(tables, calm, tmp_path):
     listed = [line.get("file", "") for line in read_lines(out / "manifest.jsonl")]
     before = {out / name: (out / name).stat().st_mtime_ns for name in listed if "/part-" in name}
     assert before
-    job.run(*tables, out, rayinf.Cluster(workers=2), transform=job.slow)
+    job.run(*tables, out, rayinf.Cluster(workers=1), transform=job.slow)
     assert job.digest(out) == calm
     assert {f: f.stat().st_mtime_ns for f in before} == before  # finished shards were kept, not made again
 

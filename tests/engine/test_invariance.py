@@ -64,7 +64,7 @@ def test_categories_and_groups_sum_to_the_total(tables, truth):
 @pytest.mark.slow
 def test_ray_serves_every_verb_and_tables_in_memory(ray_session):
     x, y, _, _ = job.arrays(300, 1)
-    task, cluster = rayinf.Task(job.model()), rayinf.Cluster(workers=2)
+    task, cluster = rayinf.Task(job.model()), rayinf.Cluster(workers=1)
     alone = rayinf.self_influence(task, (x, y)).to_numpy()
     assert distance(rayinf.self_influence(task, (x, y), cluster=cluster).to_numpy(), alone) < 1e-5
     pairs = [rayinf.pairs(task, (x, y), (x[:9], y[:9]), top=4, cluster=c).to_pandas() for c in (None, cluster)]
@@ -78,7 +78,7 @@ def test_an_error_in_a_worker_arrives_as_it_was_raised(ray_session):
     x, y, _, _ = job.arrays(300, 1)
     x[17, 3] = np.nan
     with pytest.raises(rayinf.InputError, match=r"'features'\[3\] holds nan in row 17"):
-        rayinf.influence(rayinf.Task(job.model()), (x, y), (x[:9], y[:9]), cluster=rayinf.Cluster(workers=2))
+        rayinf.influence(rayinf.Task(job.model()), (x, y), (x[:9], y[:9]), cluster=rayinf.Cluster(workers=1))
 
 
 def test_all_pairs_add_up_to_the_total():

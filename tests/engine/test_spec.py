@@ -15,12 +15,15 @@ from torch import nn
 
 import rayinf
 from rayinf.engine import acquisition, plan
+from rayinf.engine.baseline_spec import METHODS, OPTIONS, BaselineSpec
+from rayinf.engine.entry import JOINT
 from rayinf.engine.spec import AcquireSpec, InfluenceSpec, MeasureSpec, PairsSpec, RunSpec, SelfInfluenceSpec
 
 VERBS: dict[Callable[..., Any], type[RunSpec]] = {
     rayinf.influence: InfluenceSpec,
     rayinf.self_influence: SelfInfluenceSpec,
     rayinf.pairs: PairsSpec,
+    rayinf.baseline: BaselineSpec,
     rayinf.influence_measure: MeasureSpec,
     rayinf.acquire: AcquireSpec,
 }
@@ -37,6 +40,8 @@ OTHER: dict[str, Any] = {
     "top": 3,
     "rank": 2,
     "subsample": 0.5,
+    "scale": "sum",
+    "perturb": "0",
     "strategy": "isal",
     "aggregate": 0.25,
     "samples": 3,
@@ -71,7 +76,7 @@ def test_a_field_for_every_argument(verb: Callable[..., Any]) -> None:
             assert held[name].default == argument.default, name
 
 
-@pytest.mark.parametrize("kind", VERBS.values(), ids=lambda k: k.verb)
+@pytest.mark.parametrize("kind", [k for k in VERBS.values() if k is not BaselineSpec], ids=lambda k: k.verb)
 def test_identity_is_every_argument_but_where_and_how_to_run(kind: type[RunSpec]) -> None:
     first = spec(kind)
     for f in fields(kind):
@@ -83,6 +88,31 @@ def test_identity_is_every_argument_but_where_and_how_to_run(kind: type[RunSpec]
     assert same.identity() == replace(first).identity() == first.identity()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_identity_of_a_baseline_is_its_method_and_the_options_that_this_has(method: str) -> None:
+    first = spec(BaselineSpec, method=method)
+    other: dict[str, Any] = {
+        "checkpoints": [task().build()],
+        "rates": [0.5],
+        "dim": 3,
+        "neighbors": 3,
+        "space": "embedding",
+        "utility": "accuracy",
+        "tolerance": 0.5,
+        "truncation": 0.5,
+    }
+    for name, value in other.items():
+        if method in OPTIONS[name]:
+            assert replace(first, **{name: value}).identity() != first.identity(), name
+        else:
+            with pytest.raises(rayinf.InputError, match=f"{name}=.* is an option of"):
+                replace(first, **{name: value})
+    assert replace(first, seed=7).identity() != first.identity()
+    assert replace(first, cluster=rayinf.Cluster(), out="/somewhere").identity() == first.identity()
+    others = [spec(BaselineSpec, method=m).identity() for m in METHODS if m != method]
+    assert first.identity() not in others
+
+
 def test_picks_that_depend_on_what_is_excluded_and_on_how_many() -> None:
     def own(**given: Any) -> Any:
         return spec(AcquireSpec, **given).identity()
@@ -90,7 +120,8 @@ def test_picks_that_depend_on_what_is_excluded_and_on_how_many() -> None:
     assert own(n=3, exclude=[1]) == own(n=4, exclude=[2]) == own()
     assert own(subsample=0.5, exclude=[1]) != own(subsample=0.5, exclude=[2])
     assert own(subsample=0.5, exclude=[1], n=3) == own(subsample=0.5, exclude=[1], n=4)
-    assert own(strategy="batchbald", n=3) != own(strategy="batchbald", n=4)
+    for joint in JOINT:
+        assert own(strategy=joint, n=3) != own(strategy=joint, n=4)
     draws = {AcquireSpec.draw.func(spec(AcquireSpec, subsample=0.5, exclude=e)) for e in ([], [1], [2])}  # type: ignore[attr-defined]
     assert len(draws) == 3
 

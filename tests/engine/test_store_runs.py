@@ -158,7 +158,7 @@ def test_a_finished_run_in_a_store_is_read_and_used(s3, bucket, tables, remote, 
 @pytest.mark.slow
 def test_workers_on_ray_write_to_the_store(s3, bucket, tables, calm, ray_session):
     where = f"s3://tester:plain@bucket/ray{s3.options}"
-    scores = job.run(*tables, where, rayinf.Cluster(workers=2), transform=job.slow, batch_size=20)
+    scores = job.run(*tables, where, rayinf.Cluster(workers=1), transform=job.slow, batch_size=20)
     assert scores.table.equals(rayinf.Scores.load(calm).table)
     assert_same(calm, bucket, "ray")
 

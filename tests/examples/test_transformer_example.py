@@ -215,7 +215,7 @@ def test_the_extra_is_named_where_it_is_absent(load: Callable, monkeypatch: pyte
     ("columns", "said"),
     [
         ({"words": ["a"], "label": [0]}, "needs the columns text and label"),
-        ({"text": ["a"], "label": [4]}, "needs labels 0 to 3"),
+        ({"text": ["a"], "label": [4]}, "needs labels 0 to 3.*--classes"),
     ],
 )
 def test_a_table_of_another_form_is_refused(load: Callable, tmp_path: Path, columns: dict, said: str) -> None:
@@ -233,3 +233,12 @@ def test_labels_are_flipped_to_another_class_and_marked(load: Callable) -> None:
     np.testing.assert_array_equal(train["label"].to_numpy() != true, flipped)
     assert [int(t) % 4 for t in valid["text"].to_pylist()] == valid["label"].to_pylist()
     assert not set(valid["text"].to_pylist()) & set(train["text"].to_pylist())
+
+
+def test_labels_of_two_classes_are_flipped_into_each_other(load: Callable) -> None:
+    run = load("run")
+    data = pa.table({"text": [f"t{k}" for k in range(100)], "label": np.arange(100) % 2})
+    train, _, flipped = run["draw"](data, run["Sizes"](rows=80, valid=20, test=0, length=8, layers=0, classes=2), 0)
+    true = np.array([int(text[1:]) % 2 for text in train["text"].to_pylist()])
+    np.testing.assert_array_equal(train["label"].to_numpy() != true, flipped)
+    assert flipped.sum() == 8 and set(train["label"].to_pylist()) == {0, 1}

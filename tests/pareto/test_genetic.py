@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rayinf.pareto.genetic import Breeding
+from rayinf.pareto.genetic import Breeding, grid
 
 TABLE_2 = Breeding(classes=10)
 
@@ -118,3 +118,19 @@ def test_without_a_radius_there_is_no_gene_for_it():
     breeding = Breeding(classes=4, radius=False)
     assert breeding.first(0).shape == (24, 4)
     assert breeding.following(breeding.first(0), 0, 1).shape == (24, 4)
+
+
+def test_a_sweep_is_every_alpha_of_a_line_with_every_radius():
+    assert grid(8, 3, True).tolist() == [
+        [alpha] * 3 + [radius] for radius in (0.125, 0.375, 0.625, 0.875) for alpha in (1.0, 0.75)
+    ]
+    assert grid(3, 2, False).tolist() == [[0.75, 0.75], [0.875, 0.875], [1.0, 1.0]]
+    for size in (1, 7, 24, 366):
+        found = grid(size, 10, True)
+        assert found.shape == (size, 11) and len(np.unique(found, axis=0)) == size
+        assert (found[:, :10] == found[:, :1]).all() and found[:, 10].min() > 0 and found[:, 10].max() <= 1
+    assert len(np.unique(grid(366, 10, True)[:, 0])) == 8
+    swept = replace(TABLE_2, sweep=True, upper=0.8)
+    np.testing.assert_array_equal(swept.first(0), np.minimum(grid(24, 10, True), [0.8] * 10 + [1.0]))
+    np.testing.assert_array_equal(swept.first(0), swept.first(1))
+    assert replace(TABLE_2, sweep=True, radius=False).first(0).shape == (24, 10)

@@ -17,8 +17,8 @@ LOSS = np.array([[0.5, -0.01], [0.002, 0.25]])
 
 def sides(loss: np.ndarray = LOSS) -> list[SideMaps]:
     return [
-        SideMaps("helpful", loss / 2, loss, -loss / 10, 0.8),
-        SideMaps("harmful", -loss / 2, -loss, loss / 10, None),
+        SideMaps("helpful", loss / 2, loss, -loss / 10, 0.8, 2.0),
+        SideMaps("harmful", -loss / 2, -loss, loss / 10, None, None),
     ]
 
 
@@ -36,9 +36,9 @@ def test_maps_and_scatter(drawn: list[Figure]) -> None:
         "Predicted change of mean test loss",
         "Measured change of mean test loss",
         "Measured change of accuracy (points)",
-        "Helpful rows removed: Spearman 0.80",
+        "Helpful rows removed: Spearman 0.80, slope 2.00",
     ]
-    assert panels[7].get_title() == "Harmful rows removed: Spearman undefined"
+    assert panels[7].get_title() == "Harmful rows removed: Spearman undefined, slope undefined"
     assert panels[4].get_ylabel() == "Class whose harmful rows were removed"
     assert [t.get_text() for t in panels[0].texts] == [".250", "-.005", ".001", ".125"]
     assert [t.get_text() for t in panels[2].texts] == ["-5.00", ".10", "-.02", "-2.50"]

@@ -8,7 +8,7 @@ from safetensors.numpy import load, save
 from scipy.stats import rankdata, spearmanr
 
 from rayinf.errors import InputError
-from rayinf.select.forest import RankForest, rank_of
+from rayinf.select.forest import RankForest, limit_of, rank_of
 
 
 def rows(m: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -106,3 +106,25 @@ def test_too_few_rows(m: int, fix: str) -> None:
     x, _, values = rows(m)
     with pytest.raises(InputError, match=f"holds {m} scored rows: a forest of ranks needs about 20.*{fix}"):
         RankForest.fit(x, values, None, seed=0)
+
+
+def test_weighted_ranks_are_those_of_as_many_rows_each() -> None:
+    rng = np.random.default_rng(0)
+    reference, weights = np.sort(rng.choice(20, 30).astype(float)), rng.integers(1, 5, 30)
+    repeated = np.repeat(reference, weights)
+    first, last = weights[0] / 2, len(repeated) - weights[-1] / 2
+    for value in (-1.0, 0.0, 3.5, 7.0, 19.0, 40.0):
+        middle = (repeated < value).sum() + (repeated == value).sum() / 2
+        truth = np.clip((middle - first) / (last - first), 0, 1)
+        assert rank_of(np.array([value]), reference, weights)[0] == pytest.approx(truth, abs=1e-12)
+    assert np.array_equal(rank_of(reference, reference, np.full(30, 7.0)), rank_of(reference, reference))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5, 1.0])
+def test_the_limit_of_the_top(share: float) -> None:
+    """With ties at the limit, as many of them as belong to the top."""
+    predicted = np.random.default_rng(1).choice([0.1, 0.2, 0.4, 0.41, 0.9], 400)
+    at, part = limit_of(predicted, share)
+    expected = (predicted > at).sum() + part * (predicted == at).sum()
+    assert expected == pytest.approx(share * 400)
+    assert 0 <= part <= 1

@@ -16,6 +16,7 @@ import pytest
 import torch
 from core.cases import case, cross_entropy, drawn_labels
 from core.test_loo import newton, validation_losses, with_ones
+from engine import fault_jobs
 from torch import Tensor, nn
 
 import rayinf
@@ -373,3 +374,12 @@ def test_batches_do_not_matter() -> None:
     gone = gone_rows(82)
     whole, small = (predicted("kfac", gone, batch_size=size) for size in (None, 7))
     np.testing.assert_allclose(whole[CHANGES], small[CHANGES], rtol=1e-9)
+
+
+def test_on_ray(ray_session: None, tmp_path: Path) -> None:
+    """The bytes of a run in one process, with two sets that workers see as tables of their own."""
+    tables = fault_jobs.make_tables(tmp_path)
+    fault_jobs.predict_removal(tables, tmp_path / "here")
+    fault_jobs.predict_removal(tables, tmp_path / "there", cluster=rayinf.Cluster(workers=2))
+    files = [(tmp_path / name / "prediction.parquet").read_bytes() for name in ("here", "there")]
+    assert files[0] == files[1]

@@ -16,7 +16,7 @@ from torch import nn
 import rayinf
 
 ROWS, VALID, WIDTH = 600, 120, 12
-STAGES = ("Covariance", "Lambda", "Queries", "Score")
+STAGES = ("Squares", "ValidSquares", "Covariance", "Lambda", "Queries", "Score")
 
 
 def model() -> nn.Module:

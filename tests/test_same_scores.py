@@ -14,6 +14,15 @@ HELD = Path(same_scores.__file__).with_suffix(".npz")
 # Case -> why its numbers are others now.
 CHANGED: dict[str, str] = {
     "lds": "the verb is newer than the file",
+    "measure forest": "half of the subsample are the rows that the forest puts on top",
+    "removal_check": "it also predicts to second order",
+    **dict.fromkeys(
+        (
+            "baseline of the row",
+            *(f"baseline {m}" for m in ("grad_cos", "grad_dot", "knn_shapley", "loo", "tracin", "trak")),
+        ),
+        "the verb is newer than the file",
+    ),
     "pareto_reweight": "demands hold in both halves of the validation rows, and the best candidates are cross-fitted",
 }
 

@@ -145,7 +145,10 @@ class Run:
         if needs_squares(self.spec, self.probe):
             valid = self.runner.store("get", VALID_NORMS) if needs_held_out(self.spec, self.probe) else None
             found = seen(self.runner.store("get", NORMS), valid)
-        return response_of(self.spec, self.probe, self.scans["train"].rows, found)
+        # The model was trained on the rows of borrowed factors, if there are any.
+        other = factors_run(self.spec.factors)
+        rows = self.scans["train"].rows if other is None else int(other["train"]["rows"])
+        return response_of(self.spec, self.probe, rows, found)
 
     @cached_property
     def solver(self) -> Solver:

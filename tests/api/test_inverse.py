@@ -227,6 +227,17 @@ def test_borrowed_factors_give_the_same_values(tmp_path: Any) -> None:
     assert not np.allclose(damped.to_pandas()["total"], first.to_pandas()["total"])
 
 
+def test_rows_of_another_table_are_valued_by_the_training_of_the_old_one(tmp_path: Any) -> None:
+    """Some of the old rows, with the factors of all, have the values of the first run, but for n."""
+    task = rayinf.Task(network(600), fit=rayinf.Fit("sgd", lr=0.1, epochs=4, batch_size=16))
+    first = rayinf.influence(task, TRAIN, VALID, out=tmp_path)
+    some = rayinf.influence(task, (TRAIN[0][:20], TRAIN[1][:20]), VALID, factors=tmp_path)
+    assert some.metadata["training_time"] == first.metadata["training_time"]
+    np.testing.assert_allclose(
+        some.to_pandas()["total"] * (20 / N), first.to_pandas()["total"][:20], rtol=1e-6, atol=1e-12
+    )
+
+
 def test_removal_check_values_rows_itself() -> None:
     task = rayinf.Task(network(), fit=rayinf.Fit("sgd", lr=0.1, epochs=2, batch_size=30))
     given = {"test": VALID, "seeds": 1}

@@ -134,7 +134,7 @@ def _cross_fits(cross_fit: bool | None, vectors: Vectors) -> bool:
     if cross_fit and vectors.gaps:
         gaps = ", ".join(repr(vectors.columns[k]) for k in vectors.gaps)
         raise InputError(
-            f"cross_fit=True: {gaps} is a gap between groups, which is no sum over the halves.",
+            f"cross_fit=True: {gaps} is a gap between groups, which is not a sum over the halves.",
             "leave cross_fit out, and measure the gap of the retrained model on other rows.",
         )
     return vectors.has_halves and not vectors.gaps if cross_fit is None else cross_fit

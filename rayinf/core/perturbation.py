@@ -31,7 +31,7 @@ def check_layer(model: nn.Module, perturb: str) -> None:
         perturb: "input", or a name of `model.named_modules()`.
 
     Raises:
-        InputError: there is no such layer.
+        InputError: the model has no layer of that name.
     """
     names = [name for name, _ in model.named_modules() if name]
     if perturb == INPUT or perturb in names:

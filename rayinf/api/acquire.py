@@ -12,8 +12,8 @@ from rayinf.data.scores import Scores
 from rayinf.data.selection import Selection
 from rayinf.engine import acquisition, joint, pipeline, rank_forest
 from rayinf.engine.job import Cluster
+from rayinf.engine.measure_spec import AcquireSpec
 from rayinf.engine.run import open_run
-from rayinf.engine.spec import AcquireSpec
 from rayinf.store.places import AnyPath
 from rayinf.task import Task
 

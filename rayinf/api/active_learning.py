@@ -22,9 +22,9 @@ from rayinf.data.run_folder import owner_of
 from rayinf.data.tables import READ_ROWS, Table, as_table
 from rayinf.engine.entry import BY_MEASURE, check, check_seeds, check_strategies, require_one_model
 from rayinf.engine.job import Cluster
+from rayinf.engine.measure_spec import AcquireSpec
 from rayinf.engine.parallel import session, side_by_side
 from rayinf.engine.run import open_run
-from rayinf.engine.spec import AcquireSpec
 from rayinf.errors import InputError
 from rayinf.store.places import AnyPath
 from rayinf.task import Task

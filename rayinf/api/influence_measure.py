@@ -13,8 +13,8 @@ from rayinf.data.scores import Scores
 from rayinf.engine import measure_stages, pipeline, rank_forest
 from rayinf.engine.curvature import join_payloads
 from rayinf.engine.job import Cluster
+from rayinf.engine.measure_spec import MeasureSpec
 from rayinf.engine.run import Run, open_run
-from rayinf.engine.spec import MeasureSpec
 from rayinf.store.places import AnyPath
 from rayinf.task import Task
 

@@ -13,9 +13,10 @@ from rayinf.core.fisher import FisherKind
 from rayinf.engine.acquisition import value_pool
 from rayinf.engine.entry import check
 from rayinf.engine.job import Cluster
+from rayinf.engine.measure_spec import AcquireSpec, MeasureSpec
 from rayinf.engine.plan import Cost, make_plan
 from rayinf.engine.run import Run
-from rayinf.engine.spec import AcquireSpec, InfluenceSpec, MeasureSpec, RunSpec
+from rayinf.engine.spec import InfluenceSpec, RunSpec
 from rayinf.errors import InputError
 from rayinf.store.places import AnyPath
 from rayinf.task import Task

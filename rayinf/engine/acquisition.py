@@ -23,9 +23,9 @@ from rayinf.engine.acquisition_stages import PoolScore, Uncertain
 from rayinf.engine.entry import BY_EMBEDDING, BY_INFLUENCE, BY_MEASURE, DENSE
 from rayinf.engine.job import Chunk
 from rayinf.engine.joint import free_rows
+from rayinf.engine.measure_spec import AcquireSpec
 from rayinf.engine.measure_stages import PairFactors, PairValues
 from rayinf.engine.run import Run
-from rayinf.engine.spec import AcquireSpec
 from rayinf.engine.tree_strategy import value_by_tree
 from rayinf.errors import InputError
 from rayinf.select.aggregate import parse

@@ -18,7 +18,7 @@ from rayinf.data.files import Arrays
 from rayinf.data.shards import Shard
 from rayinf.engine import stages
 from rayinf.engine.entry import BY_DROPOUT
-from rayinf.engine.spec import AcquireSpec
+from rayinf.engine.measure_spec import AcquireSpec
 from rayinf.engine.worker import Ready
 
 _OF_LOGITS = {

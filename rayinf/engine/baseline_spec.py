@@ -13,7 +13,7 @@ from rayinf.core.objective_parser import parse
 from rayinf.data.tables import Table
 from rayinf.engine.model_states import ModelStates
 from rayinf.engine.probe import Probe
-from rayinf.engine.spec import RunSpec
+from rayinf.engine.spec import DRIVER_ONLY, TRAIN, VALID, RunSpec
 from rayinf.errors import InputError
 from rayinf.store.places import AnyPath
 
@@ -37,7 +37,6 @@ OPTIONS = {
     "tolerance": ("data_shapley",),
     "truncation": ("data_shapley",),
 }
-_DRIVER = {"sent": False, "identity": False}
 _OWN = "the method's own: compare ranks, not sizes"
 _UNITS = {
     "loss": "minus the row's own loss",
@@ -67,25 +66,25 @@ class BaselineSpec(RunSpec):
     inverse: str = field(default="auto", init=False)
     training_time: float | None = field(default=None, init=False)
     damping: float | str | None = field(default=None, init=False)
-    factors: str | AnyPath | None = field(default=None, init=False, metadata=_DRIVER)
+    factors: str | AnyPath | None = field(default=None, init=False, metadata=DRIVER_ONLY)
 
-    train: Any = field(metadata={**_DRIVER, "table": "train"})
-    valid: Any = field(default=None, metadata={**_DRIVER, "table": "valid"})
+    train: Any = field(metadata=TRAIN)
+    valid: Any = field(default=None, metadata=VALID)
     method: Any = "loss"
-    objective: Any = field(default="total", metadata=_DRIVER)
-    checkpoints: Any = field(default=None, metadata=_DRIVER)
+    objective: Any = field(default="total", metadata=DRIVER_ONLY)
+    checkpoints: Any = field(default=None, metadata=DRIVER_ONLY)
     rates: Any = None
     dim: int = 512
     neighbors: int = 5
     space: str = "features"
     utility: str = "loss"
-    only: Any = field(default=None, metadata=_DRIVER)
-    seeds: int = field(default=1, metadata=_DRIVER)
-    retrainings: int = field(default=10_000, metadata=_DRIVER)
+    only: Any = field(default=None, metadata=DRIVER_ONLY)
+    seeds: int = field(default=1, metadata=DRIVER_ONLY)
+    retrainings: int = field(default=10_000, metadata=DRIVER_ONLY)
     tolerance: float = 0.05
     truncation: float = 0.01
     # Loaded from `checkpoints`.
-    states: ModelStates = field(default_factory=ModelStates, init=False, metadata=_DRIVER)
+    states: ModelStates = field(default_factory=ModelStates, init=False, metadata=DRIVER_ONLY)
     checkpoint_digests: list[str] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:

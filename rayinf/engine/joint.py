@@ -13,8 +13,8 @@ from rayinf.data.scores import to_numpy
 from rayinf.engine import embeddings, pipeline, spanning, stages
 from rayinf.engine.acquisition_stages import DropoutSamples
 from rayinf.engine.curvature import join_payloads
+from rayinf.engine.measure_spec import AcquireSpec
 from rayinf.engine.run import Run
-from rayinf.engine.spec import AcquireSpec
 from rayinf.select.badge import pick_badge
 from rayinf.select.batchbald import pick_batch
 from rayinf.select.k_center import pick_centers

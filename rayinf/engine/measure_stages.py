@@ -25,8 +25,8 @@ from rayinf.data.scores import LABEL_COLUMN
 from rayinf.data.shards import Shard
 from rayinf.engine.fit_quality import KEY, FitSums
 from rayinf.engine.job import Chunk
+from rayinf.engine.measure_spec import AcquireSpec
 from rayinf.engine.run import Run
-from rayinf.engine.spec import AcquireSpec
 from rayinf.engine.stages import Scoring, check_finite
 from rayinf.engine.subsample import SUMMARY, Subsample
 from rayinf.engine.worker import BATCH_FLOATS, MOST_ROWS, Ready, Worker

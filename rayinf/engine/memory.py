@@ -17,8 +17,9 @@ from rayinf.engine.curvature import column_names
 from rayinf.engine.entry import DENSE, KRONECKER
 from rayinf.engine.job import Cluster, Job, chunks
 from rayinf.engine.machine import free_memory
+from rayinf.engine.measure_spec import AcquireSpec
 from rayinf.engine.probe import Probe
-from rayinf.engine.spec import AcquireSpec, PairsSpec
+from rayinf.engine.spec import PairsSpec
 from rayinf.errors import InputError
 
 # Of what is free, so much may be planned for: the rest is for batches and for what other programs take meanwhile.

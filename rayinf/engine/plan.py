@@ -26,12 +26,13 @@ from rayinf.engine.curvature import column_names
 from rayinf.engine.entry import DENSE
 from rayinf.engine.job import Job
 from rayinf.engine.machine import free_memory, misfit
+from rayinf.engine.measure_spec import SampledSpec
 from rayinf.engine.memory import check_fits, check_memory, fewest, query_bytes
 from rayinf.engine.probe import Probe, probe
 from rayinf.engine.run import NORMS, VALID_NORMS, Run, open_tables, partial_sums, scan_table
 from rayinf.engine.runner import LocalRunner
 from rayinf.engine.spanning import SKETCH
-from rayinf.engine.spec import RunSpec, SampledSpec
+from rayinf.engine.spec import RunSpec
 from rayinf.engine.stages import Stage
 from rayinf.engine.worker import BATCH_FLOATS
 from rayinf.select.forest import MOST_ROWS, RankForest

@@ -25,8 +25,8 @@ from rayinf.data.run_folder import SCORES, TOP_ROWS, UNRANKED
 from rayinf.data.shards import Shard
 from rayinf.engine import pipeline
 from rayinf.engine.curvature import join_payloads
+from rayinf.engine.measure_spec import SampledSpec
 from rayinf.engine.run import Run
-from rayinf.engine.spec import SampledSpec
 from rayinf.engine.stages import Stage
 from rayinf.engine.subsample import SUMMARY, Subsample
 from rayinf.engine.worker import Worker

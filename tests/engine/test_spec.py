@@ -17,7 +17,8 @@ import rayinf
 from rayinf.engine import acquisition, plan
 from rayinf.engine.baseline_spec import METHODS, OPTIONS, BaselineSpec
 from rayinf.engine.entry import JOINT
-from rayinf.engine.spec import AcquireSpec, InfluenceSpec, MeasureSpec, PairsSpec, RunSpec, SelfInfluenceSpec
+from rayinf.engine.measure_spec import AcquireSpec, MeasureSpec
+from rayinf.engine.spec import InfluenceSpec, PairsSpec, RunSpec, SelfInfluenceSpec
 
 VERBS: dict[Callable[..., Any], type[RunSpec]] = {
     rayinf.influence: InfluenceSpec,

@@ -253,8 +253,8 @@ def _objectives(columns: Sequence[str], task: Task, valid: Any) -> list[str]:
         else:
             raise InputError(
                 f"The scores have a column {column!r}, whose name does not tell its objective.",
-                "name the objectives of the scores' columns with objective=..., as in influence; a measure such as fi "
-                "predicts no change that could be compared.",
+                "pass objective=..., what the scores were computed for, such as an Objective; FI and other measures predict "
+                "no change of an objective, and have no such score.",
             )
     return list(found)
 

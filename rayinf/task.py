@@ -227,7 +227,7 @@ class Task:
                 f"Task(model=...) is a factory that returned {shown(model)}, which is not a torch.nn.Module.",
                 "return the trained module itself from it.",
             )
-        model = _uncompiled(model)
+        model = uncompiled(model)
         _check_values(model)
         return model.eval()
 
@@ -239,14 +239,14 @@ class Task:
         return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
 
 
-def _uncompiled(model: nn.Module) -> nn.Module:
+def uncompiled(model: nn.Module) -> nn.Module:
     """The model without `torch.compile`, whose graphs hide the layers' inputs and outputs from hooks."""
     compiling: Any = sys.modules.get("torch._dynamo.eval_frame")  # importing it takes longer than all of torch
     if compiling is not None and isinstance(model, compiling.OptimizedModule):
         compiled: Any = model
         model = compiled._orig_mod
     for name, child in list(model.named_children()):
-        inner = _uncompiled(child)
+        inner = uncompiled(child)
         if inner is not child:
             setattr(model, name, inner)
     # model.compile() keeps the module, and makes its __call__ use the compiled function.

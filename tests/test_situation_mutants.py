@@ -232,7 +232,7 @@ def test_names_guessed(monkeypatch: Patch) -> None:
 def test_compiled_models_kept(monkeypatch: Patch) -> None:
     from rayinf import task
 
-    monkeypatch.setattr(task, "_uncompiled", lambda model: model)
+    monkeypatch.setattr(task, "uncompiled", lambda model: model)
     fails(held.test_a_compiled_model_is_valued_as_what_it_was_made_of, "whole")
 
 

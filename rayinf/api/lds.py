@@ -253,8 +253,8 @@ def _objectives(columns: Sequence[str], task: Task, valid: Any) -> list[str]:
         else:
             raise InputError(
                 f"The scores have a column {column!r}, whose name does not tell its objective.",
-                "pass objective=..., what the scores were computed for, such as an Objective; FI and other measures predict "
-                "no change of an objective, and have no such score.",
+                "pass objective=..., what the scores were computed for, such as an Objective; a measure such as FI "
+                "predicts no change, and cannot be compared with one.",
             )
     return list(found)
 

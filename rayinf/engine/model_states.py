@@ -19,7 +19,7 @@ from rayinf.errors import InputError, RayinfError
 from rayinf.redaction import redact
 from rayinf.store.places import open_place
 from rayinf.store.store_path import StorePath
-from rayinf.task import Task
+from rayinf.task import Task, uncompiled
 from rayinf.user_code import one_line
 
 _EXPECTED = "a list of state dicts, of modules, or of paths of .safetensors or torch.save files"
@@ -56,7 +56,8 @@ class ModelStates:
         if not isinstance(given, list | tuple) or not given:
             refuse("checkpoints", given, _EXPECTED, f"pass {_EXPECTED}.")
         digests = tuple(
-            model_digest(_load(task, item, f"checkpoints[{k}]"), task.version).whole for k, item in enumerate(given)
+            model_digest(filled(task.build(), item, f"checkpoints[{k}]"), task.version).whole
+            for k, item in enumerate(given)
         )
         return cls(tuple(given), digests)
 
@@ -73,30 +74,34 @@ class ModelStates:
         if not self.given:
             return task
         name = f"checkpoints[{k}]"
-        model = _load(task, self.given[k], name)
+        model = filled(task.build(), self.given[k], name)
         if model_digest(model, task.version).whole != self.digests[k]:
             raise InputError(f"{name} changed while the run was going.", "leave checkpoints as they are during a run.")
         return replace(task, model=model)
 
 
-def _load(task: Task, given: Any, name: str) -> nn.Module:
-    """The task's model with these parameters and buffers.
+def filled(model: nn.Module, given: Any, name: str) -> nn.Module:
+    """The model with these parameters and buffers, which are copied into it.
+
+    Args:
+        model: of the architecture.
+        given: a state dict, a module, or the path or URI of a file.
+        name: of what is given, for errors.
 
     Raises:
-        InputError: they cannot be read, or belong to another model.
+        InputError: they cannot be read, are not finite, or belong to another model.
     """
-    model = task.build()
     if isinstance(given, str | Path | StorePath):
         _fill_from_file(model, given, name)
     elif isinstance(given, nn.Module):
-        _fill(model, replace(task, model=given).build().state_dict(), name)  # without torch.compile
+        _fill(model, uncompiled(given).state_dict(), name)
     elif isinstance(given, Mapping):
         _fill(model, given, name)
     else:
         refuse(name, given, "a state dict, a module or a path", f"pass {_EXPECTED}.")
     for key, value in model.named_parameters():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise InputError(f"{name}: parameter {key!r} is NaN or infinite.", "leave this checkpoint out.")
+            raise InputError(f"{name}: parameter {key!r} is NaN or infinite.", "leave this one out.")
     return model
 
 

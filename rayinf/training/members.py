@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from rayinf.data.files import fetched
 from rayinf.engine.model_digest import ModelDigest, model_digest
-from rayinf.errors import InputError
-from rayinf.store.places import open_place
+from rayinf.engine.model_states import filled
 from rayinf.task import Task
 
 
@@ -40,16 +33,7 @@ class Member:
         Raises:
             InputError: a file without a state dict, or weights of another architecture.
         """
-        model = self.build()
-        try:
-            model.load_state_dict(_state(self.weights, self.name))
-        except RuntimeError as error:
-            lines = [line.strip() for line in str(error).splitlines()]
-            raise InputError(
-                f"{self.name} does not fit Task(model=...): {' '.join(lines[:3])}",
-                "pass the weights of models with the same layers.",
-            ) from error
-        return model
+        return filled(self.build(), self.weights, self.name)
 
 
 def members_of(task: Task) -> list[Task]:
@@ -85,40 +69,3 @@ def _tasks(task: Task) -> list[tuple[str, Task]]:
         model: Any = make() if isinstance(task.model, nn.Module) else make
         found.append((name, replace(alone, model=model)))
     return found
-
-
-def _state(weights: Any, name: str) -> Mapping[str, Any]:
-    """A state dict from any of its forms.
-
-    Raises:
-        InputError: there is no file, or it holds something else.
-    """
-    if isinstance(weights, nn.Module):
-        return weights.state_dict()
-    if isinstance(weights, Mapping):
-        return weights
-    place = open_place(weights, name)
-    if not place.is_file():
-        raise InputError(f"{name}={str(weights)!r} is not a file.", "pass a state dict, or the path of one.")
-    try:
-        with fetched(place) as file:
-            return _read(file)
-    except (RuntimeError, OSError, ValueError, SafetensorError, EOFError, UnpicklingError) as error:
-        raise InputError(
-            f"{name}={str(weights)!r} cannot be read as a state dict of tensors ({type(error).__name__}).",
-            "save model.state_dict() with torch.save, or with safetensors.torch.save_model.",
-        ) from error
-
-
-def _read(file: Path) -> Mapping[str, Any]:
-    """Tensors by name from a file.
-
-    Raises:
-        ValueError: it holds something else.
-    """
-    if file.suffix == ".safetensors":
-        return load_file(str(file))
-    held = torch.load(file, map_location="cpu", weights_only=True)
-    if not isinstance(held, Mapping):
-        raise ValueError(f"it holds a {type(held).__name__}")
-    return held

@@ -128,8 +128,8 @@ def predict_removal(
         inverse: the function of the curvature's eigenvalues that answers for the fit. "unrolled": that of a training of
             time T, `(1 - exp(-T x)) / x` at `x = eigenvalue + l2 + weight decay` (Bae et al. 2024); "damped":
             `1 / (eigenvalue + l2 + damping)`, that of a minimum; "auto": unrolled where `Task(fit=Fit(...))` says how
-            the model was trained from its start, else damped; and validation rows say how far the training rows are
-            learned (docs/inverse.md), which the other two leave out.
+            the model was trained from its start, else damped; validation rows then also say how far the training
+            rows are learned (docs/inverse.md), which the other two leave out.
         training_time: T: the sum of the learning rates of all steps, over `1 - momentum` for SGD; of Adam, in units of
             its step sizes. None: from `Task(fit=...)`.
         damping: for the damped inverse: a number >= 0 that is added to the eigenvalues of the mean curvature;

@@ -227,5 +227,5 @@ def test_the_same_bytes_on_a_cluster(tables, ray_session, tmp_path) -> None:
         assert job.digest(tmp_path / f"{strategy}-there") == job.digest(tmp_path / f"{strategy}-here")
     for verb, name in ((job.measure, "measure"), (job.acquire, "acquire")):
         for out, where in (("here", None), ("there", cluster)):
-            verb(pool, pool, tmp_path / f"{name}-{out}", where, subsample=0.4)
+            verb(labeled, pool, tmp_path / f"{name}-{out}", where, subsample=0.4)
         assert job.digest(tmp_path / f"{name}-there") == job.digest(tmp_path / f"{name}-here")

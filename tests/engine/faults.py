@@ -96,8 +96,12 @@ class used:  # noqa: N801
 
 
 def faults(changes: int, share: float, seed: int) -> list[tuple[int, str]]:
-    """All faults of a run with so many changes, or a share of them drawn by a seed."""
-    every = [(at, kind) for at in range(changes) for kind in KINDS]
+    """All faults of a run with so many changes, or a share of them drawn by a seed.
+
+    Killed after a change leaves what killed before the next one leaves: it is tried for the last change alone.
+    """
+    last = changes - 1
+    every = [(at, kind) for at in range(changes) for kind in KINDS if kind != "killed after" or at == last]
     return every if share >= 1 else random.Random(seed).sample(every, max(1, round(share * len(every))))
 
 

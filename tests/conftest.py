@@ -16,6 +16,9 @@ os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "600000")
 os.environ.setdefault("METRICS_RECORD_INTERVAL_S", "600")
 os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
 os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")
+# Where other tests compute, a head's processes may be late with a sign of life by more than Ray's own quarter minute,
+# and a head that misses one ends.
+os.environ.setdefault("RAY_health_check_failure_threshold", "40")
 
 import pytest
 

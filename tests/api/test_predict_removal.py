@@ -376,6 +376,7 @@ def test_batches_do_not_matter() -> None:
     np.testing.assert_allclose(whole[CHANGES], small[CHANGES], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_on_ray(ray_session: None, tmp_path: Path) -> None:
     """The bytes of a run in one process, with two sets that workers see as tables of their own."""
     tables = fault_jobs.make_tables(tmp_path)

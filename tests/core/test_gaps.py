@@ -243,11 +243,12 @@ def test_leave_one_out_on_the_toy() -> None:
     scores = rayinf.influence(task, train, valid, objective=objectives, curvature="exact").to_pandas()
     before = rayinf.evaluate(task, valid, objectives)
     changes = []
-    for k in range(len(train)):
+    left_out = range(0, len(train), 3)
+    for k in left_out:
         refit = rayinf.retrain(task, train, keep=np.arange(len(train)) != k, rows=len(train))
         after = rayinf.evaluate(refit, valid, objectives, against=task)
         changes.append([after[o] - before[o] for o in objectives])
     actual = pd.DataFrame(changes, columns=objectives)
-    correlation = scores[objectives].corrwith(actual, method="spearman")
+    correlation = scores.loc[left_out, objectives].reset_index(drop=True).corrwith(actual, method="spearman")
     print(correlation.to_dict())
     assert (correlation >= 0.98).all()

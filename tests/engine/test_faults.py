@@ -16,7 +16,7 @@ from rayinf.data import disk
 from rayinf.engine.factors import FactorStore
 
 # Faults of each verb.
-SAMPLE = 8
+SAMPLE = 4
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +24,7 @@ def tables(tmp_path_factory):
     return jobs.make_tables(tmp_path_factory.mktemp("tables"))
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("verb", jobs.VERBS)
 def test_a_sample_of_faults(verb, tables, tmp_path):
     truth = faults.calm(verb, tables, tmp_path)

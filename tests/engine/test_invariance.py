@@ -30,8 +30,15 @@ def truth(tables):
     return {c: job.run(train[1], valid, curvature=c).to_numpy() for c in CURVATURES}
 
 
+@pytest.mark.parametrize("curvature", ["ekfac", "identity"])
+def test_batches_of_one_row(curvature, tmp_path):
+    train, valid = job.write(tmp_path / "train.parquet", 120, 1, 50), job.write(tmp_path / "valid.parquet", 40, 2, 40)
+    whole, single = (job.run(train, valid, curvature=curvature, batch_size=b).to_numpy() for b in (None, 1))
+    assert distance(single, whole) < 1e-5
+
+
 @pytest.mark.parametrize("curvature", CURVATURES)
-@pytest.mark.parametrize("batch", [1, 7, 512])
+@pytest.mark.parametrize("batch", [7, 512])
 def test_batch_size(tables, truth, curvature, batch):
     train, valid, _ = tables
     found = job.run(train[1], valid, curvature=curvature, batch_size=batch)

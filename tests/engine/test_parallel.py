@@ -64,11 +64,11 @@ def test_errors_come_as_they_were_raised(ray_session, cluster):
 @pytest.mark.slow
 def test_long_items_are_waited_for_and_hopeless_ones_given_up(ray_session, tmp_path):
     ticks = []
-    cluster = rayinf.Cluster(workers=1, patience=3.0)
-    assert dict(side_by_side(sleep, {0: 8.0}, cluster, lambda: ticks.append(1))) == {0: 8.0}
+    cluster = rayinf.Cluster(workers=1, patience=8.0)
+    assert dict(side_by_side(sleep, {0: 18.0}, cluster, lambda: ticks.append(1))) == {0: 18.0}
     assert len(ticks) >= 5
     try:
-        with pytest.raises(rayinf.RunError, match="Nothing moved in 3 s: Item 7 does not answer"):
+        with pytest.raises(rayinf.RunError, match="Nothing moved in 8 s: Item 7 does not answer"):
             list(side_by_side(partial(stop, tmp_path / "pid"), {7: 0}, cluster))
     finally:
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
@@ -88,7 +88,7 @@ def test_a_session_starts_ray_once_and_ends_it():
         "    assert ray.is_initialized() and ray.get_runtime_context().get_node_id() == node\n"
         "assert not ray.is_initialized()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -13,6 +13,8 @@ from rayinf.store.places import open_place
 
 # Faults of each verb, in each kind of store: every change to an S3 store is a request.
 SAMPLE = {"memory": 2, "s3": 1}
+# One verb of each form of folder: shards, rounds, a search, a stream.
+ON_S3 = ("pairs", "active_learning", "pareto_reweight", "trim_stream")
 pytestmark = pytest.mark.timeout(1200)
 
 
@@ -43,8 +45,11 @@ def test_a_run_with_a_sample_of_faults(tables, place, local):
     check("influence", tables, place, local)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("verb", [v for v in jobs.VERBS if v != "influence"])
+OTHERS = [("memory", v) for v in jobs.VERBS if v != "influence"] + [("s3", v) for v in ON_S3]
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(("place", "verb"), OTHERS, indirect=["place"])
 def test_a_sample_of_faults(verb, tables, place, local):
     check(verb, tables, place, local)
 

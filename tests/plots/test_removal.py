@@ -62,8 +62,8 @@ def test_gaps(drawn: list[Figure]) -> None:
 
 
 def test_many_classes_and_files(tmp_path: Path) -> None:
-    loss = np.random.default_rng(0).normal(size=(40, 40))
-    names = [f"class number {k}" for k in range(40)]
+    loss = np.random.default_rng(0).normal(size=(25, 25))
+    names = [f"class number {k}" for k in range(25)]
     assert plot(sides(loss), names, tmp_path / "a" / "many.png").stat().st_size > 10_000
     assert plot(sides(np.zeros((2, 2))), ["a", "b"], tmp_path / "none.svg").exists()
     with pytest.raises(InputError, match="cannot be drawn"):

@@ -1,9 +1,10 @@
 """Let every change to files fail in turn, of every verb, and see whether the same call then ends at the same bytes.
 
-    python tests/engine/faults.py STATE [--verbs influence pairs ...] [--share 1.0] [--seed 0]
+    python tests/engine/faults.py STATE [--verbs influence pairs ...] [--share 1.0] [--seed 0] [--part 0/1]
 
 STATE is a folder: results are kept in it line by line, so that the command goes on where it stopped. Prints a table of
 verbs and kinds of faults: how many were tried, how many runs could not go on, and how many ended at other bytes.
+`--part k/n` tries every n-th fault, from the k-th, so that n processes with folders of their own can share the work.
 """
 
 from __future__ import annotations
@@ -112,17 +113,19 @@ def main() -> None:
     parser.add_argument("--verbs", nargs="+", default=list(jobs.VERBS))
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--part", default="0/1")
     options = parser.parse_args()
     options.state.mkdir(parents=True, exist_ok=True)
     results = options.state / "results.jsonl"
     held = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     done = {(r["verb"], r["at"], r["kind"]) for r in held}
     tables = jobs.make_tables(options.state)
+    first, step = map(int, options.part.split("/"))
     for verb in options.verbs:
         truth = calm(verb, tables, options.state)
         again = calm(verb, tables, options.state)
         assert again.digest == truth.digest, f"{verb} differs between two undisturbed runs"
-        todo = [f for f in faults(truth.changes, options.share, options.seed) if (verb, *f) not in done]
+        todo = [f for f in faults(truth.changes, options.share, options.seed)[first::step] if (verb, *f) not in done]
         print(f"{verb}: {truth.changes} changes to files, {len(todo)} faults to try", flush=True)
         for fault in todo:
             found = trial(verb, tables, options.state, fault, truth)

@@ -203,11 +203,7 @@ def digest(out: Path) -> dict[str, str]:
     timed = any(p.parent != out for p in out.rglob("round-0.json")) or (out / "trainings").is_dir()
     for path in sorted(p for p in out.rglob("*") if p.is_file()):
         name = relative(path, out)
-        if (
-            path.name in _TIMED
-            or name.startswith("log.jsonl.parts/")
-            or (timed and path.name in ("manifest.jsonl", "run.json"))
-        ):
+        if path.name in _TIMED or "log.jsonl.parts/" in name or (timed and path.name in ("manifest.jsonl", "run.json")):
             continue
         held = path.read_bytes()
         if path.suffix == ".json" and (path.parent.name == "trainings" or path.name.startswith(("round-", "picked-"))):

@@ -23,9 +23,10 @@ from rayinf.engine.curvature import MOST_THREADS
 from rayinf.engine.factors import FactorStore
 from rayinf.engine.job import Chunk, Cluster, Job
 from rayinf.engine.leftovers import remove, sweep_temporaries, temporary_folder
-from rayinf.engine.ray_calls import FAULTS, REPORTS, Life, Watch, check_deaths, get, label, restarts_of, spread
+from rayinf.engine.ray_calls import FAULTS, REPORTS, Life, Watch, check_deaths, get, label, restarts_of
 from rayinf.engine.ray_cluster import connect, owns_ray, wait_ready
 from rayinf.engine.ray_metrics import Meter, meter
+from rayinf.engine.ray_spread import spread
 from rayinf.engine.stages import Stage, perform
 from rayinf.engine.worker import Worker
 from rayinf.store.places import AnyPath
@@ -167,6 +168,7 @@ class RayRunner:
             lambda actor, key: actor.run.remote(call, job, held, items[key]),
             Watch(self._cluster.patience),
             lambda key: label(stage, table, items[key]),
+            again=True,
         ):
             yield key, get(ref)
 
@@ -187,6 +189,7 @@ class RayRunner:
                 lambda actor, key: actor.run_into.remote(call, job, held, items[key], self._store, (name, count, key)),
                 Watch(self._cluster.patience, {"the store of factors": self._store}),
                 lambda key: label(stage, getattr(stage, "table", "train"), items[key]),
+                again=True,
             ):
                 get(ref)
                 yield key

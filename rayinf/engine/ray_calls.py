@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from rayinf.engine.deadline import Deadline
-from rayinf.engine.job import Chunk
+from rayinf.engine.leaves import ends
 from rayinf.errors import RayinfError, RunError
 from rayinf.user_code import from_worker
 
@@ -148,11 +148,11 @@ class Watch:
 
 def label(stage: type[Any], table: str, item: Any) -> str:
     """What a worker does with an item, for an error."""
-    if isinstance(item, Chunk):
-        return f"{stage.__name__} on rows {item.shards[0].start} to {item.shards[0].start + item.rows} of {table}"
-    if hasattr(item, "start") and hasattr(item, "rows"):
-        return f"{stage.__name__} on rows {item.start} to {item.start + item.rows} of {table}"
-    return stage.__name__
+    found = ends(item)
+    if found is None:
+        return stage.__name__
+    start = found[0].start
+    return f"{stage.__name__} on rows {start} to {start + item.rows} of {table}"
 
 
 def get(ref: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from rayinf.data.shards import Shard
-from rayinf.engine.job import Chunk
+from rayinf.engine.leaves import ends
 from rayinf.engine.ray_calls import MOST_DEATHS, Watch, is_away
 
 # An actor that was without a process at so many looks in a row, so many seconds apart, gives its items up.
@@ -84,27 +84,18 @@ def _runs(items: Mapping[Any, Any]) -> Iterator[deque[Any]]:
     run: deque[Any] = deque()
     before: Shard | None = None
     for key, item in items.items():
-        first, last = _ends(item)
-        if run and not _continues(before, first):
+        found = ends(item)
+        if run and not (before and found and _continues(before, found[0])):
             yield run
             run = deque()
         run.append(key)
-        before = last
+        before = found and found[1]
     if run:
         yield run
 
 
-def _ends(item: Any) -> tuple[Shard | None, Shard | None]:
-    """The first and the last shard of an item; None where it is of another kind."""
-    if isinstance(item, Chunk):
-        return item.shards[0], item.shards[-1]
-    return (item, item) if isinstance(item, Shard) else (None, None)
-
-
-def _continues(before: Shard | None, shard: Shard | None) -> bool:
+def _continues(before: Shard, shard: Shard) -> bool:
     """Whether a shard begins within the row group that the one before it lies in."""
-    if before is None or shard is None:
-        return False
     return shard.offset > 0 and (shard.file, shard.group) == (before.file, before.group)
 
 

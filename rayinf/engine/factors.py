@@ -5,7 +5,7 @@ On Ray it is one actor; in one process it is a plain object. The code is the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from rayinf.errors import RunError
 from rayinf.store.places import AnyPath, relative
 
 _SUFFIX = ".safetensors"
-_PARTIAL = "partial"
+_PARTIAL, _PARTS = "partial", "parts"
 Place = tuple[int, int]
 
 
@@ -35,6 +35,7 @@ class FactorStore:
 
     def __init__(self, folder: AnyPath | None, owner: str = "") -> None:
         self._folder = None
+        self._closed = False
         self._held: dict[str, Arrays] = {}
         if folder is not None:
             if folder.is_dir():
@@ -48,15 +49,32 @@ class FactorStore:
         tree = _Tree(stage, count)
         return [] if self._has(stage) else [k for k in range(count) if not self._contains(tree, (0, k))]
 
-    def add(self, stage: str, count: int, key: int, sums: Arrays) -> None:
+    def add(self, stage: str, count: int, key: int, sums: Arrays, level: int = 0) -> None:
         """Take in the sums of chunk `key`, once: a retried add changes nothing.
 
         Neighbours are merged in a binary tree over keys, so that the order of arrival never moves a bit.
+
+        Args:
+            stage: name of the sums.
+            count: of the stage's chunks.
+            key: of the chunk, or of a node of the tree above them.
+            sums: of the chunk, or of all chunks below the node (`tree_sum`).
+            level: of the node; 0 is a chunk.
         """
-        tree = _Tree(stage, count)
-        if not self._contains(tree, (0, key)):
-            self._put(tree.name((0, key)), sums)
-        self._climb(tree, (0, key))
+        if self._closed:  # the second call of an item that has been done elsewhere
+            return
+        tree, at = _Tree(stage, count), (level, key)
+        if not self._contains(tree, at):
+            self._put(tree.name(at), sums)
+        if level:
+            self._drop_below(tree, at)
+        self._climb(tree, at)
+
+    def _drop_below(self, tree: _Tree, at: Place) -> None:
+        for name in [n for n in self._names() if n.startswith(tree.folder)]:
+            level, index = tree.place(name)
+            if level < at[0] and index >> (at[0] - level) == at[1]:
+                self._drop(name)
 
     def merge_ready(self, stage: str, count: int) -> None:
         """Finish every merge of a stage whose inputs are there, and drop the inputs of those that are done."""
@@ -87,6 +105,22 @@ class FactorStore:
             self._put(name, function(*[self._need(i) for i in inputs], *args))
         return self._need(name)
 
+    def missing_parts(self, name: str, keys: Sequence[int]) -> list[int]:
+        """The parts of artefact `name` that have not been put, in the order of `keys`."""
+        return [] if self._has(name) else [k for k in keys if not self._has(_part(name, k))]
+
+    def put_part(self, name: str, key: int, arrays: Arrays) -> None:
+        """Keep a part of an artefact, once: a retried call changes nothing."""
+        if not (self._closed or self._has(name)):
+            self.put(_part(name, key), arrays)
+
+    def join_parts(self, name: str, keys: Sequence[int]) -> Arrays:
+        """Artefact `name`, made of all its parts, which are removed."""
+        found = self.derive(name, _union, [_part(name, k) for k in keys])
+        for key in keys:
+            self._drop(_part(name, key))
+        return found
+
     def summarise(self, function: Callable[..., Any], inputs: list[str], *args: Any) -> Any:
         """A small result computed from artefacts, where they lie."""
         return function(*[self._need(i) for i in inputs], *args)
@@ -102,12 +136,14 @@ class FactorStore:
 
     def close(self, lasting: Collection[str]) -> None:
         """Remove all else: what a finished run does not need, and what a crash has left; then the manifest in order."""
+        self._closed = True
         for name in self._names():
             if name not in lasting:
                 self._drop(name)
         if self._folder is None:
             return
-        try_to_remove(self._folder.path / _PARTIAL)  # empty folders
+        for folder in (_PARTIAL, _PARTS):
+            try_to_remove(self._folder.path / folder)  # empty folders
         if any(self._folder.names()):
             self._folder.close()
 
@@ -165,6 +201,29 @@ def merge(left: Arrays, right: Arrays) -> Arrays:
         k: left[k] + right[k] if k in left and k in right else (left[k] if k in left else right[k])
         for k in sorted({*left, *right})
     }
+
+
+def _part(name: str, key: int) -> str:
+    return f"{_PARTS}/{name}/{key}"
+
+
+def _union(*parts: Arrays) -> Arrays:
+    return {k: v for part in parts for k, v in part.items()}
+
+
+def tree_sum(leaves: Iterable[Arrays]) -> Arrays:
+    """The sum of consecutive leaves below one node of a stage's tree, with the additions of that tree."""
+    held: list[tuple[int, Arrays]] = []  # (level, sums), the levels falling
+    for sums in leaves:
+        level = 0
+        while held and held[-1][0] == level:
+            sums = merge(held.pop()[1], sums)
+            level += 1
+        held.append((level, sums))
+    total = held.pop()[1]
+    while held:
+        total = merge(held.pop()[1], total)
+    return total
 
 
 def _sum(parts: Sequence[Arrays]) -> Arrays:

@@ -6,7 +6,6 @@ on another scale than in training.
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import warnings
@@ -158,9 +157,27 @@ def of_shards(schemas: Iterable[pa.Schema], key: bytes = KEY) -> FitSums | None:
     return total
 
 
-def merge_fits(held: Iterable[bytes]) -> bytes:
-    """The sums of several `to_json`, in order, of one at least."""
-    return functools.reduce(FitSums.merge, map(FitSums.from_json, held)).to_json()
+class FitMerge:
+    """The sums of several `to_json`, which come in any order, merged in that of their keys 0, 1, 2, ..."""
+
+    def __init__(self) -> None:
+        self._early: dict[int, bytes] = {}
+        self._count = 0
+        self._total: FitSums | None = None
+
+    def add(self, key: int, held: bytes) -> None:
+        """Take one in; it is held until all before it are there."""
+        self._early[key] = held
+        while (ready := self._early.pop(self._count, None)) is not None:
+            found = FitSums.from_json(ready)
+            self._total = found if self._total is None else self._total.merge(found)
+            self._count += 1
+
+    def to_json(self) -> bytes:
+        """The merged sums; there is one at least."""
+        assert self._total is not None
+        assert not self._early
+        return self._total.to_json()
 
 
 def fit_quality(run: Any, found: Mapping[str, FitSums | None]) -> dict[str, Any]:

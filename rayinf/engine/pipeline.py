@@ -21,15 +21,16 @@ from rayinf.data.shards import ByIndex, Shard
 from rayinf.data.tables import files_of
 from rayinf.engine import curvature as curv
 from rayinf.engine import pair_stages, stages, training_time
+from rayinf.engine.decompositions import Decompose, by_size
 from rayinf.engine.entry import DENSE
-from rayinf.engine.fit_quality import KEY, VALID_KEY, FitSums, fit_quality, merge_fits, of_shards, of_valid
+from rayinf.engine.fit_quality import KEY, VALID_KEY, FitMerge, FitSums, fit_quality, of_shards, of_valid
 from rayinf.engine.identity import describe_factors, provenance
 from rayinf.engine.job import Chunk
 from rayinf.engine.memory import tile_rows
 from rayinf.engine.minimum import check_minimum
 from rayinf.engine.run import NORMS, VALID_NORMS, Run
 from rayinf.errors import InputError
-from rayinf.select.top_rows import TopRows, merge_all
+from rayinf.select.top_rows import TopRows
 from rayinf.store.places import open_place
 
 # The sums that the norms of gradients are made of.
@@ -82,11 +83,23 @@ def _fit_kronecker(run: Run) -> Any:
     kind, store = run.spec.curvature, run.runner.store
     if not store("has", "basis"):
         run.fold(stages.Covariance, {}, "train", "covariance")
-    basis = _derive(run, "basis", curv.basis, ["covariance"], run.probe.blocks)
+    basis = _decompose(run)
     if kind == "kfac":
         return _derive(run, "factors", curv.join_lambda, ["basis"])
     run.fold(stages.Lambda, basis, "train", "lambda")
     return _derive(run, "factors", curv.join_lambda, ["basis", "lambda"])
+
+
+def _decompose(run: Run) -> Any:
+    """The eigenbases of all layers: each on a worker, those that take longest first."""
+    blocks, runner = by_size(run.probe.blocks), run.runner
+    with run.timed("basis", 0):
+        if not runner.store("has", "basis"):
+            covariance = runner.publish("get", "covariance")
+            names = [b.name for b in run.probe.blocks]
+            for _ in runner.fill(Decompose, covariance, blocks, "basis", names=names):
+                pass
+        return runner.publish("join_parts", "basis", sorted(blocks))
 
 
 @contextmanager
@@ -168,15 +181,16 @@ def pair_tiles(run: Run) -> list[pa.Table]:
             if run.folder is not None and run.folder.files.is_sound(name, pairs):
                 advance(rows)
                 continue
-            parts: dict[int, tuple[TopRows, bytes]] = {}
+            best: TopRows | None = None
+            train = FitMerge()
             queries, valid = _tile_queries(run, k, tile)
-            for key, part in run.runner.map(pair_stages.Pairs, queries, shards, names=[]):
-                parts[key] = part
+            for key, (top, fit) in run.runner.map(pair_stages.Pairs, queries, shards, names=[]):
+                best = top if best is None else best.merge(top)
+                train.add(key, fit)
                 advance(shards[key].rows)
-            best = merge_all([parts[key][0] for key in sorted(parts)])
-            train = merge_fits(parts[key][1] for key in sorted(parts))
+            assert best is not None
             table = pair_table(_tile_ids(run, tile), best.helps, best.harms)
-            table = table.replace_schema_metadata({KEY: train, VALID_KEY: valid})
+            table = table.replace_schema_metadata({KEY: train.to_json(), VALID_KEY: valid})
             if run.folder is None:
                 found.append(table)
             else:

@@ -38,7 +38,23 @@ _HALF = {torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 @dataclass(frozen=True)
 class Probe:
-    """What a few rows show of the model."""
+    """What a few rows show of the model.
+
+    Attributes:
+        logits: C.
+        blocks: what is valued.
+        parameters: in all blocks.
+        eps: of the precision.
+        dtype: of sums, products and scores.
+        fingerprint: digest of the model.
+        architecture: digest of the model without its weights.
+        frozen: see `factories.frozen`.
+        state: digests of parameters and buffers by name.
+        perturbed: numbers of a row that FI perturbs.
+        model: as it was built.
+        outputs: what it returns.
+        work: multiply-adds of a forward pass through the valued layers, a row.
+    """
 
     logits: int
     blocks: tuple[Block, ...]
@@ -52,6 +68,7 @@ class Probe:
     perturbed: int
     model: nn.Module
     outputs: Outputs
+    work: int
 
 
 def probe(job: Job, objectives: Sequence[Objective] = ()) -> Probe:
@@ -114,7 +131,7 @@ def _probe(worker: Worker, job: Job, objectives: Sequence[Objective], held: Mode
         if objective.attack is not None:
             _check_attack(objective, worker, x, labels)
     _check_attached(worker, x)
-    _check_gradients(worker, x, labels)
+    work = _check_gradients(worker, x, labels)
     perturbed = _check_mixed(worker, x, labels) if job.spec.mixed else 0
     return Probe(
         logits.shape[1],
@@ -129,6 +146,7 @@ def _probe(worker: Worker, job: Job, objectives: Sequence[Objective], held: Mode
         perturbed,
         model,
         outputs,
+        work,
     )
 
 
@@ -232,12 +250,19 @@ def _check_attached(worker: Worker, x: object) -> None:
         )
 
 
-def _check_gradients(worker: Worker, x: object, labels: torch.Tensor) -> None:
-    """The own row gradients against autograd's: catches tied weights, layers used unusually, rows that mix."""
+def _check_gradients(worker: Worker, x: object, labels: torch.Tensor) -> int:
+    """The own row gradients against autograd's: catches tied weights, layers used unusually, rows that mix.
+
+    Returns:
+        Multiply-adds of a forward pass through the valued layers, a row.
+
+    Raises:
+        InputError: own gradients that differ from autograd's.
+    """
     model, blocks = worker.model, worker.blocks
     ruled = tuple(b for b in blocks if b.kind != "loose")
     if not ruled:
-        return
+        return sum(b.numel for b in blocks)
     with capture(model, ruled) as captured:
         logits = forward(model, x)
         _, cotangent = logit_gradient(worker.row_loss, logits, labels)
@@ -250,6 +275,7 @@ def _check_gradients(worker: Worker, x: object, labels: torch.Tensor) -> None:
         alone = torch.zeros_like(cotangent)
         alone[0] = cotangent[0]
         first, others = dense_rows(forward_pass, alone).split([1, len(alone) - 1])
+        work = sum(s.numel() * b.shape[2] for b in ruled for s in captured.shapes.get(b.name, ())) // len(labels)
     tolerance = max([_TOLERANCE, *(_HALF.get(p.dtype, 0.0) for p in params.values())])
     if float(others.norm()) > tolerance * float(first.norm()) + 1e-6:
         raise InputError(
@@ -267,6 +293,7 @@ def _check_gradients(worker: Worker, x: object, labels: torch.Tensor) -> None:
                 f"own forward?): own and true gradient differ by {error / max(float(true.norm()), 1e-12):.1%}.",
                 "leave it out of Task(parameters=[...]).",
             )
+    return work
 
 
 def _check_mixed(worker: Worker, x: object, labels: torch.Tensor) -> int:

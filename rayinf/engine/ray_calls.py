@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import ray
 
 from rayinf.engine.deadline import Deadline
-from rayinf.engine.job import Chunk
+from rayinf.engine.leaves import ends
 from rayinf.errors import RayinfError, RunError
 from rayinf.user_code import from_worker
 
@@ -93,13 +93,22 @@ class Watch:
             RunError: nothing moved.
         """
         while True:
+            if done := self.poll(refs, busy):
+                return done
+
+    def poll(self, refs: Sequence[Any], busy: Callable[[], Mapping[str, Any]]) -> list[Any]:
+        """As `wait`, for about a second: perhaps none has finished."""
+        if refs:
             done, _ = ray.wait(list(refs), timeout=_POLL_SECONDS, fetch_local=False)
             if done:
                 self.deadline.renew()
                 return done
-            if self._tick is not None:
-                self._tick()
-            self._check(busy())
+        else:
+            time.sleep(_POLL_SECONDS)
+        if self._tick is not None:
+            self._tick()
+        self._check(busy())
+        return []
 
     def _check(self, busy: Mapping[str, Any]) -> None:
         self._collect()
@@ -137,56 +146,13 @@ class Watch:
         )
 
 
-def spread(
-    slots: Sequence[Any],
-    items: Mapping[Any, Any],
-    send: Callable[[Any, Any], Any],
-    watch: Watch,
-    label: Callable[[Any], str],
-) -> Iterator[tuple[Any, Any]]:
-    """Keep every slot busy with a call, a slot an actor; keys with their finished references.
-
-    Args:
-        slots: actors, each as often as it may have calls.
-        items: by key.
-        send: an actor and a key -> a reference.
-        watch: ends the wait.
-        label: what the call of a key does.
-    """
-    todo = iter(items)
-    flying: dict[Any, tuple[Any, Any]] = {}
-
-    def launch(actor: Any) -> None:
-        key = next(todo, None)
-        if key is not None:
-            flying[send(actor, key)] = (key, actor)
-
-    for actor in slots:
-        launch(actor)
-    watch.deadline.renew()
-    while flying:
-        for ref in watch.wait(list(flying), lambda: _working(flying.values(), label)):
-            key, actor = flying.pop(ref)
-            launch(actor)
-            yield key, ref
-            watch.deadline.renew()  # what the caller did meanwhile is not the workers' time
-
-
-def _working(flying: Iterable[tuple[Any, Any]], label: Callable[[Any], str]) -> dict[str, Any]:
-    """The actors at work, by what they do: of an actor's calls the first is under way, and the next one waits."""
-    first: dict[Any, tuple[Any, Any]] = {}
-    for key, actor in flying:
-        first.setdefault(actor._actor_id, (key, actor))
-    return {label(key): actor for key, actor in first.values()}
-
-
 def label(stage: type[Any], table: str, item: Any) -> str:
     """What a worker does with an item, for an error."""
-    if isinstance(item, Chunk):
-        return f"{stage.__name__} on rows {item.shards[0].start} to {item.shards[0].start + item.rows} of {table}"
-    if hasattr(item, "start") and hasattr(item, "rows"):
-        return f"{stage.__name__} on rows {item.start} to {item.start + item.rows} of {table}"
-    return stage.__name__
+    found = ends(item)
+    if found is None:
+        return stage.__name__
+    start = found[0].start
+    return f"{stage.__name__} on rows {start} to {start + item.rows} of {table}"
 
 
 def get(ref: Any) -> Any:
@@ -212,6 +178,13 @@ def get(ref: Any) -> Any:
             f"A worker could not be kept alive: {str(error).splitlines()[0]}",
             "look at the worker's log for the cause, then run the same command again: it goes on.",
         ) from error
+
+
+def is_away(actor: Any) -> bool:
+    """Whether an actor has no process, as far as Ray knows and says so."""
+    with suppress(Exception):
+        return bool(ray._private.state.state.actor_table(actor._actor_id.hex())["State"] != "ALIVE")
+    return False
 
 
 def restarts_of(actor: Any) -> int:

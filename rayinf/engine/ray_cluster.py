@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayinf.engine import ray_token
 from rayinf.engine.job import Cluster
@@ -128,6 +129,17 @@ def _check_room(cluster: Cluster, workers: int) -> None:
         f"its {len(nodes)} node(s): room for {room} workers.",
         _FEWER,
     )
+
+
+def near_driver(soft: bool) -> Any:
+    """A strategy that places an actor on the node of this process.
+
+    Args:
+        soft: whether it may start elsewhere when that node is lost.
+    """
+    with suppress(Exception):  # a client of Ray is on no node
+        return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft)
+    return "DEFAULT"
 
 
 def _holds(node: dict[str, float], requested: dict[str, float]) -> int:

@@ -10,6 +10,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ import torch
 
 from rayinf.engine import ray_calls, ray_token
 from rayinf.engine.curvature import MOST_THREADS
-from rayinf.engine.factors import FactorStore
+from rayinf.engine.factors import FactorStore, tree_sum
 from rayinf.engine.job import Chunk, Cluster, Job
+from rayinf.engine.leaves import Group, groups
 from rayinf.engine.leftovers import remove, sweep_temporaries, temporary_folder
-from rayinf.engine.ray_calls import FAULTS, REPORTS, Life, Watch, check_deaths, get, label, restarts_of, spread
-from rayinf.engine.ray_cluster import connect, owns_ray, wait_ready
+from rayinf.engine.ray_calls import FAULTS, REPORTS, Life, Watch, check_deaths, get, label, restarts_of
+from rayinf.engine.ray_cluster import connect, near_driver, owns_ray, wait_ready
 from rayinf.engine.ray_metrics import Meter, meter
+from rayinf.engine.ray_spread import spread
 from rayinf.engine.stages import Stage, perform
 from rayinf.engine.worker import Worker
 from rayinf.store.places import AnyPath
@@ -36,6 +39,29 @@ _IN_FLIGHT = 2
 _CLEAN_SECONDS = 10.0
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What the calls of one stage share. A worker fetches it once, with the job and the arrays that it names.
+
+    Attributes:
+        name: another for every pass.
+        stage: its class.
+        options: its own.
+        table: whose rows it reads, for errors.
+        key: of the job.
+        job: a reference.
+        arrays: a reference of what the stage needs beside the job.
+    """
+
+    name: str
+    stage: type[Stage]
+    options: dict[str, Any]
+    table: str
+    key: str
+    job: Any
+    arrays: Any
+
+
 class _Actor:
     """A worker in its own process; its stage is rebuilt where a restart has lost it."""
 
@@ -44,7 +70,7 @@ class _Actor:
         pa.set_cpu_count(threads)
         self._device, self._most_deaths = device, most_deaths
         self._worker: Worker | None = None
-        self._stage: tuple[str, Stage] | None = None
+        self._held: tuple[_Work, Stage | None] | None = None
         self._steps = 0
         self._life = Life(lambda: self._steps + (self._worker.rows_read if self._worker else 0))
 
@@ -58,21 +84,40 @@ class _Actor:
         """Answers while a call is under way: the process's name; steps that it has begun, and rows that it has read."""
         return self._life.report()
 
-    def run(self, call: tuple[str, type[Stage], dict[str, Any]], job: Job, arrays: Any, item: Any) -> Any:
-        """The stage's result for an item."""
-        name, stage, options = call
-        check_deaths(label(stage, options.get("table", getattr(stage, "table", job.scored)), item), self._most_deaths)
-        self._steps += 1
-        if self._worker is None or self._worker.job.key != job.key:
-            self._worker, self._stage = Worker(job, self._device), None
-        if self._stage is None or self._stage[0] != name:
-            self._stage = (name, stage(self._worker, arrays, **options))
-            self._steps += 1
-        return perform(self._stage[1], item)
+    def run(self, name: str, work: list[Any], item: Any) -> Any:
+        """The stage's result for an item.
 
-    def run_into(self, call: Any, job: Job, arrays: Any, item: Any, store: Any, into: tuple[str, int, int]) -> None:
-        """Send a chunk's sums to the store; a retry after a crash counts once, by its key."""
-        get(store.call.remote("add", *into, self.run(call, job, arrays, item))[0])
+        Args:
+            name: of the pass.
+            work: its `_Work` as a reference in a list: one that is an argument itself is fetched with every call.
+            item: of the stage.
+        """
+        return perform(self._ready(name, work, item), item)
+
+    def run_part(self, name: str, work: list[Any], item: Any, store: Any, into: tuple[str, int]) -> None:
+        """Send the result for an item to the store, as a part of an artefact."""
+        get(store.call.remote("put_part", *into, self.run(name, work, item))[0])
+
+    def _ready(self, name: str, work: list[Any], item: Any) -> Stage:
+        """The stage of a pass, for an item."""
+        if self._held is None or self._held[0].name != name:
+            self._held = get(work[0]), None
+        held, stage = self._held
+        check_deaths(label(held.stage, held.table, item), self._most_deaths)
+        self._steps += 1
+        if self._worker is None or self._worker.job.key != held.key:
+            self._worker, stage = Worker(get(held.job), self._device), None
+        if stage is None:
+            stage = held.stage(self._worker, get(held.arrays), **held.options)
+            self._held = held, stage
+            self._steps += 1
+        return stage
+
+    def run_into(self, name: str, work: list[Any], group: Group, store: Any, into: tuple[str, int]) -> None:
+        """Send the sums of a group of chunks to the store; a retry after a crash counts once, by its key."""
+        stage = self._ready(name, work, group)
+        sums = tree_sum(perform(stage, chunk) for chunk in group.chunks)
+        get(store.call.remote("add", *into, group.index, sums, group.level)[0])
 
 
 class _Store:
@@ -158,15 +203,15 @@ class RayRunner:
         Raises:
             RunError: an item that ends one process after the other; nothing that moves for `Cluster.patience` seconds.
         """
-        call = (f"{self._run}-{next(self._count)}", stage, options)
-        job, held = self._send(arrays)
         table = options.get("table", self._job.scored)
+        name, work = self._send(stage, arrays, table, options)
         for key, ref in spread(
             self._workers() * _IN_FLIGHT,
             items,
-            lambda actor, key: actor.run.remote(call, job, held, items[key]),
+            lambda actor, key: actor.run.remote(name, work, items[key]),
             Watch(self._cluster.patience),
             lambda key: label(stage, table, items[key]),
+            again=True,
         ):
             yield key, get(ref)
 
@@ -176,17 +221,41 @@ class RayRunner:
         Raises:
             RunError: as `map`.
         """
-        call: tuple[str, type[Stage], dict[str, Any]] = (f"{self._run}-{next(self._count)}", stage, {})
-        job, held = self._send(arrays)
+        table = getattr(stage, "table", "train")
+        mark, work = self._send(stage, arrays, table, {})
         count = len(items)
+        todo: dict[int, Group] = {}
         while left := self.store("pending", name, count):
-            todo = {k: items[k] for k in left}
+            todo.clear()
+            todo.update(groups(items, left, self._cluster.workers))
             for key, ref in spread(
                 self._workers() * _IN_FLIGHT,
                 todo,
-                lambda actor, key: actor.run_into.remote(call, job, held, items[key], self._store, (name, count, key)),
+                lambda actor, key: actor.run_into.remote(mark, work, todo[key], self._store, (name, count)),
                 Watch(self._cluster.patience, {"the store of factors": self._store}),
-                lambda key: label(stage, getattr(stage, "table", "train"), items[key]),
+                lambda key: label(stage, table, todo[key]),
+                again=True,
+            ):
+                get(ref)
+                yield from todo[key].keys
+
+    def fill(
+        self, stage: type[Stage], arrays: Any, items: Mapping[int, Any], name: str, **options: Any
+    ) -> Iterator[int]:
+        """Put the result of each item into the store, until none is missing. One call at a time an actor.
+
+        Raises:
+            RunError: as `map`.
+        """
+        mark, work = self._send(stage, arrays, name, options)
+        while left := self.store("missing_parts", name, list(items)):
+            for key, ref in spread(
+                self._workers(),
+                {k: items[k] for k in left},
+                lambda actor, key: actor.run_part.remote(mark, work, items[key], self._store, (name, key)),
+                Watch(self._cluster.patience, {"the store of factors": self._store}),
+                lambda key: label(stage, name, items[key]),
+                again=True,
             ):
                 get(ref)
                 yield key
@@ -263,18 +332,23 @@ class RayRunner:
     def _start_store(self, folder: AnyPath, owner: str) -> None:
         self._connect()
         groups: dict[str, Any] = {"concurrency_groups": {REPORTS: 1}}
-        store: Any = ray.remote(num_cpus=0, runtime_env=_threads_env(MOST_THREADS), **groups, **FAULTS)(_Store)
+        # Without a folder of the user's its state lies on the machine of this process, without which no run goes on.
+        where = near_driver(soft=self._temporary is None)
+        env = _threads_env(MOST_THREADS)
+        store: Any = ray.remote(num_cpus=0, runtime_env=env, scheduling_strategy=where, **groups, **FAULTS)(_Store)
         self._store = store.remote(partial(FactorStore, folder, owner), ray_calls.MOST_DEATHS)
         self._held.append(self._store)
         wait_ready([self._store], self._cluster)
 
-    def _send(self, arrays: Any) -> tuple[Any, Any]:
-        """References of the job and of what a stage needs beside it."""
+    def _send(self, stage: type[Stage], arrays: Any, table: str, options: dict[str, Any]) -> tuple[str, list[Any]]:
+        """The name of a pass, and a reference of what its calls share, in a list."""
         self._connect()
         if self._job_ref is None:
             with sendable():
                 self._job_ref = ray.put(self._job)
-        return self._job_ref, arrays if isinstance(arrays, ray.ObjectRef) else ray.put(arrays)
+        held = arrays if isinstance(arrays, ray.ObjectRef) else ray.put(arrays)
+        name = f"{self._run}-{next(self._count)}"
+        return name, [ray.put(_Work(name, stage, options, table, self._job.key, self._job_ref, held))]
 
 
 def _abandon(actors: list[Any], folder: Path) -> None:

@@ -12,8 +12,9 @@ import ray
 import torch
 
 from rayinf.engine.job import Cluster
-from rayinf.engine.ray_calls import FAULTS, MOST_DEATHS_OF_TRAININGS, REPORTS, Life, Watch, check_deaths, get, spread
+from rayinf.engine.ray_calls import FAULTS, MOST_DEATHS_OF_TRAININGS, REPORTS, Life, Watch, check_deaths, get
 from rayinf.engine.ray_cluster import connect, connected, wait_ready
+from rayinf.engine.ray_spread import spread
 from rayinf.user_code import sendable
 
 

@@ -15,7 +15,6 @@ from rayinf.data.tables import Table
 from rayinf.engine import curvature as curv
 from rayinf.engine import pipeline, removal, removal_stages, stages
 from rayinf.engine.entry import DENSE
-from rayinf.engine.job import chunks
 from rayinf.engine.run import Run
 
 Details = dict[str, dict[str, float]]
@@ -61,7 +60,7 @@ def predict(run: Run, masks: Sequence[Callable[[], Array]]) -> tuple[Details, li
     if not store("has", "moved"):
         payload = run.runner.publish("derive", "moves", removal.join_steps, steps)
         store("has", "moves")  # an error in the store is raised by this call
-        items = chunks(run.job.tables["valid"].shards, run.chunk_count)
+        items = run.leaves(run.job.tables["valid"])
         with run.timed("moved", run.scans["valid"].rows) as advance:
             for key in run.runner.fold(removal_stages.MovedValues, payload, items, "moved"):
                 advance(items[key].rows)
@@ -109,7 +108,7 @@ def _lengths(run: Run, masks: Sequence[Callable[[], Array]]) -> list[str]:
 
 def _fold(run: Run, stage: type[stages.Stage], arrays: Any, table: Table, name: str) -> None:
     """Sum a stage over the rows of a set."""
-    items = chunks(table.shards, run.chunk_count)
+    items = run.leaves(table)
     with run.timed(name, table.num_rows) as advance:
         for key in run.runner.fold(stage, arrays, items, name):
             advance(items[key].rows)

@@ -30,8 +30,9 @@ from rayinf.engine import progress, stages
 from rayinf.engine.curvature import Solver
 from rayinf.engine.entry import KRONECKER, require_one_model
 from rayinf.engine.identity import check_factors, factors_run, identity
-from rayinf.engine.job import Job, chunks
+from rayinf.engine.job import Chunk, Job, chunks
 from rayinf.engine.label_order import check_labels
+from rayinf.engine.leaves import leaf_count
 from rayinf.engine.machine import free_memory
 from rayinf.engine.memory import check_fits, check_memory
 from rayinf.engine.probe import Probe, probe
@@ -100,7 +101,8 @@ class Run:
 
     def fold(self, stage: type[stages.Stage], arrays: Any, table: str, name: str) -> None:
         """Sum a stage over a table into the store, under `name`."""
-        items = chunks(self.job.tables[table].shards, self.chunk_count)
+        items = self.leaves(self.job.tables[table])
+        self.log("sums", name=name, chunks=len(items))
         with self.timed(name, self.scans[table].rows) as advance:
             for key in self.runner.fold(stage, arrays, items, name):
                 advance(items[key].rows)
@@ -133,10 +135,10 @@ class Run:
         self.log("stage", name=name, rows=rows, seconds=round(self.seconds[name], 4))
         count("rayinf_stage_seconds", self.seconds[name])
 
-    @cached_property
-    def chunk_count(self) -> int:
-        """Partial sums of a stage: fixed by the table and the model, so that workers never move a bit."""
-        return partial_sums(self.probe, self.spec.curvature)
+    def leaves(self, table: Table) -> dict[int, Chunk]:
+        """The chunks that a table is summed in: fixed by it and the model, so that workers never move a bit."""
+        least = partial_sums(self.probe, self.spec.curvature)
+        return chunks(table.shards, leaf_count(table.num_rows, self.probe.work, least))
 
     @cached_property
     def response(self) -> Response:
@@ -238,7 +240,7 @@ def open_run(spec: RunSpec, **more: Any) -> Run:
 
 
 def partial_sums(probed: Probe, curvature: str) -> int:
-    """How many chunks a table is summed in."""
+    """How many chunks a table is summed in at least."""
     if curvature in KRONECKER:
         size = sum(
             8 * b.shape[0] * (b.shape[1] ** 2 + b.shape[2] ** 2 + b.shape[1] * b.shape[2]) for b in probed.blocks

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from rayinf.data.files import Arrays
-from rayinf.engine.factors import FactorStore
+from rayinf.engine.factors import FactorStore, tree_sum
 from rayinf.engine.job import Chunk, Cluster, Job
+from rayinf.engine.leaves import groups
 from rayinf.engine.stages import Stage, perform
 from rayinf.engine.worker import Worker
 from rayinf.store.places import AnyPath
@@ -29,6 +30,12 @@ class Runner(Protocol):
 
     def fold(self, stage: type[Stage], arrays: Any, items: Mapping[int, Chunk], name: str) -> Iterator[int]:
         """Add the sums of each chunk to the store under `name`; keys, as they are in."""
+        ...
+
+    def fill(
+        self, stage: type[Stage], arrays: Any, items: Mapping[int, Any], name: str, **options: Any
+    ) -> Iterator[int]:
+        """Put the result of each item into the store, as a part of `name`; keys, as they are in."""
         ...
 
     def open_store(self, folder: AnyPath | None, owner: str) -> None:
@@ -88,10 +95,22 @@ class LocalRunner:
 
     def fold(self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Chunk], name: str) -> Iterator[int]:
         """Add the sums of each chunk to the store."""
-        left = set(self._store.pending(name, len(items)))
-        todo = {k: v for k, v in items.items() if k in left}
-        for key, sums in self.map(stage, arrays, todo):
-            self._store.add(name, len(items), key, sums)
+        todo = groups(items, self._store.pending(name, len(items)), 1)
+        if not todo:
+            return
+        work = stage(self._worker, arrays)
+        for group in todo.values():
+            sums = tree_sum(perform(work, chunk) for chunk in group.chunks)
+            self._store.add(name, len(items), group.index, sums, group.level)
+            yield from group.keys
+
+    def fill(
+        self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Any], name: str, **options: Any
+    ) -> Iterator[int]:
+        """Put the result of each item into the store."""
+        left = self._store.missing_parts(name, list(items))
+        for key, found in self.map(stage, arrays, {k: items[k] for k in left}, **options):
+            self._store.put_part(name, key, found)
             yield key
 
     def store(self, method: str, *args: Any) -> Any:

@@ -1,0 +1,60 @@
+"""Eigenbases in parts, a layer each: the bits of all at once, whoever makes which part, and after a crash."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rayinf.core.blocks import find_blocks
+from rayinf.engine import curvature
+from rayinf.engine.decompositions import Decompose, by_size
+from rayinf.engine.factors import FactorStore
+
+
+@pytest.fixture(scope="module")
+def blocks():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(11, 4), nn.Flatten(), nn.Linear(8, 20), nn.Linear(20, 3), nn.Linear(3, 2))
+    return find_blocks(model, "all")
+
+
+@pytest.fixture(scope="module")
+def covariance(blocks):
+    """Sums of all blocks but the last, which no row reached."""
+    rng, held = np.random.default_rng(0), {"rows": np.array(50.0)}
+    for block in blocks[:-1]:
+        r, o, i = block.shape
+        a, g = rng.normal(size=(r, i, 50)), rng.normal(size=(r, o, 50))
+        held[f"G/{block.name}"] = g @ g.transpose(0, 2, 1)
+        held[f"A/{block.name}"] = np.abs(a).sum(2) if block.kind == "embedding" else a @ a.transpose(0, 2, 1)
+        held[f"N/{block.name}"] = np.array(50.0)
+    return held
+
+
+def test_the_parts_are_those_of_all_at_once(blocks, covariance, tmp_path):
+    truth = curvature.basis(covariance, blocks)
+    make = Decompose(None, covariance, [b.name for b in blocks])
+    items = by_size(blocks)
+    first = FactorStore(tmp_path, "run")
+    assert first.missing_parts("basis", list(items)) == list(items)
+    for key in list(items)[:2] * 2:  # a part that is put twice
+        first.put_part("basis", key, make(items[key]))
+    store = FactorStore(tmp_path, "run")  # the process was killed
+    left = store.missing_parts("basis", list(items))
+    assert left == list(items)[2:]
+    for key in reversed(left):
+        store.put_part("basis", key, make(items[key]))
+    for _ in range(2):
+        found = store.join_parts("basis", sorted(items))
+        assert {k: v.tobytes() for k, v in found.items()} == {k: np.asarray(v).tobytes() for k, v in truth.items()}
+        assert store._names() == ["basis"]
+    store.put_part("basis", 0, make(items[0]))  # the second call of a part that was made twice
+    assert store._names() == ["basis"] and store.missing_parts("basis", list(items)) == []
+
+
+def test_the_largest_come_first(blocks):
+    sizes = [max(b.shape[1], 0 if b.kind == "embedding" else b.shape[2]) for b in by_size(blocks).values()]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == 21  # with the bias
+    assert sorted(by_size(blocks)) == list(range(len(blocks)))

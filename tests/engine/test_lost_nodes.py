@@ -1,0 +1,37 @@
+"""Nodes that are lost and that join while a run goes on: the scores are the same to the last byte."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from engine import small_job as job
+from engine.ray_head import environment
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_the_node_of_a_worker_and_that_of_the_store_are_lost(tmp_path):
+    """In a process of its own: the Ray of these tests has one node."""
+    train = job.write(tmp_path / "train.parquet", job.ROWS, 1, 100)
+    valid = job.write(tmp_path / "valid.parquet", job.VALID, 2, 40)
+    job.run(train, valid, tmp_path / "calm", transform=job.slow, batch_size=20)
+    script = Path(__file__).parent / "lost_nodes.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(train), str(valid), str(tmp_path)],
+        env=environment(None, RAY_AUTH_MODE="disabled"),
+        capture_output=True,
+        text=True,
+        timeout=380,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["store"] == {"near": True}
+    for name in ("worker", "both"):
+        assert found[name]["lost"] == 1
+        assert found[name]["digest"] == job.digest(tmp_path / "calm"), name

@@ -17,6 +17,7 @@ from rayinf.core.objectives import Target, objective_details, query_vectors
 from rayinf.core.response import Damped, Response
 from rayinf.data.files import Arrays
 from rayinf.data.scores import HALVES
+from rayinf.engine.curvature_rows import FIRST, check_drawn, scale_up
 from rayinf.engine.entry import DENSE, KRONECKER
 from rayinf.engine.fit_quality import PREFIX
 from rayinf.engine.stages import read_bases
@@ -43,8 +44,9 @@ class Solver:
 
 def basis(covariance: Arrays, blocks: Sequence[Block]) -> Arrays:
     """Eigenvectors and eigenvalues of all blocks, float64; blocks that no row reached get none."""
-    held = _tensors(covariance)
-    out: Arrays = {"rows": covariance["rows"]}
+    check_drawn(float(covariance["rows"]))
+    held = _tensors({k: v for k, v in covariance.items() if not k.startswith(FIRST)})
+    out: Arrays = {k: v for k, v in covariance.items() if k == "rows" or k.startswith(FIRST)}
     for block in blocks:
         if f"A/{block.name}" not in held:
             continue
@@ -211,9 +213,16 @@ def eigenvalues(held: dict[str, Tensor], solver: Solver) -> dict[str, Tensor]:
     return {k.removeprefix("L/"): v / rows for k, v in held.items() if k.startswith("L/")}
 
 
-def join_lambda(bases: Arrays, lambdas: Arrays | None = None) -> Arrays:
-    """Basis and Lambda as one artefact: neither is valid with another's."""
-    return {**bases, **{k: v for k, v in (lambdas or {}).items() if k.startswith("L")}}
+def join_lambda(bases: Arrays, *parts: Any) -> Arrays:
+    """Basis and Lambda as one artefact, over all n rows: neither is valid with another's.
+
+    Args:
+        bases: of all blocks.
+        parts: the sums of Lambda, for EKFAC; and n.
+    """
+    *lambdas, rows = parts
+    held = {k: v for found in lambdas for k, v in found.items() if k.startswith(("L", FIRST))}
+    return scale_up({**bases, **held}, rows)
 
 
 def describe(factors: Arrays, solver: Solver) -> dict[str, Any]:

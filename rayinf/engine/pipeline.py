@@ -21,6 +21,7 @@ from rayinf.data.shards import ByIndex, Shard
 from rayinf.data.tables import files_of
 from rayinf.engine import curvature as curv
 from rayinf.engine import pair_stages, stages, training_time
+from rayinf.engine.curvature_rows import describe_drawn
 from rayinf.engine.entry import DENSE
 from rayinf.engine.fit_quality import KEY, VALID_KEY, FitSums, fit_quality, merge_fits, of_shards, of_valid
 from rayinf.engine.identity import describe_factors, provenance
@@ -79,14 +80,14 @@ def _measure_squares(run: Run) -> None:
 
 
 def _fit_kronecker(run: Run) -> Any:
-    kind, store = run.spec.curvature, run.runner.store
+    kind, store, rows = run.spec.curvature, run.runner.store, run.scans["train"].rows
     if not store("has", "basis"):
         run.fold(stages.Covariance, {}, "train", "covariance")
     basis = _derive(run, "basis", curv.basis, ["covariance"], run.probe.blocks)
     if kind == "kfac":
-        return _derive(run, "factors", curv.join_lambda, ["basis"])
+        return _derive(run, "factors", curv.join_lambda, ["basis"], rows)
     run.fold(stages.Lambda, basis, "train", "lambda")
-    return _derive(run, "factors", curv.join_lambda, ["basis", "lambda"])
+    return _derive(run, "factors", curv.join_lambda, ["basis", "lambda"], rows)
 
 
 @contextmanager
@@ -347,6 +348,7 @@ def metadata(run: Run) -> dict[str, Any]:
         "damping": spec.damping,
         **training_time.describe(run.response, spec),
         "l2": run.identity["l2"],
+        **(run.runner.store("summarise", describe_drawn, ["factors"]) if run.job.fitted_share < 1 else {}),
         **describe_factors(spec.factors, run.identity),
         "of": provenance(run.identity, run.probe),
         "seed": spec.seed,

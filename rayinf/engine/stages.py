@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ from rayinf.data.part_files import PartPlace
 from rayinf.data.scan import ShardScan, scan_shard
 from rayinf.data.scores import LABEL_COLUMN
 from rayinf.data.shards import Shard
+from rayinf.engine.curvature_rows import FIRST, DrawnRows
 from rayinf.engine.fit_quality import KEY, FitSums, add_valid
 from rayinf.engine.job import Chunk
 from rayinf.engine.not_finite import not_finite
@@ -77,6 +78,8 @@ class Summing:
     """A stage that adds up its batches over a chunk of shards, in order."""
 
     table = "train"
+    # Whether the sums are of the curvature that `curvature_rows` may draw rows for.
+    fits = False
 
     def __init__(self, worker: Worker, arrays: Arrays) -> None:
         self.worker = worker
@@ -101,18 +104,46 @@ class Summing:
         """Sums of a chunk, float64."""
         sums: Sums = {}
         size = self.rows_at_once()
-        for shard in item.shards:
-            for ready in self.worker.read(self.table, shard, size):
-                self.batch(sums, ready)
+        if self.fits and self.worker.job.fitted_share < 1:
+            self._add_drawn(sums, item.shards, size)
+        else:
+            for shard in item.shards:
+                for ready in self.worker.read(self.table, shard, size):
+                    self.batch(sums, ready)
         out = {k: v.cpu().numpy() for k, v in sums.items()}
         for value in out.values():
             if not np.isfinite(value.sum()):  # infinities of both signs give NaN, and nothing gives them back
                 raise not_finite(self.worker, self.table, item.shards)
         return out
 
+    def _add_drawn(self, sums: Sums, shards: Sequence[Shard], size: int) -> None:
+        """Add the rows that the curvature is fitted on, half by half, with what the halves are compared by."""
+        drawn = DrawnRows.of(self.worker)
+        sums["rows"] = torch.zeros((), dtype=torch.float64)
+        for second in (0, 1):
+            for raw in drawn.half(shards, second, size):
+                self.batch(sums, self.worker.ready(self.table, raw))
+            if not second:
+                first = {f"{FIRST}{k}": v.clone() for k, v in self.compared(sums).items()}
+        sums.update(first)
+
+    def compared(self, sums: Sums) -> Sums:
+        """The sums that two halves of drawn rows are compared by, with `rows`."""
+        return {}
+
 
 class Covariance(Summing):
     """Chunk -> sums A, G, N of every block, and rows."""
+
+    fits = True
+
+    def compared(self, sums: Sums) -> Sums:
+        """Of K-FAC, the diagonals of A and G."""
+        if self.worker.job.spec.curvature != "kfac":
+            return {}
+        grams = {k: v for k, v in sums.items() if k.startswith(("A/", "G/"))}
+        diagonals = {k: v.diagonal(dim1=1, dim2=2) if v.ndim == 3 else v for k, v in grams.items()}
+        return {"rows": sums["rows"], **diagonals}
 
     def batch(self, sums: Sums, ready: Ready) -> None:
         """Add one batch."""
@@ -127,6 +158,12 @@ class Covariance(Summing):
 
 class Lambda(Summing):
     """Chunk -> sums L of squared rotated row gradients (EKFAC). Arrays: the basis."""
+
+    fits = True
+
+    def compared(self, sums: Sums) -> Sums:
+        """The squares."""
+        return {k: v for k, v in sums.items() if k == "rows" or k.startswith("L/")}
 
     def prepare(self, arrays: Arrays) -> None:
         """Bring the basis to the device, in the model's precision."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from rayinf.engine.factories import check_same_state
 from rayinf.engine.job import Job
 from rayinf.task import RowLoss
 from rayinf.user_code import ATTACK, MASK, TRANSFORM, UserCodeError, user_code
+
+if TYPE_CHECKING:
+    from rayinf.engine.curvature_rows import DrawnRows
 
 # Floats of activations that one batch may hold (512 MB in float32): fixes the batch size where none is given.
 BATCH_FLOATS = 128_000_000
@@ -51,6 +54,7 @@ class Worker:
         # Only ever grows: another thread reads it as a sign of progress.
         self.rows_read = 0
         self._batch: tuple[str, Batch] | None = None
+        self.drawn: DrawnRows | None = None
 
     @cached_property
     def model(self) -> nn.Module:
@@ -185,6 +189,8 @@ class Worker:
             return ""
         table, raw = self._batch
         which = f"row {raw.start}" if len(raw) == 1 else f"rows {raw.start} to {raw.start + len(raw) - 1}"
+        if raw.is_part:
+            which = f"{len(raw)} of the rows from {raw.start} on"
         double = " in float64" if self.job.precision == "fp64" else ""
         held = f"features {list(raw.x.shape)} {raw.x.dtype}{double}"
         return f"{which} of {self.job.tables[table].name} ({held})"

@@ -320,6 +320,13 @@ def uniforms(keys: np.ndarray[Any, np.dtype[np.uint64]], seed: int, draws: int) 
     return (mix(keys[:, None] ^ steps) >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 
 
+def signs(keys: np.ndarray[Any, np.dtype[np.uint64]], seed: int, count: int) -> Array:
+    """Random signs, 1 or -1 as int8, `[B, count]`, from keys and a seed."""
+    words = (uniforms(keys, seed, -(-count // 32)) * 2**32).astype("<u4")  # the high bits
+    bits = np.unpackbits(words.view(np.uint8).reshape(len(keys), -1), axis=1)[:, :count]
+    return (1 - 2 * bits.astype(np.int8)).astype(np.int8)
+
+
 def in_second_half(x: Array, labels: Array, seed: int) -> Array:
     """Whether each row is in the second half of the validation rows, `[B]`, from its contents and the run's seed."""
     held: Array = uniforms(row_keys(x, labels), seed + 1, 1)[:, 0] >= 0.5

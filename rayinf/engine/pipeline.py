@@ -200,11 +200,13 @@ def _tile_queries(run: Run, k: int, tile: Chunk) -> tuple[Any, bytes]:
     store = run.runner.store
     if k:
         store("drop", f"tile-{k - 1}")
-    name = f"rows-{k}"
-    for _ in run.runner.fold(pair_stages.RowQueries, {}, {0: tile}, name):
+    name, dense = f"rows-{k}", run.spec.curvature in DENSE
+    inverse = inverse_arrays(run)
+    stage, arrays = (pair_stages.RowQueries, {}) if dense else (pair_stages.SolvedRowQueries, inverse)
+    for _ in run.runner.fold(stage, arrays, {0: tile}, name):
         pass
-    source = _solve_source(run)
-    out = run.runner.publish("derive", f"tile-{k}", curv.precondition_rows, [name, source], run.solver)
+    solve, more = (curv.precondition_rows, [run.solver]) if dense else (curv.rows_with_basis, [])
+    out = run.runner.publish("derive", f"tile-{k}", solve, [name, "inverse"], *more)
     store("has", f"tile-{k}")
     valid = store("summarise", of_valid, [name]).to_json()
     store("drop", name)

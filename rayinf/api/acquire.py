@@ -40,6 +40,7 @@ def acquire(
     scale: str = "mean",
     perturb: str = "input",
     exclude: Sequence[Any] | None = None,
+    curvature_rows: int | None = 100_000,
     batch_size: int | None = None,
 ) -> Selection:
     """The `n` rows of a pool whose labels are most worth asking for (Yu 2025, Algorithms 2, 4, 7 and 8).
@@ -98,6 +99,9 @@ def acquire(
         exclude: ids of rows of the pool that are not to be picked again. Rows whose id a labelled row has too (where
             both tables have ids of their own) are left out besides, with a warning; `metadata["left_out"]` counts them.
             With `subsample`, neither are among the rows that the share is drawn from.
+        curvature_rows: the most training rows that "kfac" and "ekfac" are fitted on, drawn by contents and seed (equal
+            rows together); `metadata["curvature_sample"]` says how far the halves of the draw differ. None: all rows.
+            "exact" and "ggn" use all.
         batch_size: rows a pass of the model. None: as many as have their activations in 512 MB.
 
     Returns:

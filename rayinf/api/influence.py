@@ -34,6 +34,7 @@ def influence(
     *,
     inverse: str = "auto",
     training_time: float | None = None,
+    curvature_rows: int | None = 100_000,
     batch_size: int | None = None,
     precision: str | None = None,
 ) -> Scores:
@@ -72,7 +73,10 @@ def influence(
         cluster: the workers on Ray that do the work. None: this process, without Ray.
         out: the run's folder or URI (`s3://bucket/run`): scores are then Parquet shards there, and the same call
             finishes an interrupted run. None: the result is held in memory.
-        seed: an integer >= 0 that fixes the drawn labels (above 32 classes) and the halves.
+        seed: an integer >= 0 that fixes what is drawn: labels (above 32 classes), rows of `curvature_rows`, the halves.
+        curvature_rows: the most training rows that "kfac" and "ekfac" are fitted on, drawn by contents and seed (equal
+            rows together); `metadata["curvature_sample"]` says how far the halves of the draw differ. None: all rows.
+            "exact" and "ggn" use all.
         batch_size: rows a pass of the model. None: as many as have their activations in 512 MB.
         precision: "bf16" or "fp16" runs the model in mixed precision, "fp64" in float64; sums and products stay in
             float32 or better. None: the model's own precision.
@@ -86,8 +90,9 @@ def influence(
             clearly not at a minimum is refused after about one pass over the rows.
 
     Cost: one pass over `train` to score, `2 Q o i` flops a row and layer (Q objectives, o outputs, i inputs) beside a
-    forward and a backward pass without weights; two more to fit EKFAC (one for K-FAC), and one for inverse="auto".
-    Memory does not grow with rows, beyond the result itself.
+    forward and a backward pass without weights; two more to fit EKFAC (one for K-FAC), and one for inverse="auto": of
+    at most `curvature_rows` rows, after one that reads all rows to draw them. Memory does not grow with rows, beyond
+    the result itself.
     """
     given = locals()
     spec = InfluenceSpec(**given)

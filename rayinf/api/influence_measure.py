@@ -35,6 +35,7 @@ def influence_measure(
     *,
     scale: str = "mean",
     perturb: str = "input",
+    curvature_rows: int | None = 100_000,
     batch_size: int | None = None,
 ) -> Scores:
     """The influence measure FI_util of every training row: how far the fit moves under small changes of it.
@@ -89,6 +90,9 @@ def influence_measure(
         perturb: what is perturbed: "input", the features after `Task(transform=...)`, or the name of the layer (of
             `model.named_modules()`) whose input is, in place of the features. Tokens cannot be perturbed, but what goes
             into the layer after their embedding can.
+        curvature_rows: the most training rows that "kfac" and "ekfac" are fitted on, drawn by contents and seed (equal
+            rows together); `metadata["curvature_sample"]` says how far the halves of the draw differ. None: all rows.
+            "exact" and "ggn" use all.
         batch_size: rows a pass of the model. None: as many as have the differentiated graph in 512 MB.
 
     Returns:

@@ -44,6 +44,7 @@ def plan(
     *,
     inverse: str = "auto",
     training_time: float | None = None,
+    curvature_rows: int | None = 100_000,
     batch_size: int | None = None,
     precision: str | None = None,
     verb: str = "influence",
@@ -89,6 +90,9 @@ def plan(
         out: the folder or URI that the run would write to; nothing is written. None: the result would be held in
             memory.
         seed: an integer >= 0 that fixes all that the run would draw.
+        curvature_rows: the most training rows that "kfac" and "ekfac" are fitted on, drawn by contents and seed (equal
+            rows together); `metadata["curvature_sample"]` says how far the halves of the draw differ. None: all rows.
+            "exact" and "ggn" use all.
         batch_size: rows a pass of the model. None: as many as have their activations in 512 MB.
         precision: "bf16" or "fp16" runs the model in mixed precision, "fp64" in float64; sums and products stay in
             float32 or better. None: the model's own precision.

@@ -91,6 +91,7 @@ def predict_removal(
     *,
     inverse: str = "auto",
     training_time: float | None = None,
+    curvature_rows: int | None = 100_000,
     batch_size: int | None = None,
     precision: str | None = None,
 ) -> RemovalPrediction:
@@ -141,7 +142,10 @@ def predict_removal(
         cluster: the workers on Ray that do the work. None: this process, without Ray.
         out: the run's folder or URI (`s3://bucket/run`): `prediction.parquet` is written there, and the same call
             finishes an interrupted run. None: the result is held in memory.
-        seed: an integer >= 0 that fixes the drawn labels (above 32 classes).
+        seed: an integer >= 0 that fixes what is drawn: labels (above 32 classes), rows of `curvature_rows`.
+        curvature_rows: the most training rows that "kfac" and "ekfac" are fitted on, drawn by contents and seed (equal
+            rows together); `metadata["curvature_sample"]` says how far the halves of the draw differ. None: all rows.
+            "exact" and "ggn" use all.
         batch_size: rows a pass of the model. None: as many as have their activations in 512 MB.
         precision: "bf16" or "fp16" runs the model in mixed precision, "fp64" in float64; sums and products stay in
             float32 or better. None: the model's own precision.

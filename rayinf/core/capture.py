@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -43,7 +43,12 @@ class Capture:
         self.shapes.setdefault(name, []).append(output.shape)
 
     def gradients(
-        self, logits: Tensor, cotangent_bc: Tensor, last: bool = False, attached: bool = False
+        self,
+        logits: Tensor,
+        cotangent_bc: Tensor,
+        last: bool = False,
+        attached: bool = False,
+        only: Collection[str] | None = None,
     ) -> dict[str, list[Tensor]]:
         """Gradients of `(logits * cotangent).sum()` in the output of every call of every layer.
 
@@ -54,13 +59,15 @@ class Capture:
             cotangent_bc: the row's gradient in its logits, `[B, C]`.
             last: release the graph; no further cotangent follows.
             attached: the gradients can be differentiated again.
+            only: names of layers; the pass ends where these are reached. None: all.
 
         Raises:
             InputError: a layer whose first axis is not the batch.
         """
         self._closed = True
         self._check_rows(len(logits))
-        flat = [edge for edges in self.edges.values() for edge in edges]
+        names = [name for name in self.shapes if only is None or name in only]
+        flat = [edge for name in names for edge in self.edges[name]]
         if not flat:
             return {}
         cotangent = cotangent_bc.to(logits.dtype) * self._scale
@@ -72,8 +79,8 @@ class Capture:
         )
         values = iter(found)
         out: dict[str, list[Tensor]] = {}
-        for name, shapes in self.shapes.items():
-            for shape, x in zip(shapes, self.inputs[name], strict=True):
+        for name in names:
+            for shape, x in zip(self.shapes[name], self.inputs[name], strict=True):
                 g = next(values)
                 if g is None:
                     g = torch.zeros(shape, dtype=logits.dtype, device=x.device)

@@ -6,11 +6,14 @@ K - 1 for softmax cross-entropy, one for the empirical Fisher.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from rayinf.core.blocks import Block
 from rayinf.errors import InputError
 from rayinf.task import RowLoss
 from rayinf.user_code import LOSS, user_code
@@ -22,6 +25,31 @@ LEAST_GRADIENT = 2.0**-30
 # Up to so many classes the expectation over labels is exact; above, DRAWS labels a row are drawn.
 MOST_CLASSES = 32
 DRAWS = 8
+# Columns that are combined with random signs, in layers with many positions: a power of two.
+SIGN_DRAWS = 2
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The Fisher of a batch in its logits, for every layer.
+
+    Attributes:
+        exact_sbc: columns whose outer products add up to it.
+        signed_dbc: combinations of these with random signs, whose outer products do so on average.
+        signed: names of the layers that take the second.
+    """
+
+    exact_sbc: Tensor
+    signed_dbc: Tensor | None = None
+    signed: frozenset[str] = frozenset()
+
+    def groups(self, blocks: Sequence[Block]) -> list[tuple[list[Block], Tensor]]:
+        """Blocks with the columns that they are summed over; those that take the first come first."""
+        if self.signed_dbc is None:
+            return [(list(blocks), self.exact_sbc)]
+        exact = [b for b in blocks if b.name not in self.signed]
+        others = [b for b in blocks if b.name in self.signed]
+        return [(some, c) for some, c in ((exact, self.exact_sbc), (others, self.signed_dbc)) if some]
 
 
 def logit_gradient(
@@ -176,6 +204,51 @@ def _softmax_factor(logits: Tensor) -> Tensor:
     shared = away / (1 + p.gather(1, r).sqrt())
     out = torch.zeros(n, k - 1, k, dtype=p.dtype, device=p.device).scatter_(2, others[..., None], 1.0)
     return (root[..., None] * (out - e_r[:, None] - shared[:, None])).transpose(0, 1).contiguous()
+
+
+def signed_columns(columns_sbc: Tensor, signs_bs: Tensor) -> Tensor:
+    """Columns combined with random signs, `[D, B, C]`: `u_d = sum_s e_s h_ds c_s / sqrt(D)`.
+
+    The signs e of a row are independent, so `E sum_d u_d u_d' = sum_s c_s c_s'`: the sums behind K-FAC and EKFAC are
+    right on average, at the price of D backward passes instead of S. The rows of the Hadamard matrix h go by the
+    columns' size, in falling order: products of two of the D largest columns, where most of the error is, cancel.
+
+    Args:
+        columns_sbc: c.
+        signs_bs: e, 1 or -1.
+    """
+    rank_bs = columns_sbc.norm(dim=2).T.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return _combined(columns_sbc.permute(1, 0, 2), signs_bs, rank_bs)
+
+
+def signed_softmax(logits: Tensor, signs_bc: Tensor) -> Tensor:
+    """The same of the softmax's K - 1 columns, without forming them: for many classes. In float64."""
+    p = logits.detach().double().softmax(1)
+    r = p.argmax(1, keepdim=True)
+    others = p.scatter(1, r, 0.0)
+    rank_bc = others.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    weights_dbc = others.sqrt() * _hadamard(signs_bc, rank_bc, p.dtype)
+    total_db1 = weights_dbc.sum(2, keepdim=True)
+    away_bc = others.scatter(1, r, -others.sum(1, keepdim=True))
+    shared_dbc = total_db1 * away_bc / (1 + p.gather(1, r).sqrt())
+    found = weights_dbc - shared_dbc
+    return found.scatter_add_(2, r.expand(len(found), -1, 1), -total_db1) / SIGN_DRAWS**0.5
+
+
+def _combined(columns_bsc: Tensor, signs_bs: Tensor, rank_bs: Tensor) -> Tensor:
+    weights_dbs = _hadamard(signs_bs, rank_bs, columns_bsc.dtype)
+    return torch.einsum("dbs,bsc->dbc", weights_dbs, columns_bsc) / SIGN_DRAWS**0.5
+
+
+def _hadamard(signs_bs: Tensor, rank_bs: Tensor, dtype: torch.dtype) -> Tensor:
+    """`e_s h_ds`, `[D, B, S]`: h is 1 or -1 by the parity of the bits that d and the column's rank have in common."""
+    draws = torch.arange(SIGN_DRAWS, device=rank_bs.device)
+    common = draws[:, None, None] & (rank_bs % SIGN_DRAWS)
+    parity = torch.zeros_like(common)
+    while bool(common.any()):
+        parity ^= common & 1
+        common = common >> 1
+    return signs_bs.to(dtype) * (1 - 2 * parity).to(dtype)
 
 
 def _drawn(logits: Tensor, draws: Tensor) -> Tensor:

@@ -123,6 +123,7 @@ def row_products(
     queries: Queries,
     flat: Collection[str] = frozenset(),
     last: bool = True,
+    eigenbases: Mapping[str, Eigenbasis] | None = None,
 ) -> Tensor:
     """Products of every row gradient with every query, `[B, Q]`: `sum_blocks <row gradient, U_q>`.
 
@@ -132,6 +133,7 @@ def row_products(
         queries: per block.
         flat: blocks whose curvature is 0: no row may have a gradient there.
         last: release the graph.
+        eigenbases: of the blocks whose queries are in their eigenbasis.
 
     Raises:
         InputError: one has.
@@ -141,12 +143,13 @@ def row_products(
     first = next(iter(queries.values()))
     out = torch.zeros(len(cotangent_bc), len(first), dtype=first.dtype, device=first.device)
     for block, parts in forward_pass.block_tiles(cotangent_bc, last):
-        u = queries[block.name]
+        u, eigenbasis = queries[block.name], (eigenbases or {}).get(block.name)
         for tile in parts:
             if block.name in flat:
                 check_flat(block, tile)
                 continue
-            out[tile.rows] += tile_products(tile, u)
+            a, g = in_eigenbasis(tile, eigenbasis)
+            out[tile.rows] += tile_products(LayerInputs(tile.rows, a, g, tile.columns), u)
     return out
 
 

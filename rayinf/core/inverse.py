@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from rayinf.core.blocks import Block, shown
-from rayinf.core.influence import Queries
+from rayinf.core.influence import Eigenbasis, Queries, in_eigenbasis
 from rayinf.core.kfac import Basis
+from rayinf.core.layer_inputs import LayerInputs
 from rayinf.core.response import Damped, Response, saturation
 from rayinf.errors import InputError
 
@@ -88,6 +89,42 @@ def solve_eigen(
         solved = torch.matmul(back_g, rotated.mul_(inverse_roi).to(dtype))
         out[k] = solved if back_a is None else torch.matmul(solved, back_a)
     return out
+
+
+def solve_rows(parts: Iterable[LayerInputs], out_broi: Tensor, eigenbasis: Eigenbasis, name: str, stay: bool) -> Tensor:
+    """Row gradients through the inverse curvature, `[B, r, o, i]`, from their factors; in the eigenbasis, if they stay.
+
+    A gradient of one position has rank one: its two factors are rotated, `o^2 + i^2` a row, in place of `o i (o + i)`.
+    It may stay in the eigenbasis where the rows that it is multiplied with come as factors too. Rotations into the
+    eigenbasis are in float64, as in `solve_eigen`.
+
+    Args:
+        parts: tiles of the block.
+        out_broi: zeros, in the precision of the result.
+        eigenbasis: of the block, in float64.
+        name: of the block.
+        stay: whether the rows stay in the eigenbasis.
+
+    Raises:
+        InputError: a gradient has weight where the curvature is singular.
+    """
+    q_a, q_g, d = eigenbasis
+    dtype, singular = out_broi.dtype, not bool(d.all()) and bool(d.any())
+    for tile in parts:
+        exact = LayerInputs(tile.rows, tile.a_brti.double(), tile.g_brto.double(), tile.columns)
+        (a, g), d_roi = in_eigenbasis(exact, eigenbasis), tile.narrow(d)
+        if singular:
+            flat = torch.matmul(g.transpose(2, 3), a).flatten(1)
+            _check_lost(flat * (d_roi.flatten() == 0), flat, shown(name))
+        if tile.one:
+            value = g[:, :, 0, :, None].to(dtype) * a[:, :, 0, None].to(dtype) * d_roi.to(dtype)
+        else:
+            value = (torch.matmul(g.transpose(2, 3), a) * d_roi).to(dtype)
+        tile.add_to(out_broi[tile.rows], value)
+    if stay:
+        return out_broi
+    out = out_broi if q_g is None else torch.matmul(q_g.to(dtype), out_broi)
+    return out if q_a is None else torch.matmul(out, q_a.to(dtype).transpose(1, 2))
 
 
 def into_basis(v_roi: Tensor, basis: Basis) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rayinf.core.blocks import Block
 from rayinf.core.capture import Capture
+from rayinf.core.fisher import Columns
 from rayinf.core.layer_inputs import SUM_TILES, LayerInputs, output_positions, rotate, tiles, words
 from rayinf.core.row_gradients import row_gradient_slices
 
@@ -55,20 +56,30 @@ def scaled(sums: Sums, scale: float, prefix: str, power: int = 2) -> Generator[S
         add(sums, key, value * scale**power if key.startswith(prefix) else value)
 
 
-def add_gram(sums: Sums, key: str, x_rni: Tensor) -> None:
+def add_gram(sums: Sums, key: str, x_rni: Tensor, rough: bool = False) -> None:
     """Add the lower triangle of `x' x` of each group, multiplied and added in float64.
 
     Float32 products leave the eigenvectors of small eigenvalues undetermined: scores then depend on the batch size.
+
+    Args:
+        sums: where to add.
+        key: under which.
+        x_rni: x.
+        rough: multiply in the precision of x, at half the time: where other errors are far larger.
     """
     r, _, i = x_rni.shape
-    x = x_rni.to(torch.float64)
+    x = x_rni if rough else x_rni.to(torch.float64)
     if key not in sums:
         sums[key] = torch.zeros(r, i, i, dtype=torch.float64, device=x.device)
     total = sums[key]
     for group in range(r):
         for start in range(0, i, _STRIPE):
             stop = min(start + _STRIPE, i)
-            total[group, start:stop, :stop].addmm_(x[group, :, start:stop].T, x[group, :, :stop])
+            left, right = x[group, :, start:stop].T, x[group, :, :stop]
+            if rough:
+                total[group, start:stop, :stop] += left @ right
+            else:
+                total[group, start:stop, :stop].addmm_(left, right)
 
 
 def add_covariance(
@@ -77,27 +88,35 @@ def add_covariance(
     modules: Mapping[str, nn.Module],
     captured: Capture,
     logits: Tensor,
-    columns_sbc: Tensor,
+    columns: Columns,
     mask_bt: Tensor | None = None,
 ) -> None:
     """Add a batch to A and G ("expand": every position is a sample; each row enters A once, not once for every label).
 
-    Cost a row: `T i^2 / 2 + S T o^2 / 2` float64 multiply-adds a layer, and S backward passes without weights.
+    Cost a row: `T i^2 / 2 + S T o^2 / 2` multiply-adds a layer, and S backward passes without weights; in float64 where
+    the columns are exact. Of layers with columns of random signs, `signs/<block>` counts these.
     """
-    add(sums, "rows", torch.tensor(float(len(logits))))
-    for s, column_bc in enumerate(columns_sbc):
-        gradients = captured.gradients(logits, column_bc, last=s == len(columns_sbc) - 1)
-        for block in blocks:
-            if block.name not in gradients:
-                continue
-            module, inputs = modules[block.name], captured.inputs[block.name]
-            g_brto = output_positions(block, gradients[block.name])
-            keep = _kept(mask_bt, words(module, inputs), g_brto.shape[2])
-            add_gram(sums, f"G/{block.name}", _flatten(g_brto, keep))
-            if s > 0:
-                continue
-            for tile in tiles(block, module, inputs, gradients[block.name], SUM_TILES):
-                _add_inputs(sums, block, tile, None if keep is None else keep[tile.rows])
+    rows = float(len(logits))
+    add(sums, "rows", torch.tensor(rows))
+    groups = columns.groups(blocks)
+    for k, (some, columns_sbc) in enumerate(groups):
+        names, final = {b.name for b in some}, k == len(groups) - 1
+        for s, column_bc in enumerate(columns_sbc):
+            last = final and s == len(columns_sbc) - 1
+            gradients = captured.gradients(logits, column_bc, last, only=names)
+            for block in some:
+                if block.name not in gradients:
+                    continue
+                module, inputs, rough = modules[block.name], captured.inputs[block.name], block.name in columns.signed
+                g_brto = output_positions(block, gradients[block.name])
+                keep = _kept(mask_bt, words(module, inputs), g_brto.shape[2])
+                add_gram(sums, f"G/{block.name}", _flatten(g_brto, keep), rough)
+                if rough:
+                    add(sums, f"signs/{block.name}", torch.tensor(rows))
+                if s > 0:
+                    continue
+                for tile in tiles(block, module, inputs, gradients[block.name], SUM_TILES):
+                    _add_inputs(sums, block, tile, None if keep is None else keep[tile.rows], rough)
 
 
 def add_lambda(
@@ -188,7 +207,7 @@ def _flatten(x_brtd: Tensor, keep_bt: Tensor | None) -> Tensor:
     return x.reshape(x.shape[0], -1, x.shape[3]) if keep_bt is None else x[:, keep_bt]
 
 
-def _add_inputs(sums: Sums, block: Block, tile: LayerInputs, keep: Tensor | None) -> None:
+def _add_inputs(sums: Sums, block: Block, tile: LayerInputs, keep: Tensor | None, rough: bool) -> None:
     a_rni = _flatten(tile.a_brti, keep)
     if block.kind == "embedding":
         counts = a_rni.sum(1, dtype=torch.float64)
@@ -197,7 +216,7 @@ def _add_inputs(sums: Sums, block: Block, tile: LayerInputs, keep: Tensor | None
         add(sums, f"A/{block.name}", full)
         add(sums, f"N/{block.name}", counts.sum())
         return
-    add_gram(sums, f"A/{block.name}", a_rni)
+    add_gram(sums, f"A/{block.name}", a_rni, rough)
     add(sums, f"N/{block.name}", torch.tensor(float(a_rni.shape[1])))
 
 

@@ -41,7 +41,7 @@ class Columns:
 class Batch:
     """Some rows, decoded: features `[B, ...]`, raw labels and ids `[B]`, extra columns, and the first position.
 
-    Labels are zeros where the table has none.
+    Labels are zeros where the table has none. `is_part`: rows were left out, so that positions do not follow from it.
     """
 
     x: Array
@@ -49,6 +49,7 @@ class Batch:
     ids: pa.Array
     extra: dict[str, Array]
     start: int
+    is_part: bool = False
 
     def __len__(self) -> int:
         """Rows."""
@@ -57,7 +58,16 @@ class Batch:
     def take(self, rows: Array) -> Batch:
         """Some of the rows, by position; `start` stays that of the first row read."""
         extra = {k: v[rows] for k, v in self.extra.items()}
-        return Batch(self.x[rows], self.labels[rows], self.ids.take(pa.array(rows)), extra, self.start)
+        return Batch(self.x[rows], self.labels[rows], self.ids.take(pa.array(rows)), extra, self.start, True)
+
+
+def join_batches(parts: Sequence[Batch]) -> Batch:
+    """Batches of rows of one table as one; `start` is that of the first."""
+    if len(parts) == 1:
+        return parts[0]
+    extra = {k: np.concatenate([p.extra[k] for p in parts]) for k in parts[0].extra}
+    x, labels = (np.concatenate([getattr(p, name) for p in parts]) for name in ("x", "labels"))
+    return Batch(x, labels, pa.concat_arrays([p.ids for p in parts]), extra, parts[0].start, True)
 
 
 def check_columns(table: Table, columns: Columns) -> None:
@@ -256,21 +266,49 @@ def row_keys(x: Array, labels: Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
 
     Drawn labels and halves are taken from it.
     """
+    words = _words(x)
+    with np.errstate(over="ignore"):
+        key = (mix(words) * _odd(words.shape[1])).sum(axis=1, dtype=np.uint64)
+    return mix(key ^ _hash_labels(labels))
+
+
+def fast_keys(x: Array, labels: Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """Keys of rows for drawing a few of very many: another such key at a tenth of the cost, multilinear in the words.
+
+    Different rows have equal keys with a chance of about 2^-64 each pair, unless they are made to.
+    """
+    words = _words(x)
+    return mix(np.einsum("bw,w->b", words, _odd(words.shape[1])) ^ _hash_labels(labels))
+
+
+def _words(x: Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """The contents of each row as words of 64 bits, `[B, words]`."""
+    if x.dtype == object:
+        import pandas as pd
+
+        texts = np.asarray([str(v) for v in x.reshape(-1)], dtype=object)
+        hashed: np.ndarray[Any, np.dtype[np.uint64]] = pd.util.hash_array(texts).reshape(len(x), -1)
+        return hashed
+    raw = np.ascontiguousarray(x).reshape(len(x), -1).view(np.uint8)
+    if raw.shape[1] % 8 == 0:
+        return raw.view(np.uint64)
+    padded = np.zeros((len(x), -(-raw.shape[1] // 8) * 8), np.uint8)
+    padded[:, : raw.shape[1]] = raw
+    return padded.view(np.uint64)
+
+
+def _odd(words: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """Odd multipliers, one a word: words that change places give another sum, and no bit of a word is lost."""
+    return mix(np.arange(1, words + 1, dtype=np.uint64)) | np.uint64(1)
+
+
+def _hash_labels(labels: Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
     import pandas as pd
 
-    if x.dtype == object:
-        texts = np.asarray([str(v) for v in x.reshape(-1)], dtype=object)
-        words = pd.util.hash_array(texts).reshape(len(x), -1)
-    else:
-        raw = np.ascontiguousarray(x).reshape(len(x), -1).view(np.uint8)
-        padded = np.zeros((len(x), -(-raw.shape[1] // 8) * 8), np.uint8)
-        padded[:, : raw.shape[1]] = raw
-        words = padded.view(np.uint64)
-    # Odd multipliers, one a word: words that change places give another sum, and no bit of a word is lost.
-    odd = mix(np.arange(1, words.shape[1] + 1, dtype=np.uint64)) | np.uint64(1)
-    with np.errstate(over="ignore"):
-        key = (mix(words) * odd).sum(axis=1, dtype=np.uint64)
-    return mix(key ^ pd.util.hash_array(labels.astype(object) if labels.dtype.kind == "U" else labels))
+    found: np.ndarray[Any, np.dtype[np.uint64]] = pd.util.hash_array(
+        labels.astype(object) if labels.dtype.kind == "U" else labels
+    )
+    return found
 
 
 def uniforms(keys: np.ndarray[Any, np.dtype[np.uint64]], seed: int, draws: int) -> Array:
@@ -280,6 +318,13 @@ def uniforms(keys: np.ndarray[Any, np.dtype[np.uint64]], seed: int, draws: int) 
     if high:
         steps = mix(steps ^ mix(np.array([high], np.uint64)))
     return (mix(keys[:, None] ^ steps) >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+
+
+def signs(keys: np.ndarray[Any, np.dtype[np.uint64]], seed: int, count: int) -> Array:
+    """Random signs, 1 or -1 as int8, `[B, count]`, from keys and a seed."""
+    words = (uniforms(keys, seed, -(-count // 32)) * 2**32).astype("<u4")  # the high bits
+    bits = np.unpackbits(words.view(np.uint8).reshape(len(keys), -1), axis=1)[:, :count]
+    return (1 - 2 * bits.astype(np.int8)).astype(np.int8)
 
 
 def in_second_half(x: Array, labels: Array, seed: int) -> Array:

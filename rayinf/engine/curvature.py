@@ -17,6 +17,7 @@ from rayinf.core.objectives import Target, objective_details, query_vectors
 from rayinf.core.response import Damped, Response
 from rayinf.data.files import Arrays
 from rayinf.data.scores import HALVES
+from rayinf.engine.curvature_rows import FIRST, check_drawn, scale_up
 from rayinf.engine.entry import DENSE, KRONECKER
 from rayinf.engine.fit_quality import PREFIX
 from rayinf.engine.stages import read_bases
@@ -25,6 +26,8 @@ from rayinf.errors import InputError
 # Eigenvectors and products differ in their last bits between thread counts, so their number is fixed by the size alone.
 # Two threads that share a processor with other work wait for each other far longer than small work takes.
 MOST_THREADS = 2
+# Columns of random signs a row, by layer.
+_SIGNS = "signs/"
 _LARGE_SIDE, LARGE_QUERIES = 1500, 2_000_000
 
 
@@ -43,8 +46,10 @@ class Solver:
 
 def basis(covariance: Arrays, blocks: Sequence[Block]) -> Arrays:
     """Eigenvectors and eigenvalues of all blocks, float64; blocks that no row reached get none."""
-    held = _tensors(covariance)
-    out: Arrays = {"rows": covariance["rows"]}
+    check_drawn(float(covariance["rows"]))
+    held = _tensors({k: v for k, v in covariance.items() if not k.startswith(FIRST)})
+    out: Arrays = {k: v for k, v in covariance.items() if k == "rows" or k.startswith(FIRST)}
+    out.update({k: v / covariance["rows"] for k, v in covariance.items() if k.startswith(_SIGNS)})
     for block in blocks:
         if f"A/{block.name}" not in held:
             continue
@@ -164,6 +169,14 @@ def precondition_rows(queries: Arrays, source: Arrays, solver: Solver) -> Arrays
     return precondition({b.name: held[f"V/{b.name}"] for b in solver.blocks}, source, solver)
 
 
+def rows_with_basis(queries: Arrays, source: Arrays) -> Arrays:
+    """Solved gradients of single rows, with the eigenvectors of the layers that are in their eigenbasis."""
+    names = [k.removeprefix("eigen/") for k in queries if k.startswith("eigen/")]
+    keys = [key for n in names for key in (f"q_a/{n}", f"q_g/{n}") if key in source]
+    held = {k: v for k, v in queries.items() if not k.startswith(PREFIX)}
+    return {**held, **{k: source[k] for k in keys}}
+
+
 def join_payloads(*parts: Arrays) -> Arrays:
     """Several payloads as one."""
     return {k: v for part in parts for k, v in part.items()}
@@ -211,9 +224,16 @@ def eigenvalues(held: dict[str, Tensor], solver: Solver) -> dict[str, Tensor]:
     return {k.removeprefix("L/"): v / rows for k, v in held.items() if k.startswith("L/")}
 
 
-def join_lambda(bases: Arrays, lambdas: Arrays | None = None) -> Arrays:
-    """Basis and Lambda as one artefact: neither is valid with another's."""
-    return {**bases, **{k: v for k, v in (lambdas or {}).items() if k.startswith("L")}}
+def join_lambda(bases: Arrays, *parts: Any) -> Arrays:
+    """Basis and Lambda as one artefact, over all n rows: neither is valid with another's.
+
+    Args:
+        bases: of all blocks.
+        parts: the sums of Lambda, for EKFAC; and n.
+    """
+    *lambdas, rows = parts
+    held = {k: v for found in lambdas for k, v in found.items() if k.startswith(("L", FIRST))}
+    return scale_up({**bases, **held}, rows)
 
 
 def describe(factors: Arrays, solver: Solver) -> dict[str, Any]:
@@ -235,6 +255,9 @@ def describe(factors: Arrays, solver: Solver) -> dict[str, Any]:
         layers[name] = {"mean_eigenvalue": mean, "largest_eigenvalue": float(level.max()), **used}
     without = [b.name for b in solver.blocks if b.name not in levels or not bool(levels[b.name].any())]
     out: dict[str, Any] = {"layers": layers, "contributes_nothing": without}
+    signs = {k.removeprefix(_SIGNS): round(float(v)) for k, v in held.items() if k.startswith(_SIGNS)}
+    if signs:
+        out["random_signs"] = signs
     evens = {k.removeprefix("L_even/"): v for k, v in held.items() if k.startswith("L_even/")}
     if evens:
         from scipy.stats import spearmanr  # slow to import, and rarely needed

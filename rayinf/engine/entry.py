@@ -249,6 +249,7 @@ _RULES: Mapping[str, Callable[[str, Any], Any]] = {
     "cross_fit": _or_none(flag),
     "columns": _or_none(names, "a list of names of columns"),
     "batch_size": _or_none(whole, 1),
+    "curvature_rows": _or_none(whole, 1),
     "rank": _or_none(whole, 1),
     "rows": _or_none(whole, 1),
     "top": _at_least(1),

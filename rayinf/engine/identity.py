@@ -47,6 +47,7 @@ def identity(
     task = job.task
     return {
         **spec.identity(),
+        **({} if job.fitted_share == 1 else {"curvature_rows": spec.curvature_rows}),
         "factors": None if factors is None else hashlib.sha256(json.dumps(factors).encode()).hexdigest(),
         "model": probed.fingerprint,
         "frozen": probed.frozen,

@@ -74,6 +74,7 @@ class Job:
         targets: the objectives with their groups.
         outputs: what the model returns.
         levels: the groups of every column of groups.
+        fitted_share: of the training rows, the share that K-FAC and EKFAC are fitted on (`engine.curvature_rows`).
         own_precision: the model's passes are in the precision that it came in, not in that of the spec.
         key: another for every job that a worker must set itself up for anew.
         state: digests of the driver's parameters and buffers by name, which a model that a factory builds must agree
@@ -88,6 +89,7 @@ class Job:
     targets: tuple[Target, ...] = ()
     outputs: Outputs = field(default_factory=Outputs)
     levels: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    fitted_share: float = 1.0
     own_precision: bool = False
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     state: Mapping[str, str] | None = None

@@ -22,6 +22,7 @@ from rayinf.data.tables import files_of
 from rayinf.engine import curvature as curv
 from rayinf.engine import pair_stages, stages, training_time
 from rayinf.engine.decompositions import Decompose, by_size
+from rayinf.engine.curvature_rows import describe_drawn
 from rayinf.engine.entry import DENSE
 from rayinf.engine.fit_quality import KEY, VALID_KEY, FitMerge, FitSums, fit_quality, of_shards, of_valid
 from rayinf.engine.identity import describe_factors, provenance
@@ -80,14 +81,14 @@ def _measure_squares(run: Run) -> None:
 
 
 def _fit_kronecker(run: Run) -> Any:
-    kind, store = run.spec.curvature, run.runner.store
+    kind, store, rows = run.spec.curvature, run.runner.store, run.scans["train"].rows
     if not store("has", "basis"):
         run.fold(stages.Covariance, {}, "train", "covariance")
     basis = _decompose(run)
     if kind == "kfac":
-        return _derive(run, "factors", curv.join_lambda, ["basis"])
+        return _derive(run, "factors", curv.join_lambda, ["basis"], rows)
     run.fold(stages.Lambda, basis, "train", "lambda")
-    return _derive(run, "factors", curv.join_lambda, ["basis", "lambda"])
+    return _derive(run, "factors", curv.join_lambda, ["basis", "lambda"], rows)
 
 
 def _decompose(run: Run) -> Any:
@@ -213,11 +214,13 @@ def _tile_queries(run: Run, k: int, tile: Chunk) -> tuple[Any, bytes]:
     store = run.runner.store
     if k:
         store("drop", f"tile-{k - 1}")
-    name = f"rows-{k}"
-    for _ in run.runner.fold(pair_stages.RowQueries, {}, {0: tile}, name):
+    name, dense = f"rows-{k}", run.spec.curvature in DENSE
+    inverse = inverse_arrays(run)
+    stage, arrays = (pair_stages.RowQueries, {}) if dense else (pair_stages.SolvedRowQueries, inverse)
+    for _ in run.runner.fold(stage, arrays, {0: tile}, name):
         pass
-    source = _solve_source(run)
-    out = run.runner.publish("derive", f"tile-{k}", curv.precondition_rows, [name, source], run.solver)
+    solve, more = (curv.precondition_rows, [run.solver]) if dense else (curv.rows_with_basis, [])
+    out = run.runner.publish("derive", f"tile-{k}", solve, [name, "inverse"], *more)
     store("has", f"tile-{k}")
     valid = store("summarise", of_valid, [name]).to_json()
     store("drop", name)
@@ -361,6 +364,7 @@ def metadata(run: Run) -> dict[str, Any]:
         "damping": spec.damping,
         **training_time.describe(run.response, spec),
         "l2": run.identity["l2"],
+        **(run.runner.store("summarise", describe_drawn, ["factors"]) if run.job.fitted_share < 1 else {}),
         **describe_factors(spec.factors, run.identity),
         "of": provenance(run.identity, run.probe),
         "seed": spec.seed,

@@ -23,6 +23,7 @@ from rayinf.data.shards import Shards
 from rayinf.data.tables import Table
 from rayinf.engine.acquisition import TILE_BYTES
 from rayinf.engine.curvature import column_names
+from rayinf.engine.curvature_rows import share_of
 from rayinf.engine.entry import DENSE
 from rayinf.engine.job import Job
 from rayinf.engine.machine import free_memory, misfit
@@ -244,7 +245,8 @@ class _Trial:
     def rows_of(self, name: str) -> int:
         """Rows of the whole table that a stage passes over."""
         tables = {"queries": "valid", "squares-valid": "valid", "scores": self.job.scored}
-        return self.rows[name.removeprefix("scan ") if name.startswith("scan ") else tables.get(name, "train")]
+        rows = self.rows[name.removeprefix("scan ") if name.startswith("scan ") else tables.get(name, "train")]
+        return round(rows * share_of(self.spec, rows)) if name in ("covariance", "lambda", "squares") else rows
 
     def costs(self, name: str, seconds: float, size: tuple[int, int]) -> list[StageCost]:
         """A stage over all rows, and the decomposition of its sums.

@@ -80,7 +80,7 @@ def _only(run: Run, k: int, mask: Array) -> Generator[Table]:
     """The runner on the rows of a set alone, in place of the training table."""
     job = run.runner.job
     table = KeptTable(job.tables["train"], mask)
-    run.runner.job = replace(job, tables={**job.tables, "train": table}, key=f"{job.key}-{k}")
+    run.runner.job = replace(job, tables={**job.tables, "train": table}, fitted_share=1.0, key=f"{job.key}-{k}")
     try:
         yield table
     finally:

@@ -82,6 +82,7 @@ class RunSpec:
     cluster: Cluster | None = field(default=None, metadata=DRIVER_ONLY)
     out: str | AnyPath | None = field(default=None, metadata=DRIVER_ONLY)
     seed: int = 0
+    curvature_rows: int | None = field(default=100_000, metadata=NOT_IDENTITY)  # a part of it where rows are drawn
     batch_size: int | None = None
     precision: str | None = None
     objectives: tuple[Objective, ...] = field(default=(), init=False, metadata=DRIVER_ONLY)

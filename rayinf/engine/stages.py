@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rayinf.core import exact, fisher, inverse, kfac, objectives
 from rayinf.core.blocks import Block
-from rayinf.core.influence import ForwardPass, add_queries, dense_rows, row_products, self_products
+from rayinf.core.influence import Eigenbasis, ForwardPass, add_queries, dense_rows, row_products, self_products
 from rayinf.core.kfac import Basis, Sums
 from rayinf.core.layer_inputs import output_positions, tiles
 from rayinf.core.objectives import LABEL
@@ -23,6 +23,7 @@ from rayinf.data.part_files import PartPlace
 from rayinf.data.scan import ShardScan, scan_shard
 from rayinf.data.scores import LABEL_COLUMN
 from rayinf.data.shards import Shard
+from rayinf.engine.curvature_rows import FIRST, DrawnRows
 from rayinf.engine.fit_quality import KEY, FitSums, add_valid
 from rayinf.engine.job import Chunk
 from rayinf.engine.not_finite import not_finite
@@ -77,6 +78,8 @@ class Summing:
     """A stage that adds up its batches over a chunk of shards, in order."""
 
     table = "train"
+    # Whether the sums are of the curvature that `curvature_rows` may draw rows for.
+    fits = False
 
     def __init__(self, worker: Worker, arrays: Arrays) -> None:
         self.worker = worker
@@ -101,24 +104,56 @@ class Summing:
         """Sums of a chunk, float64."""
         sums: Sums = {}
         size = self.rows_at_once()
-        for shard in item.shards:
-            for ready in self.worker.read(self.table, shard, size):
-                self.batch(sums, ready)
+        if self.fits and self.worker.job.fitted_share < 1:
+            self._add_drawn(sums, item.shards, size)
+        else:
+            for shard in item.shards:
+                for ready in self.worker.read(self.table, shard, size):
+                    self.batch(sums, ready)
         out = {k: v.cpu().numpy() for k, v in sums.items()}
         for value in out.values():
             if not np.isfinite(value.sum()):  # infinities of both signs give NaN, and nothing gives them back
                 raise not_finite(self.worker, self.table, item.shards)
         return out
 
+    def _add_drawn(self, sums: Sums, shards: Sequence[Shard], size: int) -> None:
+        """Add the rows that the curvature is fitted on, half by half, with what the halves are compared by."""
+        drawn = DrawnRows.of(self.worker)
+        sums["rows"] = torch.zeros((), dtype=torch.float64)
+        for second in (0, 1):
+            for raw in drawn.half(shards, second, size):
+                self.batch(sums, self.worker.ready(self.table, raw))
+            if not second:
+                first = {f"{FIRST}{k}": v.clone() for k, v in self.compared(sums).items()}
+        sums.update(first)
+
+    def compared(self, sums: Sums) -> Sums:
+        """The sums that two halves of drawn rows are compared by, with `rows`."""
+        return {}
+
 
 class Covariance(Summing):
     """Chunk -> sums A, G, N of every block, and rows."""
+
+    fits = True
+
+    def prepare(self, arrays: Arrays) -> None:
+        """Find the layers with random signs, which takes a forward pass of its own."""
+        self.signed = self.worker.signed
+
+    def compared(self, sums: Sums) -> Sums:
+        """Of K-FAC, the diagonals of A and G."""
+        if self.worker.job.spec.curvature != "kfac":
+            return {}
+        grams = {k: v for k, v in sums.items() if k.startswith(("A/", "G/"))}
+        diagonals = {k: v.diagonal(dim1=1, dim2=2) if v.ndim == 3 else v for k, v in grams.items()}
+        return {"rows": sums["rows"], **diagonals}
 
     def batch(self, sums: Sums, ready: Ready) -> None:
         """Add one batch."""
         w = self.worker
         with w.forward_pass(ready.x) as forward_pass:
-            columns, scale = w.fisher_columns(ready, forward_pass.logits)
+            columns, scale = w.layer_columns(ready, forward_pass.logits)
             with kfac.scaled(sums, scale, "G/") as part:
                 kfac.add_covariance(
                     part, w.blocks, w.modules, forward_pass.captured, forward_pass.logits, columns, ready.mask
@@ -128,35 +163,52 @@ class Covariance(Summing):
 class Lambda(Summing):
     """Chunk -> sums L of squared rotated row gradients (EKFAC). Arrays: the basis."""
 
+    fits = True
+
+    def compared(self, sums: Sums) -> Sums:
+        """The squares."""
+        return {k: v for k, v in sums.items() if k == "rows" or k.startswith("L/")}
+
     def prepare(self, arrays: Arrays) -> None:
         """Bring the basis to the device, in the model's precision."""
         self.bases = read_bases(self.worker.tensors(arrays, self.worker.dtype))
+        self.signed = self.worker.signed
 
     def columns(self) -> int:
-        """All Fisher columns are held at once, since inputs are rotated once for all of them."""
-        return self.worker.fisher_width
+        """All Fisher columns of a layer are held at once, since inputs are rotated once for all of them."""
+        return fisher.SIGN_DRAWS if self.signed else self.worker.fisher_width
 
     def batch(self, sums: Sums, ready: Ready) -> None:
         """Add one batch."""
         w = self.worker
         with w.forward_pass(ready.x) as forward_pass:
-            columns, scale = w.fisher_columns(ready, forward_pass.logits)
-            last = len(columns) - 1
-            found = [
-                forward_pass.captured.gradients(forward_pass.logits, c, last=s == last) for s, c in enumerate(columns)
-            ]
+            columns, scale = w.layer_columns(ready, forward_pass.logits)
+            groups = columns.groups(w.blocks)
             with kfac.scaled(sums, scale, "L") as part:
-                for block in w.blocks:
-                    if block.name in found[0]:
-                        self._add(part, block, forward_pass, [g[block.name] for g in found])
+                for k, (some, columns_sbc) in enumerate(groups):
+                    self._add_group(part, forward_pass, some, columns_sbc, k == len(groups) - 1)
         kfac.add(sums, "rows", torch.tensor(float(len(ready.y))))
+
+    def _add_group(
+        self, sums: Sums, forward_pass: ForwardPass, blocks: list[Block], columns_sbc: Tensor, final: bool
+    ) -> None:
+        """Add the blocks that are summed over the same columns; `final`: the graph is released."""
+        names, last = {b.name for b in blocks}, len(columns_sbc) - 1
+        found = [
+            forward_pass.captured.gradients(forward_pass.logits, c, final and s == last, only=names)
+            for s, c in enumerate(columns_sbc)
+        ]
+        for block in blocks:
+            if block.name in found[0]:
+                self._add(sums, block, forward_pass, [g[block.name] for g in found])
 
     def _add(self, sums: Sums, block: Block, forward_pass: ForwardPass, gradients: list[list[Tensor]]) -> None:
         """Add one block, of whose outputs there are gradients for every Fisher column."""
         w = self.worker
         g_sbrto = torch.stack([output_positions(block, g) for g in gradients])
+        drawn = w.draws_labels and block.name not in self.signed
         for tile in tiles(block, w.modules[block.name], forward_pass.captured.inputs[block.name], gradients[0]):
-            kfac.add_lambda(sums, block, self.bases[block.name], tile, g_sbrto[:, tile.rows], w.draws_labels)
+            kfac.add_lambda(sums, block, self.bases[block.name], tile, g_sbrto[:, tile.rows], drawn)
 
 
 class Curvature(Summing):
@@ -276,6 +328,9 @@ class Score(Scoring):
     `scale` `[Q]` is there where the queries do not fit in the model's precision: values are then float64.
     """
 
+    # Of the layers whose queries are in their eigenbasis.
+    eigenbases: Mapping[str, Eigenbasis] | None = None
+
     def prepare(self, arrays: Arrays) -> None:
         """Bring the queries to the device, in the model's precision."""
         held = {k.removeprefix("U/"): v for k, v in arrays.items() if k.startswith("U/")}
@@ -287,7 +342,7 @@ class Score(Scoring):
 
     def values(self, forward_pass: ForwardPass, cotangent_bc: Tensor, scale_b1: Tensor) -> Tensor:
         """Values `[B, Q]` of a batch."""
-        found = row_products(forward_pass, cotangent_bc, self.queries, self.flat) * scale_b1
+        found = row_products(forward_pass, cotangent_bc, self.queries, self.flat, eigenbases=self.eigenbases) * scale_b1
         return found.to(self.worker.dtype) if self.scale is None else found * self.scale
 
 

@@ -14,6 +14,7 @@ from rayinf.core.influence import dense_rows
 from rayinf.core.kfac import Basis, Sums
 from rayinf.core.response import Damped, Response, Unrolled, parse_damping
 from rayinf.data.files import Arrays
+from rayinf.engine.curvature_rows import check_drawn
 from rayinf.engine.entry import DENSE, KRONECKER
 from rayinf.engine.fit import find_head
 from rayinf.engine.probe import Probe
@@ -69,6 +70,7 @@ class ValidSquares(Squares):
     """The same of the validation rows."""
 
     table = "valid"
+    fits = False
 
 
 def summarise(squares: Arrays, sizes: Mapping[str, int]) -> Arrays:
@@ -79,6 +81,7 @@ def summarise(squares: Arrays, sizes: Mapping[str, int]) -> Arrays:
         sizes: parameters of each layer, in order.
     """
     rows = float(squares["rows"])
+    check_drawn(rows)
     if "S" in squares:
         cuts = np.cumsum(list(sizes.values()))[:-1]
         held = dict(zip(sizes, np.split(squares["S"], cuts), strict=True))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from rayinf.core import fisher
 from rayinf.core.blocks import Block, find_blocks
 from rayinf.core.capture import capture, forward
 from rayinf.core.influence import ForwardPass
-from rayinf.data.batches import Batch, BatchReader, in_second_half, row_keys, uniforms
+from rayinf.data.batches import Batch, BatchReader, fast_keys, in_second_half, row_keys, signs, uniforms
 from rayinf.data.files import Arrays
 from rayinf.data.shards import Shard
 from rayinf.engine.factories import check_same_state
@@ -25,9 +25,14 @@ from rayinf.engine.job import Job
 from rayinf.task import RowLoss
 from rayinf.user_code import ATTACK, MASK, TRANSFORM, UserCodeError, user_code
 
+if TYPE_CHECKING:
+    from rayinf.engine.curvature_rows import DrawnRows
+
 # Floats of activations that one batch may hold (512 MB in float32): fixes the batch size where none is given.
 BATCH_FLOATS = 128_000_000
 MOST_ROWS = 1024
+# Random signs are drawn apart from labels, halves, subsamples and rows.
+_SIGN_SEED = 16
 _AUTOCAST = {None: None, "fp64": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -51,6 +56,7 @@ class Worker:
         # Only ever grows: another thread reads it as a sign of progress.
         self.rows_read = 0
         self._batch: tuple[str, Batch] | None = None
+        self.drawn: DrawnRows | None = None
 
     @cached_property
     def model(self) -> nn.Module:
@@ -139,15 +145,24 @@ class Worker:
         """Parameters of the largest block whose weights several positions share."""
         return self._sides[2]
 
+    @property
+    def shared(self) -> frozenset[str]:
+        """Blocks whose weights several positions share."""
+        return self._sides[4]
+
     @cached_property
-    def _sides(self) -> tuple[int, int, int]:
+    def _sides(self) -> tuple[int, int, int, frozenset[str], frozenset[str]]:
         ready = next(self.read("train", self.job.tables["train"].shards[0], 1))
         with self.forward_pass(ready.x) as forward_pass:
             ruled = [b for b in forward_pass.blocks if b.name in forward_pass.captured.shapes]
             outputs = sum(s.numel() for b in ruled for s in forward_pass.captured.shapes[b.name])
             inputs = sum(x.numel() for b in ruled for x in forward_pass.captured.inputs[b.name])
-            shared = [b.numel for b in ruled if _positions(b, forward_pass.captured.shapes[b.name]) > 1]
-        return inputs, outputs, max(shared, default=0)
+            shapes = forward_pass.captured.shapes  # in the order in which the layers run
+            many = [b for b in ruled if _positions(b, shapes[b.name]) > 1]
+        order = list(shapes)
+        until = max((order.index(b.name) for b in many), default=-1)
+        largest, shared = max((b.numel for b in many), default=0), frozenset(b.name for b in many)
+        return inputs, outputs, largest, frozenset(order[: until + 1]), shared
 
     def read(self, table: str, shard: Shard, size: int) -> Iterator[Ready]:
         """The rows of a shard as batches of tensors.
@@ -185,6 +200,8 @@ class Worker:
             return ""
         table, raw = self._batch
         which = f"row {raw.start}" if len(raw) == 1 else f"rows {raw.start} to {raw.start + len(raw) - 1}"
+        if raw.is_part:
+            which = f"{len(raw)} of the rows from {raw.start} on"
         double = " in float64" if self.job.precision == "fp64" else ""
         held = f"features {list(raw.x.shape)} {raw.x.dtype}{double}"
         return f"{which} of {self.job.tables[table].name} ({held})"
@@ -258,6 +275,33 @@ class Worker:
             draws = torch.from_numpy(uniforms(keys, spec.seed, fisher.DRAWS))
         found = fisher.columns(logits, ready.y, self.loss, spec.fisher, draws)
         return fisher.scale_together(found, logits.dtype)
+
+    def layer_columns(self, ready: Ready, logits: Tensor) -> tuple[fisher.Columns, float]:
+        """The same for every layer: of those in `signed`, few columns that are combined with random signs."""
+        exact, scale = self.fisher_columns(ready, logits)
+        if not self.signed:
+            return fisher.Columns(exact), scale
+        many = self.draws_labels
+        count = logits.shape[1] if many else len(exact)
+        drawn = signs(fast_keys(ready.raw.x, ready.raw.labels), self.job.spec.seed + _SIGN_SEED, count)
+        signs_bs = torch.from_numpy(drawn).to(self.device)
+        if many:
+            combined = (fisher.signed_softmax(logits, signs_bs) / scale).to(logits.dtype)
+        else:
+            combined = fisher.signed_columns(exact, signs_bs)
+        return fisher.Columns(exact, combined, self.signed), scale
+
+    @cached_property
+    def signed(self) -> frozenset[str]:
+        """Layers whose Fisher columns are combined with random signs: those with many positions, and what runs before.
+
+        There the exact columns cost as many backward passes and Gram matrices over all positions. Layers that run after
+        them, with one position, stay exact: a backward pass that ends at them costs little.
+        """
+        width = self.fisher_width - (self.loss == "cross_entropy" and not self.draws_labels)
+        if self.job.spec.fisher != "true" or width <= fisher.SIGN_DRAWS:
+            return frozenset()
+        return self._sides[3]
 
     @property
     def draws_labels(self) -> bool:

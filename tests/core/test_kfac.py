@@ -61,7 +61,9 @@ def covariance(model: nn.Module, x: Tensor, y: Tensor, size: int, mask: Tensor |
         with capture(model, blocks) as captured:
             logits = forward(model, part)
             kept = None if mask is None else mask[k * size : (k + 1) * size]
-            kfac.add_covariance(sums, blocks, modules, captured, logits, columns_of(logits, labels), kept)
+            kfac.add_covariance(
+                sums, blocks, modules, captured, logits, fisher.Columns(columns_of(logits, labels)), kept
+            )
     return sums
 
 

@@ -302,9 +302,9 @@ _MORE = {
     "more subsets or more seeds, it trains only what is missing.",
     "retrain": "Writes model.safetensors into the folder out.",
     "evaluate": "With a folder out, writes evaluation.json there.",
-    "plan": "Keys of CONFIG: those of influence, measure, acquire, active-learning; `rayinf COMMAND --help` describes "
-    "them. The config is for the command that has most of its keys: with pool, acquire; with rounds or oracle, "
-    f"active-learning; with rank or subsample, measure. {PATHS}",
+    "plan": "Keys of CONFIG: those of influence, self-influence, pairs, measure, acquire, active-learning, reweight, "
+    "removal-check; `rayinf COMMAND --help` describes them. The config is for the command that has most of its keys: "
+    f"with pool, acquire; with rounds or oracle, active-learning; with rank or subsample, measure. {PATHS}",
     "submit": "Sent are the config, the task's file, and the Python modules that it imports from beside it: what is "
     "sent is printed, with its size. Tables, checkpoints and runs are not: write URIs, or absolute paths that the "
     "whole cluster sees.\n\n"

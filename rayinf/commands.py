@@ -28,7 +28,16 @@ from rayinf.store.places import AnyPath, open_place
 # Verbs whose values are those of training rows.
 _OF_TRAINING_ROWS = ("influence", "influence_measure", "self_influence", "baseline")
 # Verbs with a plan. The others train the task's model, and how long that takes shows after the first training.
-PLANNED = ("influence", "measure", "acquire", "active-learning")
+PLANNED = (
+    "influence",
+    "self-influence",
+    "pairs",
+    "measure",
+    "acquire",
+    "active-learning",
+    "reweight",
+    "removal-check",
+)
 
 
 def run_verb(verb: str, given: Mapping[str, Any]) -> None:
@@ -267,7 +276,7 @@ def _plans(given: Mapping[str, Any], verb: str) -> list[tuple[str, dict[str, Any
     """Headings, and arguments of `rayinf.plan`: one of each strategy for active learning, else one."""
     taken = {argument.name for argument in arguments_of("plan")}
     arguments = {k: v for k, v in given.items() if k in taken} | {"verb": VERBS[verb]}
-    if verb in ("influence", "measure"):
+    if verb not in ("acquire", "active-learning"):
         return [(f"Plan of {verb}", arguments)]
     arguments |= {"train": given["labeled"], "verb": "acquire"}
     if verb == "acquire":

@@ -358,5 +358,5 @@ def test_help_of_trim_and_plan() -> None:
     shown = call("trim", "--help").stdout
     assert all(option in shown for option in ("--budget", "--by", "--floor", "--out"))
     shown = " ".join(call("plan", "--help").stdout.split())
-    assert "influence, measure, acquire, active-learning" in shown
+    assert "influence, self-influence, pairs, measure, acquire, active-learning, reweight, removal-check" in shown
     assert "--for" in shown

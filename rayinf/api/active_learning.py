@@ -31,7 +31,7 @@ from rayinf.task import Task
 from rayinf.training.checked_inputs import TASK_IDENTITY, absolute, fit_identity
 from rayinf.training.oracle import Pool, make_oracle
 from rayinf.training.retraining import train_anew
-from rayinf.training.steps import run_folder
+from rayinf.training.steps import recall, run_folder
 from rayinf.training.trajectory import AcquireOptions, Learning, print_round
 from rayinf.training.trajectory_state import VERB, Key, TrajectoryState, folder_name, read_states
 
@@ -150,9 +150,10 @@ def active_learning(
     options = AcquireOptions(
         curvature, aggregate, plain(rank), plain(subsample), fisher, plain(damping), plain(samples), scale, perturb
     )
+    recall(out)
     given = _Arguments(task, tables, int(rounds), int(n), strategies, seeds, options)
     learning, record = _check_inputs(given, oracle, out)
-    with run_folder(out, record) as (folder, finished):
+    with run_folder(out, record, filter(None, learning.tables.values())) as (folder, finished):
         alone = cluster is None or len(given.keys) == 1
         learning = replace(learning, folder=folder.path, owner=owner_of(record), prints=alone)
         before = read_states(folder.path, learning.owner, given.extent)

@@ -25,7 +25,7 @@ from rayinf.training.checked_inputs import absolute, check_tables, fit_identity
 from rayinf.training.evaluation import Measurement
 from rayinf.training.retraining import check_trainable
 from rayinf.training.scored_table import check_scored
-from rayinf.training.steps import run_folder
+from rayinf.training.steps import recall, run_folder
 from rayinf.training.subset_trainings import (
     SEEDS,
     SUBSETS,
@@ -117,12 +117,13 @@ def lds(
     """
     check(task=task, subsets=subsets, share=share, seeds=seeds, cluster=cluster, out=out, seed=seed)
     check_trainable(task)
+    recall(out)
     named = _named(scores)
     inputs = _check_inputs(task, {"train": train, "valid": valid}, named, objective, (float(share), int(seed)))
     check_out(out, inputs.job.tables)
     counts = int(subsets), 1 if task.fit is None else int(seeds)
     record = {"verb": VERB, "identity": inputs.identity, "extent": inputs.trainings.extent(*counts)}
-    with run_folder(out, record) as (run, finished):
+    with run_folder(out, record, inputs.job.tables.values()) as (run, finished):
         if not finished:
             inputs.trainings.complete(run, cluster)
             run.finish(record)

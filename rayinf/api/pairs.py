@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
+
 from rayinf.core.fisher import FisherKind
 from rayinf.data.pairs import Pairs
 from rayinf.engine import pipeline
 from rayinf.engine.job import Cluster
-from rayinf.engine.run import open_run
+from rayinf.engine.run import Run, open_run
 from rayinf.engine.spec import PairsSpec
 from rayinf.store.places import AnyPath
 from rayinf.task import Task
@@ -83,5 +85,10 @@ def pairs(
     with open_run(spec) as run:
         if run.finished and run.folder is not None:
             return Pairs.read(run.folder.path)
-        pipeline.fit_factors(run)
-        return pipeline.finish_pairs(run, pipeline.pair_tiles(run))
+        return pipeline.finish_pairs(run, pair_rows(run))
+
+
+def pair_rows(run: Run) -> list[pa.Table]:
+    """The stages of `pairs`: a table for each tile of validation rows; none where they are in the folder."""
+    pipeline.fit_factors(run)
+    return pipeline.pair_tiles(run)

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from rayinf.api.influence import value_rows
 from rayinf.api.influence_measure import measure_rows
+from rayinf.api.pairs import pair_rows
+from rayinf.api.pareto_reweight import epoch_fit
+from rayinf.api.self_influence import value_by_self
 from rayinf.arguments import shown
 from rayinf.core.fisher import FisherKind
+from rayinf.data.tables import as_table
 from rayinf.engine.acquisition import value_pool
+from rayinf.engine.cost import Cost
 from rayinf.engine.entry import check
 from rayinf.engine.job import Cluster
 from rayinf.engine.measure_spec import AcquireSpec, MeasureSpec
-from rayinf.engine.plan import Cost, make_plan
+from rayinf.engine.plan import make_plan
 from rayinf.engine.run import Run
-from rayinf.engine.spec import InfluenceSpec, RunSpec
+from rayinf.engine.spec import InfluenceSpec, PairsSpec, RunSpec, SelfInfluenceSpec
 from rayinf.errors import InputError
 from rayinf.store.places import AnyPath
 from rayinf.task import Task
+from rayinf.training.retraining import check_trainable
+from rayinf.training.reweight_request import check_search
+from rayinf.training.search import Search
+from rayinf.training.trial import removal_costs, search_costs
 
 # Verbs that have a plan: what describes them, and their stages.
 _VERBS: dict[str, tuple[type[RunSpec], Callable[[Run], Any]]] = {
     "influence": (InfluenceSpec, value_rows),
     "influence_measure": (MeasureSpec, measure_rows),
     "acquire": (AcquireSpec, value_pool),
+    "self_influence": (SelfInfluenceSpec, value_by_self),
+    "pairs": (PairsSpec, pair_rows),
 }
 
 
@@ -53,6 +65,10 @@ def plan(
     rank: int | None = None,
     subsample: float = 1.0,
     perturb: str = "input",
+    top: int = 100,
+    test: Any = None,
+    seeds: int = 3,
+    search: Search | None = None,
 ) -> Cost:
     """Seconds and bytes of every stage of `influence` (or of another verb) with these arguments, before it is run.
 
@@ -96,13 +112,19 @@ def plan(
         batch_size: rows a pass of the model. None: as many as have their activations in 512 MB.
         precision: "bf16" or "fp16" runs the model in mixed precision, "fp64" in float64; sums and products stay in
             float32 or better. None: the model's own precision.
-        verb: the function that would be called: "influence", "influence_measure" or "acquire".
+        verb: the function that would be called: "influence", "self_influence", "pairs", "influence_measure",
+            "acquire", "removal_check" or "pareto_reweight". The last two count the values by class that they rest on;
+            of `removal_check`, second order is priced as a further fit.
         pool: for "acquire": the rows to pick from.
         strategy: for "acquire": what makes a row worth a label, such as "fi" or "entropy".
         rank: for "influence_measure" and "acquire": the rank of the truncated SVD of every row's mixed derivative. None
             is exact.
         subsample: for "influence_measure" and "acquire": the share of the rows that is valued, in (0, 1].
         perturb: for "influence_measure" and "acquire": "input", or the name of the layer whose input is perturbed.
+        top: for "pairs": rows kept on each side of every validation row.
+        test: for "removal_check": the rows that trainings are measured on.
+        seeds: for "removal_check": trainings of every removal.
+        search: for "pareto_reweight": how its search goes. None: `Search()`.
 
     Returns:
         A `Cost`; `to_text()` is the table that `rayinf plan` prints.
@@ -111,9 +133,34 @@ def plan(
         InputError: wrong input, as far as the first rows show it; a verb that has no plan.
     """
     given = {**locals(), "labeled": train, "n": 1}
-    check(**given)
+    check(**{k: v for k, v in given.items() if k != "search"})
+    if verb in ("removal_check", "pareto_reweight"):
+        return _with_trainings(verb, {**given, "objective": "category", "halves": verb == "pareto_reweight"})
     if not isinstance(verb, str) or verb not in _VERBS:
-        raise InputError(f"verb={shown(verb)} has no plan.", f"use one of {', '.join(map(repr, _VERBS))}.")
+        known = [*_VERBS, "removal_check", "pareto_reweight"]
+        raise InputError(f"verb={shown(verb)} has no plan.", f"use one of {', '.join(map(repr, known))}.")
     kind, compute = _VERBS[verb]
+    return make_plan(_spec(kind, given), compute)
+
+
+def _spec(kind: type[RunSpec], given: Mapping[str, Any]) -> RunSpec:
     names = {f.name for f in fields(kind) if f.init}
-    return make_plan(kind(**{name: value for name, value in given.items() if name in names}), compute)
+    return kind(**{name: value for name, value in given.items() if name in names})
+
+
+def _with_trainings(verb: str, given: Mapping[str, Any]) -> Cost:
+    """The plan of a verb that values rows by class, then trains.
+
+    Raises:
+        InputError: as `plan`.
+    """
+    task, search = given["task"], given["search"] or Search()
+    if verb == "removal_check":
+        check_trainable(task)
+        others = [task.label, *([task.group] if task.group else [])]
+        test = as_table(given["test"], task.feature_columns, others, "test")
+        more = partial(removal_costs, test=test, seeds=int(given["seeds"]))
+    else:
+        check_search(task, search)
+        more = partial(search_costs, search=search, fit=epoch_fit(task, search))
+    return make_plan(_spec(InfluenceSpec, given), value_rows, more)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -31,13 +31,13 @@ from rayinf.select.top_share import SIDES
 from rayinf.store.places import AnyPath
 from rayinf.task import Fit, Task
 from rayinf.training.checked_inputs import absolute, check_tables, fit_identity
-from rayinf.training.evaluation import measure_model
+from rayinf.training.evaluation import Measurement
 from rayinf.training.open_table import check_unchanged
 from rayinf.training.removal_sets import Removal, Removals
-from rayinf.training.retraining import check_trainable, train_anew
+from rayinf.training.retraining import Retraining, check_trainable
 from rayinf.training.scored_curvature import curvature_of
 from rayinf.training.scored_table import check_scored
-from rayinf.training.steps import Steps, run_folder
+from rayinf.training.steps import Steps, recall, run_folder
 
 VERB = "removal_check"
 _SECOND = "second_order.json"
@@ -121,6 +121,7 @@ def removal_check(
     """
     check(task=task, share=share, seeds=seeds, cluster=cluster, out=out, seed=seed)
     check_trainable(task)
+    recall(out)
     scores = ClassValues(inverse, training_time, cluster).unless(scores, task, train, valid)
     if isinstance(task.fit, Fit) and task.fit.schedule == "constant":
         warnings.warn(_CONSTANT, stacklevel=2)
@@ -128,7 +129,7 @@ def removal_check(
     check_out(out, inputs.tables)
     first, count = int(seed), 1 if task.fit is None else int(seeds)
     record = {"verb": VERB, "identity": {**inputs.identity, "seed": first}, "extent": {"seeds": count}}
-    with session(cluster), run_folder(out, record) as (run, finished):
+    with session(cluster), run_folder(out, record, inputs.tables.values()) as (run, finished):
         second = Steps(lambda: run.files).step(_SECOND, partial(_second_order, inputs, scores, cluster))
         done = _train(inputs, range(first, first + run.extent["seeds"]), run, cluster)
         if not finished:
@@ -163,22 +164,30 @@ class _Inputs:
     share: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Train:
-    """Trains without some rows and measures; picklable, for workers."""
+    """Trains without some rows and measures; picklable, for workers. Tables are opened once in each process."""
 
     task: Task
     train: Any
     test: Any
     removals: Removals
+    _opened: tuple[Retraining, Measurement] | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was opened."""
+        return {**self.__dict__, "_opened": None}
 
     def __call__(self, key: Training) -> dict[str, Any]:
         """Measures on the test rows: those of `evaluate`, `category_<label>` (the sum of losses) among them."""
         removal, seed = key
         begin = time.perf_counter()
         keep = None if removal is None else ~self.removals.gone(removal)
-        trained = train_anew(self.task, self.train, keep=keep, seed=seed, rows=self.removals.rows, paired=True)
-        found = measure_model(trained, self.test, parse("category"))
+        if self._opened is None:
+            measurement = Measurement(self.task, self.test, parse("category"), several=True)
+            self._opened = Retraining(self.task, self.train, several=True), measurement
+        retraining, measurement = self._opened
+        found = measurement.of(retraining.train(keep, seed=seed, rows=self.removals.rows, paired=True))
         return {**found, "seconds": time.perf_counter() - begin}
 
 

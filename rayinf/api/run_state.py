@@ -20,8 +20,8 @@ from rayinf.data.extent import EXTENT
 from rayinf.data.files import file_sha256, files_below, readable
 from rayinf.data.lease import holder
 from rayinf.data.part_files import PartFiles
+from rayinf.data.repeated_ids import repeated_ids
 from rayinf.data.run_folder import FINISHED, LOG, MEMBERS, SCORES, owner_of, read_record
-from rayinf.data.scan import repeated_ids
 from rayinf.data.scores import to_numpy
 from rayinf.errors import InputError
 from rayinf.store.places import AnyPath, open_place, relative

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
+
 from rayinf.core.fisher import FisherKind
 from rayinf.data.scores import Scores
 from rayinf.engine import pipeline, stages
 from rayinf.engine.job import Cluster
-from rayinf.engine.run import open_run
+from rayinf.engine.run import Run, open_run
 from rayinf.engine.spec import SelfInfluenceSpec
 from rayinf.store.places import AnyPath
 from rayinf.task import Task
@@ -80,6 +82,10 @@ def self_influence(
     with open_run(spec) as run:
         if run.finished and run.folder is not None:
             return Scores.load(run.folder.path)
-        pipeline.fit_factors(run)
-        parts = pipeline.score(run, stages.SelfScore, pipeline.inverse_arrays(run), ["self_influence"])
-        return pipeline.finish(run, parts, {})
+        return pipeline.finish(run, value_by_self(run), {})
+
+
+def value_by_self(run: Run) -> list[pa.Table]:
+    """The stages of `self_influence`: the shards' tables; none where they are in the folder."""
+    pipeline.fit_factors(run)
+    return pipeline.score(run, stages.SelfScore, pipeline.inverse_arrays(run), ["self_influence"])

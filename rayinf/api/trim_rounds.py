@@ -29,7 +29,7 @@ from rayinf.training.checked_inputs import check_tables, fit_name
 from rayinf.training.evaluation import measure_model
 from rayinf.training.open_table import check_unchanged
 from rayinf.training.retraining import check_trainable, train_anew
-from rayinf.training.steps import Steps, run_folder
+from rayinf.training.steps import Steps, recall, run_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -163,6 +163,7 @@ def trim_rounds(
     require_one_model(task, "trim_rounds")
     check(out=out, seed=seed)
     check_trainable(task)
+    recall(out)
     others = [task.label, *([task.group] if task.group else [])]
     given = {"train": train, "valid": valid, **({} if test is None else {"test": test})}
     tables = {"train": as_table(train, task.feature_columns, others, "train")}
@@ -176,7 +177,7 @@ def trim_rounds(
         how |= {"damping": plain(damping), "seed": int(seed), "fit": fit_name(task)}
         record = {"verb": VERB, "identity": {**checked.identity, **how}, "extent": {"rounds": int(rounds)}}
         trimming = replace(trimming, task=checked.job.task, tables=checked.job.tables)
-        with run_folder(out, record) as (folder, finished):
+        with run_folder(out, record, checked.job.tables.values()) as (folder, finished):
             found = trimming.run(Steps(lambda: folder.files), int(rounds))
             if not finished:
                 folder.finish(record)

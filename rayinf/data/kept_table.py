@@ -56,11 +56,19 @@ class KeptTable:
     @property
     def stat(self) -> str:
         """Changes with the table, and with which rows are kept."""
-        return hashlib.sha256(self.table.stat.encode() + self.keep.tobytes()).hexdigest() if self.table.stat else ""
+        return self._with_rows(self.table.stat)
+
+    @property
+    def scan_key(self) -> str:
+        """As `stat`, of the table's own."""
+        return self._with_rows(self.table.scan_key)
 
     def open(self, columns: Sequence[str]) -> ShardReader:
         """A reader of some columns."""
         return _KeptReader(self.table.open(columns), self)
+
+    def _with_rows(self, held: str) -> str:
+        return hashlib.sha256(held.encode() + self.keep.tobytes()).hexdigest() if held else ""
 
     def source(self, shard: Shard) -> Shard:
         """The table's own shard that a shard of kept rows comes from."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from rayinf.data.batches import Array, BatchReader, Columns
 from rayinf.data.pandas_index import UNNAMED, called, index_column
+from rayinf.data.repeated_ids import repeated_ids
 from rayinf.data.row_digest import ColumnDigest
 from rayinf.data.shards import Shard
 from rayinf.data.tables import Table
@@ -22,10 +23,6 @@ from rayinf.errors import InputError
 
 # Values of one column that groups may be made of.
 MOST_LEVELS = 1000
-# Ids of one pass of the search for duplicates: bounds its memory whatever the number of rows.
-_IDS_PER_PASS = 4_000_000
-# Arrays of ids are copied into one as soon as there are so many.
-_ARRAYS_PER_BLOCK = 256
 # Names of a table's digests, beside those of its columns of groups (`column:<name>`).
 FEATURES, LABEL, ROW_ID, OTHER = "features", "label", "row_id", "column:"
 
@@ -78,6 +75,20 @@ class TableScan:
     def content(self) -> dict[str, Any]:
         """Rows and digests, which do not depend on how the table is cut."""
         return {"rows": self.rows, **self.digests}
+
+    def narrowed(self, columns: Columns) -> TableScan:
+        """What a scan of fewer columns of the same features would have found."""
+        counted = _counted(columns)
+        names = [FEATURES, *([LABEL] if columns.label else []), *([ROW_ID] if columns.row_id else [])]
+        digests = {name: self.digests[name] for name in [*names, *(OTHER + c for c in columns.extra)]}
+        return replace(
+            self,
+            fingerprint=_fingerprint(digests, self.layout),
+            counts={name: self.counts[name] for name in counted},
+            increasing=self.increasing if columns.row_id else True,
+            joint={name: self.joint[name] for name in columns.extra},
+            digests=digests,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The scan as JSON: counts as pairs, since keys of JSON are text."""
@@ -208,8 +219,12 @@ class ScanMerge:
         digests = {name: held.hex() for name, held in self._digests.items()}
         digests[FEATURES] = f"{self._dtype} {list(self._shape)} {digests[FEATURES]}"
         layout = self._layout.hexdigest()
-        whole = hashlib.sha256(json.dumps([sorted(digests.items()), layout]).encode()).hexdigest()
+        whole = _fingerprint(digests, layout)
         return TableScan(self._rows, whole, counts, self._shape, self._dtype, self._increasing, joint, digests, layout)
+
+
+def _fingerprint(digests: Mapping[str, str], layout: str) -> str:
+    return hashlib.sha256(json.dumps([sorted(digests.items()), layout]).encode()).hexdigest()
 
 
 def merge_scans(parts: Iterable[ShardScan], table: Table) -> TableScan:
@@ -225,7 +240,7 @@ def merge_scans(parts: Iterable[ShardScan], table: Table) -> TableScan:
 
 
 def check_unique_ids(table: Table, column: str | None, scan: TableScan) -> None:
-    """Refuse duplicate row ids. Ids that increase are unique; others are searched in passes of bounded memory.
+    """Refuse duplicate row ids. Ids that increase are unique; others are searched in bounded memory.
 
     Raises:
         InputError: an id in two rows.
@@ -242,37 +257,6 @@ def check_unique_ids(table: Table, column: str | None, scan: TableScan) -> None:
     twice = repeated_ids(read, scan.rows)
     if twice:
         _refuse_repeated(table, column, twice)
-
-
-def repeated_ids(read: Callable[[], Iterator[Array]], rows: int) -> list[Any]:
-    """The ids that an earlier row has too, of the first pass that finds any; passes have bounded memory.
-
-    Args:
-        read: yields all ids from the start, some thousand at a time.
-        rows: how many there are.
-    """
-    import pandas as pd
-
-    passes = -(-rows // _IDS_PER_PASS)
-    for k in range(passes):
-        # A pass takes the ids of one remainder of the hash: equal ids are always in the same pass.
-        kept = (ids[_hash(ids) % np.uint64(passes) == k] if passes > 1 else ids for ids in read())
-        series = pd.Series(np.concatenate([*_blocks(kept)]))
-        if twice := series[series.duplicated()].tolist():
-            return twice
-    return []
-
-
-def _blocks(arrays: Iterable[Array]) -> Iterator[Array]:
-    """The same values in longer arrays of their own: an array of few ids keeps the buffer that they were read into."""
-    held: list[Array] = []
-    for array in arrays:
-        held.append(array)
-        if len(held) == _ARRAYS_PER_BLOCK:
-            yield np.concatenate(held)
-            held = []
-    if held:
-        yield np.concatenate(held)
 
 
 def _refuse_repeated(table: Table, column: str, twice: Sequence[Any]) -> NoReturn:
@@ -312,12 +296,6 @@ def _counted(columns: Columns) -> list[str]:
 
 def _other_shape(first: tuple[int, ...], shape: tuple[int, ...], row: int) -> str | None:
     return None if shape == first else f"features of mixed shapes: {list(first)}, and {list(shape)} in row {row}"
-
-
-def _hash(ids: Array) -> Array:
-    import pandas as pd
-
-    return pd.util.hash_array(ids.astype(object) if ids.dtype.kind == "U" else ids)
 
 
 def read_ids(column: pa.Array, name: str) -> Array:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from rayinf.data.file_state import FileState, state_of
 from rayinf.data.pandas_index import UNNAMED, Index, counted, joined, kind_of, mark, own_numbers, read_index, with_index
 from rayinf.data.shards import Shard, Shards
 from rayinf.data.sources import Source, find
@@ -66,6 +67,11 @@ class Table(Protocol):
         """A text that changes whenever the table may have changed; empty where this is unknown without reading it."""
         ...
 
+    @property
+    def scan_key(self) -> str:
+        """A text that is the same as long as the table's values surely are; empty where that is unknown."""
+        ...
+
     def open(self, columns: Sequence[str]) -> ShardReader:
         """A reader of some columns."""
         ...
@@ -109,6 +115,11 @@ class MemoryTable:
         """Empty: whether a table in memory has changed shows in its contents alone."""
         return ""
 
+    @property
+    def scan_key(self) -> str:
+        """Empty, as `stat`."""
+        return ""
+
     def open(self, columns: Sequence[str]) -> ShardReader:
         """A reader of some columns."""
         return _MemoryReader(self.table.select(list(columns)))
@@ -133,7 +144,9 @@ class ParquetTable:
         source: its files.
         shards: of all files, in order.
         schema: of every file; metadata names the index of a pandas frame.
-        stat: of sizes and times.
+        stat: of sizes, times and places of the files; of objects in a store, of their ETags.
+        scan_key: of these, and of when the files' entries changed; empty where a file is so young that a further
+            change might leave all of this as it is.
         read_rows: rows that are decoded at a time.
         counts: columns that are not stored, since pandas keeps an index that is a range as three numbers; of each
             `[files, 3]`, every file's first row, its first value and the step.
@@ -145,6 +158,7 @@ class ParquetTable:
     schema: pa.Schema
     stat: str
     read_rows: int
+    scan_key: str = ""
     counts: Mapping[str, Array] = field(default_factory=dict)
 
     @property
@@ -274,7 +288,8 @@ def _parquet(paths: Sequence[str], name: str) -> ParquetTable:
     source = find(paths, name)
     groups, counted_groups, own = array("q"), array("q"), array("q")
     known: dict[Index | None, Index | None] = {}
-    stats, indexes, size, schema = hashlib.sha256(), [], 0, None
+    stats, entries, young = hashlib.sha256(), hashlib.sha256(), False
+    indexes, size, schema = [], 0, None
     with ThreadPoolExecutor(_READERS) as pool:
         for file, footer in zip(source.files, _footers(pool, source), strict=True):
             schema = schema or footer.schema
@@ -285,7 +300,9 @@ def _parquet(paths: Sequence[str], name: str) -> ParquetTable:
             kind = kind_of(footer.index)
             indexes.append(known.setdefault(kind, kind))  # one object for all files of a kind
             own.extend(own_numbers(footer.index))
-            stats.update(repr((file, footer.stat)).encode())
+            stats.update(repr((file, footer.state.stat)).encode())
+            entries.update(repr(footer.state.entry).encode())
+            young = young or footer.state.young
             size += footer.size
     assert schema is not None
     rows = sum(groups)
@@ -298,7 +315,9 @@ def _parquet(paths: Sequence[str], name: str) -> ParquetTable:
         numbers = np.array(own).reshape(len(firsts), len(index.counts), 2)
         counts = {name: np.column_stack([firsts, numbers[:, k]]) for k, (name, _, _) in enumerate(index.counts)}
     schema = mark(pa.schema([f.with_type(plain_type(f.type)) for f in schema]), index)
-    return ParquetTable(name, source, shards, schema, stats.hexdigest(), read_rows, counts)
+    stat = stats.hexdigest()
+    scan_key = "" if young else f"{stat}-{entries.hexdigest()}"
+    return ParquetTable(name, source, shards, schema, stat, read_rows, scan_key, counts)
 
 
 def _footers(pool: ThreadPoolExecutor, source: Source) -> Iterator[_Footer]:
@@ -368,20 +387,21 @@ class _Footer:
     groups: list[int]
     size: int
     schema: pa.Schema
-    stat: tuple[Any, ...]
+    state: FileState
     index: Index | None
 
 
 def _footer(filesystem: pafs.FileSystem, file: str) -> _Footer:
     try:
-        info = filesystem.get_file_info(file)
+        # Before the file is read, so that a change in between shows.
+        state = state_of(filesystem, file)
         with filesystem.open_input_file(file) as source:
             opened = pq.ParquetFile(source)
             schema, rows = opened.schema_arrow, opened.metadata.num_rows
             index = read_index(schema, rows)
             found = [opened.metadata.row_group(g) for g in range(opened.metadata.num_row_groups)]
             groups, size = [g.num_rows for g in found], sum(g.total_byte_size for g in found)
-            return _Footer(groups, size, schema.remove_metadata(), (info.size, info.mtime_ns), index)
+            return _Footer(groups, size, schema.remove_metadata(), state, index)
     except RayinfError:
         raise
     except UNREADABLE as error:

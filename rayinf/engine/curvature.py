@@ -53,7 +53,7 @@ def basis(covariance: Arrays, blocks: Sequence[Block]) -> Arrays:
     for block in blocks:
         if f"A/{block.name}" not in held:
             continue
-        with fixed_threads(max(block.shape[1:]) > _LARGE_SIDE):
+        with fixed_threads(is_large(max(block.shape[1:]))):
             found = kfac.decompose(held, block)
         out[f"q_g/{block.name}"], out[f"l_g/{block.name}"] = found.q_g_roo.numpy(), found.l_g_ro.numpy()
         out[f"l_a/{block.name}"], out[f"positions/{block.name}"] = found.l_a_ri.numpy(), np.array(found.positions)
@@ -186,7 +186,7 @@ def inverse_payload(factors: Arrays, solver: Solver) -> Arrays:
     """The inverse curvature: bases with inverse eigenvalues `D/<block>`, or a dense matrix and its null space."""
     held = _tensors(factors)
     if solver.curvature in DENSE:
-        with fixed_threads(len(held["mean"]) > _LARGE_SIDE):
+        with fixed_threads(is_large(len(held["mean"]))):
             dense, null = _dense_inverse(held["mean"], solver)
         return {"dense": dense.numpy(), "null": null.numpy()}
     if solver.curvature == "identity":
@@ -268,6 +268,11 @@ def describe(factors: Arrays, solver: Solver) -> dict[str, Any]:
             for n, v in evens.items()
         }
     return out
+
+
+def is_large(side: int) -> bool:
+    """Whether a decomposition gets several threads."""
+    return side > _LARGE_SIDE
 
 
 @contextmanager

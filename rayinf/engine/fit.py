@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from rayinf.core.train import fit_softmax
 from rayinf.data.batches import BatchReader, Columns, check_columns
+from rayinf.data.known_scans import known
 from rayinf.data.labels import Classes
-from rayinf.data.scan import TableScan, merge_scans, scan_shard
+from rayinf.data.scan import TableScan
 from rayinf.data.tables import Table, as_table
 from rayinf.errors import InputError
 from rayinf.task import Task, column_name
@@ -41,8 +42,7 @@ def fit_logistic(train: Any, task_columns: dict[str, Any], l2: float) -> Task:
     table = as_table(train, names, [label, *group], "train")
     columns = Columns(tuple(names), isinstance(features, str), label, None)
     check_columns(table, columns)
-    reader = BatchReader(table, columns)
-    scan = merge_scans([scan_shard(reader, s, columns, _ROWS) for s in table.shards], table)
+    scan = known.scan(table, columns, _ROWS)
     classes = _classes(scan, label)
     width = 1
     for side in scan.shape:

@@ -2,7 +2,7 @@
 
 The constants are copies that the code makes, and were measured: 28 bytes a parameter and column in float32 with EKFAC
 (sums 8, as tensors 8, query vectors 8, solved 4), 32 in float64, 36 with "identity"; with halves, two sums and three
-vectors a column.
+vectors a column. What (E)KFAC holds beside is counted by step (`kronecker_bytes`).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def needs(job: Job, probed: Probe, workers: int, merged: int) -> list[Need]:
     if job.targets and "valid" in job.tables:
         found.append(query_bytes(job, probed, workers, merged))
     if job.spec.curvature in KRONECKER:
-        found.append(_factors(probed, workers))
+        found += _factors(job, probed, workers, merged)
     if isinstance(job.spec, PairsSpec):
         size = p * (24 + 2 * item) * max(1, tile_rows(p))
         found.append(Need(f"The gradients of validation rows over {p:,} parameters", size, _FEWER))
@@ -99,14 +99,57 @@ def query_bytes(job: Job, probed: Probe, workers: int, merged: int) -> Need:
     return Need(what, each, fix)
 
 
-def _factors(probed: Probe, workers: int) -> Need:
-    """Sums A and G, their copies as tensors, eigenvectors and LAPACK's room for the largest; and each worker's sums."""
-    sides = [(r, o, 1 if b.kind == "embedding" else i) for b in probed.blocks for r, o, i in [b.shape]]
-    grams = sum(8 * r * (o * o + i * i) for r, o, i in sides)
+def _factors(job: Job, probed: Probe, workers: int, merged: int) -> list[Need]:
+    """What the steps of (E)KFAC hold, each with its queries."""
+    largest = max((max(sides[1:]) for sides in _sides(probed)), default=0)
+    words = {
+        "basis": f"Factors of layers with up to {largest:,} inputs or outputs, and their eigenvectors,",
+        "lambda": f"Bases and squared gradients of {probed.parameters:,} parameters",
+        "solved": f"Factors of {probed.parameters:,} parameters, their copies and the queries",
+    }
+    held = kronecker_bytes(job, probed, workers, merged)
+    return [Need(words[k], held[k], f'{_FEWER[:-1]}, or use curvature="identity".') for k in words if k in held]
+
+
+def kronecker_bytes(job: Job, probed: Probe, workers: int, merged: int) -> dict[str, int]:
+    """Bytes of all processes in the steps of K-FAC and EKFAC, beside batches of rows and the model.
+
+    The sums A and G of a chunk (8 bytes a number) are held by the worker that makes them, and by the store for every
+    level of its tree. A decomposition takes LAPACK's room beside them and their copies. EKFAC's sums are as many as
+    parameters; meanwhile the store keeps A, G and the eigenvectors, and workers the latter in the model's precision.
+    A solve copies the factors, and scales them; and takes each layer's inverse and its rotated queries one by one.
+
+    Args:
+        job: with its targets.
+        probed: the model's shapes.
+        workers: processes.
+        merged: partial sums of a stage, at most.
+    """
+    p, item = probed.parameters, torch.finfo(getattr(torch, probed.dtype)).bits // 8
+    sides = _sides(probed)
+    grams, block = sum(8 * r * (o * o + i * i) for r, o, i in sides), max((b.numel for b in probed.blocks), default=0)
     largest = max((max(o, i) for _, o, i in sides), default=0)
-    what = f"Factors of layers with up to {largest:,} inputs or outputs, and their eigenvectors,"
-    copies = 3 + (2 * workers if workers > 1 else 0)
-    return Need(what, copies * grams + 24 * largest**2, f'{_FEWER[:-1]}, or use curvature="identity".')
+    sums = _sums_held(len(chunks(job.tables["train"].shards, merged)), workers)
+    found = {"covariance": sums * grams, "basis": 3 * grams + 24 * largest**2, "factors": 2 * grams}
+    if job.spec.curvature == "ekfac":
+        found["lambda"] = 2 * grams + workers * (item * grams // 8 + (8 + item) * block) + sums * 8 * p
+        found["factors"] = 2 * grams + 8 * p
+    held, copies = grams + 8 * p, grams + 16 * p
+    if job.targets and "valid" in job.tables:
+        found["solved"] = held + copies + 40 * block + query_bytes(job, probed, 1, merged).size
+    elif job.spec.curvature in KRONECKER:
+        found["inverse"] = held + copies + 8 * p
+    return found
+
+
+def _sides(probed: Probe) -> list[tuple[int, int, int]]:
+    """Groups, outputs and inputs of every block, as its factors have them: an embedding's A is diagonal."""
+    return [(r, o, 1 if b.kind == "embedding" else i) for b in probed.blocks for r, o, i in [b.shape]]
+
+
+def _sums_held(parts: int, workers: int) -> int:
+    """How many sums of a stage are held at once: a level of the store's tree each, and those under way."""
+    return math.ceil(math.log2(parts)) + 2 + (2 * workers if workers > 1 else 0) if parts > 1 else 1
 
 
 def tile_rows(parameters: int, tile_bytes: int = 512 << 20) -> int:

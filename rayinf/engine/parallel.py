@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from rayinf.data.known_scans import Scans, known
 from rayinf.engine.job import Cluster
 
 Key = TypeVar("Key")
@@ -71,7 +73,8 @@ def worker_pool(
                 from rayinf.engine import ray_trainings
 
                 count = min(workers or cluster.workers, cluster.workers)
-                actors = stack.enter_context(ray_trainings.training_actors(function, cluster, count))
+                informed = _Informed(function, known.all())
+                actors = stack.enter_context(ray_trainings.training_actors(informed, cluster, count))
                 started.append(lambda items: actors.call(items, tick or _nothing))
             yield from started[0](items)
 
@@ -97,6 +100,20 @@ def side_by_side(
     """
     with worker_pool(function, cluster, tick, len(items)) as calls:
         yield from calls(items)
+
+
+@dataclass
+class _Informed:
+    """A function in another process, which knows what this one knows of tables, and does not scan them again."""
+
+    function: Callable[[Any], Any]
+    scans: Scans
+
+    def __call__(self, item: Any) -> Any:
+        """The function's result."""
+        known.add(self.scans)
+        self.scans = {}
+        return self.function(item)
 
 
 def _nothing() -> None:

@@ -21,8 +21,8 @@ from rayinf.data.shards import ByIndex, Shard
 from rayinf.data.tables import files_of
 from rayinf.engine import curvature as curv
 from rayinf.engine import pair_stages, stages, training_time
-from rayinf.engine.decompositions import Decompose, by_size
 from rayinf.engine.curvature_rows import describe_drawn
+from rayinf.engine.decompositions import Decompose, by_size
 from rayinf.engine.entry import DENSE
 from rayinf.engine.fit_quality import KEY, VALID_KEY, FitMerge, FitSums, fit_quality, of_shards, of_valid
 from rayinf.engine.identity import describe_factors, provenance

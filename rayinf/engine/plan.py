@@ -6,8 +6,8 @@ import copy
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,111 +22,45 @@ from rayinf.data.labels import Classes
 from rayinf.data.shards import Shards
 from rayinf.data.tables import Table
 from rayinf.engine.acquisition import TILE_BYTES
-from rayinf.engine.curvature import column_names
+from rayinf.engine.cost import Cost, StageCost
+from rayinf.engine.curvature import LARGE_QUERIES, column_names
 from rayinf.engine.curvature_rows import share_of
-from rayinf.engine.entry import DENSE
-from rayinf.engine.job import Job
+from rayinf.engine.entry import DENSE, KRONECKER
+from rayinf.engine.job import Chunk, Job
 from rayinf.engine.machine import free_memory, misfit
 from rayinf.engine.measure_spec import SampledSpec
-from rayinf.engine.memory import check_fits, check_memory, fewest, query_bytes
+from rayinf.engine.memory import check_fits, check_memory, fewest, kronecker_bytes, query_bytes, tile_rows
 from rayinf.engine.probe import Probe, probe
+from rayinf.engine.rates import Rates
 from rayinf.engine.run import NORMS, VALID_NORMS, Run, open_tables, partial_sums, scan_table
 from rayinf.engine.runner import LocalRunner
 from rayinf.engine.spanning import SKETCH
-from rayinf.engine.spec import RunSpec
+from rayinf.engine.spec import PairsSpec, RunSpec
 from rayinf.engine.stages import Stage
-from rayinf.engine.worker import BATCH_FLOATS
+from rayinf.engine.worker import BATCH_FLOATS, Worker
 from rayinf.select.forest import MOST_ROWS, RankForest
 
 # Trials grow from so many rows, until all stages together take this long, or to so many rows.
 _FEWEST, _SECONDS, _MOST = 8, 2.0, 4096
-# Processes that import torch and Ray, before any data.
-_PROCESS_BYTES = 700 << 20
 _RAY_START_SECONDS = 8.0
 
 
-@dataclass(frozen=True)
-class StageCost:
-    """One stage: seconds on all workers together, bytes of memory a worker (or the store), bytes written."""
-
-    name: str
-    seconds: float
-    memory: int
-    disk: int = 0
-
-
-@dataclass(frozen=True)
-class Cost:
-    """A plan.
-
-    Attributes:
-        stages: in the order of the run.
-        workers: processes that share the rows.
-        free_memory: of this machine, now.
-        free_disk: where `out` would lie, or None without one.
-        misfit: why this machine cannot hold the workers of a Ray that is started on it; None where it can.
-    """
-
-    stages: tuple[StageCost, ...]
-    workers: int
-    free_memory: int
-    free_disk: int | None
-    misfit: str | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Of the whole run."""
-        return sum(s.seconds for s in self.stages)
-
-    @property
-    def memory(self) -> int:
-        """Peak bytes of all processes together."""
-        return self.workers * (max(s.memory for s in self.stages) + _PROCESS_BYTES)
-
-    @property
-    def disk(self) -> int:
-        """Bytes written, partial sums included."""
-        return sum(s.disk for s in self.stages)
-
-    @property
-    def fits(self) -> bool:
-        """Whether this machine has the memory, the disk and the processors."""
-        enough = self.memory <= self.free_memory and (self.free_disk is None or self.disk <= self.free_disk)
-        return enough and self.misfit is None
-
-    def to_text(self) -> str:
-        """A table for people, with what is free beside what is needed."""
-        lines = [f"{'stage':<16}{'time':>12}{'memory/worker':>16}{'disk':>12}"]
-        for s in self.stages:
-            disk = _bytes(s.disk) if s.disk else "-"
-            lines.append(f"{s.name:<16}{_time(s.seconds):>12}{_bytes(s.memory):>16}{disk:>12}")
-        lines.append(f"{'total':<16}{_time(self.seconds):>12}{_bytes(self.memory):>16}{_bytes(self.disk):>12}")
-        lines.append(
-            f"memory: {_bytes(self.memory)} for {self.workers} process(es), {_bytes(self.free_memory)} free here"
-        )
-        if self.free_disk is not None:
-            lines.append(f"disk: {_bytes(self.disk)}, {_bytes(self.free_disk)} free")
-        if self.misfit is not None:
-            lines.append(f"{self.misfit}.")
-        if not self.fits:
-            lines.append(
-                "DOES NOT FIT. Fix: value fewer parameters (Task(parameters=...)), ask for fewer columns, take fewer "
-                "workers on a machine, or a larger machine or disk."
-            )
-        return "\n".join(lines)
-
-
-def make_plan(spec: RunSpec, compute: Callable[[Run], Any]) -> Cost:
+def make_plan(
+    spec: RunSpec,
+    compute: Callable[[Run], Any],
+    more: Callable[[Trial, Sequence[StageCost]], list[StageCost]] | None = None,
+) -> Cost:
     """Run the verb's own stages on the first rows, and scale up to all rows and workers.
 
     Args:
         spec: of the run.
         compute: the stages of the verb, given an open run.
+        more: what the verb does beside them: given the trial and the costs of these stages, the costs of the others.
 
     Raises:
         InputError: what opening a run would refuse without reading the whole tables.
     """
-    trial = _Trial(spec)
+    trial = Trial(spec)
     points = list(trial.points(compute))
     before, after = points[-2:] if len(points) > 1 else points * 2
     found = [StageCost("start", _RAY_START_SECONDS, 0)] if spec.cluster else []
@@ -134,9 +68,10 @@ def make_plan(spec: RunSpec, compute: Callable[[Run], Any]) -> Cost:
         rows, longer = after.rows[name] - before.rows[name], seconds - before.seconds[name]
         # Beyond the fixed cost of a call, where two sizes show it.
         each = longer / rows if rows > 0 and longer > 0 else seconds / after.rows[name]
-        found += trial.costs(name, each * trial.rows_of(name), after.bytes[name])
+        found += trial.costs(name, each * trial.rows_of(name), after)
     if isinstance(spec, SampledSpec) and spec.subsample < 1:
         found.append(trial.forest())
+    found += more(trial, tuple(found)) if more is not None else []
     free = shutil.disk_usage(_existing(spec.out)).free if isinstance(spec.out, Path) else None
     local = spec.cluster is not None and spec.cluster.address is None
     why = misfit(spec.cluster, trial.model_bytes) if spec.cluster and local else None
@@ -155,6 +90,8 @@ class _TrialRunner(LocalRunner):
         self.rows, self.seconds = Counter[str](), dict[str, float]()
         # Of each stage: bytes of what it is given beside the rows, and of its sums.
         self.bytes = dict[str, tuple[int, int]]()
+        # Of `pairs`: of the gradients of a tile of validation rows.
+        self.tile_seconds = 0.0
         self._last = 0, 0
 
     def map(
@@ -170,6 +107,13 @@ class _TrialRunner(LocalRunner):
     ) -> Iterator[int]:
         """Nothing: what parts are joined to is derived."""
         return iter(())
+
+    def fold(self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Chunk], name: str) -> Iterator[int]:
+        """Add the sums of each chunk to the store."""
+        begin = time.perf_counter()
+        yield from super().fold(stage, arrays, items, name)
+        if name.startswith("rows-"):
+            self.tile_seconds = time.perf_counter() - begin
 
     def publish(self, method: str, *args: Any) -> Any:
         """Call the store of factors."""
@@ -194,7 +138,7 @@ class _TrialRunner(LocalRunner):
             self.seconds[stage], self.bytes[stage] = value, self._last
 
 
-class _Trial:
+class Trial:
     """The first rows of a run's tables, and the sizes that follow from the model."""
 
     def __init__(self, spec: RunSpec) -> None:
@@ -209,7 +153,10 @@ class _Trial:
         self.rows = {name: table.num_rows for name, table in tables.items()}
         self.item = torch.finfo(getattr(torch, probed.dtype)).bits // 8
         job = _settle(job, spec, probed)
+        self.workers = spec.cluster.workers if spec.cluster else 1
         self._query_bytes = query_bytes(job, probed, 1, self.chunks).size if "valid" in tables else 0
+        kronecker = spec.curvature in KRONECKER
+        self._held = kronecker_bytes(job, probed, self.workers, self.chunks) if kronecker else {}
         self.columns = max(len(column_names(job.targets, spec.halves)), 1)
         self.tried = fewest(self.columns, probed.parameters)
         if self.tried < self.columns:
@@ -217,7 +164,8 @@ class _Trial:
             job = replace(job, targets=make_targets((Objective("total"),), job.classes.labels, {}))
         self.job = job
         self._factors: Arrays = {}  # of a tile of labelled rows
-        self.workers = spec.cluster.workers if spec.cluster else 1
+        self._rates = Rates()
+        self._batch = _batch_bytes(job)
         sizes = [p.numel() * p.element_size() for p in probed.model.parameters()]
         self.model_bytes, self._model = sum(sizes), 2 * self.item * sum(p.numel() for p in probed.model.parameters())
 
@@ -229,6 +177,8 @@ class _Trial:
             tables = {name: _first(table, rows) for name, table in self.job.tables.items()}
             if self._is_paired:  # one tile of labelled rows, as in a run
                 tables["train"] = _first(self.job.tables["train"], min(rows, self._labeled))
+            if isinstance(self.spec, PairsSpec):  # a whole tile of validation rows, as in a run
+                tables["valid"] = _first(self.job.tables["valid"], self._tile)
             job = replace(self.job, tables=tables, key=f"plan-{rows}")
             runner = _TrialRunner(job, "cuda" if gpus else None, self._derived)
             run = Run(self.spec, job, self.probed, {}, None, {}, False, runner, is_trial=True)
@@ -248,16 +198,19 @@ class _Trial:
         rows = self.rows[name.removeprefix("scan ") if name.startswith("scan ") else tables.get(name, "train")]
         return round(rows * share_of(self.spec, rows)) if name in ("covariance", "lambda", "squares") else rows
 
-    def costs(self, name: str, seconds: float, size: tuple[int, int]) -> list[StageCost]:
+    def costs(self, name: str, seconds: float, tried: _TrialRunner) -> list[StageCost]:
         """A stage over all rows, and the decomposition of its sums.
 
         Args:
             name: of the stage.
             seconds: over all rows, of one worker.
-            size: bytes of what it is given beside the rows, as it comes, and of its sums.
+            tried: what was measured.
         """
+        size = tried.bytes[name]
         given, sums = 2 * size[0], size[1]  # as it comes, and on the device
         disk = (2 * self.chunks if name in ("covariance", "lambda", "hessian") else 0) * sums
+        if name in ("covariance", "lambda"):
+            given, sums = 0, self._held[name] // self.workers
         if name == "queries":
             sums, disk = self._query_bytes, 3 * 8 * self.probed.parameters * self.columns
         if name == "scores":
@@ -265,14 +218,69 @@ class _Trial:
             # What a run repeats and a trial does not: tiles of labelled rows, or columns.
             seconds *= self._passes * (self._tiles if self._is_paired else self.columns / self.tried)
             given = given * self.columns // self.tried
-        found = [self._stage(name, seconds / self.workers, given + sums + 4 * BATCH_FLOATS, disk)]
+        if name == "pairs":
+            seconds, given = self._pairs(seconds, tried.tile_seconds), given + self._tile_bytes
+        found = [self._stage(name, seconds / self.workers, given + sums + self._batch, disk)]
+        return [replace(found[0], processes=self.workers), *self._derivations(name, size[1])]
+
+    def _pairs(self, seconds: float, tile_seconds: float) -> float:
+        """Seconds of `pairs` in one worker: for each tile of validation rows its gradients, their solve and a pass."""
+        tiles = sum(-(-shard.rows // self._tile) for shard in self.job.tables["valid"].shards)
+        large = self.probed.parameters * self._tile > LARGE_QUERIES
+        solved = self._rates.products(self._tile * self._column_products, large) + self._rates.copies(self._tile_bytes)
+        return tiles * (seconds + tile_seconds + solved * self.workers)  # the store solves alone
+
+    @property
+    def _tile(self) -> int:
+        """Validation rows that `pairs` takes at a time."""
+        return min(tile_rows(self.probed.parameters), self.job.tables["valid"].shards[0].rows)
+
+    @property
+    def _tile_bytes(self) -> int:
+        """Gradients of a tile of validation rows, and what is made of them."""
+        return (24 + 2 * self.item) * self.probed.parameters * self._tile
+
+    def _derivations(self, name: str, sums: int) -> list[StageCost]:
+        """What the store makes of a stage's sums.
+
+        Args:
+            name: of the stage.
+            sums: their bytes.
+        """
+        rates, blocks, found = self._rates, self.probed.blocks, []
         if name == "hessian":
-            found.append(self._stage("factors", _eigh_seconds(self.probed.parameters), 4 * sums, 2 * sums))
+            found.append(self._stage("factors", rates.eigh(self.probed.parameters), 4 * sums, 2 * sums))
         if name == "covariance":
-            blocks = self.probed.blocks
             sides = [x for b in blocks for x in b.shape[1:] if not (b.kind == "embedding" and x == b.shape[2])]
-            found.append(self._stage("basis", sum(map(_eigh_seconds, sides)), 3 * sums, sums))
+            seconds = sum(map(rates.eigh, sides)) + self._writing(sums)
+            found.append(self._stage("basis", seconds, self._held["basis"], sums))
+        if name == ("lambda" if self.spec.curvature == "ekfac" else "covariance") and self._held:
+            size = self._held["factors"] // 2
+            found.append(self._stage("factors", self._writing(size), self._held["factors"], size))
+        if name == "queries":
+            found.append(self._solved())
         return found
+
+    def _solved(self) -> StageCost:
+        """The queries through the inverse curvature: into the eigenbasis and out of it, a column at a time."""
+        p, columns = self.probed.parameters, self.columns
+        size = self.item * p * columns
+        memory = self._held.get("solved", self._query_bytes)
+        seconds = self._rates.products(columns * self._column_products, p * columns > LARGE_QUERIES)
+        seconds += self._rates.copies(memory) + self._writing(size)
+        return self._stage("solved", seconds, memory, size)
+
+    @property
+    def _column_products(self) -> int:
+        """Multiply-adds of one column's solve."""
+        if self.spec.curvature in KRONECKER:
+            blocks = self.probed.blocks
+            return sum(2 * b.numel * (b.shape[1] + (b.shape[2] if b.kind != "embedding" else 0)) for b in blocks)
+        return self.probed.parameters**2 if self.spec.curvature in DENSE else 0
+
+    def _writing(self, size: int) -> float:
+        """Seconds in which the store keeps an artefact."""
+        return self._rates.files(size) if self.spec.out is not None else self._rates.copies(size)
 
     def forest(self) -> StageCost:
         """The forest's fit, and its ranks of the scored table."""
@@ -299,6 +307,8 @@ class _Trial:
             if not self._factors:
                 self._factors = {"R": np.repeat(last["R"][:1], self._labeled, axis=0), **self._inverse}
             return self._factors
+        if name.startswith("tile-"):
+            return {f"U/{b.name}": np.ones((self._tile, *b.shape), np.float32) for b in self.probed.blocks}
         if name == "measured":
             return {**solved, **self._inverse}
         if name in (NORMS, VALID_NORMS):
@@ -355,6 +365,8 @@ def _first(table: Table, rows: int) -> Table:
     """The table with the first rows of its first shard alone."""
     few: Any = copy.copy(table)
     shard = table.shards[0]
+    if few.scan_key:
+        object.__setattr__(few, "scan_key", "")  # of these rows, it is not the table's
     object.__setattr__(few, "shards", Shards([replace(shard, rows=min(rows, shard.rows))], [shard.file]))
     found: Table = few
     return found
@@ -384,13 +396,12 @@ def _settle(job: Job, spec: RunSpec, probed: Probe) -> Job:
     return replace(job, classes=Classes(labels), targets=targets, outputs=probed.outputs, levels=levels)
 
 
-def _eigh_seconds(size: int) -> float:
-    """Seconds of a symmetric eigendecomposition, from one that is small enough to try."""
-    tried = min(size, 512)
-    matrix = torch.randn(tried, tried, dtype=torch.float64)
-    begin = time.perf_counter()
-    torch.linalg.eigh(matrix + matrix.T)
-    return float((time.perf_counter() - begin) * (size / tried) ** 3)
+def _batch_bytes(job: Job) -> int:
+    """What the largest batch takes: less than a full one where the tables are small."""
+    worker = Worker(job)
+    rows = min(worker.rows_a_batch(1), max(table.shards[0].rows for table in job.tables.values()))
+    inputs, outputs = worker.activations
+    return int(4 * min(BATCH_FLOATS, rows * (inputs + (len(job.classes.labels) + 3) * outputs)))
 
 
 def _existing(path: Path) -> Path:
@@ -398,17 +409,3 @@ def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if size < 1024 or unit == "TiB":
-            return f"{size:,.0f} {unit}" if unit in ("B", "KiB") else f"{size:,.1f} {unit}"
-        size /= 1024
-    raise AssertionError
-
-
-def _time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

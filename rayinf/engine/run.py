@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from importlib import metadata
@@ -17,7 +16,7 @@ from typing import Any
 from rayinf.core.objectives import LABEL, Objective, make_targets
 from rayinf.core.response import Response
 from rayinf.data.batches import Columns, check_columns
-from rayinf.data.files import sealed, unsealed, write_json
+from rayinf.data.known_scans import known
 from rayinf.data.labels import Classes, check_known, make_classes
 from rayinf.data.out_folder import check_out
 from rayinf.data.pandas_index import id_column
@@ -47,7 +46,6 @@ from rayinf.store.places import open_place
 # What the partial sums of one stage may take on disk fixes how many there are.
 _PARTIAL_BYTES = 4 << 30
 _FEWEST_CHUNKS, _MOST_CHUNKS = 8, 64
-_SCANS = "scans.json"
 # Artefacts: summaries of the squared gradients of the training rows and of the validation rows.
 NORMS, VALID_NORMS = "norms", "norms-valid"
 _PACKAGES = ("rayinf", "torch", "numpy", "pyarrow", "ray")
@@ -213,11 +211,9 @@ def open_run(spec: RunSpec, **more: Any) -> Run:
     try:
         again = folder is not None and (folder.read() or {}).get("status") == FINISHED
         # The tables of a run that seems to be finished are scanned in this process: perhaps nothing else is to be done.
-        scans = {
-            name: _kept_scan(folder, name, table, job.columns[name])
-            or scan_table(LocalRunner(job) if again else runner, name, table)
-            for name, table in tables.items()
-        }
+        if folder is not None:
+            known.load(folder.path)
+        scans = {name: _scan(LocalRunner(job) if again else runner, name, table) for name, table in tables.items()}
         job = _settle(job, spec, probed, scans)
         check_labels(job, probed, scans["train"].counts[spec.task.label])
         spec = spec.settle(job, scans)
@@ -230,7 +226,7 @@ def open_run(spec: RunSpec, **more: Any) -> Run:
         if folder is not None:
             run.finished = folder.begin(run.record({}))
             if not run.finished:
-                _keep_scans(folder, job, scans)
+                known.save(folder.path, tables.values())
         runner.job = job
         runner.open_store(folder.factors if folder else None, owner_of({"identity": own}))
         return run
@@ -305,24 +301,18 @@ def scan_table(runner: Runner, name: str, table: Table) -> TableScan:
     return scan
 
 
-def _kept_scan(folder: RunFolder | None, name: str, table: Table, columns: Columns) -> TableScan | None:
-    """The scan of an earlier run in the folder, if the table's files and the columns are as they were then."""
-    if folder is None or not table.stat:
-        return None
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        scans = unsealed(json.loads((folder.path / _SCANS).read_text())) or {}
-        held = scans.get(name, {})
-        if held.get("stat") == table.stat and held.get("columns") == repr(columns):
-            return TableScan.from_json(held["scan"])
-    return None
+def _scan(runner: Runner, name: str, table: Table) -> TableScan:
+    """The scan of a table, from an earlier one if it has not changed since.
 
-
-def _keep_scans(folder: RunFolder, job: Job, scans: Mapping[str, TableScan]) -> None:
-    held = {
-        name: {"stat": job.tables[name].stat, "columns": repr(job.columns[name]), "scan": scan.to_json()}
-        for name, scan in scans.items()
-    }
-    write_json(folder.path / _SCANS, sealed(held))
+    Raises:
+        InputError: as `scan_table`.
+    """
+    columns = runner.job.columns[name]
+    scan = known.find(table, columns)
+    if scan is None:
+        scan = scan_table(runner, name, table)
+        known.keep(table, columns, scan)
+    return scan
 
 
 def _settle(job: Job, spec: RunSpec, probed: Probe, scans: Mapping[str, TableScan]) -> Job:

@@ -167,6 +167,35 @@ class RetriedHandler(pafs.FileSystemHandler):  # type: ignore[misc]
         raise NotImplementedError
 
 
+def etag_of(filesystem: pafs.FileSystem, path: str) -> str:
+    """The ETag (or generation) of an object in a store, which differs between any two contents; empty without one.
+
+    Args:
+        filesystem: where it lies.
+        path: of the object.
+
+    Raises:
+        OSError: it is out of reach.
+    """
+    handler = getattr(filesystem, "handler", None)
+    if not isinstance(handler, RetriedHandler):
+        return ""
+
+    def request() -> str:
+        with handler.connection.plain.open_input_file(path) as file:
+            try:
+                held = {_text(name).lower(): _text(value) for name, value in file.metadata().items()}
+            except (AttributeError, NotImplementedError):  # fsspec's files have none
+                return ""
+        return held.get("etag") or held.get("generation") or ""
+
+    return str(handler._call(request, path))
+
+
+def _text(held: str | bytes) -> str:
+    return held.decode() if isinstance(held, bytes) else held
+
+
 class RetriedFile(io.RawIOBase):
     """A file in a store, for reading; where a read fails, the file is opened again and the read repeated."""
 

@@ -22,7 +22,7 @@ from rayinf.errors import InputError
 from rayinf.store.places import AnyPath, open_place
 from rayinf.task import Task
 from rayinf.training.members import members_of
-from rayinf.training.steps import run_folder
+from rayinf.training.steps import recall, run_folder
 
 # What of a member's metadata is its own: it stands under "of_members", and in the member's own folder.
 _OWN = ("layers", "contributes_nothing", "least_eigenvalue", "largest_eigenvalue", "drawn_labels_agreement", "seconds")
@@ -52,11 +52,12 @@ def mean_of_members(spec: RunSpec, value: Callable[[Task, AnyPath | None], Score
     if spec.out is None:
         return _in_memory(spec.task, (value(one, None) for one in members), digests)
     home = open_place(spec.out, "out")
+    recall(home)
     with open_run(replace(spec, task=members[0], out=None, cluster=None)) as run:
-        record = run.record({})
+        record, tables = run.record({}), run.job.tables.values()
     kind = "ensemble" if spec.task.ensemble is not None else "checkpoints"
     record["identity"] = {**record["identity"], "model": _digest(digests), kind: digests}
-    with run_folder(home, record) as (folder, finished):
+    with run_folder(home, record, tables) as (folder, finished):
         if not finished:
             held = [value(one, home / MEMBERS / str(k)) for k, one in enumerate(members)]
             _merge(folder, held, record["parts"])

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from rayinf.core.objectives import LABEL, Objective
-from rayinf.data.batches import BatchReader, Columns, check_columns
+from rayinf.data.batches import Columns, check_columns
+from rayinf.data.known_scans import known
 from rayinf.data.labels import Classes, check_known, make_classes
-from rayinf.data.scan import TableScan, merge_scans, scan_shard
+from rayinf.data.scan import TableScan
 from rayinf.data.tables import READ_ROWS, Table, as_table
 from rayinf.engine.job import Job
 from rayinf.engine.probe import probe
@@ -42,8 +43,7 @@ def open_table(task: Task, given: Any, name: str, objectives: Sequence[Objective
     spec = InfluenceSpec(task=task, train=given, valid=None, curvature="identity")
     job = Job(task, {TABLE: table}, {TABLE: columns}, Classes(()), spec)
     logits = probe(job, objectives).logits
-    reader = BatchReader(table, columns)
-    scan = merge_scans((scan_shard(reader, s, columns, READ_ROWS) for s in table.shards), table)
+    scan = known.scan(table, columns, READ_ROWS)
     classes = make_classes(scan.counts[task.label], logits, task.classes)
     check_known(classes, scan.counts[task.label], table.name)
     with_classes = replace(task, classes=classes.labels)

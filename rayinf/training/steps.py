@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import PurePath
@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 from torch import nn
 
 from rayinf.data.checked_folder import CheckedFolder
+from rayinf.data.known_scans import known
 from rayinf.data.run_folder import RunFolder
+from rayinf.data.tables import Table
 from rayinf.engine import progress
 from rayinf.store.places import AnyPath, open_place
 from rayinf.task import Task
@@ -111,13 +113,26 @@ class Steps:
         return found
 
 
+def recall(out: str | AnyPath | None) -> None:
+    """Take over the scans of tables that an earlier call has left in a run's folder, before tables are opened.
+
+    Args:
+        out: the folder, if there is one.
+    """
+    if out is not None:
+        known.load(open_place(out, "out"))
+
+
 @contextmanager
-def run_folder(out: str | AnyPath | None, record: Mapping[str, Any]) -> Generator[tuple[RunFolder, bool]]:
+def run_folder(
+    out: str | AnyPath | None, record: Mapping[str, Any], tables: Iterable[Table] = ()
+) -> Generator[tuple[RunFolder, bool]]:
     """The folder of a run for as long as the context lasts, and whether all that is asked for was there already.
 
     Args:
         out: where; None: a temporary folder, which goes at the end.
         record: of the run; see `RunFolder.begin`.
+        tables: opened, whose scans are kept in the folder for the next call (`recall`).
 
     Raises:
         RayinfError: the folder belongs to another config or process, or cannot be written.
@@ -127,4 +142,6 @@ def run_folder(out: str | AnyPath | None, record: Mapping[str, Any]) -> Generato
         finished = folder.begin(record)
         if not finished:
             folder.log("start", verb=record["verb"])
+            if out is not None:
+                known.save(folder.path, tables)
         yield folder, finished

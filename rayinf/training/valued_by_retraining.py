@@ -29,7 +29,7 @@ from rayinf.training.open_table import check_unchanged
 from rayinf.training.retraining import check_trainable
 from rayinf.training.rows_to_keep import kept_mask
 from rayinf.training.set_worth import SetCosts, check_sums
-from rayinf.training.steps import Steps, run_folder
+from rayinf.training.steps import Steps, recall, run_folder
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,10 @@ def value_by_retraining(spec: BaselineSpec) -> Scores:
     check_trainable(spec.task)
     if spec.utility == "accuracy":
         check_sums(spec.objectives, spec.name)
+    recall(spec.out)
     with open_run(replace(spec, out=None, cluster=None)) as opened:
         checked = _check(spec, opened)
-    with run_folder(spec.out, checked.record) as (run, finished):
+    with run_folder(spec.out, checked.record, checked.job.tables.values()) as (run, finished):
         if finished and spec.out is not None:
             return Scores.load(spec.out)
         steps = Steps(lambda: run.files)

@@ -57,9 +57,10 @@ LOOPS: dict[str, Callable[[Path, Path], Any]] = {
 
 @pytest.mark.parametrize("name", LOOPS)
 def test_an_out_inside_a_table(name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("active_learning", "removal_check", "trim_stream"):
+    for module in ("active_learning", "trim_stream"):
         monkeypatch.setattr(f"rayinf.api.{module}.train_anew", forbidden)
-    monkeypatch.setattr("rayinf.training.subset_trainings.Retraining", forbidden)
+    for module in ("api.removal_check", "training.subset_trainings"):
+        monkeypatch.setattr(f"rayinf.{module}.Retraining", forbidden)
     with pytest.raises(rayinf.InputError, match=r"lies inside .*outside the table"):
         LOOPS[name](folder, folder / "run")
     assert [p.name for p in folder.iterdir()] == ["t.parquet"]

@@ -330,7 +330,7 @@ def test_a_decaying_one_is_not(network: rayinf.Task) -> None:
 
 @pytest.fixture
 def no_training(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("rayinf.api.removal_check.train_anew", lambda *a, **k: pytest.fail("a model was trained"))
+    monkeypatch.setattr("rayinf.api.removal_check.Retraining", lambda *a, **k: pytest.fail("a model was trained"))
     return
 
 

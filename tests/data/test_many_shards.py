@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rayinf.data import repeated_ids
 from rayinf.data import scan as scanning
 from rayinf.data.checked_folder import MANIFEST, CheckedFolder
 from rayinf.data.files import files_below, sealed, unsealed, write_json
@@ -78,7 +79,7 @@ def test_the_search_for_an_id_twice_keeps_no_file_in_memory(tmp_path: Path, monk
     held = pa.table({"id": np.arange(count)[::-1], "x": np.zeros(count)})
     pq.write_table(held, tmp_path / "t.parquet", row_group_size=1)
     found, seen = as_table(tmp_path / "t.parquet", [], [], "train"), []
-    monkeypatch.setattr(scanning, "_ARRAYS_PER_BLOCK", 16)
+    monkeypatch.setattr(repeated_ids, "_ARRAYS_PER_BLOCK", 16)
     monkeypatch.setattr(
         scanning, "read_ids", lambda *a, read=scanning.read_ids: seen.append(pa.total_allocated_bytes()) or read(*a)
     )

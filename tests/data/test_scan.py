@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import pytest
 from data.samples import STORAGE, VALID, X, Y, table, task
 
 import rayinf
-from rayinf.data import scan as scanning
-from rayinf.data import tables
+from rayinf.data import file_state, repeated_ids, tables
 from rayinf.data.batches import BatchReader, Columns
+from rayinf.data.known_scans import known
 from rayinf.data.scan import TableScan, check_unique_ids, merge_scans, scan_shard
 from rayinf.data.tables import MemoryTable, Table, as_table
 from rayinf.engine import stages
@@ -168,11 +169,12 @@ def test_too_many_groups_are_counted_over_all_shards() -> None:
 # --- Duplicate ids
 
 
-def unique(ids: Any, monkeypatch: pytest.MonkeyPatch, passes: int) -> None:
+def unique(ids: Any, monkeypatch: pytest.MonkeyPatch, files: int) -> None:
     n = len(ids)
     monkeypatch.setattr(tables, "READ_ROWS", 64)
     monkeypatch.setattr(tables, "READS_PER_SHARD", 2)
-    monkeypatch.setattr(scanning, "_IDS_PER_PASS", -(-n // passes))
+    monkeypatch.setattr(repeated_ids, "_IDS_AT_ONCE", -(-n // files))
+    monkeypatch.setattr(repeated_ids, "_ARRAYS_PER_BLOCK", 3)
     found = MemoryTable(pa.table({"features": np.zeros(n), "label": np.zeros(n, int), "id": ids}), "train")
     assert len(found.shards) > 3
     columns = Columns(("features",), True, "label", "id")
@@ -184,17 +186,17 @@ def as_words(ids: np.ndarray) -> list[str]:
     return [f"id {k:04}" for k in ids]
 
 
-@pytest.mark.parametrize("passes", [1, 2, 7])
+@pytest.mark.parametrize("files", [1, 2, 7])
 @pytest.mark.parametrize("kind", [np.asarray, np.uint64, as_words, lambda v: pa.array(as_words(v)).dictionary_encode()])
-def test_duplicate_ids_are_found_in_any_order(kind: Any, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(passes)
+def test_duplicate_ids_are_found_in_any_order(kind: Any, files: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(files)
     for _ in range(2):
         ids = rng.permutation(1000)
-        unique(kind(ids), monkeypatch, passes)
+        unique(kind(ids), monkeypatch, files)
         a, b = rng.choice(1000, 2, replace=False)
         ids[a] = ids[b]
         with pytest.raises(rayinf.InputError, match=f"'id' has the id '?(id )?0*{ids[b]}'? in more than one row"):
-            unique(kind(ids), monkeypatch, passes)
+            unique(kind(ids), monkeypatch, files)
 
 
 @pytest.mark.parametrize("kind", [np.asarray, as_words])
@@ -229,6 +231,9 @@ def test_the_scan_is_kept_while_the_files_are_unchanged(tmp_path: Path, monkeypa
     train, valid, out = tmp_path / "train.parquet", tmp_path / "valid.parquet", tmp_path / "run"
 
     def run(**arguments: Any) -> list[str]:
+        """What is scanned in a process that knows nothing yet."""
+        time.sleep(1.2 * file_state._TICK_NS / 1e9)
+        known._held.clear()
         scans.clear()
         rayinf.influence(task(), train, valid, curvature="identity", out=out, **arguments)
         return list(scans)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def test_columns_that_do_not_fit(
     given: dict[str, Any], columns: int, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the byte: nine tenths of what is free may be taken."""
-    monkeypatch.setattr(memory, "_factors", lambda *given: memory.Need("Factors", 0, ""))
+    monkeypatch.setattr(memory, "_factors", lambda *given: [])
     give(monkeypatch, size / 0.9 - 2)
     with pytest.raises(rayinf.InputError) as caught:
         rayinf.influence(task(WIDE), TRAIN, VALID, out=tmp_path / "run", **given)
@@ -75,6 +76,24 @@ def test_factors_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(rayinf.influence(task(WIDE), TRAIN, VALID, curvature="identity")) == 60
 
 
+def test_steps_of_ekfac(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bytes of A and G, of all parameters and of the largest layer; by hand, for one chunk and for eight."""
+    job, probed, _, merged = _last(monkeypatch)
+    monkeypatch.undo()
+    grams, p, block = 8 * (50**2 + 5**2 + 3**2 + 51**2), 8 * P, 250
+    own = memory.query_bytes(job, probed, 1, merged).size
+    one = memory.kronecker_bytes(job, probed, 1, merged)
+    assert one["covariance"] == grams
+    assert one["lambda"] == 2 * grams + grams // 2 + 12 * block + p
+    assert one["solved"] == 2 * grams + 3 * p + 40 * block + own
+    shards = [dataclasses.replace(job.tables["train"].shards[0], index=k, rows=1) for k in range(8)]
+    table = SimpleNamespace(shards=shards)
+    many = dataclasses.replace(job, tables={**job.tables, "train": table})
+    # A level each of a tree of eight leaves, what comes in and what goes out; two workers hold and send two each.
+    assert memory.kronecker_bytes(many, probed, 1, 8)["covariance"] == 5 * grams
+    assert memory.kronecker_bytes(many, probed, 2, 8)["covariance"] == 9 * grams
+
+
 def test_pairs_and_measures_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     big = nn.Linear(4, 3)
     give(monkeypatch, 1024)
@@ -100,7 +119,7 @@ def test_workers_on_this_machine_count_and_others_do_not(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(memory, "needs", noted)
     rayinf.influence(task(WIDE), TRAIN, VALID, "category")
-    ((total, _),) = held
+    ((total, *_),) = held
     job, probed, _, merged = _last(monkeypatch)
     monkeypatch.setattr(memory, "needs", real)
     assert memory.query_bytes(job, probed, 1, merged).size == total

@@ -14,11 +14,14 @@ import torch
 from torch import nn
 
 import rayinf
+from rayinf.data.tables import as_table
 from rayinf.engine import acquisition, plan
 from rayinf.engine.baseline_spec import METHODS, OPTIONS, BaselineSpec
 from rayinf.engine.entry import JOINT
 from rayinf.engine.measure_spec import AcquireSpec, MeasureSpec
+from rayinf.engine.run import Run
 from rayinf.engine.spec import InfluenceSpec, PairsSpec, RunSpec, SelfInfluenceSpec
+from rayinf.training import trial
 
 VERBS: dict[Callable[..., Any], type[RunSpec]] = {
     rayinf.influence: InfluenceSpec,
@@ -160,6 +163,9 @@ def test_tables_that_a_strategy_does_not_read_are_not_opened() -> None:
         ("influence", {"curvature": "ggn"}),
         ("influence", {"curvature": "exact", "damping": 10.0}),
         ("influence_measure", {"rank": 2}),
+        ("self_influence", {}),
+        ("pairs", {"top": 3}),
+        ("pairs", {"curvature": "exact", "damping": 10.0}),
         ("acquire", {"strategy": "fi", "aggregate": "mean"}),
         ("acquire", {"strategy": "tree"}),
         ("acquire", {"strategy": "bald"}),
@@ -177,9 +183,12 @@ def test_a_plan_has_the_stages_of_the_run(
         given: dict[str, Any] = {"labeled": rows, "valid": valid, "pool": pool, "n": 2}
         planned = {"train": rows, "valid": valid, "pool": pool, "strategy": more["strategy"]}
     else:
-        given = {"train": rows, "valid": valid}
+        given = {"train": rows, **({} if verb == "self_influence" else {"valid": valid})}
         planned = {**given, **more}
-    done = set(getattr(rayinf, verb)(task(), **given, **more).metadata["seconds"])
+    timed, done = Run.timed, set[str]()
+    monkeypatch.setattr(Run, "timed", lambda run, name, *a, **k: done.add(name) or timed(run, name, *a, **k))
+    getattr(rayinf, verb)(task(), **given, **more)
+    monkeypatch.setattr(Run, "timed", timed)
     done = {"scores" if name.startswith("pairs-") else name for name in done}
     cost = rayinf.plan(task(), verb=verb, **planned)
     names = [s.name for s in cost.stages]
@@ -188,3 +197,35 @@ def test_a_plan_has_the_stages_of_the_run(
     assert set(over_rows) <= done
     assert done - set(over_rows) <= {"factors", "solved", "inverse", "measured", "norms", "norms-valid"}
     assert all(s.seconds >= 0 and s.memory > 0 for s in cost.stages)
+
+
+@pytest.mark.parametrize(
+    ("verb", "more", "stage"),
+    [
+        ("removal_check", {"test": table(60), "seeds": 2}, "trainings"),
+        ("pareto_reweight", {"search": rayinf.Search(iterations=2)}, "candidates"),
+    ],
+)
+def test_a_plan_of_verbs_that_train(
+    verb: str, more: dict[str, Any], stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The values by class, and every training: seven removals by two seeds; 24 candidates, twice, and ten beside."""
+    monkeypatch.setattr(trial, "_each", lambda work, table: 1e-3)
+    monkeypatch.setattr(trial, "program_seconds", lambda *given: 5.0)
+    given = replace(task(), fit=rayinf.Fit(epochs=3))
+    cost = rayinf.plan(given, table(300), table(60), verb=verb, **more)
+    names = [s.name for s in cost.stages]
+    assert {"covariance", "lambda", "solved", "scores"} < set(names)
+    assert names[-1] == stage
+    one = {"trainings": 3 * 0.3 + 0.06, "candidates": 0.3 + 0.06 + 5.0}[stage]
+    assert cost.stages[-1].seconds == pytest.approx({"trainings": 7 * 2, "candidates": 24 * 2 + 11}[stage] * one)
+
+
+def test_seconds_of_a_training_grow_with_its_rows() -> None:
+    """From real trainings on the first rows of a table."""
+    few, many = (as_table(table(n), ["features"], ["label"], "train") for n in (2000, 8000))
+    given = replace(task(), fit=rayinf.Fit(epochs=1, batch_size=8))
+    costs = [trial.training_cost(given, t, few) for t in (few, many)]
+    assert all(c.training > 0 < c.measuring for c in costs)
+    assert costs[0].memory == costs[1].memory > 0
+    assert trial.program_seconds(100, 3, rayinf.Search()) > 0

@@ -259,7 +259,7 @@ _GROUPS = {
     },
     "Act on values": {
         "trim": "Drop the worst rows of a finished run.",
-        "trim-rounds": "Drop the rows that harm every class, fit again, and repeat while accuracy does not fall.",
+        "trim-rounds": "Drop the rows that harm every class or one objective, fit again, and repeat while it helps.",
         "label-issues": "Rows that are likely mislabelled, with the label that the model would give them.",
         "predict-removal": "What is predicted to happen to every objective when some training rows go.",
         "acquire": "Pick the rows of an unlabelled pool whose labels would help most.",

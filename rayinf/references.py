@@ -342,6 +342,7 @@ KINDS: dict[str, Kind] = {
     "labeled": _TABLE,
     "pool": _TABLE,
     "test": _TABLE,
+    "held_out": _TABLE,
     "table": _TABLE,
     "factors": Kind("the folder or URI of a finished run", _present),
     "checkpoints": Kind("a list of paths or URIs of .safetensors or torch.save files", _all_present),

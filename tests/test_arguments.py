@@ -295,7 +295,8 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
         {"task": TASK, "train": TRAIN, "valid": VALID},
         {
             "rounds": (0, 1.5, "2", True, None),
-            **{k: SHARED[k] for k in ("task", "curvature", "fisher", "damping", "cluster", "out", "seed")},
+            "budget": (0, 1.5, "2", True),
+            **{k: SHARED[k] for k in _words("task objective curvature fisher damping cluster out seed")},
         },
     ),
     "trim_stream": (

@@ -84,7 +84,8 @@ class TestKeysOfVerbs:
             (
                 "measure",
                 "objective=total",
-                "--set objective is a key of influence, baseline, predict-removal, evaluate, lds, not of measure",
+                "--set objective is a key of influence, baseline, trim-rounds, predict-removal, evaluate, lds, not of "
+                "measure",
             ),
             (
                 "measure",

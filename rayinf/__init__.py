@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rayinf.api.history import History
     from rayinf.api.influence import influence
     from rayinf.api.influence_measure import influence_measure
+    from rayinf.api.label_issues import LabelIssues, label_issues
     from rayinf.api.lds import lds
     from rayinf.api.lds_result import LDS
     from rayinf.api.logistic_regression import logistic_regression
@@ -56,6 +57,7 @@ HOMES = {
     "InputError": "rayinf.errors",
     "LDS": "rayinf.api.lds_result",
     "LabelFolder": "rayinf.training.oracle",
+    "LabelIssues": "rayinf.api.label_issues",
     "Objective": "rayinf.core.objectives",
     "Pairs": "rayinf.data.pairs",
     "RayinfError": "rayinf.errors",
@@ -82,6 +84,7 @@ HOMES = {
     "evaluate": "rayinf.api.evaluate",
     "influence": "rayinf.api.influence",
     "influence_measure": "rayinf.api.influence_measure",
+    "label_issues": "rayinf.api.label_issues",
     "lds": "rayinf.api.lds",
     "logistic_regression": "rayinf.api.logistic_regression",
     "pairs": "rayinf.api.pairs",
@@ -111,6 +114,7 @@ __all__ = [
     "InfluenceTree",
     "InputError",
     "LabelFolder",
+    "LabelIssues",
     "Objective",
     "Pairs",
     "RayinfError",
@@ -137,6 +141,7 @@ __all__ = [
     "evaluate",
     "influence",
     "influence_measure",
+    "label_issues",
     "lds",
     "logistic_regression",
     "pairs",

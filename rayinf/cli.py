@@ -259,7 +259,9 @@ _GROUPS = {
     },
     "Act on values": {
         "trim": "Drop the worst rows of a finished run.",
-        "trim-rounds": "Drop the rows that harm every class, fit again, and repeat while accuracy does not fall.",
+        "trim-rounds": "Drop the rows that harm every class or one objective, fit again, and repeat while it helps.",
+        "label-issues": "Rows that are likely mislabelled, with the label that the model would give them.",
+        "predict-removal": "What is predicted to happen to every objective when some training rows go.",
         "acquire": "Pick the rows of an unlabelled pool whose labels would help most.",
         "ceiling": "Whether all classes can still gain together, or only at each other's cost.",
         "reweight": "Search row weights that improve chosen classes and spare the others.",
@@ -290,6 +292,8 @@ _MORE = {
     "trim": "Of fi, the largest values go; of influence, the most negative. Writes row_id and value of the rows that "
     "are kept (in the table's order) and of those that are removed (worst first). No data is changed.",
     "trim-rounds": "Writes kept.parquet, removed.parquet and the last model, model.safetensors, into the run's folder.",
+    "label-issues": "Writes issues.parquet, most likely first, into the folder out. No data is changed.",
+    "predict-removal": f"Writes prediction.parquet into the run's folder: first and second order. {_AGAIN}",
     "acquire": f"Writes picked.parquet (row_id, rank from 1, value) and scores/ (all rows). {_AGAIN} Another n or "
     "exclude picks from the values of a finished run.",
     "ceiling": "The verdict needs scores with halves: true; without them, it is left open.",

@@ -122,6 +122,19 @@ def _after_trim_rounds(rounds: Any, given: Mapping[str, Any], out: Any) -> None:
     _write_model(rounds.task, out)
 
 
+def _after_label_issues(issues: Any, given: Mapping[str, Any], out: Any) -> None:
+    write_result(out / "issues.parquet", issues.table)
+    summaries.print_fit(given["scores"].metadata, warn=True)
+    typer.echo(issues.to_text())
+    typer.echo(f"Every row: {out / 'issues.parquet'}")
+
+
+def _after_predict_removal(found: Any, given: Mapping[str, Any], out: Any) -> None:
+    summaries.print_fit(found.metadata)
+    typer.echo(found.to_text())
+    typer.echo(f"Every set and objective: {out / 'prediction.parquet'}")
+
+
 def _after_retrain(task: Any, given: Mapping[str, Any], out: Any) -> None:
     _write_model(task, out)
 
@@ -149,6 +162,8 @@ _AFTER: dict[str, Callable[[Any, Mapping[str, Any], Any], None]] = {
     "pairs": lambda pairs, given, out: summaries.print_pairs(pairs),
     "baseline": lambda scores, given, out: summaries.print_influence(scores),
     "trim-rounds": _after_trim_rounds,
+    "label-issues": _after_label_issues,
+    "predict-removal": _after_predict_removal,
     "acquire": _after_acquire,
     "active-learning": _after_active_learning,
     "retrain": _after_retrain,

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 import rayinf
-from rayinf.config_keys import SECTIONS, VERBS, in_short, keys_of, verbs_with
+from rayinf.config_keys import SECTIONS, VERBS, in_short, keys_of, kind_of, verbs_with
 from rayinf.config_model import SECTION_MODELS, model_of
 from rayinf.errors import InputError
-from rayinf.references import KINDS, Places
+from rayinf.references import Places
 from rayinf.signatures import arguments_of
 
 _SHOWN_PROBLEMS = 3
@@ -46,8 +46,9 @@ def read_config(path: str | Path, overrides: Sequence[str] = (), verb: str = "in
     found = _validate(values, _Source(str(path), changed, verb))
     places = Places(Path(path).expanduser().absolute().parent)
     for key, value in found.items():
-        if key in KINDS and value is not None:
-            found[key] = KINDS[key].load(places, key, value)
+        kind = kind_of(keys_of(verb)[key])
+        if kind is not None and value is not None:
+            found[key] = kind.load(places, key, value)
     for key, public in SECTIONS.items():  # at last, when it is known which folders the user's code lies in
         if found.get(key) is not None:
             if key == "cluster":

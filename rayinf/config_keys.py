@@ -11,7 +11,7 @@ from functools import cache
 
 import yaml
 
-from rayinf.references import KINDS
+from rayinf.references import KINDS, Kind
 from rayinf.signatures import Argument, arguments_of
 
 # The function of each command that takes a config.
@@ -22,6 +22,8 @@ VERBS = {
     "pairs": "pairs",
     "baseline": "baseline",
     "trim-rounds": "trim_rounds",
+    "label-issues": "label_issues",
+    "predict-removal": "predict_removal",
     "acquire": "acquire",
     "active-learning": "active_learning",
     "retrain": "retrain",
@@ -34,23 +36,29 @@ VERBS = {
 _OUT = {
     "retrain": "where the trained model is written, as model.safetensors.",
     "evaluate": "where the measures are written, as evaluation.json. None: they are only printed.",
+    "label-issues": "where issues.parquet is written.",
     "trim-rounds": "where kept.parquet, removed.parquet and the last model are written.",
 }
 # Keys that hold keys of their own, with the class whose fields these are.
 SECTIONS = {"cluster": "Cluster", "search": "Search"}
 
 
+def kind_of(argument: Argument) -> Kind | None:
+    """How a config names what an argument takes as an object; None for what it writes itself, as every number."""
+    return None if argument.annotation == "int | None" else KINDS.get(argument.name)
+
+
 def describe(argument: Argument) -> str:
     """What a key means, in the words of a config."""
     text = re.sub(r"\bNone\b", "null", argument.meaning.replace("`", ""))
     text = re.sub(r"(?<!=)\b(True|False)\b", lambda found: found[0].lower(), text)
-    kind = KINDS.get(argument.name)
+    kind = kind_of(argument)
     return text if kind is None or kind.written in text else f"{text} In a config: {kind.written}."
 
 
 def in_short(argument: Argument) -> str:
     """The first sentence of what a key means; of a key that names something, how that is written."""
-    kind = KINDS.get(argument.name)
+    kind = kind_of(argument)
     return kind.written if kind else re.split(r"\. (?=[A-Z\"])", describe(argument))[0].rstrip(".")
 
 

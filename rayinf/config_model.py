@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, WrapValidator, create_model
 
-from rayinf.config_keys import SECTIONS, keys_of
-from rayinf.references import KINDS
+from rayinf.config_keys import SECTIONS, keys_of, kind_of
 from rayinf.signatures import Argument, arguments_of
 
 
@@ -64,6 +63,13 @@ def _files(value: object) -> object:
     return value if value is None else held
 
 
+def _sets(value: object) -> object:
+    held = list(value.values()) if isinstance(value, dict) else [value]
+    if not held or not all(isinstance(v, str) for v in held):
+        raise ValueError("should be a path, or paths by name")
+    return {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
+
+
 # What pydantic checks for the types that stand in signatures; those that a config has no value of are text.
 _TYPES: dict[str, Any] = {
     "int": Annotated[int, BeforeValidator(_no_truth_value)],
@@ -81,6 +87,7 @@ _BY_NAME: dict[str, Any] = {
     "damping": Annotated[float | str | None, BeforeValidator(_damping)],
     "exclude": Annotated[list[int | str] | None, BeforeValidator(_ids)],
     "only": Annotated[list[int | str] | None, BeforeValidator(_ids)],
+    "rows": Annotated[str | dict[str, str], BeforeValidator(_sets)],
     "checkpoints": Annotated[list[str] | None, BeforeValidator(_files)],
 }
 _WORDS = {
@@ -110,9 +117,9 @@ def _one_of(words: list[str]) -> Callable[[Any, Callable[[Any], Any]], Any]:
 
 def _type_of(argument: Argument, hint: Any) -> Any:
     """What pydantic checks of an argument's value in a config."""
-    if argument.name in _BY_NAME:
+    if argument.name in _BY_NAME and argument.annotation != "int | None":
         return _BY_NAME[argument.name]
-    if argument.name in KINDS:
+    if kind_of(argument) is not None:
         return str | None if not argument.required or "None" in argument.annotation else str
     if get_origin(hint) is Literal:  # fisher: true, without quotes
         return Annotated[hint, BeforeValidator(lambda value: "true" if value is True else value)]

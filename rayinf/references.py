@@ -302,6 +302,14 @@ def _column(name: str) -> Callable[[Places, str, str], Any]:
     return read
 
 
+def _sets(places: Places, key: str, given: str | dict[str, str]) -> Any:
+    """The row ids of a Parquet file, or of several by name."""
+    read = _column("row_id")
+    if isinstance(given, dict):
+        return {name: read(places, f"{key}.{name}", file) for name, file in given.items()}
+    return read(places, key, given)
+
+
 @dataclass(frozen=True)
 class Kind:
     """How a config names what Python passes as an object or in several forms.
@@ -334,12 +342,18 @@ KINDS: dict[str, Kind] = {
     "labeled": _TABLE,
     "pool": _TABLE,
     "test": _TABLE,
+    "held_out": _TABLE,
     "table": _TABLE,
     "factors": Kind("the folder or URI of a finished run", _present),
     "checkpoints": Kind("a list of paths or URIs of .safetensors or torch.save files", _all_present),
     "scores": Kind("the folder or URI of a finished run of influence", _scores),
     "out": Kind("folder or URI", _written),
     "keep": Kind("a Parquet file with a column row_id, such as kept.parquet of trim", _column("row_id")),
+    "rows": Kind(
+        "a Parquet file with a column row_id, such as removed.parquet of trim, or several such files by name "
+        "({worst: FILE, ...})",
+        _sets,
+    ),
     "weights": Kind("a Parquet file with a column weight, for every row in the order of the table", _column("weight")),
     "objective": Kind(
         "names, or path/to/file.py:name of a rayinf.Objective or of a function; one or a list",

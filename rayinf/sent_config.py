@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from rayinf.config_keys import keys_of, kind_of
 from rayinf.config_model import model_of
 from rayinf.engine.own_modules import follow
 from rayinf.engine.source import canonical
@@ -85,9 +86,9 @@ def prepare(verb: str, values: Mapping[str, Any], folder: Path, runtime_env: Map
     places = {
         name: value
         for key, held in given.items()
-        if held is not None and key in KINDS and KINDS[key].is_place
+        if held is not None and (kind := kind_of(keys_of(verb)[key])) is not None and kind.is_place
         for name, value in _one_by_one(key, held)
-        if not KINDS[key].is_code(value)
+        if not kind.is_code(value)
     }
     _check_places(places, folder)
     code = _Code(folder.absolute())
@@ -151,7 +152,9 @@ class _Code:
 
 
 def _one_by_one(key: str, held: Any) -> list[tuple[str, str]]:
-    """A value that names a place, or each of a list of them."""
+    """A value that names a place, or each of a list or mapping of them."""
+    if isinstance(held, Mapping):
+        return [(f"{key}.{k}", v) for k, v in held.items()]
     return [(f"{key}[{k}]", v) for k, v in enumerate(held)] if isinstance(held, list) else [(key, held)]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import rayinf
@@ -53,10 +55,11 @@ gap = rayinf.Objective("gap", rows=margin)
 
 
 def make_config_folder(home: Path) -> Path:
-    """A folder with a task and a config of influence; its tables are but names."""
+    """A folder with a task and a config of influence; its tables are but names, apart from one of row ids."""
     home.mkdir()
     (home / "mytask.py").write_text(TASK)
     (home / "oracle.parquet").touch()
+    pq.write_table(pa.table({"row_id": [1, 2]}), home / "rows.parquet")
     write(home)
     return home
 

@@ -154,6 +154,16 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
             for k in _words("task objective curvature fisher damping factors cluster out seed batch_size precision")
         },
     ),
+    "label_issues": (
+        rayinf.label_issues,
+        {"task": TASK, "train": TRAIN, "scores": SCORES, "by": "category_0"},
+        {
+            "scores": ("runs/a", None, 5),
+            "by": (5, "", None, "nothing"),
+            "limit": (0, 1.5, "3", True),
+            **{k: SHARED[k] for k in _words("task cluster batch_size precision")},
+        },
+    ),
     "influence_measure": (
         rayinf.influence_measure,
         {"task": TASK, "train": TRAIN, "valid": VALID},
@@ -285,7 +295,8 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
         {"task": TASK, "train": TRAIN, "valid": VALID},
         {
             "rounds": (0, 1.5, "2", True, None),
-            **{k: SHARED[k] for k in ("task", "curvature", "fisher", "damping", "cluster", "out", "seed")},
+            "budget": (0, 1.5, "2", True),
+            **{k: SHARED[k] for k in _words("task objective curvature fisher damping cluster out seed")},
         },
     ),
     "trim_stream": (
@@ -482,9 +493,9 @@ def test_the_same_call_unspoilt(verb: str) -> None:
 def test_every_public_name_stands_in_the_table() -> None:
     """But results, which users do not make, and errors."""
     results = {
-        "Ceiling", "History", "InputError", "LDS", "Pairs", "RayinfError", "RemovalCheck", "RemovalPrediction",
-        "Reweighting", "RowWeights", "RunError", "Selection", "Status", "SubmittedJob", "TrimRounds", "TrimmedBatch",
-        "Verification",
+        "Ceiling", "History", "InputError", "LDS", "LabelIssues", "Pairs", "RayinfError", "RemovalCheck",
+        "RemovalPrediction", "Reweighting", "RowWeights", "RunError", "Selection", "Status", "SubmittedJob",
+        "TrimRounds", "TrimmedBatch", "Verification",
     }  # fmt: skip
     elsewhere = {"InfluenceTree"}  # tests/select/test_tree.py
     assert set(rayinf.__all__) - results - elsewhere <= {v.split(".")[0] for v in VERBS}

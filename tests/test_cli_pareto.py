@@ -138,6 +138,51 @@ class TestLds:
         assert again.stdout == "already finished: nothing was computed\n" + result.stdout
 
 
+class TestLabelIssues:
+    def test_writes_and_prints(self, folder: Path) -> None:
+        config = "task: mytask.py:task\ntrain: train.parquet\nscores: runs/a\nout: runs/i\nlimit: 9\n"
+        result = run("label-issues", folder, config)
+        assert result.exit_code == 0, result.output
+        file = folder / "runs" / "i" / "issues.parquet"
+        frame = pq.read_table(file).to_pandas()
+        assert len(frame) == 9 and frame["quality"].is_monotonic_increasing
+        assert {"row_id", "label", "suggested", "suspect", "margin", "value", "harms"} <= set(frame)
+        assert " of 60 labels are suspect" in result.stdout
+        assert f"Every row: {file}" in result.stdout
+        assert "by=loss is not a column" in refused(run("label-issues", folder, config, "by=loss"))
+
+
+class TestPredictRemoval:
+    CONFIG = "task: mytask.py:task\ntrain: train.parquet\nvalid: valid.parquet\nout: runs/p\n"
+
+    def test_rows_that_trim_removed_and_several_sets(self, folder: Path) -> None:
+        assert call("trim", folder / "runs" / "a", "--by", "total", "--budget", "5").exit_code == 0
+        removed = "runs/a/trim/removed.parquet"
+        result = run("predict-removal", folder, f"{self.CONFIG}rows: {removed}\n")
+        assert result.exit_code == 0, result.output
+        one = pq.read_table(folder / "runs" / "p" / "prediction.parquet").to_pandas()
+        assert list(one["removed"]) == [5] and f"5 rows go: total from {one['now'][0]:.4g} to" in result.stdout
+        pq.write_table(pa.table({"row_id": ["train-0", "train-7"]}), folder / "two.parquet")
+        several = f"{self.CONFIG}rows: {{worst: {removed}, two: two.parquet}}\n"
+        result = run("predict-removal", folder, several, "out=runs/p2")
+        assert result.exit_code == 0, result.output
+        both = pq.read_table(folder / "runs" / "p2" / "prediction.parquet").to_pandas()
+        assert list(both["set"]) == ["worst", "two"] and list(both["removed"]) == [5, 2]
+        assert both["second_order"][0] == pytest.approx(one["second_order"][0], rel=1e-6)
+        assert "2 rows of 'two' go" in result.stdout
+
+    @pytest.mark.parametrize(
+        ("rows", "part"),
+        [
+            ("[1, 2]", "should be a path, or paths by name"),
+            ("none.parquet", "none.parquet"),
+            ("{}", "should be a path, or paths by name"),
+        ],
+    )
+    def test_refusals(self, folder: Path, rows: str, part: str) -> None:
+        assert part in refused(run("predict-removal", folder, f"{self.CONFIG}rows: {rows}\n"))
+
+
 class TestCeiling:
     def test_without_halves_there_is_no_verdict(self, folder: Path) -> None:
         result = call("ceiling", folder / "runs" / "a")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cli_cases import imports_of
-from config_cases import TASK, make_config_folder, refused, write
+from config_cases import TASK, make_config_folder, refused, write, write_for
 
 import rayinf
 from rayinf.config import read_config
@@ -25,6 +25,12 @@ def test_values_that_yaml_reads_as_something_else(folder: Path) -> None:
     given = read_config(write(folder, fisher="true", damping="1e-3"))
     assert given["fisher"] == "true"
     assert given["damping"] == pytest.approx(1e-3)
+
+
+def test_a_number_of_rows_is_no_file_of_rows(folder: Path) -> None:
+    sets = read_config(write_for(folder, "predict-removal", rows="{worst: rows.parquet}"), (), "predict-removal")
+    assert sets["rows"]["worst"].tolist() == [1, 2]
+    assert read_config(write_for(folder, "retrain", rows=7), (), "retrain")["rows"] == 7
 
 
 class TestPaths:

@@ -84,18 +84,20 @@ class TestKeysOfVerbs:
             (
                 "measure",
                 "objective=total",
-                "--set objective is a key of influence, baseline, evaluate, lds, not of measure",
+                "--set objective is a key of influence, baseline, trim-rounds, predict-removal, evaluate, lds, not of "
+                "measure",
             ),
             (
                 "measure",
                 "precision=bf16",
-                "--set precision is a key of influence, self-influence, pairs, baseline, not of measure",
+                "--set precision is a key of influence, self-influence, pairs, baseline, label-issues, "
+                "predict-removal, not of measure",
             ),
             (
                 "acquire",
                 "train=a",
                 "--set train is a key of influence, measure, self-influence, pairs, baseline, trim-rounds, "
-                "reweight, removal-check, lds, not of acquire",
+                "label-issues, predict-removal, reweight, removal-check, lds, not of acquire",
             ),
             ("acquire", "oracle=a", "--set oracle is a key of active-learning, not of acquire"),
             ("active-learning", "exclude=[1]", "--set exclude is a key of acquire, not of active-learning"),

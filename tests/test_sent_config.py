@@ -66,6 +66,9 @@ def test_each_of_several_places_is_looked_at(folder):
     }
     with pytest.raises(rayinf.InputError, match=r"checkpoints\[1\]='2.pt': a relative path"):
         sent(folder, {**values, "checkpoints": ["s3://b/1.pt", "2.pt"]}, verb="baseline")
+    sets = {**SOUND, "rows": {"worst": "/shared/a.parquet", "others": "b.parquet"}}
+    with pytest.raises(rayinf.InputError, match=r"rows\.others='b.parquet': a relative path"):
+        sent(folder, sets, verb="predict-removal")
 
 
 def test_the_same_run_is_known_again(folder):

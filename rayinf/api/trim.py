@@ -19,6 +19,9 @@ from rayinf.training.retraining import train_anew
 from rayinf.training.scored_curvature import curvature_of
 from rayinf.training.scored_table import check_scored
 
+# Columns that bear the name of their objective, beside the summed loss.
+_NAMED = ("demographic_parity", "equal_opportunity", "robustness")
+
 
 def trim(
     scores: Scores,
@@ -54,9 +57,9 @@ def trim(
             floor are passed over, and the next worst are taken.
         retrain: whether the task's model is also trained anew on all of `train` and on the kept rows (`Task(fit=...)`),
             and both are measured: `Selection.before` and `.after`.
-        predict: whether first and second order predict what the removal of these rows does to `objective` (the summed
-            loss, if it is empty) on `valid`, without training: `Selection.predicted`. The curvature is that of the
-            scores; see `predict_removal`.
+        predict: whether first and second order predict what the removal of these rows does to `objective` (if it is
+            empty: the summed loss, and before it the gap or robustness that `by` names) on `valid`, without training:
+            `Selection.predicted`. The curvature is that of the scores; see `predict_removal`.
         task: for `retrain` and `predict`: the task that was valued. To train another on the kept rows, take
             `rayinf.retrain(task, train, keep=...)`.
         train: for `retrain` and `predict`: the table that the scores belong to, in any form that `influence` takes.
@@ -121,7 +124,8 @@ def trim(
     best_first = np.concatenate([order[~missing][::-1], order[missing]])
     selection = Selection.of(ids, values, best_first, ~removed, metadata)
     if predict and task is not None and removed.any():
-        found = predict_removal(task, train, valid, selection, "total" if objective == () else objective, **how)
+        wanted = [by, "total"] if by in _NAMED else "total"
+        found = predict_removal(task, train, valid, selection, wanted if objective == () else objective, **how)
         selection = replace(selection, predicted=found.table)
     if not retrain or task is None:
         return selection

@@ -1,4 +1,4 @@
-"""Iterated trimming: rows that harm every class go, the model is fitted again, and the rest are valued anew."""
+"""Iterated trimming: harmful rows go, the model is fitted again, and the rest are valued anew."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pyarrow as pa
 from rayinf.api.influence import influence
 from rayinf.arguments import plain
 from rayinf.core.fisher import FisherKind
+from rayinf.core.objective_parser import parse
 from rayinf.data.batches import Array
 from rayinf.data.kept_table import KeptTable
 from rayinf.data.out_folder import check_out
-from rayinf.data.scores import Scores, to_numpy
+from rayinf.data.scores import to_numpy
 from rayinf.data.tables import Table, as_table
-from rayinf.data.vectors import Vectors
 from rayinf.engine.entry import check, require_one_model
 from rayinf.engine.job import Cluster
 from rayinf.engine.parallel import session
@@ -27,6 +27,7 @@ from rayinf.store.places import AnyPath
 from rayinf.task import Task
 from rayinf.training.checked_inputs import check_tables, fit_name
 from rayinf.training.evaluation import measure_model
+from rayinf.training.harmful_rows import HarmRule
 from rayinf.training.open_table import check_unchanged
 from rayinf.training.retraining import check_trainable, train_anew
 from rayinf.training.steps import Steps, recall, run_folder
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VERB = "trim_rounds"
+# Tables that every round's model is measured on, where they are given.
+_MEASURED = ("valid", "held_out", "test")
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,9 @@ class TrimRounds:
 
     Attributes:
         table: a line a round, from round 0, the task as it was given: `round`, `rows` (that the model was fitted on),
-            `removed` (rows that the round took), `undone`, and of `valid` and `test` each `<table>_loss` (mean),
-            `<table>_accuracy` and `<table>_accuracy_<label>`. The line of a round that was undone says what it led to.
+            `removed` (rows that the round took), `undone`, and of `valid`, `held_out` and `test` each `<table>_loss`
+            (mean), `<table>_accuracy`, `<table>_accuracy_<label>`, and the value of an objective that is one column,
+            `<table>_<objective>`. The line of a round that was undone says what it led to.
         row_ids: of all training rows `[n]`, in table order.
         round_of: the round in which each row went `[n]`, 0 for rows that stay.
         task: around the last model that was kept. Its `l2` is the ridge of that fit, the first one's times n / n'.
@@ -103,6 +107,9 @@ def trim_rounds(
     train: Any,
     valid: Any,
     *,
+    objective: Any = "category",
+    budget: int | None = None,
+    held_out: Any = None,
     test: Any = None,
     rounds: int = 10,
     curvature: str = "exact",
@@ -112,15 +119,23 @@ def trim_rounds(
     out: str | AnyPath | None = None,
     seed: int = 0,
 ) -> TrimRounds:
-    """Remove the rows that harm every class, fit again, value what is left, and again.
+    """Remove the rows that harm every class, or one objective, fit again, value what is left, and again.
 
     See Nahin 2025, Figure 5, appendix B.1.
 
-    A round values the rows that are left by `influence(objective="category")` under the last model, removes the
-    *jointly harmful* ones (all values <= 0, and one at least < 0), and fits the task's model to the rest. A refit keeps
-    the *sum* of the ridge (`l2 n / n'`), as the values assume, and the minibatches of a fit to all rows (see
-    `retrain(paired=True)`). It ends where no row is jointly harmful, or where the accuracy on `valid` falls: that round
-    is undone. Nahin 2025 continues until no such row is left.
+    A round values the rows that are left by `influence` under the last model, removes the harmful ones, and fits the
+    task's model to the rest. A refit keeps the *sum* of the ridge (`l2 n / n'`), as the values assume, and the
+    minibatches of a fit to all rows (see `retrain(paired=True)`).
+
+    - Of several columns (the default: one a class) the *jointly harmful* rows go: all values <= 0, one at least < 0. It
+      ends where there is none, or where the accuracy falls: that round is undone. Nahin 2025 continues until no such
+      row is left.
+    - Of an objective that is one column ("total", a gap between groups, "robustness", your own) the `budget` most
+      negative rows go; of a gap, no more than bring the predicted one nearest to 0 (see `trim`). It ends where no value
+      is negative, or where the objective rises: that round is undone.
+
+    What decides is measured on `held_out`, rows that no value looks at, or else on `valid` itself, which the values
+    were made to improve.
 
     A wrong label that helps a class stays: the rounds do not find all of them.
 
@@ -128,8 +143,14 @@ def trim_rounds(
         task: a trained model, and how to train it (`Task(fit=...)`; a linear softmax head needs none).
         train: the rows to trim: a Parquet path, folder, glob or URI, a `pyarrow.Table`, a `pandas.DataFrame`, or arrays
             `(X, y)`.
-        valid: the rows that the classes' losses are summed over, and that the accuracy is measured on, in the same
-            forms.
+        valid: the rows that the objective is summed over, in the same forms.
+        objective: "category" (a column a class), "slice:<column>" (a column a value) or a list of several, for jointly
+            harmful rows; or one of "total" (the summed loss), "demographic_parity" and "equal_opportunity" (gaps
+            between the groups of `Task(group=...)`), "robustness" (the linear attack, aimed at the task as it was given
+            where a round is judged), an `Objective`, a function `(logits [B, C], labels [B]) -> [B]`.
+        budget: the most rows that a round removes, >= 1, those of lowest (summed) value. None: all that are jointly
+            harmful; an objective of one column needs it.
+        held_out: the rows that say whether a round is undone, in the same forms. None: `valid`.
         test: rows that are only measured on, in the same forms, if any.
         rounds: the most rounds, >= 1. More of them go on from what is in `out`; fewer read the first ones.
         curvature: the matrix whose inverse weighs the gradients: "ekfac" or "kfac", a block for each layer; "exact"
@@ -152,29 +173,31 @@ def trim_rounds(
         A `TrimRounds`: `.table` with a line a round, `.kept`, `.mask`, `.removed`, `.task`, `.reason`.
 
     Raises:
-        InputError: before any work: a number of rounds below 1, a task that cannot be trained, a folder of another
-            config, or what `influence` and `evaluate` refuse.
+        InputError: before any work: a number of rounds below 1, an objective of one column without a budget, a task
+            that cannot be trained, a folder of another config, or what `influence` and `evaluate` refuse.
         RunError: training diverged, the exact Hessian is not positive, or a table changed on the way.
 
-    Cost: a round is `influence`, a fit, and a pass over `valid` and `test`. Memory: of a table on disk the ids and two
-        numbers a row; rows that went are read past, so a round reads the whole table.
+    Cost: a round is `influence`, a fit, and a pass over `valid`, `held_out` and `test`. Memory: of a table on disk the
+        ids and two numbers a row; rows that went are read past, so a round reads the whole table.
     """
     check(task=task, rounds=rounds, curvature=curvature, fisher=fisher, damping=damping, cluster=cluster)
     require_one_model(task, "trim_rounds")
     check(out=out, seed=seed)
     check_trainable(task)
     recall(out)
+    rule = HarmRule.of(parse(objective, task.group), budget, "valid" if held_out is None else "held_out")
     others = [task.label, *([task.group] if task.group else [])]
-    given = {"train": train, "valid": valid, **({} if test is None else {"test": test})}
+    more = {name: table for name, table in (("held_out", held_out), ("test", test)) if table is not None}
+    given = {"train": train, "valid": valid, **more}
     tables = {"train": as_table(train, task.feature_columns, others, "train")}
     how: dict[str, Any] = {"curvature": curvature, "fisher": fisher, "damping": damping, "seed": seed}
-    trimming = _Trimming(task, tables, given, {**how, "cluster": cluster})
+    trimming = _Trimming(task, tables, given, {**how, "cluster": cluster}, rule)
     with session(cluster):
         if out is None:
             return trimming.run(Steps(None), int(rounds))
-        checked = check_tables(task, {**given, **tables})
+        checked = check_tables(task, {**given, **tables}, rule.objectives)
         check_out(out, checked.job.tables)
-        how |= {"damping": plain(damping), "seed": int(seed), "fit": fit_name(task)}
+        how |= {"damping": plain(damping), "seed": int(seed), "fit": fit_name(task), **rule.identity(task.version)}
         record = {"verb": VERB, "identity": {**checked.identity, **how}, "extent": {"rounds": int(rounds)}}
         trimming = replace(trimming, task=checked.job.task, tables=checked.job.tables)
         with run_folder(out, record, checked.job.tables.values()) as (folder, finished):
@@ -192,14 +215,16 @@ class _Trimming:
     Attributes:
         task: as it was given; of a run with a folder, with its classes.
         tables: "train", opened; of a run with a folder, all tables.
-        given: "train", "valid" and "test", if any, as the user gave them.
+        given: "train", "valid", "held_out" and "test", if any, as the user gave them.
         how: arguments of `influence`.
+        rule: which rows go.
     """
 
     task: Task
     tables: Mapping[str, Table]
     given: Mapping[str, Any]
     how: Mapping[str, Any]
+    rule: HarmRule
 
     def run(self, steps: Steps, rounds: int) -> TrimRounds:
         """All rounds."""
@@ -214,7 +239,8 @@ class _Trimming:
                 ids = to_numpy(valued["row_id"])
             harmful = left[valued["removed"].to_numpy()]
             if not len(harmful):
-                reason = "no row that is left harms every class."
+                whom = self.rule.column or ("every class" if self.rule.by_class else "every column")
+                reason = f"no row that is left harms {whom}."
                 break
             if lost := _emptied(valued):
                 reason = f"round {r} would leave no row of class {lost[0]!r}."
@@ -224,21 +250,19 @@ class _Trimming:
             trained = steps.model(f"round-{r}.safetensors", self.task, partial(self._train, stays))
             trained = replace(trained, l2=self.task.l2 * n / int(stays.sum()))
             counts = {"round": r, "rows": int(stays.sum()), "removed": len(harmful)}
-            lines.append(self._line(steps, trained, counts, lines[-1]["valid_accuracy"]))
+            lines.append(self._line(steps, trained, counts, self.rule.cost(lines[-1])))
             if lines[-1]["undone"]:
-                before, now = (line["valid_accuracy"] for line in lines[-2:])
-                reason = f"accuracy on valid fell from {before:.2%} to {now:.2%} in round {r}, which is undone."
+                reason = f"{self.rule.rise(*lines[-2:])} in round {r}, which is undone."
                 break
             round_of[harmful], task = r, trained
         return TrimRounds(pa.Table.from_pylist(lines), ids, round_of, task, reason)
 
     def _value(self, task: Task, round_of: Array) -> pa.Table:
-        """`row_id` and `label` of the rows that are left, and which of them are jointly harmful."""
+        """`row_id` and `label` of the rows that are left, and which of them go."""
         table = self.tables["train"]
         left = KeptTable(table, round_of == 0) if round_of.any() else table
-        scores = influence(task, left, self.given["valid"], "category", **self.how)
-        removed = np.zeros(len(scores), bool)
-        removed[jointly_harmful(scores)] = True
+        scores = influence(task, left, self.given["valid"], list(self.rule.objectives), **self.how)
+        removed = self.rule.harmful(scores)
         assert scores.labels is not None
         ids = scores.select(["row_id"])["row_id"]
         return pa.table({"row_id": ids, "label": pa.array(scores.labels), "removed": removed})
@@ -251,14 +275,15 @@ class _Trimming:
         return trained
 
     def _line(self, steps: Steps, task: Task, counts: Mapping[str, int], before: float | None) -> dict[str, Any]:
-        """A round's line: how the model does, and whether its accuracy fell."""
+        """A round's line: how the model does, and whether what decides is worse than `before`."""
 
         def measure() -> dict[str, Any]:
             line: dict[str, Any] = {**counts, "undone": False}
-            for name in ("valid", "test"):
-                found = measure_model(task, self.given[name]) if name in self.given else {}
+            for name in _MEASURED:
+                more = (self.rule.measured, self.task)
+                found = measure_model(task, self.given[name], *more) if name in self.given else {}
                 line |= {f"{name}_{key}": value for key, value in found.items() if key != "rows"}
-            line["undone"] = before is not None and line["valid_accuracy"] < before
+            line["undone"] = before is not None and self.rule.cost(line) > before
             self._check_unchanged()
             print(f"rayinf trim_rounds {_in_words(line)}", file=sys.stderr, flush=True)
             return line
@@ -271,19 +296,6 @@ class _Trimming:
             check_unchanged(table, self.given[name], name)
 
 
-def jointly_harmful(scores: Scores) -> Array:
-    """Which rows harm at least one class and help none: positions in row order (Nahin 2025, section 3.3).
-
-    Args:
-        scores: with a column for each class.
-
-    Raises:
-        InputError: no such columns, or a value that is not finite.
-    """
-    masks = [(p <= 0).all(1) & (p < 0).any(1) for p in Vectors.of(scores).batches()]
-    return np.flatnonzero(np.concatenate(masks))
-
-
 def _emptied(valued: pa.Table) -> list[Any]:
     """Labels of which no row would stay."""
     labels = np.array(valued["label"].to_pylist())
@@ -293,5 +305,5 @@ def _emptied(valued: pa.Table) -> list[Any]:
 def _in_words(line: Mapping[str, Any]) -> str:
     """A round in words."""
     went = f"{line['removed']:,} rows went, {line['rows']:,} left" if line["round"] else f"{line['rows']:,} rows"
-    shown = [f"{name} {line[f'{name}_accuracy']:.2%}" for name in ("valid", "test") if f"{name}_accuracy" in line]
+    shown = [f"{name} {line[f'{name}_accuracy']:.2%}" for name in _MEASURED if f"{name}_accuracy" in line]
     return f"round {line['round']}: {went}, accuracy on {', on '.join(shown)}{' (undone)' if line['undone'] else ''}"

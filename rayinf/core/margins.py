@@ -12,6 +12,11 @@ def margin(logits_bc: Tensor, labels: Tensor) -> Tensor:
     return own - others.amax(1)
 
 
+def likeliest_other(logits_bc: Tensor, labels: Tensor) -> Tensor:
+    """The class of the largest logit that is not the row's own label's, `[B]`; of equal ones the first."""
+    return _split(logits_bc, labels)[1].argmax(1)
+
+
 def log_odds(logits_bc: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The log-odds of a row's label, `f = log(p_y / (1 - p_y))` (Park et al. 2023, section 3).
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rayinf.core import fisher
 from rayinf.core.influence import ForwardPass
-from rayinf.core.margins import margin
+from rayinf.core.margins import likeliest_other, margin
 from rayinf.core.row_norms import row_cosines, row_norms
 from rayinf.data.batches import uniforms
 from rayinf.data.shards import Shard
@@ -21,8 +21,8 @@ from rayinf.engine.worker import Ready
 class RowValues(Scoring):
     """Shard -> of every row what the names of the columns say: "loss", "margin", "grad_norm", "random".
 
-    The higher, the better: minus the loss and the norm. Float64. The draws are keyed by the row's position, so that no
-    shard, batch or worker moves one.
+    The higher, the better: minus the loss and the norm. "other" is the position of the likeliest class but the label's.
+    Float64. The draws are keyed by the row's position, so that no shard, batch or worker moves one.
     """
 
     def rows(self, shard: Shard, table: str | None = None) -> Iterator[tuple[Ready, Tensor]]:
@@ -43,6 +43,8 @@ class RowValues(Scoring):
         found = {"loss": -losses.double()}
         if "margin" in self.names:
             found["margin"] = margin(logits, ready.y)
+        if "other" in self.names:
+            found["other"] = likeliest_other(logits, ready.y)
         if "random" in self.names:
             keys = np.arange(ready.raw.start, ready.raw.start + len(ready.raw), dtype=np.uint64)
             found["random"] = torch.from_numpy(uniforms(keys, self.worker.job.spec.seed, 1)[:, 0] - 1.0)

@@ -260,3 +260,24 @@ def test_what_the_budget_is_predicted_to_do(monkeypatch: pytest.MonkeyPatch) -> 
     ):
         with pytest.raises(rayinf.InputError, match=said):
             trim(**wrong, budget=10, predict=True)  # type: ignore[arg-type]
+
+
+def test_a_gap_is_predicted_to_both_orders_with_the_loss() -> None:
+    """Two classes, groups that lean to them; first order is what `trim` itself stops by."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(200, 3)).astype(np.float32)
+    y = (x[:, 0] + rng.normal(size=200) > 0).astype(int)
+    group = (x[:, 0] + 2 * rng.normal(size=200) > 0).astype(int)
+    train, valid = ((x[s], y[s], group[s]) for s in (slice(0, 140), slice(140, 200)))
+    task = rayinf.logistic_regression(train, l2=1e-2, group="group")
+    scores = rayinf.influence(task, train, valid, "demographic_parity", curvature="exact")
+    found = trim(scores, budget=12, predict=True, task=task, train=train, valid=valid)
+    assert found.predicted is not None
+    lines = {line["objective"]: line for line in found.predicted.to_pylist()}
+    assert list(lines) == ["demographic_parity", "total"]
+    gap = lines["demographic_parity"]
+    assert gap["now"] == pytest.approx(found.metadata["gap"], rel=1e-5)
+    assert gap["first_order"] == pytest.approx(found.metadata["predicted_gap"], rel=1e-4)
+    refit = rayinf.retrain(task, train, keep=found.mask, rows=140)
+    truth = rayinf.evaluate(refit, valid, "demographic_parity")["demographic_parity"]
+    assert abs(gap["second_order"] - truth) < abs(gap["first_order"] - truth) < abs(gap["now"] - truth)

@@ -196,6 +196,77 @@ def test_a_class_is_never_emptied() -> None:
     assert found.task is task
 
 
+# --- Other objectives, and rows that judge
+
+
+def grouped(rows: Rows, seed: int) -> pa.Table:
+    """With a column of groups that leans to the class."""
+    x, y = rows
+    group = (y + (np.random.default_rng(seed).random(len(y)) < 0.3)) % 2
+    features = pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), 2)
+    return pa.table({"features": features, "label": y, "group": group})
+
+
+@pytest.mark.parametrize("objective", ["total", "demographic_parity"])
+def test_one_objective_with_a_budget_is_a_loop_of_influence_and_retrain(objective: str) -> None:
+    """Written out: value, remove the most negative, fit again, and compare on rows that no value looks at."""
+    train, valid, held = (grouped(rows, k) for k, rows in enumerate(small()))
+    task, n = rayinf.logistic_regression(train, l2=L2, group="group"), len(train)
+    found = rayinf.trim_rounds(task, train, valid, objective=objective, budget=6, held_out=held, rounds=5)
+    left, now, gone = np.arange(n), task, np.zeros(n, int)
+    costs = [rayinf.evaluate(task, held, objective)[objective]]
+    for r in range(1, 6):
+        scores = rayinf.influence(now, train.take(left), valid, objective, curvature="exact")
+        values = scores.to_numpy()[:, 0]
+        worst = [k for k in np.argsort(values, kind="stable")[:6] if values[k] < 0]
+        if objective != "total":
+            gap = scores.metadata["objective_values"][objective]
+            after = [abs(gap + values[worst[:k]].sum()) for k in range(len(worst) + 1)]
+            worst = worst[: int(np.argmin(after))]
+        if not worst:
+            break
+        stay = np.setdiff1d(left, left[worst])
+        now = rayinf.retrain(task, train, keep=np.isin(np.arange(n), stay), rows=n, paired=True)
+        now = replace(now, l2=L2 * n / len(stay))
+        costs.append(rayinf.evaluate(now, held, objective)[objective])
+        if costs[-1] > costs[-2]:
+            break
+        gone[left[worst]], left = r, stay
+    assert found.round_of.tolist() == gone.tolist() and gone.max() >= 1
+    frame = found.to_pandas()
+    np.testing.assert_allclose(frame[f"held_out_{objective}"], costs, rtol=1e-9)
+    assert f"valid_{objective}" in frame and frame["undone"].sum() == (costs[-1] > costs[-2])
+
+
+def test_held_out_rows_judge_in_the_place_of_the_validation_rows() -> None:
+    train, valid, test = small()
+    wrong = (test[0], 1 - test[1])  # to these each improvement is a loss
+    found = rayinf.trim_rounds(rayinf.logistic_regression(train, l2=L2), train, valid, held_out=wrong)
+    frame = found.to_pandas()
+    assert frame["undone"].any() and found.reason.startswith("accuracy on held_out fell from")
+    assert frame["valid_accuracy"].iloc[-1] >= frame["valid_accuracy"].iloc[-2]
+
+
+def test_a_budget_takes_the_worst_of_the_jointly_harmful() -> None:
+    train, valid, _ = small()
+    task = rayinf.logistic_regression(train, l2=L2)
+    values = rayinf.influence(task, train, valid, "category", curvature="exact").to_numpy()
+    harmful = np.flatnonzero((values <= 0).all(1))
+    assert len(harmful) > 3
+    found = rayinf.trim_rounds(task, train, valid, rounds=1, budget=3)
+    expected = sorted(harmful[np.argsort(values[harmful].sum(1), kind="stable")[:3]])
+    assert np.flatnonzero(found.round_of).tolist() == expected
+
+
+def test_one_column_needs_a_budget() -> None:
+    train, valid, _ = small()
+    task = rayinf.logistic_regression(train, l2=L2)
+    with pytest.raises(rayinf.InputError, match="objective='total' is one column"):
+        rayinf.trim_rounds(task, train, valid, objective="total")
+    with pytest.raises(rayinf.InputError, match="budget must be an integer >= 1"):
+        rayinf.trim_rounds(task, train, valid, objective="total", budget=0)
+
+
 # --- Folders
 
 
@@ -260,6 +331,7 @@ def test_a_folder_of_other_rounds_is_refused(tmp_path: Path) -> None:
         ("damping: None -> 0.1", {"damping": 0.1}),
         ("the validation table", {"valid": test}),
         ("the test table is added", {"test": test}),
+        ("budget: None -> 3", {"budget": 3}),
         ("the model", {"task": rayinf.logistic_regression(valid, l2=L2)}),
     ):
         given = {"task": task, "train": train, "valid": valid, "rounds": 1, "out": tmp_path / "run", **changed}

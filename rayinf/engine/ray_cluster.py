@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,8 +19,8 @@ from rayinf.engine.ray_address import check_address
 from rayinf.engine.ray_calls import get
 from rayinf.errors import InputError, RunError
 
-# Seconds without one more worker that has started.
-_START_SECONDS = 120.0
+# Seconds without one more worker that has started: after which that is reported, and given up.
+_REPORT_SECONDS, _START_SECONDS = 5.0, 120.0
 # A node that has just joined may not be listed yet.
 _ROOM_SECONDS = 3.0
 _FEWER = "pass fewer workers or smaller ones in Cluster(...), or add nodes."
@@ -152,36 +153,45 @@ def _holds(node: dict[str, float], requested: dict[str, float]) -> int:
 
 
 def wait_ready(actors: Sequence[Any], cluster: Cluster) -> None:
-    """Until every actor has started.
+    """Until every actor has started. After a few seconds stderr has the resource that some wait for, if there is one.
 
     Raises:
         RunError: not one more of them has started in two minutes.
     """
     late = [actor.ready.remote() for actor in actors]
-    last = time.monotonic()
+    last, reported = time.monotonic(), False
     while late:
         there, late = ray.wait(late, timeout=1.0)
         for ref in there:
             last = time.monotonic()
             get(ref)
+        if not reported and time.monotonic() - last > _REPORT_SECONDS and (short := _short(cluster)):
+            reported = True
+            print(
+                f"rayinf: {len(late)} of {len(actors)} workers wait for a place: {short}", file=sys.stderr, flush=True
+            )
         if time.monotonic() - last > _START_SECONDS:
             raise RunError(*_why_late(len(late), len(actors), cluster))
 
 
 def _why_late(late: int, workers: int, cluster: Cluster) -> tuple[str, str]:
     """Workers that wait for a place are distinguished from those that have one and are still starting."""
-    free = ray.available_resources()
     what = f"{late} of {workers} workers did not start in {_START_SECONDS:.0f} s"
-    for name, share in (("CPU", cluster.cpus_per_worker), ("GPU", cluster.gpus_per_worker)):
-        if share and free.get(name, 0.0) < share:
-            have = ray.cluster_resources().get(name, 0.0)
-            return (
-                f"{what}: a worker asks for {share:g} {name}s, and {free.get(name, 0.0):g} of the cluster's {have:g} "
-                "are free. Other jobs hold the rest.",
-                "wait for them to end, or pass fewer workers.",
-            )
+    if short := _short(cluster):
+        return f"{what}: {short} Other jobs hold the rest.", "wait for them to end, or pass fewer workers."
     return (
         f"{what}, though the cluster has room for them: the machines are slow to import torch, Ray and the task's own "
         "code, or short of memory.",
         "look at the cluster's logs and the machines' load, then run the same command again.",
     )
+
+
+def _short(cluster: Cluster) -> str | None:
+    """The resource of which no worker's share is free, as a sentence; None where there is none."""
+    free = ray.available_resources()
+    for name, share in (("CPU", cluster.cpus_per_worker), ("GPU", cluster.gpus_per_worker)):
+        if share and free.get(name, 0.0) < share:
+            have = ray.cluster_resources().get(name, 0.0)
+            left = free.get(name, 0.0)
+            return f"a worker asks for {share:g} {name}s, and {left:g} of the cluster's {have:g} are free."
+    return None

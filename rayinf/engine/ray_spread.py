@@ -237,7 +237,7 @@ class _Spread:
     def _cancel(refs: Sequence[Any]) -> None:
         for ref in refs:
             with suppress(Exception):  # a call that runs cannot be cancelled
-                ray.cancel(ref)
+                ray.cancel(ref, recursive=False)
 
     def _working(self) -> dict[str, Any]:
         """The actors at work, by what they do: of an actor's calls the first is under way, and the next one waits."""

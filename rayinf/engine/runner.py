@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, Protocol
 
 from rayinf.data.files import Arrays
@@ -96,11 +97,9 @@ class LocalRunner:
     def fold(self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Chunk], name: str) -> Iterator[int]:
         """Add the sums of each chunk to the store."""
         todo = groups(items, self._store.pending(name, len(items)), 1)
-        if not todo:
-            return
-        work = stage(self._worker, arrays)
+        found = self.map(stage, arrays, {k: items[k] for group in todo.values() for k in group.keys})
         for group in todo.values():
-            sums = tree_sum(perform(work, chunk) for chunk in group.chunks)
+            sums = tree_sum(sums for _, sums in islice(found, len(group.chunks)))
             self._store.add(name, len(items), group.index, sums, group.level)
             yield from group.keys
 

@@ -1,9 +1,10 @@
 """Time and driver memory a shard, of a training table of very many tiny shards: files of one row, or row groups.
 
-    python tests/benchmarks/shards.py FOLDER [--shards 1200 120000] [--groups]
+    python tests/benchmarks/shards.py FOLDER [--shards 1200 120000] [--groups] [--workers 1 2 8] [--no-fsync]
 
 Each count is a run of `influence` in a process of its own, into FOLDER: seconds and peak memory, the order of the ids,
-and what `verify` says. The memory a shard is the difference of the peaks, divided by that of the counts.
+and what `verify` says. The memory a shard is the difference of the peaks, divided by that of the counts. With
+`--workers` each count is run on Ray too, with so many workers (a start of Ray is in the seconds of both counts).
 """
 
 import argparse
@@ -39,16 +40,20 @@ def write(folder: Path, shards: int, groups: bool) -> Path:
     return where
 
 
-def job(train: Path, out: Path) -> None:
-    """One run in this process; prints its figures."""
+def job(train: Path, out: Path, workers: int, fsync: bool) -> None:
+    """One run, in this process where there are no workers; prints its figures."""
     import rayinf
+    from rayinf.data import disk
 
+    if not fsync:
+        disk._force = lambda path: None
+    cluster = rayinf.Cluster(workers=workers, cpus_per_worker=min(1.0, 2 / workers)) if workers else None
     rng = np.random.default_rng(1)
     x = rng.normal(size=(500, WIDTH)).astype(np.float32)
     valid = (x, (x[:, 0] > 0).astype(np.int64))
     task = rayinf.logistic_regression(valid, l2=0.1)
     begin = time.monotonic()
-    scores = rayinf.influence(task, str(train), valid, curvature="ggn", damping=0.1, out=out)
+    scores = rayinf.influence(task, str(train), valid, curvature="ggn", damping=0.1, out=out, cluster=cluster)
     seconds = time.monotonic() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     ids = scores.select(["row_id"])["row_id"].to_numpy()
@@ -62,23 +67,32 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shards", type=int, nargs="+", default=[1200, 120_000])
     parser.add_argument("--groups", action="store_true")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0])
+    parser.add_argument("--no-fsync", action="store_true")
     parser.add_argument("--job", nargs=2, type=Path)
     options = parser.parse_args()
     if options.job:
-        job(*options.job)
+        job(*options.job, options.workers[0], not options.no_fsync)
         return
+    for workers in options.workers:
+        compare(options, workers)
+
+
+def compare(options: argparse.Namespace, workers: int) -> None:
+    """All counts of shards with so many workers."""
     found = {}
     for shards in options.shards:
         train = write(options.folder, shards, options.groups)
-        command = [sys.executable, __file__, str(options.folder), "--job", str(train), f"{train}-run"]
+        command = [sys.executable, __file__, str(options.folder), "--job", str(train), f"{train}-run-{workers}"]
+        command += ["--workers", str(workers), *(["--no-fsync"] if options.no_fsync else [])]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found[shards] = json.loads(done.stdout.splitlines()[-1])
-        print(f"{shards:>8} shards: {found[shards]}", flush=True)
+        print(f"{workers} workers, {shards:>8} shards: {found[shards]}", flush=True)
     few, most = min(found), max(found)
     if few < most:
         slope = (found[most]["peak"] - found[few]["peak"]) / (most - few)
         extra = (found[most]["seconds"] - found[few]["seconds"]) / (most - few)
-        print(f"a shard: {slope:.0f} bytes of peak memory, {1e3 * extra:.2f} ms")
+        print(f"{workers} workers, a shard: {slope:.0f} bytes of peak memory, {1e3 * extra:.2f} ms")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Rows a second of Ray workers: 1 and 2 with one thread each, beside one process with two threads.
 
-    python tests/benchmarks/workers.py [--rows 60000] [--pairs 5]
+    python tests/benchmarks/workers.py [--rows 60000] [--pairs 5] [--fit]
 
 A compute-bound job: ten columns of a 784-512-256-10 network, factors apart (`identity`), so that every second is the
-scoring pass. Start-up is left aside: rates are counted from the shard at which every worker has finished two.
+scoring pass. Start-up is left aside: rates are counted from the shard at which every worker has finished two. With
+`--fit` the rates are those of an EKFAC fit: rows by the seconds of covariance, decompositions and Lambda together.
 """
 
 from __future__ import annotations
@@ -49,11 +50,25 @@ def rate(folder: str, train: Path, valid: Path, cluster: rayinf.Cluster | None) 
     return GROUP * (len(times) - 1 - skip) / (times[-1] - times[skip])
 
 
+def fit_rate(folder: str, train: Path, valid: Path, cluster: rayinf.Cluster | None) -> float:
+    """Rows a second of an EKFAC fit; workers have started when it begins."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 10))
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        run = f"{out}/run"
+        options = {"damping": 0.1, "inverse": "damped", "cluster": cluster, "out": run}
+        rayinf.influence(rayinf.Task(model), train, valid, curvature="ekfac", **options)
+        lines = [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
+    held = {line["name"]: line for line in lines if line["event"] == "stage"}
+    return held["covariance"]["rows"] / sum(held[name]["seconds"] for name in ("covariance", "basis", "lambda"))
+
+
 def main() -> None:
     """Alternate the three ways, and print medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--fit", action="store_true")
     options = parser.parse_args()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     import ray
@@ -70,7 +85,7 @@ def main() -> None:
         train, valid = write(Path(folder) / "train.parquet", options.rows), write(Path(folder) / "valid.parquet", 1000)
         for _ in range(options.pairs):
             for name, cluster in ways.items():
-                found[name].append(rate(folder, train, valid, cluster))
+                found[name].append((fit_rate if options.fit else rate)(folder, train, valid, cluster))
     base = next(iter(found.values()))
     table = Table("", "rows/s (median)", "ratio to 1 worker (median of pairs)", "least", "most")
     for name, rates in found.items():
@@ -80,7 +95,7 @@ def main() -> None:
         )
     Console().print(table)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "workers.json").write_text(json.dumps(found, indent=2))
+    (RESULTS / ("workers-fit.json" if options.fit else "workers.json")).write_text(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class Cluster:
         self.left[ref] = self.seconds.get((actor._actor_id, key), self.seconds.get(actor._actor_id, 1.0))
         return ref
 
-    def cancel(self, ref):
+    def cancel(self, ref, recursive):
         who = self.sent[ref][0]
         if who in self.gone or self.queues[who].index(ref) > 0:
             self.queues[who].remove(ref)

@@ -301,13 +301,14 @@ def _parquet(paths: Sequence[str], name: str) -> ParquetTable:
             indexes.append(known.setdefault(kind, kind))  # one object for all files of a kind
             own.extend(own_numbers(footer.index))
             stats.update(repr((file, footer.state.stat)).encode())
-            entries.update(repr(footer.state.entry).encode())
+            entries.update(repr((footer.state.entry,)).encode())
             young = young or footer.state.young
             size += footer.size
     assert schema is not None
     rows = sum(groups)
     read_rows = _power_of_two(READ_BYTES * max(rows, 1) // max(size, 1))
     shards = Shards(_shards(source.files, groups, counted_groups, read_rows * READS_PER_SHARD), source.files)
+    entries.update(repr((read_rows, READS_PER_SHARD)).encode())  # a scan knows the sizes of the shards
     index = joined(indexes)
     counts = {}
     if index is not None and index.counts:

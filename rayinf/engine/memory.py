@@ -106,6 +106,7 @@ def _factors(job: Job, probed: Probe, workers: int, merged: int) -> list[Need]:
         "basis": f"Factors of layers with up to {largest:,} inputs or outputs, and their eigenvectors,",
         "lambda": f"Bases and squared gradients of {probed.parameters:,} parameters",
         "solved": f"Factors of {probed.parameters:,} parameters, their copies and the queries",
+        "inverse": f"Factors of {probed.parameters:,} parameters, their copies and their inverse",
     }
     held = kronecker_bytes(job, probed, workers, merged)
     return [Need(words[k], held[k], f'{_FEWER[:-1]}, or use curvature="identity".') for k in words if k in held]

@@ -99,9 +99,9 @@ class Run:
         if self.folder is not None:
             self.folder.log(event, **fields)
 
-    def fold(self, stage: type[stages.Stage], arrays: Any, table: str, name: str) -> None:
-        """Sum a stage over a table into the store, under `name`."""
-        items = chunks(self.job.tables[table].shards, self.chunk_count)
+    def fold(self, stage: type[stages.Stage], arrays: Any, table: str, name: str, most: int | None = None) -> None:
+        """Sum a stage over a table into the store, under `name`; in at most so many chunks, if `most` is given."""
+        items = chunks(self.job.tables[table].shards, most or self.chunk_count)
         with self.timed(name, self.scans[table].rows) as advance:
             for key in self.runner.fold(stage, arrays, items, name):
                 advance(items[key].rows)

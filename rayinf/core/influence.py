@@ -87,11 +87,18 @@ class _Lazy:
         return tiles(self.block, self.module, self.inputs, self.gradients, self.times)
 
 
-def add_queries(sums: Sums, forward_pass: ForwardPass, cotangent_bc: Tensor, weights_bq: Tensor, prefix: str) -> None:
+def add_queries(
+    sums: Sums,
+    forward_pass: ForwardPass,
+    cotangent_bc: Tensor,
+    weights_bq: Tensor,
+    prefix: str,
+    dtype: torch.dtype = torch.float64,
+) -> None:
     """Add a batch to the queries `V_q = sum_b w_bq (row gradient of b)`, `[Q, r, o, i]` under `<prefix>/<block>`.
 
     Rows of weight 0 are skipped, so that K categories cost as much as one total. Multiplied in the model's
-    precision, added in float64. The batch's graph is kept, for further functions of its rows.
+    precision. The batch's graph is kept, for further functions of its rows.
 
     Args:
         sums: where to add.
@@ -99,12 +106,13 @@ def add_queries(sums: Sums, forward_pass: ForwardPass, cotangent_bc: Tensor, wei
         cotangent_bc: gradient of the row function in the logits.
         weights_bq: `[B, Q]`.
         prefix: of the keys.
+        dtype: that the queries are added in.
     """
     count = weights_bq.shape[1]
     for block, parts in forward_pass.block_tiles(cotangent_bc, last=False, times=SUM_TILES):
         key = f"{prefix}/{block.name}"
         if key not in sums:
-            sums[key] = torch.zeros(count, *block.shape, dtype=torch.float64, device=cotangent_bc.device)
+            sums[key] = torch.zeros(count, *block.shape, dtype=dtype, device=cotangent_bc.device)
         for tile in parts:
             for q in range(count):
                 w = weights_bq[tile.rows, q]
@@ -113,7 +121,7 @@ def add_queries(sums: Sums, forward_pass: ForwardPass, cotangent_bc: Tensor, wei
                     continue
                 a = tile.a_brti[rows].transpose(0, 1).flatten(1, 2)
                 g = (tile.g_brto[rows] * w[rows][:, None, None, None]).transpose(0, 1).flatten(1, 2)
-                value = torch.bmm(g.transpose(1, 2), a).to(torch.float64)
+                value = torch.bmm(g.transpose(1, 2), a).to(sums[key].dtype)
                 tile.add_to(sums[key][q], value)
 
 

@@ -82,7 +82,7 @@ def solve_eigen(
     singular = not bool(inverse_roi.all()) and bool(inverse_roi.any())
     out = torch.empty(v_qroi.shape, dtype=dtype)
     for k, v_roi in enumerate(v_qroi):
-        rotated = into_basis(v_roi, basis)
+        rotated = into_basis(v_roi.double(), basis)
         if singular:
             flat = rotated.flatten()[None]
             _check_lost(flat * (inverse_roi.flatten() == 0), flat, shown(block.name))

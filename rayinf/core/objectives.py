@@ -259,7 +259,7 @@ def query_vectors(
         halves: append, after all columns, each column of the first half, then of the second.
 
     Returns:
-        `{block: [Q, r, o, i]}` in float64, columns in the order of the targets.
+        `{block: [Q, r, o, i]}` in the precision of the sums, columns in the order of the targets.
 
     Raises:
         InputError: `combine` returns no differentiable number, or one that is not finite.
@@ -274,8 +274,8 @@ def query_vectors(
             mix, _ = _mixture(target, view(sums[f"S{j}"])[where], view(sums[f"C{j}"])[where])
             for b in blocks:
                 v = view(sums[f"V{j}/{b.name}"])[where]
-                parts[b.name].append(v if mix is None else torch.tensordot(mix, v, dims=1))
-    return {name: torch.cat(p) for name, p in parts.items()}
+                parts[b.name].append(v if mix is None else torch.tensordot(mix.to(v.dtype), v, dims=1))
+    return {name: p[0] if len(p) == 1 else torch.cat(p) for name, p in parts.items()}
 
 
 def _mixture(target: Target, totals: Tensor, counts: Tensor) -> tuple[Tensor | None, Tensor]:

@@ -66,6 +66,7 @@ class BaselineSpec(RunSpec):
     inverse: str = field(default="auto", init=False)
     training_time: float | None = field(default=None, init=False)
     damping: float | str | None = field(default=None, init=False)
+    curvature_rows: int | None = field(default=None, init=False)
     factors: str | AnyPath | None = field(default=None, init=False, metadata=DRIVER_ONLY)
 
     train: Any = field(metadata=TRAIN)

@@ -77,11 +77,19 @@ def solve(queries: Arrays, source: Arrays, solver: Solver, targets: Sequence[Tar
     Raises:
         InputError: a singular or negative curvature (see `rayinf.core.inverse`).
     """
-    sums = _tensors(queries)
-    vectors, details = query_vectors(sums, targets, solver.blocks, halves), objective_details(sums, targets).values()
-    if not any(bool(v.any()) for v in vectors.values()):
+    small = _tensors({k: v for k, v in queries.items() if not k.startswith("V")})
+    details, moved = objective_details(small, targets).values(), []
+
+    def vectors(block: Block) -> Tensor:
+        own = {k: v for k, v in queries.items() if k.startswith("V") and k.partition("/")[2] == block.name}
+        found = query_vectors({**small, **_tensors(own)}, targets, [block], halves)[block.name]
+        moved.append(bool(found.any()))
+        return found
+
+    solved = precondition(vectors, len(column_names(targets, halves)), source, solver)
+    if not any(moved):
         raise InputError(
-            f"None of the {int(next(v for k, v in sums.items() if k.startswith('C')).sum()):,} validation rows has a "
+            f"None of the {int(next(v for k, v in small.items() if k.startswith('C')).sum()):,} validation rows has a "
             "gradient: the objective is flat at all of them, and every value would be 0.",
             "check the scale of the features and of the model's outputs: it is so sure of every row that its loss is 0 "
             "to the last digit.",
@@ -89,7 +97,7 @@ def solve(queries: Arrays, source: Arrays, solver: Solver, targets: Sequence[Tar
     names = dict.fromkeys(name for column in details for name in column)
     beside = {f"details/{n}": np.array([column.get(n, np.nan) for column in details]) for n in names}
     fit = {k: v for k, v in queries.items() if k.startswith(PREFIX)}
-    return {**precondition(vectors, source, solver), **beside, **fit}
+    return {**solved, **beside, **fit}
 
 
 def details_by_column(solved: Arrays, columns: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -104,19 +112,20 @@ def column_names(targets: Sequence[Target], halves: bool) -> list[str]:
     return names + [prefix + n for prefix in HALVES for n in names] if halves else names
 
 
-def precondition(vectors: dict[str, Tensor], source: Arrays, solver: Solver) -> Arrays:
-    """Query vectors V `[Q, r, o, i]` a block -> `U/<block>` in the model's precision.
+def precondition(vectors: Callable[[Block], Tensor], columns: int, source: Arrays, solver: Solver) -> Arrays:
+    """Query vectors V `[Q, r, o, i]` a block -> `U/<block>` in the model's precision; V of one block is held at a time.
 
     Args:
-        vectors: V.
+        vectors: V of a block.
+        columns: Q.
         source: for a dense curvature its `inverse_payload`, else the factors.
         solver: what is solved.
     """
     held, dtype = _tensors(source), getattr(torch, solver.dtype)
     scale: Arrays = {}
-    with fixed_threads(sum(v.numel() for v in vectors.values()) > LARGE_QUERIES):
+    with fixed_threads(columns * sum(b.numel for b in solver.blocks) > LARGE_QUERIES):
         solved = _solved(vectors, held, solver, dtype)
-        if dtype is torch.float32 and inverse.out_of_range({k: v.to(dtype) for k, v in solved.items()}):
+        if dtype is torch.float32 and inverse.out_of_range(solved):
             solved, scale_q = inverse.scale_queries(_solved(vectors, held, solver, torch.float64))
             scale = {} if bool((scale_q == 1).all()) else {"scale": scale_q.numpy()}
     flat = {f"flat/{name}": np.ones(1) for name in _flat(held, solver)}
@@ -144,29 +153,29 @@ def _flat(held: dict[str, Tensor], solver: Solver) -> list[str]:
 
 
 def _solved(
-    vectors: dict[str, Tensor], held: dict[str, Tensor], solver: Solver, dtype: torch.dtype
+    vectors: Callable[[Block], Tensor], held: dict[str, Tensor], solver: Solver, dtype: torch.dtype
 ) -> dict[str, Tensor]:
+    if solver.curvature in DENSE:
+        joined = inverse.join_blocks({b.name: vectors(b) for b in solver.blocks}, solver.blocks).double()
+        flat = inverse.solve_dense(joined, held["dense"], held["null"])
+        return {k: v.to(dtype) for k, v in inverse.split_blocks(flat, solver.blocks).items()}
     if solver.curvature == "identity":
-        solved = {k: v / solver.rows for k, v in vectors.items()}
-    elif solver.curvature in DENSE:
-        flat = inverse.solve_dense(inverse.join_blocks(vectors, solver.blocks), held["dense"], held["null"])
-        solved = inverse.split_blocks(flat, solver.blocks)
-    else:
-        levels, bases, solved = eigenvalues(held, solver), read_bases(held), {}
-        for block in solver.blocks:
-            v, level = vectors[block.name], levels.get(block.name)
-            if level is None or not bool(level.any()):
-                solved[block.name] = torch.zeros_like(v)
-                continue
-            inv = inverse.eigen_inverse(level, solver.rows, solver.l2, solver.response, block.name)
-            solved[block.name] = inverse.solve_eigen(block, v, bases[block.name], inv, dtype)
+        return {b.name: (vectors(b) / solver.rows).to(dtype) for b in solver.blocks}
+    levels, bases, solved = eigenvalues(held, solver), read_bases(held), {}
+    for block in solver.blocks:
+        v, level = vectors(block), levels.get(block.name)
+        if level is None or not bool(level.any()):
+            solved[block.name] = torch.zeros_like(v, dtype=dtype)
+            continue
+        inv = inverse.eigen_inverse(level, solver.rows, solver.l2, solver.response, block.name)
+        solved[block.name] = inverse.solve_eigen(block, v, bases[block.name], inv, dtype)
     return solved
 
 
 def precondition_rows(queries: Arrays, source: Arrays, solver: Solver) -> Arrays:
     """Gradients of single rows, `V/<block>`, -> `U/<block>`."""
-    held = _tensors(queries)
-    return precondition({b.name: held[f"V/{b.name}"] for b in solver.blocks}, source, solver)
+    rows = len(queries[f"V/{solver.blocks[0].name}"])
+    return precondition(lambda block: torch.tensor(queries[f"V/{block.name}"]), rows, source, solver)
 
 
 def rows_with_basis(queries: Arrays, source: Arrays) -> Arrays:

@@ -1,8 +1,9 @@
 """What a run must hold in memory at once, counted from its shapes before any work, against what there is.
 
-The constants are copies that the code makes, and were measured: 28 bytes a parameter and column in float32 with EKFAC
-(sums 8, as tensors 8, query vectors 8, solved 4), 32 in float64, 36 with "identity"; with halves, two sums and three
-vectors a column. What (E)KFAC holds beside is counted by step (`kronecker_bytes`).
+The constants are copies that the code makes, and were measured: 12 bytes a parameter and column in float32 with EKFAC
+(sums 8, solved 4) and 8 more for the largest layer's query vectors, 16 with "identity"; with halves, two sums and three
+vectors a column. Sums of more than 256 MiB are in the model's precision. What (E)KFAC holds beside is counted
+by step (`kronecker_bytes`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from rayinf.engine.machine import free_memory
 from rayinf.engine.measure_spec import AcquireSpec
 from rayinf.engine.probe import Probe
 from rayinf.engine.spec import PairsSpec
+from rayinf.engine.stages import query_dtype
 from rayinf.errors import InputError
 
 # Of what is free, so much may be planned for: the rest is for batches and for what other programs take meanwhile.
@@ -84,19 +86,32 @@ _FEWER = 'value fewer parameters with Task(parameters="last") or a list of modul
 def query_bytes(job: Job, probed: Probe, workers: int, merged: int) -> Need:
     """Group sums of gradients, and the queries that are made of them."""
     item = torch.finfo(getattr(torch, probed.dtype)).bits // 8
-    halves = job.spec.halves
-    sums = sum(t.width for t in job.targets) * (2 if halves else 1)
+    halves, p = job.spec.halves, probed.parameters
+    sums = _group_sums(job)
     columns = len(column_names(job.targets, halves))
-    parts = len(chunks(job.tables["valid"].shards, merged))
-    solve = 16 * sums + (8 + item + (8 if job.spec.curvature == "identity" else 0)) * columns
-    fold = 8 * sums * (math.ceil(math.log2(parts)) + 2 + (2 * workers if workers > 1 else 0))
-    score = item * columns * (1 + workers)
+    each = torch.finfo(query_dtype(sums, p, getattr(torch, probed.dtype))).bits // 8
+    parts = len(chunks(job.tables["valid"].shards, 1 if are_summed_at_once(job, probed) else merged))
+    largest = max(b.numel for b in probed.blocks)
+    copied = columns * (2 if job.spec.curvature == "identity" else 1)
+    if halves or len(job.targets) > 1:  # joined from parts
+        copied += sums
+    solve = (each * sums + item * columns) * p + each * copied * largest
+    fold = each * sums * p * (math.ceil(math.log2(parts)) + 2 + (2 * workers if workers > 1 else 0))
+    score = item * columns * p * (1 + workers)
     what = f"{columns:,} column{'s' if columns > 1 else ''} over {probed.parameters:,} parameters"
-    each = probed.parameters * max(solve, fold, score)
     fix = f"ask for fewer columns at a time (objective), or {_FEWER}"
     if halves:
         fix = f"leave halves out, {fix}"
-    return Need(what, each, fix)
+    return Need(what, max(solve, fold, score), fix)
+
+
+def are_summed_at_once(job: Job, probed: Probe) -> bool:
+    """Whether group sums of gradients are too large for partial sums: they are then added up in one chunk."""
+    return query_dtype(_group_sums(job), probed.parameters, torch.float32) is not torch.float64
+
+
+def _group_sums(job: Job) -> int:
+    return sum(t.width for t in job.targets) * (2 if job.spec.halves else 1)
 
 
 def _factors(job: Job, probed: Probe, workers: int, merged: int) -> list[Need]:

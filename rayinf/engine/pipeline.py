@@ -27,7 +27,7 @@ from rayinf.engine.entry import DENSE
 from rayinf.engine.fit_quality import KEY, VALID_KEY, FitMerge, FitSums, fit_quality, of_shards, of_valid
 from rayinf.engine.identity import describe_factors, provenance
 from rayinf.engine.job import Chunk
-from rayinf.engine.memory import tile_rows
+from rayinf.engine.memory import are_summed_at_once, tile_rows
 from rayinf.engine.minimum import check_minimum
 from rayinf.engine.run import NORMS, VALID_NORMS, Run
 from rayinf.errors import InputError
@@ -141,7 +141,8 @@ derive = _derive
 def solve_queries(run: Run) -> Any:
     """Objectives over the validation rows, through the inverse curvature: a handle of `U/<block>`."""
     if not run.runner.store("has", "solved"):
-        run.fold(stages.Queries, {}, "valid", "queries")
+        # Large sums are added up in one chunk: each that waits to be merged would take as much memory again.
+        run.fold(stages.Queries, {}, "valid", "queries", 1 if are_summed_at_once(run.job, run.probe) else None)
     inputs = ["queries", _solve_source(run)]
     return _derive(run, "solved", curv.solve, inputs, run.solver, run.job.targets, run.spec.halves)
 

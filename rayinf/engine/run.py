@@ -98,9 +98,10 @@ class Run:
         if self.folder is not None:
             self.folder.log(event, **fields)
 
-    def fold(self, stage: type[stages.Stage], arrays: Any, table: str, name: str) -> None:
-        """Sum a stage over a table into the store, under `name`."""
-        items = self.leaves(self.job.tables[table])
+    def fold(self, stage: type[stages.Stage], arrays: Any, table: str, name: str, most: int | None = None) -> None:
+        """Sum a stage over a table into the store, under `name`; in at most so many chunks, if `most` is given."""
+        summed = self.job.tables[table]
+        items = self.leaves(summed) if most is None else chunks(summed.shards, most)
         self.log("sums", name=name, chunks=len(items))
         with self.timed(name, self.scans[table].rows) as advance:
             for key in self.runner.fold(stage, arrays, items, name):

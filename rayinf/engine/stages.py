@@ -32,6 +32,19 @@ from rayinf.errors import InputError, RunError
 from rayinf.user_code import on_rows
 
 _SCAN_ROWS = 8192
+# Queries are added in float64 up to so many bytes in all; larger ones in the model's precision.
+_EXACT_QUERIES = 256 << 20
+
+
+def query_dtype(columns: int, parameters: int, own: torch.dtype) -> torch.dtype:
+    """The precision that queries are added in.
+
+    Args:
+        columns: group sums of them.
+        parameters: that are valued.
+        own: of the model.
+    """
+    return torch.float64 if 8 * columns * parameters <= _EXACT_QUERIES else own
 
 
 class Stage(Protocol):
@@ -45,21 +58,23 @@ class Stage(Protocol):
 
 
 def perform(stage: Stage, item: Any) -> Any:
-    """The stage's result for an item.
+    """The stage's result for an item. Where the accelerator's memory runs out, the item is done again in half batches.
 
     Raises:
-        RunError: the accelerator's memory does not hold a batch.
+        RunError: the accelerator's memory does not hold a batch of one row.
         UserCodeError: the user's own code failed, with its rows.
     """
     worker = getattr(stage, "worker", None)
-    try:
-        with on_rows(lambda: worker.rows_at_work if worker else ""):
-            return stage(item)
-    except torch.OutOfMemoryError as error:
-        raise RunError(
-            f"{type(stage).__name__} ran out of the accelerator's memory: {str(error).splitlines()[0]}",
-            "pass a smaller batch_size (with a new out folder), or fewer columns at a time.",
-        ) from error
+    while True:
+        try:
+            with on_rows(lambda: worker.rows_at_work if worker else ""):
+                return stage(item)
+        except torch.OutOfMemoryError as error:
+            if worker is None or not worker.halve_batches():
+                raise RunError(
+                    f"{type(stage).__name__} ran out of the accelerator's memory: {str(error).splitlines()[0]}",
+                    "pass a smaller batch_size (with a new out folder), or fewer columns at a time.",
+                ) from error
 
 
 class Scan:
@@ -239,6 +254,12 @@ class Queries(Summing):
 
     table = "valid"
 
+    def prepare(self, arrays: Arrays) -> None:
+        """Choose the precision of the sums."""
+        job, parameters = self.worker.job, sum(b.numel for b in self.worker.blocks)
+        sums = sum(t.width for t in job.targets) * (2 if job.spec.halves else 1)
+        self.dtype = query_dtype(sums, parameters, self.worker.dtype)
+
     def batch(self, sums: Sums, ready: Ready) -> None:
         """Add one batch."""
         sources = objectives.sources(self.worker.job.targets)
@@ -264,7 +285,7 @@ class Queries(Summing):
         weights = objectives.weights(shared, codes, w.halves(ready), ready.y).to(w.dtype)
         objectives.add_values(sums, j, shared, values, weights, (forward_pass.logits.detach(), ready.y))
         with kfac.scaled(sums, scale, "V", power=1) as part:
-            add_queries(part, forward_pass, cotangent, weights, f"V{j}")
+            add_queries(part, forward_pass, cotangent, weights, f"V{j}", self.dtype)
 
 
 class Scoring:

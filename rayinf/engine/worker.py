@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # Floats of activations that one batch may hold (512 MB in float32): fixes the batch size where none is given.
 BATCH_FLOATS = 128_000_000
 MOST_ROWS = 1024
+MOST_ROWS_ON_CARD = 16_384
+# Of an accelerator's memory; where that is too much for a model, batches are halved.
+_CARD_SHARE = 0.4
 # Random signs are drawn apart from labels, halves, subsamples and rows.
 _SIGN_SEED = 16
 _AUTOCAST = {None: None, "fp64": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -57,6 +60,8 @@ class Worker:
         self.rows_read = 0
         self._batch: tuple[str, Batch] | None = None
         self.drawn: DrawnRows | None = None
+        # How often batches were halved, since the device ran out of memory.
+        self.halvings = 0
 
     @cached_property
     def model(self) -> nn.Module:
@@ -117,12 +122,23 @@ class Worker:
         return any(isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in self.model.modules())
 
     def rows_a_batch(self, columns: int) -> int:
-        """Rows that fit in `BATCH_FLOATS` with this many Fisher columns: fixed by the model and the data alone."""
-        if self.job.spec.batch_size is not None:
-            return self.job.spec.batch_size
+        """Rows that fit in memory with this many Fisher columns: fixed by the model, the data and the kind of device.
+
+        Fewer once the device has run out of memory.
+        """
         if columns not in self._sizes:
-            self._sizes[columns] = self._measure(columns)
-        return self._sizes[columns]
+            self._sizes[columns] = self.job.spec.batch_size or self._measure(columns)
+        return max(1, self._sizes[columns] >> self.halvings)
+
+    def halve_batches(self) -> bool:
+        """Take half as many rows from now on, after the device has run out of memory; False if there is no half."""
+        largest = max(self._sizes.values(), default=1)
+        if largest >> self.halvings <= 1:
+            return False
+        self.halvings += 1
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
 
     @cached_property
     def _sizes(self) -> dict[int, int]:
@@ -133,7 +149,12 @@ class Worker:
         loose = sum(b.numel for b in self.blocks if b.kind == "loose")
         # Saved activations of the other layers (norms, non-linearities) are taken as twice the outputs.
         floats = inputs + (columns + 3) * outputs + loose + len(self.job.classes.labels) * 8
-        return int(min(max(BATCH_FLOATS // floats, 1), MOST_ROWS))
+        room, most = BATCH_FLOATS, MOST_ROWS
+        if self.device.type == "cuda":
+            # By what the card has, not by what is free at the moment: batches move the last bits of sums.
+            room = int(torch.cuda.get_device_properties(self.device).total_memory * _CARD_SHARE) // 4
+            most = MOST_ROWS_ON_CARD
+        return int(min(max(room // floats, 1), most))
 
     @cached_property
     def activations(self) -> tuple[int, int]:

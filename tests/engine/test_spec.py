@@ -50,7 +50,21 @@ OTHER: dict[str, Any] = {
     "aggregate": 0.25,
     "samples": 3,
 }
-ELSEWHERE = {"task", "train", "valid", "labeled", "pool", "objective", "factors", "cluster", "out", "n", "exclude"}
+# `curvature_rows` is a part of a run's identity where it draws rows.
+ELSEWHERE = {
+    "curvature_rows",
+    "task",
+    "train",
+    "valid",
+    "labeled",
+    "pool",
+    "objective",
+    "factors",
+    "cluster",
+    "out",
+    "n",
+    "exclude",
+}
 
 
 def table(rows: int = 40) -> tuple[Any, Any]:

@@ -220,7 +220,7 @@ def test_the_same_bytes_on_a_cluster(tables, ray_session, tmp_path) -> None:
     """Batches, and a subsample of FI, whose forest and limit are made in the driver."""
     labeled, (_, pool) = tables
     cluster = rayinf.Cluster(workers=2)
-    for strategy in ("fi_batch", "badge", "typiclust"):
+    for strategy in ("fi_batch", "typiclust"):
         here = job.acquire(labeled, pool, tmp_path / f"{strategy}-here", strategy=strategy)
         there = job.acquire(labeled, pool, tmp_path / f"{strategy}-there", cluster, strategy=strategy)
         assert there.row_ids.tolist() == here.row_ids.tolist()

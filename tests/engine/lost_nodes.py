@@ -22,7 +22,7 @@ import psutil
 
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "200")
 os.environ.setdefault("RAY_health_check_period_ms", "1000")
-os.environ.setdefault("RAY_health_check_failure_threshold", "3")
+os.environ.update(RAY_health_check_failure_threshold="4")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import ray
@@ -62,7 +62,7 @@ def run(tables: list[str], out: Path, lose: Any, stage: str, place: Any = None) 
     ray_runner.RayRunner.fold = fold  # type: ignore[method-assign]
     ray_runner.near_driver = place or plain_near
     try:
-        job.run(*tables, out, rayinf.Cluster(workers=2, patience=200), job.slow, batch_size=20)
+        job.run(*tables, out, rayinf.Cluster(workers=2, patience=200), job.slow_everywhere, batch_size=20)
     finally:
         ray_runner.RayRunner.fold, ray_runner.near_driver = plain_fold, plain_near  # type: ignore[method-assign]
     return {"digest": job.digest(out), "lost": len(lost), "seconds": round(time.monotonic() - lost[0], 1)}

@@ -84,6 +84,12 @@ def slow(x):
     return x
 
 
+def slow_everywhere(x):
+    """A transform that takes its time in every stage."""
+    time.sleep(0.02)
+    return x
+
+
 def same(x):
     """A transform that changes nothing."""
     return x

@@ -19,7 +19,7 @@ def test_the_node_of_a_worker_and_that_of_the_store_are_lost(tmp_path):
     """In a process of its own: the Ray of these tests has one node."""
     train = job.write(tmp_path / "train.parquet", job.ROWS, 1, 100)
     valid = job.write(tmp_path / "valid.parquet", job.VALID, 2, 40)
-    job.run(train, valid, tmp_path / "calm", transform=job.slow, batch_size=20)
+    job.run(train, valid, tmp_path / "calm", transform=job.slow_everywhere, batch_size=20)
     script = Path(__file__).parent / "lost_nodes.py"
     done = subprocess.run(
         [sys.executable, str(script), str(train), str(valid), str(tmp_path)],

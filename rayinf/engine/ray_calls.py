@@ -63,6 +63,17 @@ class Life:
         return self._name, self._count()
 
 
+def processor_seconds(thread: int | None) -> float:
+    """Processor time of a thread, in tenths of a second; that of the process where the thread or its clock is unknown.
+
+    Args:
+        thread: its identifier.
+    """
+    if thread is None or not hasattr(time, "pthread_getcpuclockid"):
+        return round(time.process_time(), 1)
+    return round(time.clock_gettime(time.pthread_getcpuclockid(thread)), 1)
+
+
 class Watch:
     """Waits for calls, and ends a wait in which nothing moves.
 

@@ -19,8 +19,8 @@ from rayinf.engine.ray_address import check_address
 from rayinf.engine.ray_calls import get
 from rayinf.errors import InputError, RunError
 
-# Seconds without one more worker that has started: after which that is reported, and given up.
-_REPORT_SECONDS, _START_SECONDS = 5.0, 120.0
+# Seconds without one more worker that has started.
+_START_SECONDS = 120.0
 # A node that has just joined may not be listed yet.
 _ROOM_SECONDS = 3.0
 _FEWER = "pass fewer workers or smaller ones in Cluster(...), or add nodes."
@@ -106,7 +106,7 @@ def _init(cluster: Cluster) -> None:
 
 
 def _check_room(cluster: Cluster, workers: int) -> None:
-    """Refuse workers that the cluster cannot hold even when nothing else runs on it.
+    """Refuse workers that the cluster cannot hold even when nothing else runs on it; report those that must wait.
 
     Raises:
         InputError: the resource that is short.
@@ -115,20 +115,54 @@ def _check_room(cluster: Cluster, workers: int) -> None:
     end = time.monotonic() + _ROOM_SECONDS
     while True:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        room = sum(min(_holds(node, {k: v}) for k, v in requested.items() if v) for node in nodes)
+        room = _room(nodes, requested)
         if room >= workers:
+            _report_busy(requested, workers)
             return
         if time.monotonic() > end:
             break
         time.sleep(0.2)
-    short = min(
-        (k for k, v in requested.items() if v), key=lambda k: sum(_holds(node, {k: requested[k]}) for node in nodes)
-    )
+    short = _shortest(nodes, requested)
     have = ", ".join(f"{node.get(short, 0):g}" for node in nodes)
     raise InputError(
         f"Cluster(workers={workers}) asks for {requested[short]:g} {short}s a worker, and Ray has {have} {short}s on "
         f"its {len(nodes)} node(s): room for {room} workers.",
         _FEWER,
+    )
+
+
+def _report_busy(requested: dict[str, float], workers: int) -> None:
+    """Print which resource is missing for workers that cannot start yet: other jobs hold it."""
+    end = time.monotonic() + _ROOM_SECONDS  # what has just ended is not free at once
+    while True:
+        try:
+            nodes = list(ray._private.state.available_resources_per_node().values())
+        except Exception:  # another version of Ray, or its client: nothing is known
+            return
+        if (room := _room(nodes, requested)) >= workers:
+            return
+        if time.monotonic() > end:
+            break
+        time.sleep(0.2)
+    short = _shortest(nodes, requested)
+    have = ", ".join(f"{node.get(short, 0):g}" for node in nodes)
+    print(
+        f"rayinf: there is room for {room} of {workers} workers: each asks for {requested[short]:g} {short}s, and "
+        f"{have} are free on the cluster's {len(nodes)} node(s). The others start when other jobs end.",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _room(nodes: Sequence[dict[str, float]], requested: dict[str, float]) -> int:
+    """Workers that nodes hold in all."""
+    return sum(min(_holds(node, {k: v}) for k, v in requested.items() if v) for node in nodes)
+
+
+def _shortest(nodes: Sequence[dict[str, float]], requested: dict[str, float]) -> str:
+    """The resource that suffices for the fewest workers."""
+    return min(
+        (k for k, v in requested.items() if v), key=lambda k: sum(_holds(node, {k: requested[k]}) for node in nodes)
     )
 
 
@@ -153,45 +187,36 @@ def _holds(node: dict[str, float], requested: dict[str, float]) -> int:
 
 
 def wait_ready(actors: Sequence[Any], cluster: Cluster) -> None:
-    """Until every actor has started. After a few seconds stderr has the resource that some wait for, if there is one.
+    """Until every actor has started.
 
     Raises:
         RunError: not one more of them has started in two minutes.
     """
     late = [actor.ready.remote() for actor in actors]
-    last, reported = time.monotonic(), False
+    last = time.monotonic()
     while late:
         there, late = ray.wait(late, timeout=1.0)
         for ref in there:
             last = time.monotonic()
             get(ref)
-        if not reported and time.monotonic() - last > _REPORT_SECONDS and (short := _short(cluster)):
-            reported = True
-            print(
-                f"rayinf: {len(late)} of {len(actors)} workers wait for a place: {short}", file=sys.stderr, flush=True
-            )
         if time.monotonic() - last > _START_SECONDS:
             raise RunError(*_why_late(len(late), len(actors), cluster))
 
 
 def _why_late(late: int, workers: int, cluster: Cluster) -> tuple[str, str]:
     """Workers that wait for a place are distinguished from those that have one and are still starting."""
+    free = ray.available_resources()
     what = f"{late} of {workers} workers did not start in {_START_SECONDS:.0f} s"
-    if short := _short(cluster):
-        return f"{what}: {short} Other jobs hold the rest.", "wait for them to end, or pass fewer workers."
+    for name, share in (("CPU", cluster.cpus_per_worker), ("GPU", cluster.gpus_per_worker)):
+        if share and free.get(name, 0.0) < share:
+            have = ray.cluster_resources().get(name, 0.0)
+            return (
+                f"{what}: a worker asks for {share:g} {name}s, and {free.get(name, 0.0):g} of the cluster's {have:g} "
+                "are free. Other jobs hold the rest.",
+                "wait for them to end, or pass fewer workers.",
+            )
     return (
         f"{what}, though the cluster has room for them: the machines are slow to import torch, Ray and the task's own "
         "code, or short of memory.",
         "look at the cluster's logs and the machines' load, then run the same command again.",
     )
-
-
-def _short(cluster: Cluster) -> str | None:
-    """The resource of which no worker's share is free, as a sentence; None where there is none."""
-    free = ray.available_resources()
-    for name, share in (("CPU", cluster.cpus_per_worker), ("GPU", cluster.gpus_per_worker)):
-        if share and free.get(name, 0.0) < share:
-            have = ray.cluster_resources().get(name, 0.0)
-            left = free.get(name, 0.0)
-            return f"a worker asks for {share:g} {name}s, and {left:g} of the cluster's {have:g} are free."
-    return None

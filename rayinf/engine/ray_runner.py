@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,7 +24,17 @@ from rayinf.engine.factors import FactorStore, tree_sum
 from rayinf.engine.job import Chunk, Cluster, Job
 from rayinf.engine.leaves import Group, groups
 from rayinf.engine.leftovers import remove, sweep_temporaries, temporary_folder
-from rayinf.engine.ray_calls import FAULTS, REPORTS, Life, Watch, check_deaths, get, label, restarts_of
+from rayinf.engine.ray_calls import (
+    FAULTS,
+    REPORTS,
+    Life,
+    Watch,
+    check_deaths,
+    get,
+    label,
+    processor_seconds,
+    restarts_of,
+)
 from rayinf.engine.ray_cluster import connect, near_driver, owns_ray, wait_ready
 from rayinf.engine.ray_metrics import Meter, meter
 from rayinf.engine.ray_spread import spread
@@ -72,7 +81,8 @@ class _Actor:
         self._worker: Worker | None = None
         self._held: tuple[_Work, Stage | None] | None = None
         self._steps = 0
-        self._life = Life(lambda: self._steps + (self._worker.rows_read if self._worker else 0))
+        self._thread: int | None = None
+        self._life = Life(self._progressed)
 
     @ray.method(concurrency_group=REPORTS)
     def ready(self) -> int:
@@ -81,7 +91,10 @@ class _Actor:
 
     @ray.method(concurrency_group=REPORTS)
     def progress(self) -> tuple[str, float]:
-        """Answers while a call is under way: the process's name; steps that it has begun, and rows that it has read."""
+        """Answers while a call is under way: the process's name; how far it is.
+
+        That is steps that it has begun and rows that it has read; in a decomposition, processor seconds.
+        """
         return self._life.report()
 
     def run(self, name: str, work: list[Any], item: Any) -> Any:
@@ -96,7 +109,16 @@ class _Actor:
 
     def run_part(self, name: str, work: list[Any], item: Any, store: Any, into: tuple[str, int]) -> None:
         """Send the result for an item to the store, as a part of an artefact."""
-        get(store.call.remote("put_part", *into, self.run(name, work, item))[0])
+        self._thread = threading.get_ident()
+        try:
+            found = self.run(name, work, item)
+        finally:
+            self._thread = None
+        get(store.call.remote("put_part", *into, found)[0])
+
+    def _progressed(self) -> float:
+        thread, rows = self._thread, self._worker.rows_read if self._worker else 0
+        return self._steps + rows + (0.0 if thread is None else processor_seconds(thread))
 
     def _ready(self, name: str, work: list[Any], item: Any) -> Stage:
         """The stage of a pass, for an item."""
@@ -128,7 +150,8 @@ class _Store:
         self._most_deaths = most_deaths
         self._store = make()
         self._thread: int | None = None
-        self._life = Life(self._worked)
+        # A decomposition says nothing of how far it is; but one that hangs takes no processor time.
+        self._life = Life(lambda: processor_seconds(self._thread))
 
     @ray.method(concurrency_group=REPORTS)
     def ready(self) -> int:
@@ -152,12 +175,6 @@ class _Store:
         check_deaths(f"{' '.join([method, *names])!r} in the store of factors", self._most_deaths)
         self._thread = threading.get_ident()
         return True, getattr(self._store, method)(*args)
-
-    def _worked(self) -> float:
-        # A decomposition says nothing of how far it is; but one that hangs takes no processor time.
-        if self._thread is None or not hasattr(time, "pthread_getcpuclockid"):
-            return round(time.process_time(), 1)
-        return round(time.clock_gettime(time.pthread_getcpuclockid(self._thread)), 1)
 
 
 class RayRunner:
@@ -188,7 +205,7 @@ class RayRunner:
 
     @property
     def job(self) -> Job:
-        """The run's description, as workers get it with every call."""
+        """The run's description, which every worker fetches once."""
         return self._job
 
     @job.setter
@@ -255,7 +272,6 @@ class RayRunner:
                 lambda actor, key: actor.run_part.remote(mark, work, items[key], self._store, (name, key)),
                 Watch(self._cluster.patience, {"the store of factors": self._store}),
                 lambda key: label(stage, name, items[key]),
-                again=True,
             ):
                 get(ref)
                 yield key

@@ -278,7 +278,7 @@ def test_workers_that_a_cluster_lacks_are_refused_within_seconds(tables, ray_ses
 
 
 @pytest.mark.slow
-def test_workers_that_wait_for_others_are_told_apart_from_slow_ones(ray_session, monkeypatch):
+def test_workers_that_wait_for_others_are_told_apart_from_slow_ones(ray_session, monkeypatch, capfd):
     from rayinf.engine import ray_cluster
 
     monkeypatch.setattr(ray_cluster, "_START_SECONDS", 3.0)
@@ -293,6 +293,8 @@ def test_workers_that_wait_for_others_are_told_apart_from_slow_ones(ray_session,
             list(side_by_side(abs, {0: -1, 1: -1}, rayinf.Cluster(workers=2)))
     finally:
         ray.kill(hog)
+    report = "there is room for 1 of 2 workers: each asks for 1 CPUs, and 1 are free on the cluster's 1 node(s)."
+    assert report in capfd.readouterr().err  # at once, not when they are given up
     slow = ray.remote(num_cpus=0)(Slow).remote(60.0)
     try:
         with pytest.raises(rayinf.RunError, match=r"1 of 1 workers .*, though the cluster has room for them"):

@@ -189,6 +189,8 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
         {"task": TASK, "train": TRAIN, "valid": VALID},
         {
             "verb": ("influense", 5, None),
+            "top": (0, 1.5, "3", True),
+            "seeds": (0, 1.5, "3", True),
             **{k: SHARED[k] for k in _words("task objective curvature fisher damping halves cluster out seed rank")},
         },
     ),

@@ -31,7 +31,7 @@ from rayinf.training.open_table import check_unchanged
 from rayinf.training.reweight_request import VERB, SearchArguments, SearchInputs, check_inputs, check_search
 from rayinf.training.search import Search
 from rayinf.training.search_progress import search_progress
-from rayinf.training.steps import Steps, run_folder
+from rayinf.training.steps import Steps, recall, run_folder
 
 _MODEL, _WEIGHTS, _CHOSEN = "model.safetensors", "weights.parquet", "chosen.json"
 _CANDIDATES, _CLASSES = "candidates.parquet", "classes.parquet"
@@ -111,12 +111,14 @@ def pareto_reweight(
 
     Cost: `size of a population * iterations` (less those that are equal) LPs, epochs and passes over `valid`, and
     `2 * Search.confirm + 1` more for the cross-fit. A worker
-    holds the influence vectors, the LP and up to 256 MB of each table.
+    holds the influence vectors (of scores in a folder only up to 256 MB: larger ones are read at every pass of an LP),
+    the LP, a weight a row, and up to 256 MB of each table.
     """
     check(task=task, mode=mode, cluster=cluster, out=out, seed=seed)
     require_one_model(task, "pareto_reweight")
     search = Search() if search is None else search
     check_search(task, search)
+    recall(out)
     how = ClassValues(inverse, training_time, cluster, halves=True)
     scores = how.unless(scores, replace(task, fit=epoch_fit(task, search)), train, valid)
     arguments = SearchArguments(task, Vectors.of(scores), mode, search, int(seed))
@@ -125,7 +127,7 @@ def pareto_reweight(
     check_out(out, inputs.job.tables)
     iterations = arguments.search.iterations
     record = {"verb": VERB, "identity": inputs.identity, "extent": {"iterations": iterations}}
-    with run_folder(out, record) as (folder, finished):
+    with run_folder(out, record, inputs.job.tables.values()) as (folder, finished):
         if (done := folder.extent["iterations"]) > iterations:
             raise InputError(
                 f"{folder.path} holds a search of {done} generations, and Search(iterations={iterations}) has fewer.",
@@ -266,7 +268,7 @@ class _Run:
         for name, table in self.given.items():
             check_unchanged(inputs.job.tables[name], table, name)
         ids = inputs.arguments.vectors.scores.select(["row_id"])["row_id"]
-        found = np.ones(len(inputs.influence)) if measured.weights is None else measured.weights
+        found = np.ones(inputs.job.tables["train"].num_rows) if measured.weights is None else measured.weights
         weights = pa.table({"row_id": ids, "weight": found})
         if not self.finished:
             if held is not None:

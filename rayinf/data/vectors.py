@@ -192,6 +192,53 @@ class Vectors:
         return ", ".join(map(repr, self.labels[:12])) + more
 
 
+@dataclass(frozen=True)
+class InfluenceRows:
+    """Influence vectors in a given order of the classes, of both halves of the validation rows where there are halves.
+
+    Picklable; called, it reads the rows anew, batch by batch.
+
+    Attributes:
+        vectors: where they come from.
+        order: for each column, the position of its class in `vectors`.
+    """
+
+    vectors: Vectors
+    order: tuple[int, ...]
+
+    @property
+    def columns(self) -> list[int]:
+        """Positions in what is read: K, or 2 K of both halves."""
+        halves = range(2 if self.vectors.has_halves else 1)
+        return [h * len(self.order) + k for h in halves for k in self.order]
+
+    def __call__(self) -> Iterator[Array]:
+        """Batches `[B, K]` or `[B, 2 K]` in row order.
+
+        Raises:
+            InputError: as `Vectors.batches`.
+        """
+        columns = self.columns
+        for batch in self.vectors.both_halves() if self.vectors.has_halves else self.vectors.batches():
+            yield np.ascontiguousarray(batch[:, columns])
+
+    def held(self) -> Array:
+        """All rows in memory."""
+        out, start = np.empty((len(self.vectors), len(self.columns))), 0
+        for batch in self():
+            out[start : start + len(batch)] = batch
+            start += len(batch)
+        return out
+
+    @property
+    def total(self) -> Array:
+        """The sum of all rows, `[K]` or `[2 K]`."""
+        total = np.zeros(len(self.columns))
+        for batch in self():
+            total += batch.sum(0)
+        return total
+
+
 def _gaps(scores: Scores) -> dict[str, float]:
     """Columns that are gaps between groups, with the gap: they may have any name, but their details have its sign."""
     known = scores.metadata.get("objective_details", {})

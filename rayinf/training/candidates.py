@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rayinf.core.capture import forward
 from rayinf.data.batches import Array, Batch, in_second_half
+from rayinf.data.vectors import InfluenceRows
 from rayinf.engine.job import Job
 from rayinf.engine.worker import Worker
 from rayinf.errors import InputError, RunError
@@ -103,7 +104,7 @@ class CandidateTrainer:
         given: the training table as the user gave it, where the fit is a function.
         fit: how a candidate is trained.
         vectors: influence vectors, classes in the order of the logits, `[n, K]`; of both halves of the validation rows
-            `[n, 2 K]`.
+            `[n, 2 K]`; or what reads them.
         targets: positions of the classes to lift.
         slack: of the LP.
         upper: of the weights where there is no radius.
@@ -116,7 +117,7 @@ class CandidateTrainer:
     job: Job
     given: Any
     fit: Any
-    vectors: Array
+    vectors: Array | InfluenceRows
     targets: tuple[int, ...]
     slack: str
     upper: float
@@ -160,7 +161,8 @@ class CandidateTrainer:
     @cached_property
     def _lp(self) -> ReweightLP | HalvedLP:
         names = self.job.classes.names
-        kind = ReweightLP if self.vectors.shape[1] == len(names) else HalvedLP
+        columns = len(self.vectors.columns) if isinstance(self.vectors, InfluenceRows) else self.vectors.shape[1]
+        kind = ReweightLP if columns == len(names) else HalvedLP
         return kind(self.vectors, self.targets, self.slack, names)
 
     @cached_property

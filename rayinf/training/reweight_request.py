@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 
 from rayinf.arguments import refuse
 from rayinf.data.batches import Array
 from rayinf.data.scan import TableScan
-from rayinf.data.vectors import Vectors
+from rayinf.data.vectors import InfluenceRows, Vectors
 from rayinf.engine.job import Job
 from rayinf.engine.model_digest import model_digest
 from rayinf.errors import InputError
@@ -23,6 +23,8 @@ from rayinf.training.scored_table import check_model, check_scored, check_table
 from rayinf.training.search import Search
 
 VERB = "pareto_reweight"
+# Influence vectors that every worker holds; larger ones on disk are read at every pass of a linear program.
+_HELD_BYTES = 256 << 20
 # Of the search: how far it goes, and the sum of its parts.
 _VARIABLE = ("iterations", "population")
 _AFTER = (
@@ -50,6 +52,7 @@ class SearchInputs:
         arguments: of the verb.
         job: the task with its classes, and both tables.
         influence: `[n, K]`, classes in the order of the logits; `[n, 2 K]`, of both halves, where the scores have them.
+            Of many rows on disk, what reads them.
         halves_seed: of the scores' run, which says what rows are in which half; None: that is not known.
         targets: positions of the classes to lift.
         identity: of the run.
@@ -58,7 +61,7 @@ class SearchInputs:
 
     arguments: SearchArguments
     job: Job
-    influence: Array
+    influence: Array | InfluenceRows
     halves_seed: int | None
     targets: tuple[int, ...]
     identity: dict[str, Any]
@@ -72,7 +75,7 @@ class SearchInputs:
     @property
     def total(self) -> Array:
         """`S_k = sum_i P_i^k`, `[K]`."""
-        total = self.influence.sum(0)
+        total = self.influence.total if isinstance(self.influence, InfluenceRows) else self.influence.sum(0)
         return total if len(total) == len(self.names) else by_class(total)
 
 
@@ -103,7 +106,7 @@ def check_inputs(arguments: SearchArguments, tables: Mapping[str, Any], targets:
     job = checked.job
     notes = _check_scored(arguments, job, checked.scans)
     classes, order = job.classes.names, _columns(arguments.vectors, job)
-    influence = _influence(arguments.vectors, order)
+    rows = InfluenceRows(arguments.vectors, tuple(order))
     halved = arguments.vectors.has_halves
     chosen = tuple(sorted(order.index(k) for k in arguments.vectors.find(targets)))
     names = [str(job.classes.labels[k]) for k in chosen]
@@ -111,27 +114,29 @@ def check_inputs(arguments: SearchArguments, tables: Mapping[str, Any], targets:
     identity = {
         **checked.identity,
         "seed": arguments.seed,
-        "scores": hashlib.sha256(influence.tobytes()).hexdigest(),
+        "scores": _digest(rows),
         "targets": names,
         "mode": arguments.mode,
         **{f"search.{name}": value for name, value in asdict(search).items() if name not in _VARIABLE},
         "fit": fit_name(arguments.task),
     }
     seed = arguments.vectors.scores.metadata.get("seed") if halved else None
-    found = SearchInputs(arguments, job, influence, seed, chosen, identity, notes)
+    found = SearchInputs(arguments, job, _influence(rows), seed, chosen, identity, notes)
     return replace(found, notes=(*notes, *_notes(found.total, chosen, classes, search), *_of_halves(halved, seed)))
 
 
-def _influence(vectors: Vectors, order: Sequence[int]) -> Array:
-    """Influence vectors, classes in the order of the logits; of both halves where the scores have them."""
-    if not vectors.has_halves:
-        return np.ascontiguousarray(vectors.to_numpy()[:, order])
-    columns = [*order, *(len(order) + k for k in order)]
-    out, start = np.empty((len(vectors), len(columns))), 0
-    for batch in vectors.both_halves():
-        out[start : start + len(batch)] = batch[:, columns]
-        start += len(batch)
-    return out
+def _influence(rows: InfluenceRows) -> Array | InfluenceRows:
+    """The rows in memory, or where they lie: rows of scores on disk that take more than `_HELD_BYTES`."""
+    on_disk = not isinstance(rows.vectors.scores.source, pa.Table)
+    large = 8 * len(rows.vectors) * len(rows.columns) > _HELD_BYTES
+    return rows if on_disk and large else rows.held()
+
+
+def _digest(rows: InfluenceRows) -> str:
+    digest = hashlib.sha256()
+    for batch in rows():
+        digest.update(batch.data)
+    return digest.hexdigest()
 
 
 def _of_halves(halved: bool, seed: int | None) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ import torch
 from training.small_search import CLASSES, SMALL, TRAIN, VALID, CountedFit, digest, search, task
 
 import rayinf
+from rayinf.api import pareto_reweight
 from rayinf.data.batches import in_second_half
+from rayinf.data.vectors import InfluenceRows
 from rayinf.pareto.cross_fit import gain_error
+from rayinf.training import reweight_request
 from rayinf.training.candidates import CandidateTrainer, Evaluation, Training
 from rayinf.training.confirmation import choose, confirm
 from rayinf.training.generations import Generations
@@ -189,3 +193,29 @@ def test_what_is_kept_of_it(first: Any) -> None:
     assert "unweighted-1" in names and len(names) % 2 == 1
     held = json.loads(files[0].read_text())
     assert sum(held["rows"]) < len(VALID[1])
+
+
+def test_influence_vectors_that_are_read_from_disk(
+    first: tuple[rayinf.Reweighting, Path], valued: rayinf.Scores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above the bound they are read at every pass of a linear program, to the same bytes; pickled, they are a path."""
+    rayinf.influence(
+        task(), TRAIN, VALID, "category", curvature="ggn", damping=0.1, halves=True, seed=5, out=tmp_path / "scores"
+    )
+    on_disk = rayinf.Scores.load(tmp_path / "scores")
+    monkeypatch.setattr(reweight_request, "_HELD_BYTES", 0)
+    held: list[Any] = []
+    make = pareto_reweight._trainer
+
+    def noted(*given: Any) -> CandidateTrainer:
+        trainer = make(*given)
+        held.append(trainer.vectors)
+        return trainer
+
+    monkeypatch.setattr(pareto_reweight, "_trainer", noted)
+    search(scores=on_disk, out=tmp_path / "run")
+    assert isinstance(held[0], InfluenceRows)
+    assert len(pickle.dumps(held[0])) < 10_000
+    assert digest(tmp_path / "run") == digest(first[1])
+    search(scores=valued)
+    assert isinstance(held[1], np.ndarray)  # in memory anyway

@@ -102,7 +102,7 @@ def acquire(
         curvature_rows: the most training rows that "kfac" and "ekfac" are fitted on, drawn by contents and seed (equal
             rows together); `metadata["curvature_sample"]` says how far the halves of the draw differ. None: all rows.
             "exact" and "ggn" use all.
-        batch_size: rows a pass of the model. None: as many as have their activations in 512 MB.
+        batch_size: rows a pass of the model. None: those whose activations take 512 MB, or 40% of a GPU's memory.
 
     Returns:
         A Selection: `row_ids` best first, and the value of every row of the pool by itself. Strategies that pick rows

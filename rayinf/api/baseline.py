@@ -102,7 +102,7 @@ def baseline(
         tolerance: for "data_shapley": the relative standard error that is enough, > 0.
         truncation: for "data_shapley": an order is cut off where five sets in a row are within this share of the whole
             gain from all rows, >= 0; later rows of the order count as 0. 0 cuts nothing off.
-        batch_size: rows a pass of the model. None: as many as have their activations in 512 MB.
+        batch_size: rows a pass of the model. None: those whose activations take 512 MB, or 40% of a GPU's memory.
         precision: "bf16" or "fp16" runs the model in mixed precision, "fp64" in float64; sums and products stay in
             float32 or better. None: the model's own precision.
 

@@ -77,7 +77,7 @@ def influence(
         curvature_rows: the most training rows that "kfac" and "ekfac" are fitted on, drawn by contents and seed (equal
             rows together); `metadata["curvature_sample"]` says how far the halves of the draw differ. None: all rows.
             "exact" and "ggn" use all.
-        batch_size: rows a pass of the model. None: as many as have their activations in 512 MB.
+        batch_size: rows a pass of the model. None: those whose activations take 512 MB, or 40% of a GPU's memory.
         precision: "bf16" or "fp16" runs the model in mixed precision, "fp64" in float64; sums and products stay in
             float32 or better. None: the model's own precision.
 

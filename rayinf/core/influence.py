@@ -208,15 +208,24 @@ def dense_rows(
         last: release the graph.
         eigenbases: per block, to return the gradients in; blocks without one are then zero.
     """
-    parts = []
+    found = block_rows(forward_pass, cotangent_bc, last, eigenbases)
+    return torch.cat([rows.flatten(1) for _, rows in found], dim=1)
+
+
+def block_rows(
+    forward_pass: ForwardPass,
+    cotangent_bc: Tensor,
+    last: bool = True,
+    eigenbases: Mapping[str, Eigenbasis] | None = None,
+) -> Iterator[tuple[Block, Tensor]]:
+    """The same a block at a time, `[B, r, o, i]`."""
     for block, block_parts in forward_pass.block_tiles(cotangent_bc, last):
         rows = cotangent_bc.new_zeros(len(cotangent_bc), *block.shape)
         eigenbasis = None if eigenbases is None else eigenbases.get(block.name)
         for tile in () if eigenbases is not None and eigenbasis is None else block_parts:
             a, g = in_eigenbasis(tile, eigenbasis)
             tile.add_to(rows[tile.rows], torch.matmul(g.transpose(2, 3), a))
-        parts.append(rows.flatten(1))
-    return torch.cat(parts, dim=1)
+        yield block, rows
 
 
 def in_eigenbasis(tile: LayerInputs, eigenbasis: Eigenbasis | None) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The numbers of all verbs are those of the commit that `benchmarks/same_scores.npz` was computed with (2e1ec81).
+"""The numbers of all verbs are those of `benchmarks/same_scores.npz`: computed with 2e1ec81, newer verbs with 02be3c2.
 
 A change by design: name the case in `CHANGED`, with the reason; or compute the file anew, which says which commit:
 `python tests/benchmarks/same_scores.py --compute tests/benchmarks/same_scores.npz`.
@@ -12,19 +12,7 @@ from benchmarks import same_scores
 
 HELD = Path(same_scores.__file__).with_suffix(".npz")
 # Case -> why its numbers are others now.
-CHANGED: dict[str, str] = {
-    "lds": "the verb is newer than the file",
-    "measure forest": "half of the subsample are the rows that the forest puts on top",
-    "removal_check": "it also predicts to second order",
-    **dict.fromkeys(
-        (
-            "baseline of the row",
-            *(f"baseline {m}" for m in ("grad_cos", "grad_dot", "knn_shapley", "loo", "tracin", "trak")),
-        ),
-        "the verb is newer than the file",
-    ),
-    "pareto_reweight": "demands hold in both halves of the validation rows, and the best candidates are cross-fitted",
-}
+CHANGED: dict[str, str] = {}
 
 
 @pytest.mark.slow
@@ -32,7 +20,7 @@ def test_every_case(tmp_path):
     found = same_scores.run(Path(__file__).parent.parent, tmp_path / "now.npz")
     with np.load(HELD) as held:
         worst = same_scores.compare(dict(held), found)
-    assert len(worst) >= 48
+    assert len(worst) >= 64
     assert {case: error for case, error in worst.items() if error > 1e-6 and case not in CHANGED} == {}
     assert set(CHANGED) <= set(worst)
 

@@ -25,6 +25,10 @@ HOME = Path(__file__).resolve().parent.parent.parent
 DAMPED: dict[str, Any] = {"fisher": "true", "damping": 0.01, "seed": 3}
 # Above the most negative eigenvalue of the untrained models.
 EXACT = {**DAMPED, "damping": 10.0}
+STRATEGIES = (
+    *("fi", "iv", "isal", "tree", "bald", "batchbald", "entropy", "margin", "least_confidence", "random"),
+    *("fi_batch", "badge", "coreset", "typiclust"),
+)
 
 
 def table(rows: int, seed: int) -> Any:
@@ -181,6 +185,35 @@ def trim_rounds() -> Any:
     return {**numbers(rounds.table), "round_of": np.asarray(rounds.round_of)}
 
 
+def trim_rounds_total() -> Any:
+    import rayinf
+
+    fitted = rayinf.logistic_regression(table(ROWS, 1), 1e-2, "features", "label", None, "row_id")
+    rounds = rayinf.trim_rounds(
+        fitted, table(ROWS, 1), table(VALID, 2), objective="total", budget=9, held_out=table(50, 5), rounds=2,
+        curvature="exact", damping=0.0, seed=3,
+    )  # fmt: skip
+    return {**numbers(rounds.table), "round_of": np.asarray(rounds.round_of)}
+
+
+def label_issues() -> Any:
+    import rayinf
+
+    found = rayinf.label_issues(by_class(), task(), table(ROWS, 1), by="category_0", batch_size=32)
+    return {"ids": np.asarray(found.table["row_id"]), **numbers(found)}
+
+
+def predict_removal(curvature: str) -> Any:
+    import rayinf
+
+    given = EXACT if curvature == "exact" else DAMPED
+    sets = {"first": np.arange(ROWS) < 30, "others": np.arange(ROWS) % 7 == 0}
+    found = rayinf.predict_removal(
+        task(), table(ROWS, 1), table(VALID, 2), sets, ["total", "category"], curvature, batch_size=32, **given
+    )
+    return numbers(found)
+
+
 def reweight_lp() -> Any:
     import rayinf
 
@@ -268,13 +301,13 @@ CASES: dict[str, Callable[[], Any]] = {
     **{f"measure {c} {k}": lambda c=c, k=k: measure(c, k) for c in ("ekfac", "exact") for k in ("mlp", "head")},
     "measure rank": lambda: measure("ekfac", rank=2),
     "measure forest": lambda: measure("ekfac", subsample=0.5),
-    **{
-        f"acquire {s}": lambda s=s: acquire(s)
-        for s in ("fi", "iv", "isal", "tree", "bald", "batchbald", "entropy", "margin", "least_confidence", "random")
-    },
+    **{f"acquire {s}": lambda s=s: acquire(s) for s in STRATEGIES},
     "active_learning": active_learning,
     "trim": trim,
     "trim_rounds": trim_rounds,
+    "trim_rounds total": trim_rounds_total,
+    "label_issues": label_issues,
+    **{f"predict_removal {c}": lambda c=c: predict_removal(c) for c in ("ekfac", "exact")},
     "reweight_lp": reweight_lp,
     "pareto_reweight": pareto_reweight,
     "ceiling": ceiling,

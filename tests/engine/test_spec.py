@@ -47,7 +47,9 @@ OTHER: dict[str, Any] = {
     "aggregate": 0.25,
     "samples": 3,
 }
-ELSEWHERE = {"task", "train", "valid", "labeled", "pool", "objective", "factors", "cluster", "out", "n", "exclude"}
+ELSEWHERE = {"task", "train", "valid", "labeled", "pool", "objective", "factors", "cluster", "out", "n", "exclude"} | {
+    "curvature_rows"  # where rows are drawn
+}
 
 
 def table(rows: int = 40) -> tuple[Any, Any]:

@@ -74,6 +74,7 @@ SHARED: dict[str, tuple[Any, ...]] = {
     "out": (5, "", "  ", True, ["out"], "https://host/run"),
     "seed": (-1, 1.5, "0", True, None, NAN, 2**63),
     "batch_size": (0, -5, 1.5, "64", True),
+    "curvature_rows": (0, -5, 1.5, "64", True),
     "precision": ("fp8", 16, True),
     "objective": (None, 5, [], "totl", {}, int, [None], ["total", "total"], "slice:"),
     "rank": (0, -1, 1.5, "3", True),
@@ -88,7 +89,8 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
         {
             k: SHARED[k]
             for k in _words(
-                "task curvature fisher damping factors halves cluster out seed batch_size precision objective"
+                "task curvature fisher damping factors halves cluster out seed batch_size precision objective "
+                "curvature_rows"
             )
         },
     ),

@@ -13,7 +13,7 @@ from rayinf.core.objective_parser import parse
 from rayinf.data.tables import Table
 from rayinf.engine.model_states import ModelStates
 from rayinf.engine.probe import Probe
-from rayinf.engine.spec import DRIVER_ONLY, TRAIN, VALID, RunSpec
+from rayinf.engine.spec import DRIVER_ONLY, NOT_IDENTITY, TRAIN, VALID, RunSpec
 from rayinf.errors import InputError
 from rayinf.store.places import AnyPath
 
@@ -66,8 +66,8 @@ class BaselineSpec(RunSpec):
     inverse: str = field(default="auto", init=False)
     training_time: float | None = field(default=None, init=False)
     damping: float | str | None = field(default=None, init=False)
-    curvature_rows: int | None = field(default=None, init=False)
     factors: str | AnyPath | None = field(default=None, init=False, metadata=DRIVER_ONLY)
+    curvature_rows: int | None = field(default=None, init=False, metadata=NOT_IDENTITY)
 
     train: Any = field(metadata=TRAIN)
     valid: Any = field(default=None, metadata=VALID)

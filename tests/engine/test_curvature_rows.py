@@ -138,3 +138,15 @@ def test_halves_that_differ_are_reported_by_layer():
     two = (g * 2 / 90)[:, :, None] * ((exact - a / 3) / 30)[:, None]
     truth = np.linalg.norm(one - two) / np.linalg.norm((one + two) / 2)
     assert said["halves_differ"]["a"] == pytest.approx(truth)
+
+
+def test_a_run_with_other_rows_is_another_run(tmp_path):
+    """Where rows are drawn; a table with fewer rows than may be drawn is all there is either way."""
+    task, train, valid = make()
+    options = {"damping": 0.01, "out": tmp_path / "run"}
+    rayinf.influence(task, train, valid, curvature_rows=MOST, **options)
+    with pytest.raises(rayinf.InputError, match="curvature_rows"):
+        rayinf.influence(task, train, valid, curvature_rows=MOST + 1, **options)
+    whole = {**options, "out": tmp_path / "whole"}
+    one = rayinf.influence(task, train, valid, **whole)
+    assert np.array_equal(values(one), values(rayinf.influence(task, train, valid, curvature_rows=None, **whole)))

@@ -50,20 +50,8 @@ OTHER: dict[str, Any] = {
     "aggregate": 0.25,
     "samples": 3,
 }
-# `curvature_rows` is a part of a run's identity where it draws rows.
-ELSEWHERE = {
-    "curvature_rows",
-    "task",
-    "train",
-    "valid",
-    "labeled",
-    "pool",
-    "objective",
-    "factors",
-    "cluster",
-    "out",
-    "n",
-    "exclude",
+ELSEWHERE = {"task", "train", "valid", "labeled", "pool", "objective", "factors", "cluster", "out", "n", "exclude"} | {
+    "curvature_rows"  # where rows are drawn
 }
 
 

@@ -15,6 +15,7 @@ import argparse
 import math
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,14 @@ def rate(fit: rayinf.Fit, step: int, steps: int) -> float:
     return fit.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def side_by_side(setting: Setting, x: Tensor, y: Tensor, sets: np.ndarray, seeds: list[int]) -> dict[str, Tensor]:
+def side_by_side(
+    setting: Setting,
+    x: Tensor,
+    y: Tensor,
+    sets: np.ndarray,
+    seeds: list[int],
+    after_epoch: Callable[[dict[str, Tensor]], None] = lambda parameters: None,
+) -> dict[str, Tensor]:
     """Parameters `[models, ...]` after training each model on its rows `[models, rows]`."""
     fit, base, size = setting.fit, build(setting, 0).to(x.device), sets.shape[1]
     starts = [dict(build(setting, s).named_parameters()) for s in seeds]
@@ -141,6 +149,7 @@ def side_by_side(setting: Setting, x: Tensor, y: Tensor, sets: np.ndarray, seeds
                 kept = p[k] * (1 - lr * fit.weight_decay) if fit.optimizer == "adamw" else p[k]
                 mean, spread = first[k] / (1 - 0.9**step), (second[k] / (1 - 0.999**step)).sqrt()
                 p[k] = kept - lr * mean / (spread + 1e-8)
+        after_epoch(p)
     return p
 
 
@@ -203,6 +212,15 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.nanmean((ra * rb).sum(0) / np.sqrt((ra**2).sum(0) * (rb**2).sum(0))))
 
 
+def ceiling(losses_ksv: Tensor) -> float:
+    """The score of one half of the seeds for the other, corrected for their number."""
+    seeds = losses_ksv.shape[1]
+    half = seeds // 2
+    r = correlation(losses_ksv[:, :half].mean(1).numpy(), losses_ksv[:, half : 2 * half].mean(1).numpy())
+    more = seeds / half
+    return math.sqrt(max(more * r / (1 + (more - 1) * r), 0))
+
+
 def report(name: str, values: np.ndarray, held: dict[str, Any], labels: np.ndarray) -> None:
     """A line: scores by row and by class, and the slope."""
     gone = np.ones((len(held["kept"]), len(values)), bool)
@@ -214,20 +232,28 @@ def report(name: str, values: np.ndarray, held: dict[str, Any], labels: np.ndarr
     print(f"  {name:<24} {correlation(predicted, measured):6.3f} {correlation(*sums):6.3f} {slope:6.2f}", flush=True)
 
 
+def to_table(x: Tensor, y: Tensor) -> pa.Table:
+    """Rows with a column `row` that numbers them, to value them for each validation row apart."""
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(x.numpy().reshape(-1)), x.shape[1])
+    return pa.table({"features": flat, "label": y.numpy(), "row": np.arange(len(y))})
+
+
+def by_row(scores: rayinf.Scores) -> np.ndarray:
+    """Values of `slice:row`, `[n, VALID]`, in the order of the validation rows."""
+    columns = sorted(scores.value_columns, key=lambda c: int("".join(filter(str.isdigit, c))))
+    return scores.select(columns).to_pandas()[columns].to_numpy(float)
+
+
 def evaluate(setting: Setting, x: Tensor, y: Tensor, held: dict[str, Any]) -> None:
     """All inverses."""
-    n, model = setting.rows, build(setting, 0)
+    n, model, table = setting.rows, build(setting, 0), to_table(x, y)
     model.load_state_dict(held["state"])
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(x.numpy().reshape(-1)), x.shape[1])
-    table = pa.table({"features": flat, "label": y.numpy(), "row": np.arange(len(y))})
     task = rayinf.Task(model.eval(), fit=setting.fit, parameters="supported")
     with tempfile.TemporaryDirectory() as folder:
 
         def values(of: rayinf.Task, **how: Any) -> np.ndarray:
             factors = None if how.get("curvature") == "identity" else folder
-            found = rayinf.influence(of, table[:n], table[n:], "slice:row", factors=factors, **how)
-            columns = sorted(found.columns, key=lambda c: int("".join(filter(str.isdigit, c))))
-            return found.select(columns).to_pandas().to_numpy(float)
+            return by_row(rayinf.influence(of, table[:n], table[n:], "slice:row", factors=factors, **how))
 
         first = rayinf.influence(task, table[:n], table[n:], out=folder)
         print(f"  h {first.metadata.get('held_out_curvature', 1):.1f}, T {first.metadata['training_time']}")
@@ -256,11 +282,7 @@ def main() -> None:
         if not file.exists():
             torch.save(retrained(setting, x, y, options.device), file)
         held = torch.load(file, weights_only=False)
-        half = setting.seeds // 2
-        first, other = held["losses"][:, :half].mean(1), held["losses"][:, half : 2 * half].mean(1)
-        r = correlation(first.numpy(), other.numpy())
-        more = setting.seeds / half
-        print(f"{name}: ceiling {math.sqrt(max(more * r / (1 + (more - 1) * r), 0)):.2f}")
+        print(f"{name}: ceiling {ceiling(held['losses']):.2f}")
         evaluate(setting, x, y, held)
 
 

@@ -44,8 +44,14 @@ class Solver:
     dtype: str
 
 
-def basis(covariance: Arrays, blocks: Sequence[Block]) -> Arrays:
-    """Eigenvectors and eigenvalues of all blocks, float64; blocks that no row reached get none."""
+def basis(covariance: Arrays, blocks: Sequence[Block], device: torch.device | None = None) -> Arrays:
+    """Eigenvectors and eigenvalues of all blocks, float64; blocks that no row reached get none.
+
+    Args:
+        covariance: sums A and G.
+        blocks: to be decomposed.
+        device: where they are; None: on the CPU.
+    """
     check_drawn(float(covariance["rows"]))
     held = _tensors({k: v for k, v in covariance.items() if not k.startswith(FIRST)})
     out: Arrays = {k: v for k, v in covariance.items() if k == "rows" or k.startswith(FIRST)}
@@ -53,12 +59,12 @@ def basis(covariance: Arrays, blocks: Sequence[Block]) -> Arrays:
     for block in blocks:
         if f"A/{block.name}" not in held:
             continue
+        own = {k: v.to(device) for k, v in held.items() if k == "rows" or k.partition("/")[2] == block.name}
         with fixed_threads(is_large(max(block.shape[1:]))):
-            found = kfac.decompose(held, block)
-        out[f"q_g/{block.name}"], out[f"l_g/{block.name}"] = found.q_g_roo.numpy(), found.l_g_ro.numpy()
-        out[f"l_a/{block.name}"], out[f"positions/{block.name}"] = found.l_a_ri.numpy(), np.array(found.positions)
-        if found.q_a_rii is not None:
-            out[f"q_a/{block.name}"] = found.q_a_rii.numpy()
+            found = kfac.decompose(own, block)
+        parts = {"q_g": found.q_g_roo, "l_g": found.l_g_ro, "q_a": found.q_a_rii, "l_a": found.l_a_ri}
+        out.update({f"{k}/{block.name}": v.cpu().numpy() for k, v in parts.items() if v is not None})
+        out[f"positions/{block.name}"] = np.array(found.positions)
     return out
 
 

@@ -79,8 +79,9 @@ class TableScan:
     def narrowed(self, columns: Columns) -> TableScan:
         """What a scan of fewer columns of the same features would have found."""
         counted = _counted(columns)
-        names = [FEATURES, *([LABEL] if columns.label else []), *([ROW_ID] if columns.row_id else [])]
-        digests = {name: self.digests[name] for name in [*names, *(OTHER + c for c in columns.extra)]}
+        names = {FEATURES, *([LABEL] if columns.label else []), *([ROW_ID] if columns.row_id else [])}
+        names |= {OTHER + c for c in columns.extra}
+        digests = {name: digest for name, digest in self.digests.items() if name in names}  # the order is kept
         return replace(
             self,
             fingerprint=_fingerprint(digests, self.layout),

@@ -203,7 +203,10 @@ class TestActiveLearning:
             ("seed=[1, 1]", "seed=[1, 1] holds no seed, or one twice"),
             ("oracle=nothing", "there is no table and no folder"),
             ("out=null", "has no out: the results would be lost"),
-            ("factors=runs/m", "factors is a key of influence, measure, self-influence, pairs, acquire, not of"),
+            (
+                "factors=runs/m",
+                "factors is a key of influence, measure, self-influence, pairs, predict-removal, acquire, not of",
+            ),
         ],
     )
     def test_refusals(self, folder: Path, change: str, part: str) -> None:

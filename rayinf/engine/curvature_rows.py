@@ -29,6 +29,8 @@ _SEED = 32
 # Sums over the first half of the drawn rows stand under names that begin so.
 FIRST = "first/"
 _SCALED = ("rows", "positions/", "l_a/", "l_g/", "L/", "L_even/")
+# The error of random signs falls with the root of the rows; of fewer than these, all columns cost little.
+SIGNED_ROWS = 1000
 
 
 def share_of(spec: RunSpec, rows: int) -> float:
@@ -41,6 +43,11 @@ def share_of(spec: RunSpec, rows: int) -> float:
     if most is None or rows <= most or spec.curvature not in KRONECKER or spec.factors is not None:
         return 1.0
     return most / rows * (1 - min(0.5, 4 / most**0.5))
+
+
+def are_signed(rows: float) -> bool:
+    """Whether layers with many positions take random signs in a fit on so many rows (`core.fisher.SIGN_DRAWS`)."""
+    return rows >= SIGNED_ROWS
 
 
 class DrawnRows:

@@ -75,6 +75,7 @@ class Job:
         outputs: what the model returns.
         levels: the groups of every column of groups.
         fitted_share: of the training rows, the share that K-FAC and EKFAC are fitted on (`engine.curvature_rows`).
+        random_signs: layers with many positions take Fisher columns that are combined with random signs.
         own_precision: the model's passes are in the precision that it came in, not in that of the spec.
         key: another for every job that a worker must set itself up for anew.
         state: digests of the driver's parameters and buffers by name, which a model that a factory builds must agree
@@ -90,6 +91,7 @@ class Job:
     outputs: Outputs = field(default_factory=Outputs)
     levels: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     fitted_share: float = 1.0
+    random_signs: bool = False
     own_precision: bool = False
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     state: Mapping[str, str] | None = None

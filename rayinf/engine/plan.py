@@ -24,7 +24,7 @@ from rayinf.data.tables import Table
 from rayinf.engine.acquisition import TILE_BYTES
 from rayinf.engine.cost import Cost, StageCost
 from rayinf.engine.curvature import LARGE_QUERIES, column_names
-from rayinf.engine.curvature_rows import share_of
+from rayinf.engine.curvature_rows import are_signed, share_of
 from rayinf.engine.entry import DENSE, KRONECKER
 from rayinf.engine.job import Chunk, Job
 from rayinf.engine.machine import free_memory, misfit
@@ -152,7 +152,8 @@ class Trial:
         self.spec, self.probed = spec, probed
         self.rows = {name: table.num_rows for name, table in tables.items()}
         self.item = torch.finfo(getattr(torch, probed.dtype)).bits // 8
-        job = _settle(job, spec, probed)
+        rows = self.rows["train"]
+        job = replace(_settle(job, spec, probed), random_signs=are_signed(rows * share_of(spec, rows)))
         self.workers = spec.cluster.workers if spec.cluster else 1
         self._query_bytes = query_bytes(job, probed, 1, self.chunks).size if "valid" in tables else 0
         kronecker = spec.curvature in KRONECKER

@@ -27,7 +27,7 @@ from rayinf.data.shards import ByIndex, Shard
 from rayinf.data.tables import Table, as_table
 from rayinf.engine import progress, stages
 from rayinf.engine.curvature import Solver
-from rayinf.engine.curvature_rows import share_of
+from rayinf.engine.curvature_rows import are_signed, share_of
 from rayinf.engine.entry import KRONECKER, require_one_model
 from rayinf.engine.identity import check_factors, factors_run, identity
 from rayinf.engine.job import Chunk, Job, chunks
@@ -218,7 +218,9 @@ def open_run(spec: RunSpec, **more: Any) -> Run:
         job = _settle(job, spec, probed, scans)
         check_labels(job, probed, scans["train"].counts[spec.task.label])
         spec = spec.settle(job, scans)
-        job = dataclasses.replace(job, fitted_share=share_of(spec, scans["train"].rows))
+        share = share_of(spec, scans["train"].rows)
+        signs = are_signed(scans["train"].rows * share)
+        job = dataclasses.replace(job, fitted_share=share, random_signs=signs)
         check_fits(job, probed, spec.cluster, partial_sums(probed, spec.curvature))
         own = identity(spec, job, probed, scans, other)
         if other is not None:

@@ -42,6 +42,7 @@ class Squares(Lambda):
             return Basis(None, eye, none, none, 1.0)
 
         self.bases = {b.name: basis(*b.shape[:2]) for b in w.blocks}
+        self.signed = frozenset(self.bases)  # so that no layer's sums are halved by drawn labels
 
     def columns(self) -> int:
         """The gradient of the loss alone."""

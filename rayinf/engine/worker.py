@@ -317,10 +317,11 @@ class Worker:
         """Layers whose Fisher columns are combined with random signs: those with many positions, and what runs before.
 
         There the exact columns cost as many backward passes and Gram matrices over all positions. Layers that run after
-        them, with one position, stay exact: a backward pass that ends at them costs little.
+        them, with one position, stay exact: a backward pass that ends at them costs little. Of few rows all layers stay
+        exact: the error of random signs falls with the root of the rows, and so does what they save.
         """
         width = self.fisher_width - (self.loss == "cross_entropy" and not self.draws_labels)
-        if self.job.spec.fisher != "true" or width <= fisher.SIGN_DRAWS:
+        if not self.job.random_signs or self.job.spec.fisher != "true" or width <= fisher.SIGN_DRAWS:
             return frozenset()
         return self._sides[3]
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """90 rows in 9 row groups."""
     file = tmp_path_factory.mktemp("train") / "train.parquet"
     pq.write_table(table(X, Y), file, row_group_size=10)
+    time.sleep(0.2)  # the scan of a file that has just changed is not kept
     return file
 
 

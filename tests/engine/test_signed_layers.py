@@ -9,8 +9,20 @@ from torch import nn
 
 import rayinf
 from rayinf.core import fisher
+from rayinf.engine import curvature_rows
 
 ROWS, CLASSES = 160, 6
+
+
+@pytest.fixture(autouse=True)
+def of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curvature_rows, "SIGNED_ROWS", 100)
+
+
+def test_few_rows_have_exact_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "random_signs" in run(convolutions()).metadata
+    monkeypatch.setattr(curvature_rows, "SIGNED_ROWS", ROWS + 1)
+    assert "random_signs" not in run(convolutions()).metadata
 
 
 def convolutions() -> nn.Module:

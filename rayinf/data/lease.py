@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rayinf.data import disk, process, store_lease
-from rayinf.data.files import temporary
+from rayinf.data.files import temporary, try_to_remove
 from rayinf.data.store_lease import Content, Heartbeat, LeaseObject
 from rayinf.errors import InputError, RunError
 from rayinf.store.places import AnyPath, StorePath
@@ -92,8 +92,7 @@ class Lease:
         _held.discard(self._name)
         self._heart.stop(1.0 if isinstance(self._path, Path) else 5.0)
         if not self._heart.lost and (_read(self._path) or {}).get("name") == self._name:
-            with suppress(OSError):
-                disk.used.remove(self._path)
+            try_to_remove(self._path)
 
 
 class _FileLease:

@@ -51,7 +51,8 @@ def predict(run: Run, masks: Sequence[Callable[[], Array]]) -> tuple[Details, li
     pipeline.solve_queries(run)
     store, count = run.runner.store, len(masks)
     for k, mask in enumerate(masks):
-        if not store("has", f"step-{k}"):
+        # A run that was stopped while it cleared up has some of its arrays.
+        if not (store("has", f"step-{k}") and store("has", f"gradient-{k}")):
             with _only(run, k, mask()) as table:
                 _step(run, k, table, factors)
     steps = [f"step-{k}" for k in range(count)]

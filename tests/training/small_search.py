@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,9 @@ class CountedFit:
         if calls == stops_at:
             raise KeyboardInterrupt
         if calls == dies_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            with suppress(FileExistsError):  # two processes may count the same call
+                os.close(os.open(self.marks.with_name(f"{self.marks.name}.died"), os.O_CREAT | os.O_EXCL))
+                os.kill(os.getpid(), signal.SIGKILL)
         return weighted_steps(task, train, weights, seed)
 
 

@@ -99,6 +99,9 @@ def main() -> None:
 
     found["worker"] = run(tables, folder / "worker", lose_worker, "covariance")
     joined = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    while joined.node_id not in {n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")}:
+        time.sleep(0.5)
 
     def lose_both(runner: Any) -> None:
         assert node_of(runner._store) == joined.node_id

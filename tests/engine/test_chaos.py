@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,9 @@ def test_ctrl_c_leaves_a_run_that_continues(tables, tmp_path):
     }
     config.write_text(json.dumps({**held, "objective": ["total", "category", "slice:group"], "batch_size": 20}))
     command = [sys.executable, "-m", "rayinf", "influence", str(config)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+    # A shell has what it starts in the background ignore Ctrl-C.
+    process = subprocess.Popen(command, **pipes, text=True, preexec_fn=partial(signal.signal, signal.SIGINT, 0))
     wait_for(lambda: len(list(out.glob("scores/part-*.parquet"))) >= 2, process)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=200)

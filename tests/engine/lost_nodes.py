@@ -22,7 +22,7 @@ import psutil
 
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "200")
 os.environ.setdefault("RAY_health_check_period_ms", "1000")
-os.environ.update(RAY_health_check_failure_threshold="4")
+os.environ.update(RAY_health_check_failure_threshold="15")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import ray

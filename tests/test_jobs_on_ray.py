@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -194,7 +195,14 @@ def in_terminal(project: Path, address: str, answer: str) -> Typed:
     ours, theirs = pty.openpty()
     words = [sys.executable, "-m", "rayinf", "submit", "influence", "run.yaml", "--address", address]
     running = subprocess.Popen(
-        words, env=environment(), cwd=project, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        words,
+        env=environment(),
+        cwd=project,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # which a shell's background has ignored
     )
     os.close(theirs)
     shown, interrupted, answered, end = "", False, False, time.monotonic() + 180

@@ -113,7 +113,9 @@ def test_ctrl_c_leaves_a_run_that_continues(tables, tmp_path):
     command = [sys.executable, "-m", "rayinf", "influence", str(config)]
     pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
     # A shell has what it starts in the background ignore Ctrl-C.
-    process = subprocess.Popen(command, **pipes, text=True, preexec_fn=partial(signal.signal, signal.SIGINT, 0))
+    process = subprocess.Popen(
+        command, **pipes, text=True, preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    )
     wait_for(lambda: len(list(out.glob("scores/part-*.parquet"))) >= 2, process)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=200)

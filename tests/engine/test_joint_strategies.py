@@ -220,12 +220,8 @@ def test_the_same_bytes_on_a_cluster(tables, ray_session, tmp_path) -> None:
     """Batches, and a subsample of FI, whose forest and limit are made in the driver."""
     labeled, (_, pool) = tables
     cluster = rayinf.Cluster(workers=2)
-    for strategy in ("fi_batch", "typiclust"):
-        here = job.acquire(labeled, pool, tmp_path / f"{strategy}-here", strategy=strategy)
-        there = job.acquire(labeled, pool, tmp_path / f"{strategy}-there", cluster, strategy=strategy)
+    for name, options in (("batch", {"strategy": "fi_batch"}), ("subsample", {"subsample": 0.4})):
+        here = job.acquire(labeled, pool, tmp_path / f"{name}-here", **options)
+        there = job.acquire(labeled, pool, tmp_path / f"{name}-there", cluster, **options)
         assert there.row_ids.tolist() == here.row_ids.tolist()
-        assert job.digest(tmp_path / f"{strategy}-there") == job.digest(tmp_path / f"{strategy}-here")
-    for verb, name in ((job.measure, "measure"), (job.acquire, "acquire")):
-        for out, where in (("here", None), ("there", cluster)):
-            verb(labeled, pool, tmp_path / f"{name}-{out}", where, subsample=0.4)
         assert job.digest(tmp_path / f"{name}-there") == job.digest(tmp_path / f"{name}-here")

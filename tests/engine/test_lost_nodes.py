@@ -1,8 +1,14 @@
-"""Nodes that are lost and that join while a run goes on: the scores are the same to the last byte."""
+"""Nodes that are lost and that join while a run goes on: the scores are the same to the last byte.
+
+    RAYINF_LOST_NODES=1 pytest -n 0 -m slow tests/engine/test_lost_nodes.py
+
+On a machine that does nothing else: where three nodes share two cores with other work, Ray takes a late one for lost.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +20,7 @@ from engine.ray_head import environment
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.skipif("RAYINF_LOST_NODES" not in os.environ, reason="needs RAYINF_LOST_NODES=1 and a quiet machine")
 @pytest.mark.timeout(400)
 def test_the_node_of_a_worker_and_that_of_the_store_are_lost(tmp_path):
     """In a process of its own: the Ray of these tests has one node."""

@@ -276,6 +276,7 @@ FILES = {
 }
 
 
+@pytest.mark.slow
 def test_a_bucket() -> None:
     """Folders and globs, and neither hidden files nor runs in them."""
     with bucket(FILES) as options:

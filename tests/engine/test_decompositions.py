@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -35,7 +37,7 @@ def covariance(blocks):
 
 def test_the_parts_are_those_of_all_at_once(blocks, covariance, tmp_path):
     truth = curvature.basis(covariance, blocks)
-    make = Decompose(None, covariance, [b.name for b in blocks])
+    make = Decompose(SimpleNamespace(device=torch.device("cpu")), covariance, [b.name for b in blocks])
     items = by_size(blocks)
     first = FactorStore(tmp_path, "run")
     assert first.missing_parts("basis", list(items)) == list(items)

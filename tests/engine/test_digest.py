@@ -193,6 +193,7 @@ def test_values() -> None:
     assert digest(np.arange(6.0).reshape(2, 3).T) == digest(np.arange(6.0).reshape(2, 3).T.copy())
 
 
+@pytest.mark.slow
 def test_other_processes_agree() -> None:
     """With other hash seeds, other addresses, and the module as `__main__` or not."""
     code = (

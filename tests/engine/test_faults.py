@@ -39,7 +39,7 @@ def sums(key):
     return {"a": np.random.default_rng(key).normal(size=7)}
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("count", [1, 2, 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_an_add_that_is_interrupted_at_every_change(count, tmp_path, monkeypatch):
     """Putting a leaf, merging, dropping what was merged: any of them; the next `pending` or `add` goes on."""
     calm = FactorStore(None)

@@ -52,6 +52,7 @@ def test_a_subsample_takes_the_same_rows_in_any_order(tables):
     np.testing.assert_allclose(shuffled, known[order], rtol=0, atol=1e-5 * np.nanmax(known))
 
 
+@pytest.mark.slow
 def test_ranks_of_a_subsample(tables, tmp_path):
     """Measured rows are ranked by their values and stand on top; all ranks are in [0, 1]; trim reads them."""
     train, valid, _ = tables

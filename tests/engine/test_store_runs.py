@@ -163,6 +163,7 @@ def test_workers_on_ray_write_to_the_store(s3, bucket, tables, calm, ray_session
     assert_same(calm, bucket, "ray")
 
 
+@pytest.mark.slow
 def test_secrets_are_nowhere_in_a_run(s3, bucket, remote):
     secret = "pl%61in"  # as good as "plain", and easy to find
     uris = [uri.replace("s3://", f"s3://tester:{secret}@") + s3.options for uri in remote]

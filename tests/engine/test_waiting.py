@@ -229,6 +229,7 @@ def test_a_quota_of_the_control_group_counts(tmp_path, monkeypatch):
     assert machine.free_memory() > 1 << 20
 
 
+@pytest.mark.slow
 def test_sixty_four_workers_on_this_machine(tables, monkeypatch):
     """In a process without Ray: refused by a verb and by a training, foreseen by the plan."""
     code = (

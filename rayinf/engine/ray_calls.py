@@ -48,8 +48,18 @@ def check_deaths(what: str, most: int) -> None:
     with suppress(AttributeError):  # another version of Ray: the deadline ends such calls
         process: Any = ray._private.worker.global_worker
         deaths = int(process.core_worker.get_current_task_attempt_number())
+    if deaths >= most:  # tries also count that found no process, while that of a lost node was started elsewhere
+        deaths = min(deaths, _own_restarts(deaths))
     if deaths >= most:
         raise RepeatedDeathError(what, deaths)
+
+
+def _own_restarts(otherwise: int) -> int:
+    """How often this process's actor was started again; `otherwise` where this version of Ray does not say."""
+    with suppress(Exception):
+        own = ray.get_runtime_context().get_actor_id()
+        return int(ray._private.state.state.actor_table(own)["NumRestarts"])
+    return otherwise
 
 
 class Life:

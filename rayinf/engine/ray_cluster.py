@@ -170,7 +170,8 @@ def near_driver(soft: bool) -> Any:
     """A strategy that places an actor on the node of this process.
 
     Args:
-        soft: whether it may start elsewhere when that node is lost.
+        soft: whether it may start elsewhere when that node is lost. Ray then takes it for a wish: an actor may lie
+            elsewhere from the start.
     """
     with suppress(Exception):  # a client of Ray is on no node
         return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft)

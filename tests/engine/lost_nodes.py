@@ -94,7 +94,6 @@ def main() -> None:
 
     def lose_worker(runner: Any) -> None:
         where = node_of(runner._actors[0])
-        found["store"] = {"near": node_of(runner._store) == ray.get_runtime_context().get_node_id()}
         cluster.remove_node(next(n for n in nodes if n.node_id == where), allow_graceful=False)
 
     found["worker"] = run(tables, folder / "worker", lose_worker, "covariance")

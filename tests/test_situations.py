@@ -637,9 +637,9 @@ def test_fit_quality_of_a_pool() -> None:
 @pytest.mark.parametrize("verb", ["influence", "influence_measure"])
 def test_fit_quality_survives_a_resume(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that stops after its second shard, and goes on: the numbers are of all rows, once."""
-    from rayinf.engine import measure_stages, stages
+    from rayinf.engine import measure_stages, scoring
 
-    stage = stages.Score if verb == "influence" else measure_stages.Measure
+    stage = scoring.Score if verb == "influence" else measure_stages.Measure
     write_shards(tmp_path)
     call = stage.__call__
     done = 0

@@ -9,7 +9,7 @@ import pyarrow as pa
 from rayinf.core.fisher import FisherKind
 from rayinf.data.scores import Scores
 from rayinf.engine import curvature as curv
-from rayinf.engine import pipeline, stages
+from rayinf.engine import pipeline, scoring
 from rayinf.engine.job import Cluster
 from rayinf.engine.run import Run, open_run
 from rayinf.engine.spec import InfluenceSpec
@@ -113,4 +113,4 @@ def value_rows(run: Run) -> list[pa.Table]:
     """
     pipeline.fit_factors(run)
     solved = pipeline.solve_queries(run)
-    return pipeline.score(run, stages.Score, solved, curv.column_names(run.job.targets, run.spec.halves))
+    return pipeline.score(run, scoring.Score, solved, curv.column_names(run.job.targets, run.spec.halves))

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from rayinf.core.fisher import FisherKind
 from rayinf.data.scores import Scores
-from rayinf.engine import pipeline, stages
+from rayinf.engine import pipeline, scoring
 from rayinf.engine.job import Cluster
 from rayinf.engine.run import Run, open_run
 from rayinf.engine.spec import SelfInfluenceSpec
@@ -88,4 +88,4 @@ def self_influence(
 def value_by_self(run: Run) -> list[pa.Table]:
     """The stages of `self_influence`: the shards' tables; none where they are in the folder."""
     pipeline.fit_factors(run)
-    return pipeline.score(run, stages.SelfScore, pipeline.inverse_arrays(run), ["self_influence"])
+    return pipeline.score(run, scoring.SelfScore, pipeline.inverse_arrays(run), ["self_influence"])

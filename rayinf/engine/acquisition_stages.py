@@ -16,7 +16,7 @@ from rayinf.core.fisher import loss_gradient
 from rayinf.data.batches import uniforms
 from rayinf.data.files import Arrays
 from rayinf.data.shards import Shard
-from rayinf.engine import stages
+from rayinf.engine import scoring
 from rayinf.engine.entry import BY_DROPOUT
 from rayinf.engine.measure_spec import AcquireSpec
 from rayinf.engine.worker import Ready
@@ -28,7 +28,7 @@ _OF_LOGITS = {
 }
 
 
-class Uncertain(stages.Scoring):
+class Uncertain(scoring.Scoring):
     """Shard of a pool -> how unsure the model is of its rows, or a uniform draw for "random"."""
 
     def rows(self, shard: Shard, table: str | None = None) -> Iterator[tuple[Ready, Tensor]]:
@@ -63,13 +63,13 @@ class DropoutSamples(Uncertain):
     def __call__(self, item: Shard) -> Arrays:
         """The chosen rows of a shard, in order."""
         w = self.worker
-        chosen = stages.chosen_rows(w, item, self.chosen, w.rows_a_batch(1))
+        chosen = scoring.chosen_rows(w, item, self.chosen, w.rows_a_batch(1))
         parts = [self.samples(ready).cpu().numpy() for ready in chosen]
         k = len(w.job.classes.labels)
         return {"P": np.concatenate(parts, axis=1) if parts else np.zeros((w.job.spec.samples, 0, k))}
 
 
-class PoolScore(stages.Score):
+class PoolScore(scoring.Score):
     """Shard of a pool -> influence of its rows on the reference rows, each with its likeliest label."""
 
     def gradient(self, logits: Tensor, ready: Ready) -> Tensor:

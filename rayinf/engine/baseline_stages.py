@@ -14,7 +14,7 @@ from rayinf.core.margins import likeliest_other, margin
 from rayinf.core.row_norms import row_cosines, row_norms
 from rayinf.data.batches import uniforms
 from rayinf.data.shards import Shard
-from rayinf.engine.stages import Score, Scoring
+from rayinf.engine.scoring import Score, Scoring
 from rayinf.engine.worker import Ready
 
 

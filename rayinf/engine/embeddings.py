@@ -15,7 +15,7 @@ from rayinf.core.fisher import loss_gradient
 from rayinf.data.batches import row_keys, uniforms
 from rayinf.data.files import Arrays
 from rayinf.data.shards import Shard
-from rayinf.engine import stages
+from rayinf.engine import scoring
 from rayinf.engine.run import Run
 from rayinf.engine.worker import Ready, Worker
 from rayinf.errors import InputError
@@ -69,7 +69,7 @@ class LabeledEmbeddings:
         return {"a": np.concatenate(parts)}
 
 
-class EmbeddingValues(stages.Scoring):
+class EmbeddingValues(scoring.Scoring):
     """Shard of a pool -> how long a row's gradient in the last layer is ("badge"), or how far it is from all labels.
 
     Arrays: `a` of the labelled rows for the others: the distance of the embedding to the nearest of them.
@@ -103,7 +103,7 @@ class ChosenEmbeddings:
         _, o, i = block.shape
         a = [np.zeros((0, i - block.has_bias), np.float32)]
         g = [np.zeros((0, o), np.float32)]
-        for ready in stages.chosen_rows(self.worker, item, self.chosen, self.worker.rows_a_batch(1)):
+        for ready in scoring.chosen_rows(self.worker, item, self.chosen, self.worker.rows_a_batch(1)):
             a_bi, g_bo = self.layer(ready)
             a.append(a_bi.cpu().numpy())
             g.append(g_bo.cpu().numpy())

@@ -27,7 +27,7 @@ from rayinf.engine.fit_quality import KEY, FitSums
 from rayinf.engine.job import Chunk
 from rayinf.engine.measure_spec import AcquireSpec
 from rayinf.engine.run import Run
-from rayinf.engine.stages import Scoring, check_finite
+from rayinf.engine.scoring import Scoring, check_finite
 from rayinf.engine.subsample import SUMMARY, Subsample
 from rayinf.engine.worker import BATCH_FLOATS, MOST_ROWS, Ready, Worker
 from rayinf.select.aggregate import parse

@@ -21,7 +21,7 @@ from rayinf.engine.machine import free_memory
 from rayinf.engine.measure_spec import AcquireSpec
 from rayinf.engine.probe import Probe
 from rayinf.engine.spec import PairsSpec
-from rayinf.engine.stages import query_dtype
+from rayinf.engine.stages import group_sums, query_dtype
 from rayinf.errors import InputError
 
 # Of what is free, so much may be planned for: the rest is for batches and for what other programs take meanwhile.
@@ -87,7 +87,7 @@ def query_bytes(job: Job, probed: Probe, workers: int, merged: int) -> Need:
     """Group sums of gradients, and the queries that are made of them."""
     item = torch.finfo(getattr(torch, probed.dtype)).bits // 8
     halves, p = job.spec.halves, probed.parameters
-    sums = _group_sums(job)
+    sums = group_sums(job)
     columns = len(column_names(job.targets, halves))
     each = torch.finfo(query_dtype(sums, p, getattr(torch, probed.dtype))).bits // 8
     parts = len(chunks(job.tables["valid"].shards, 1 if are_summed_at_once(job, probed) else merged))
@@ -107,11 +107,7 @@ def query_bytes(job: Job, probed: Probe, workers: int, merged: int) -> Need:
 
 def are_summed_at_once(job: Job, probed: Probe) -> bool:
     """Whether group sums of gradients are too large for partial sums: they are then added up in one chunk."""
-    return query_dtype(_group_sums(job), probed.parameters, torch.float32) is not torch.float64
-
-
-def _group_sums(job: Job) -> int:
-    return sum(t.width for t in job.targets) * (2 if job.spec.halves else 1)
+    return query_dtype(group_sums(job), probed.parameters, torch.float32) is not torch.float64
 
 
 def _factors(job: Job, probed: Probe, workers: int, merged: int) -> list[Need]:

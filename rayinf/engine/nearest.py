@@ -20,7 +20,8 @@ from rayinf.engine import curvature as curv
 from rayinf.engine import pipeline
 from rayinf.engine.job import Chunk
 from rayinf.engine.run import Run
-from rayinf.engine.stages import Scoring, codes_of
+from rayinf.engine.scoring import Scoring
+from rayinf.engine.stages import codes_of
 from rayinf.engine.worker import Ready, Worker
 from rayinf.errors import InputError
 from rayinf.select.knn_shapley import knn_shapley

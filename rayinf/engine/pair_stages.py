@@ -16,7 +16,7 @@ from rayinf.data.files import Arrays
 from rayinf.data.shards import Shard
 from rayinf.engine.fit_quality import FitSums, add_valid
 from rayinf.engine.job import Chunk
-from rayinf.engine.stages import Score, check_finite
+from rayinf.engine.scoring import Score, check_finite
 from rayinf.engine.worker import Worker
 from rayinf.select.top_rows import TopRows, merge_all
 

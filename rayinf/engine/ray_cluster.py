@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -112,16 +112,10 @@ def _check_room(cluster: Cluster, workers: int) -> None:
         InputError: the resource that is short.
     """
     requested = {"CPU": float(cluster.cpus_per_worker), "GPU": float(cluster.gpus_per_worker)}
-    end = time.monotonic() + _ROOM_SECONDS
-    while True:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        room = _room(nodes, requested)
-        if room >= workers:
-            _report_busy(requested, workers)
-            return
-        if time.monotonic() > end:
-            break
-        time.sleep(0.2)
+    nodes, room = _await_room(_whole_nodes, requested, workers)
+    if room >= workers:
+        _report_busy(requested, workers)
+        return
     short = _shortest(nodes, requested)
     have = ", ".join(f"{node.get(short, 0):g}" for node in nodes)
     raise InputError(
@@ -133,17 +127,12 @@ def _check_room(cluster: Cluster, workers: int) -> None:
 
 def _report_busy(requested: dict[str, float], workers: int) -> None:
     """Print which resource is missing for workers that cannot start yet: other jobs hold it."""
-    end = time.monotonic() + _ROOM_SECONDS  # what has just ended is not free at once
-    while True:
-        try:
-            nodes = list(ray._private.state.available_resources_per_node().values())
-        except Exception:  # another version of Ray, or its client: nothing is known
-            return
-        if (room := _room(nodes, requested)) >= workers:
-            return
-        if time.monotonic() > end:
-            break
-        time.sleep(0.2)
+    try:
+        nodes, room = _await_room(_free_nodes, requested, workers)
+    except Exception:  # another version of Ray, or its client: nothing is known
+        return
+    if room >= workers:
+        return
     short = _shortest(nodes, requested)
     have = ", ".join(f"{node.get(short, 0):g}" for node in nodes)
     print(
@@ -152,6 +141,30 @@ def _report_busy(requested: dict[str, float], workers: int) -> None:
         file=sys.stderr,
         flush=True,
     )
+
+
+def _await_room(
+    look: Callable[[], list[dict[str, float]]], requested: dict[str, float], workers: int
+) -> tuple[list[dict[str, float]], int]:
+    """Resources by node and the workers that they hold, once these are enough or some seconds have passed.
+
+    Nodes take a moment to report, and what has just ended is not free at once.
+    """
+    end = time.monotonic() + _ROOM_SECONDS
+    while True:
+        nodes = look()
+        room = _room(nodes, requested)
+        if room >= workers or time.monotonic() > end:
+            return nodes, room
+        time.sleep(0.2)
+
+
+def _whole_nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _free_nodes() -> list[dict[str, float]]:
+    return list(ray._private.state.available_resources_per_node().values())
 
 
 def _room(nodes: Sequence[dict[str, float]], requested: dict[str, float]) -> int:

@@ -29,7 +29,7 @@ from rayinf.data.batches import row_keys, uniforms
 from rayinf.data.files import Arrays
 from rayinf.data.shards import Shard
 from rayinf.engine import curvature as curv
-from rayinf.engine import pipeline, stages
+from rayinf.engine import pipeline, scoring, stages
 from rayinf.engine.measure_stages import Differentiator
 from rayinf.engine.run import Run
 from rayinf.engine.worker import Ready, Worker
@@ -74,7 +74,7 @@ class Sketch(stages.Summing):
         return signs.view(len(keys), width, directions).transpose(0, 1).flatten(1) / width**0.5
 
 
-class Vectors(stages.Scoring):
+class Vectors(scoring.Scoring):
     """Shard of a pool -> the mean relative FI of its rows, `|phi|^2 / n_L`. Arrays: `S` and the inverse."""
 
     def prepare(self, arrays: Arrays) -> None:
@@ -103,7 +103,7 @@ class ChosenVectors(Vectors):
     def __call__(self, item: Shard) -> Arrays:
         """The chosen rows of a shard, in order."""
         parts: list[Any] = [np.zeros((0, len(self.s_mp)), np.float32)]
-        chosen = stages.chosen_rows(self.worker, item, self.chosen, self.source.rows_a_batch())
+        chosen = scoring.chosen_rows(self.worker, item, self.chosen, self.source.rows_a_batch())
         parts += [self.vectors(ready).float().cpu().numpy() for ready in chosen]
         return {"phi": np.concatenate(parts)}
 

@@ -19,7 +19,7 @@ from rayinf.core.fisher import loss_gradient, scale_rows
 from rayinf.data.batches import Batch, row_keys, uniforms
 from rayinf.data.files import Arrays
 from rayinf.data.scores import to_numpy
-from rayinf.engine import stages
+from rayinf.engine import scoring
 from rayinf.engine.worker import Ready, Worker
 from rayinf.select.forest import RankForest
 
@@ -102,10 +102,10 @@ class Subsample:
         return np.column_stack([x.astype(np.float32), found]) if few else found
 
     @cached_property
-    def _own(self) -> stages.Score:
+    def _own(self) -> scoring.Score:
         """Products with the queries, by a worker whose passes are in the precision that the model came in."""
         job = replace(self.worker.job, own_precision=True)
-        return stages.Score(Worker(job, str(self.worker.device)), self.queries, [])
+        return scoring.Score(Worker(job, str(self.worker.device)), self.queries, [])
 
     def _outputs(self, ready: Ready) -> Array:
         own = self._own

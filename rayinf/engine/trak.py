@@ -28,7 +28,8 @@ from rayinf.data.shards import Shard
 from rayinf.engine import curvature as curv
 from rayinf.engine import pipeline, several_models
 from rayinf.engine.run import Run
-from rayinf.engine.stages import Score, Summing
+from rayinf.engine.scoring import Score
+from rayinf.engine.stages import Summing
 from rayinf.engine.worker import BATCH_FLOATS, Ready
 from rayinf.errors import InputError
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from rayinf.data.batches import Array, row_keys, uniforms
 from rayinf.data.files import Arrays
 from rayinf.data.shards import Shard
-from rayinf.engine import pipeline, stages
+from rayinf.engine import pipeline, scoring
 from rayinf.engine.run import Run
 from rayinf.engine.worker import Ready, Worker
 from rayinf.errors import InputError
@@ -25,7 +25,7 @@ from rayinf.errors import InputError
 _MOST_ROWS = 50_000
 
 
-class LabeledValues(stages.Score):
+class LabeledValues(scoring.Score):
     """Shard of labelled rows -> features `x` and values of those that the tree is fitted on."""
 
     def __init__(self, worker: Worker, arrays: Arrays, share: float) -> None:
@@ -38,13 +38,13 @@ class LabeledValues(stages.Score):
         for ready, found in self.rows(item, "train"):
             draws = uniforms(row_keys(ready.raw.x, ready.raw.labels), self.worker.job.spec.seed + 5, 1)[:, 0]
             array = found.cpu().numpy()
-            stages.check_finite(array, ready.raw, self.worker.job.tables["train"].name)
+            scoring.check_finite(array, ready.raw, self.worker.job.tables["train"].name)
             x.append(_flat(ready.raw.x)[draws < self.share])
             values.append(array[draws < self.share, 0])
         return {"x": np.concatenate(x), "values": np.concatenate(values)}
 
 
-class TreeValues(stages.Scoring):
+class TreeValues(scoring.Scoring):
     """Shard of a pool -> the influence that the tree predicts for its rows. Arrays: the tree."""
 
     def prepare(self, arrays: Arrays) -> None:

@@ -131,7 +131,7 @@ class Worker:
         return max(1, self._sizes[columns] >> self.halvings)
 
     def halve_batches(self) -> bool:
-        """Take half as many rows from now on, after the device has run out of memory; False if there is no half."""
+        """Halve the rows of a batch, after the device has run out of memory; False where a batch is one row already."""
         largest = max(self._sizes.values(), default=1)
         if largest >> self.halvings <= 1:
             return False

@@ -102,16 +102,16 @@ def test_forms_of_tables_and_a_batch_without_a_class(task: rayinf.Task, tmp_path
 
 def test_a_stopped_stream_goes_on(task: rayinf.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = list(islice(rayinf.trim_stream(task, endless([]), VALID, out=tmp_path / "s"), 2))
-    from rayinf.engine import stages
+    from rayinf.engine import scoring
 
     valued: list[int] = []
-    before = stages.Score.table
+    before = scoring.Score.table
 
     def counted(self: Any, shard: Any) -> Any:
         valued.append(1)
         return before(self, shard)
 
-    monkeypatch.setattr(stages.Score, "table", counted)
+    monkeypatch.setattr(scoring.Score, "table", counted)
     again = list(islice(rayinf.trim_stream(task, endless([]), VALID, out=tmp_path / "s"), 2))
     assert not valued
     for a, b in zip(first, again, strict=True):

@@ -17,7 +17,7 @@ from data.refusals import TRAIN, VALID, task
 from torch import nn
 
 import rayinf
-from rayinf.engine import machine, memory, stages
+from rayinf.engine import machine, memory, scoring, stages
 
 WIDE = nn.Sequential(nn.Linear(4, 50), nn.Tanh(), nn.Linear(50, 3))
 LARGER = 4 * 50 + 50
@@ -179,7 +179,7 @@ def test_a_plan_tries_no_more_columns_than_fit(monkeypatch: pytest.MonkeyPatch) 
     """500 classes and 250 parameters each, with room to try 100: the seconds and bytes are those of all."""
     monkeypatch.setattr("rayinf.engine.plan.fewest", lambda columns, parameters: min(columns, 100))
     seen: dict[str, list[int]] = {"scores": [], "queries": []}
-    prepare, batch = stages.Score.prepare, stages.Queries.batch
+    prepare, batch = scoring.Score.prepare, stages.Queries.batch
 
     def scores(self: Any, arrays: Any) -> None:
         seen["scores"] += [len(v) for v in arrays.values()]
@@ -189,7 +189,7 @@ def test_a_plan_tries_no_more_columns_than_fit(monkeypatch: pytest.MonkeyPatch) 
         batch(self, sums, ready)
         seen["queries"] += [len(v) for k, v in sums.items() if k.startswith("V")]
 
-    monkeypatch.setattr(stages.Score, "prepare", scores)
+    monkeypatch.setattr(scoring.Score, "prepare", scores)
     monkeypatch.setattr(stages.Queries, "batch", queries)
     x = np.random.default_rng(0).normal(size=(500, 4)).astype(np.float32)
     rows = x, np.arange(500)

@@ -18,7 +18,7 @@ from rayinf.api import trim
 from rayinf.core import blocks, fisher, gaps, inverse, kfac, mixed_derivatives, outputs
 from rayinf.core import influence as products
 from rayinf.data import labels
-from rayinf.engine import curvature, fit_quality, label_order, pipeline, probe, stages, worker
+from rayinf.engine import curvature, fit_quality, label_order, pipeline, probe, scoring, worker
 from rayinf.errors import RayinfError
 from rayinf.pareto import ceiling
 
@@ -167,7 +167,7 @@ def test_fit_quality_of_the_first_shard(monkeypatch: Patch, tmp_path: Path) -> N
 def test_fit_quality_of_what_was_done_now(monkeypatch: Patch, tmp_path: Path) -> None:
     """Sums that one worker keeps for itself are those of the last shard, or of all since it began."""
     made = fit_quality.FitSums(held.CLASSES)
-    monkeypatch.setattr(stages, "FitSums", lambda classes: made)
+    monkeypatch.setattr(scoring, "FitSums", lambda classes: made)
     fails(held.test_fit_quality_survives_a_resume, "influence", tmp_path, monkeypatch)
 
 

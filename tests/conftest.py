@@ -34,8 +34,10 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def ray_session():
-    """A local Ray with room for three workers."""
+    """A local Ray with room for three workers, which runs hand to each other: each is a process that imports torch."""
     import ray
+
+    from rayinf.engine.ray_session import connected
 
     # Workers find the tests' own modules, as they would find a user's that are installed.
     env = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}}
@@ -47,8 +49,17 @@ def ray_session():
         logging_level="ERROR",
         runtime_env=env,
     )
-    yield
+    with connected():
+        yield
     ray.shutdown()
+
+
+@pytest.fixture
+def no_workers(ray_session):
+    """That Ray without the workers of earlier tests."""
+    from rayinf.engine.ray_session import make_room
+
+    make_room(None)
 
 
 @pytest.fixture(scope="session", autouse=True)

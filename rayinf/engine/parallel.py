@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 @contextmanager
 def session(cluster: Cluster | None) -> Generator[None]:
-    """Ray from the first call that needs it until the context ends, so that calls do not start and stop it each time.
+    """Ray and its workers from the first call that needs them until the context ends: calls do not start their own.
 
     Args:
         cluster: None starts nothing.
@@ -25,9 +25,9 @@ def session(cluster: Cluster | None) -> Generator[None]:
     if cluster is None:
         yield
         return
-    from rayinf.engine import ray_cluster
+    from rayinf.engine import ray_session
 
-    with ray_cluster.connected():
+    with ray_session.connected():
         yield
 
 

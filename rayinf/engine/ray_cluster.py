@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -17,6 +17,7 @@ from rayinf.engine.job import Cluster
 from rayinf.engine.machine import misfit
 from rayinf.engine.ray_address import check_address
 from rayinf.engine.ray_calls import get
+from rayinf.engine.ray_session import note_start
 from rayinf.errors import InputError, RunError
 
 # Seconds without one more worker that has started.
@@ -24,31 +25,6 @@ _START_SECONDS = 120.0
 # A node that has just joined may not be listed yet.
 _ROOM_SECONDS = 3.0
 _FEWER = "pass fewer workers or smaller ones in Cluster(...), or add nodes."
-
-
-class _Session:
-    """How many `connected` contexts are open in this process, and whether one of their calls started Ray."""
-
-    depth = 0
-    owns = False
-
-
-@contextmanager
-def connected() -> Generator[None]:
-    """Ray stays from the first call that needs it until the context ends; one that was there before stays for good."""
-    _Session.depth += 1
-    try:
-        yield
-    finally:
-        _Session.depth -= 1
-        if not _Session.depth and _Session.owns:
-            _Session.owns = False
-            ray_token.stop()
-
-
-def owns_ray() -> bool:
-    """Whether an open `connected` context started the Ray of this process."""
-    return _Session.owns
 
 
 def connect(cluster: Cluster, workers: int, model_bytes: int = 0) -> bool:
@@ -72,8 +48,7 @@ def connect(cluster: Cluster, workers: int, model_bytes: int = 0) -> bool:
         if cluster.address is not None:
             check_address(cluster.address)
         _init(cluster)
-        started = not _Session.depth
-        _Session.owns = _Session.owns or not started
+        started = note_start()
     try:
         _check_room(cluster, workers)
     except BaseException:

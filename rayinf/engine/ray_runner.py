@@ -7,10 +7,8 @@ import os
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +33,9 @@ from rayinf.engine.ray_calls import (
     processor_seconds,
     restarts_of,
 )
-from rayinf.engine.ray_cluster import connect, near_driver, owns_ray, wait_ready
+from rayinf.engine.ray_cluster import connect, near_driver, wait_ready
 from rayinf.engine.ray_metrics import Meter, meter
+from rayinf.engine.ray_session import Kind, give_back, kill, make_room, owns_ray, take
 from rayinf.engine.ray_spread import spread
 from rayinf.engine.stages import Stage, perform
 from rayinf.engine.worker import Worker
@@ -114,7 +113,11 @@ class _Actor:
             found = self.run(name, work, item)
         finally:
             self._thread = None
-        get(store.call.remote("put_part", *into, found)[0])
+        get(store.call("put_part", *into, found)[0])
+
+    def rest(self) -> None:
+        """Forget the job of the last run."""
+        self._worker = self._held = None
 
     def _progressed(self) -> float:
         thread, rows = self._thread, self._worker.rows_read if self._worker else 0
@@ -139,16 +142,16 @@ class _Actor:
         """Send the sums of a group of chunks to the store; a retry after a crash counts once, by its key."""
         stage = self._ready(name, work, group)
         sums = tree_sum(perform(stage, chunk) for chunk in group.chunks)
-        get(store.call.remote("add", *into, group.index, sums, group.level)[0])
+        get(store.call("add", *into, group.index, sums, group.level)[0])
 
 
 class _Store:
     """The store of factors in its own process."""
 
-    def __init__(self, make: Callable[[], FactorStore], most_deaths: int) -> None:
+    def __init__(self, most_deaths: int) -> None:
         sweep_temporaries()
         self._most_deaths = most_deaths
-        self._store = make()
+        self._held: tuple[_Place, FactorStore] | None = None
         self._thread: int | None = None
         # A decomposition says nothing of how far it is; but one that hangs takes no processor time.
         self._life = Life(lambda: processor_seconds(self._thread))
@@ -168,13 +171,41 @@ class _Store:
         """Remove a temporary folder on the machine where the store runs."""
         remove(folder)
 
+    def rest(self) -> None:
+        """Forget the state of the last run."""
+        self._held = None
+
     @ray.method(num_returns=2)
-    def call(self, method: str, *args: Any) -> tuple[bool, Any]:
+    def call(self, place: _Place, method: str, *args: Any) -> tuple[bool, Any]:
         """A method's value, after a sign that it has one: the sign can be had without fetching the value."""
         names = [a for a in args[:1] if isinstance(a, str)]
         check_deaths(f"{' '.join([method, *names])!r} in the store of factors", self._most_deaths)
         self._thread = threading.get_ident()
-        return True, getattr(self._store, method)(*args)
+        if self._held is None or self._held[0] != place:
+            self._held = place, FactorStore(*place)
+        return True, getattr(self._held[1], method)(*args)
+
+
+# Where the state of a store lies, and whose it is.
+_Place = tuple[AnyPath, str]
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """The store of a run, as its workers call it.
+
+    Attributes:
+        actor: in whose process it is.
+        place: of its state.
+    """
+
+    actor: Any
+    place: _Place
+
+    def call(self, method: str, *args: Any) -> list[Any]:
+        """References of a sign and of a method's value."""
+        found: list[Any] = self.actor.call.remote(self.place, method, *args)
+        return found
 
 
 class RayRunner:
@@ -249,7 +280,7 @@ class RayRunner:
                 self._workers() * _IN_FLIGHT,
                 todo,
                 lambda actor, key: actor.run_into.remote(mark, work, todo[key], self._store, (name, count)),
-                Watch(self._cluster.patience, {"the store of factors": self._store}),
+                Watch(self._cluster.patience, {"the store of factors": self._store.actor}),
                 lambda key: label(stage, table, todo[key]),
                 again=True,
             ):
@@ -270,7 +301,7 @@ class RayRunner:
                 self._workers(),
                 {k: items[k] for k in left},
                 lambda actor, key: actor.run_part.remote(mark, work, items[key], self._store, (name, key)),
-                Watch(self._cluster.patience, {"the store of factors": self._store}),
+                Watch(self._cluster.patience, {"the store of factors": self._store.actor}),
                 lambda key: label(stage, name, items[key]),
             ):
                 get(ref)
@@ -287,9 +318,9 @@ class RayRunner:
             RunError: a call that ends one process after the other; one that does not move for `Cluster.patience`
                 seconds.
         """
-        sign, ref = self._standing_store().call.remote(method, *args)
+        sign, ref = self._standing_store().call(method, *args)
         what = " ".join([repr(method), *[a for a in args[:1] if isinstance(a, str)]])
-        Watch(self._cluster.patience).wait([sign], lambda: {f"{what} in the store of factors": self._store})
+        Watch(self._cluster.patience).wait([sign], lambda: {f"{what} in the store of factors": self._store.actor})
         get(sign)
         return ref
 
@@ -304,11 +335,12 @@ class RayRunner:
             self._deaths = deaths
 
     def close(self) -> None:
-        """End the actors, remove the temporary folder, and end Ray too if this run started it."""
+        """Give the actors up, remove the temporary folder, and end Ray too if this run started it."""
         if self._temporary is not None and self._store is not None and ray.is_initialized():
-            cleaned = self._store.clean.remote(self._temporary)  # its machine may be another
+            cleaned = self._store.actor.clean.remote(self._temporary)  # its machine may be another
             ray.wait([cleaned], timeout=_CLEAN_SECONDS)
-        _kill([*self._actors, *self._held])
+        give_back(self._kind, self._actors)
+        give_back(self._kind_of_store, self._held)
         self._actors, self._store = [], None
         self._held.clear()
         self._clean()
@@ -318,7 +350,8 @@ class RayRunner:
 
     def _connect(self) -> None:
         if not self._connected:
-            self._started = connect(self._cluster, self._cluster.workers, _model_bytes(self._job))
+            lacking = max(0, self._cluster.workers - make_room(self._kind))
+            self._started = connect(self._cluster, lacking, _model_bytes(self._job))
             self._connected = True
             self._meter = meter(own=self._cluster.address is None and (self._started or owns_ray()))
 
@@ -326,14 +359,19 @@ class RayRunner:
         """The workers, started once."""
         if not self._actors:
             self._connect()
-            c = self._cluster
+            c, kind = self._cluster, self._kind
             groups: dict[str, Any] = {"concurrency_groups": {REPORTS: 1}}
             actor: Any = ray.remote(num_cpus=c.cpus_per_worker, num_gpus=c.gpus_per_worker, **groups, **FAULTS)(_Actor)
-            device = "cuda" if c.gpus_per_worker else "cpu"
-            threads = max(1, int(c.cpus_per_worker))
-            self._actors = [actor.remote(threads, device, ray_calls.MOST_DEATHS) for _ in range(c.workers)]
-            wait_ready(self._actors, c)
+            self._actors, new = take(kind, c.workers, lambda: actor.remote(*kind.given))
+            wait_ready(new, c)
+            self._deaths = sum(restarts_of(one) for one in self._actors)  # those of earlier runs
         return self._actors
+
+    @property
+    def _kind(self) -> Kind:
+        c = self._cluster
+        given = max(1, int(c.cpus_per_worker)), "cuda" if c.gpus_per_worker else "cpu", ray_calls.MOST_DEATHS
+        return Kind("values", c.cpus_per_worker, c.gpus_per_worker, given)
 
     def _standing_store(self) -> Any:
         """The store, started once."""
@@ -347,14 +385,20 @@ class RayRunner:
 
     def _start_store(self, folder: AnyPath, owner: str) -> None:
         self._connect()
+        kind = self._kind_of_store
         groups: dict[str, Any] = {"concurrency_groups": {REPORTS: 1}}
         # Without a folder of the user's its state lies on the machine of this process, without which no run goes on.
         where = near_driver(soft=self._temporary is None)
         env = _threads_env(MOST_THREADS)
         store: Any = ray.remote(num_cpus=0, runtime_env=env, scheduling_strategy=where, **groups, **FAULTS)(_Store)
-        self._store = store.remote(partial(FactorStore, folder, owner), ray_calls.MOST_DEATHS)
-        self._held.append(self._store)
-        wait_ready([self._store], self._cluster)
+        [actor], new = take(kind, 1, lambda: store.remote(*kind.given))
+        self._store = _Standing(actor, (folder, owner))
+        self._held.append(actor)
+        wait_ready(new, self._cluster)
+
+    @property
+    def _kind_of_store(self) -> Kind:
+        return Kind("store on this node" if self._temporary else "store", 0, 0, (ray_calls.MOST_DEATHS,))
 
     def _send(self, stage: type[Stage], arrays: Any, table: str, options: dict[str, Any]) -> tuple[str, list[Any]]:
         """The name of a pass, and a reference of what its calls share, in a list."""
@@ -369,14 +413,8 @@ class RayRunner:
 
 def _abandon(actors: list[Any], folder: Path) -> None:
     """Remove a temporary folder, and first what would write into it again."""
-    _kill(actors)
+    kill(actors)
     remove(folder)
-
-
-def _kill(actors: Iterable[Any]) -> None:
-    for actor in actors:
-        with suppress(Exception):  # Ray itself may be gone
-            ray.kill(actor)
 
 
 def _model_bytes(job: Job) -> int:

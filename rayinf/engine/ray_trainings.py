@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +13,8 @@ import torch
 
 from rayinf.engine.job import Cluster
 from rayinf.engine.ray_calls import FAULTS, MOST_DEATHS_OF_TRAININGS, REPORTS, Life, Watch, check_deaths, get
-from rayinf.engine.ray_cluster import connect, connected, wait_ready
+from rayinf.engine.ray_cluster import connect, wait_ready
+from rayinf.engine.ray_session import Kind, connected, give_back, make_room, take
 from rayinf.engine.ray_spread import spread
 from rayinf.user_code import sendable
 
@@ -27,7 +28,7 @@ class _TrainingActor:
         self._most_deaths = most_deaths
         # A training has no count of its own: while its process answers, it is taken to go on.
         self._life = Life(time.monotonic)
-        self._function: Callable[[Any], Any] | None = None
+        self._held: tuple[Any, Callable[[Any], Any]] | None = None
 
     @ray.method(concurrency_group=REPORTS)
     def ready(self) -> bool:
@@ -45,9 +46,13 @@ class _TrainingActor:
         The function comes as a reference in a list, and is fetched once, not with every call.
         """
         check_deaths(what, self._most_deaths)
-        if self._function is None:
-            self._function = ray.get(function[0])
-        return self._function(item)
+        if self._held is None or self._held[0] != function[0]:
+            self._held = function[0], ray.get(function[0])
+        return self._held[1](item)
+
+    def rest(self) -> None:
+        """Forget what the last pool left."""
+        self._held = None
 
 
 class TrainingActors:
@@ -77,22 +82,19 @@ def training_actors(function: Callable[[Any], Any], cluster: Cluster, workers: i
         RayinfError: workers that do not fit, do not start, or an address at which no Ray answers.
     """
     groups: dict[str, Any] = {"concurrency_groups": {REPORTS: 1}}
+    cpus, gpus = cluster.cpus_per_worker, cluster.gpus_per_worker
+    kind = Kind("trainings", cpus, gpus, (max(1, int(cpus)), MOST_DEATHS_OF_TRAININGS))
+    remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, **groups, **FAULTS)(_TrainingActor)
     with connected():
-        connect(cluster, workers)
-        remote: Any = ray.remote(
-            num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, **groups, **FAULTS
-        )(_TrainingActor)
-        threads = max(1, int(cluster.cpus_per_worker))
-        actors = [remote.remote(threads, MOST_DEATHS_OF_TRAININGS) for _ in range(workers)]
+        connect(cluster, workers - make_room(kind))
+        actors, new = take(kind, workers, lambda: remote.remote(*kind.given))
         try:
-            wait_ready(actors, cluster)
+            wait_ready(new, cluster)
             with sendable():
                 sent = ray.put(function)
             yield TrainingActors(cluster, actors, sent)
         finally:
-            for actor in actors:
-                with suppress(ray.exceptions.RayError, ValueError):
-                    ray.kill(actor)
+            give_back(kind, actors)
 
 
 def _what(key: Any) -> str:

@@ -103,7 +103,7 @@ def main() -> None:
         time.sleep(0.5)
 
     def lose_both(runner: Any) -> None:
-        assert node_of(runner._store) == joined.node_id
+        assert node_of(runner._store.actor) == joined.node_id
         assert joined.node_id in {node_of(a) for a in runner._actors}
         cluster.remove_node(joined, allow_graceful=False)
 

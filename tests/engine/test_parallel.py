@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import rayinf
-from rayinf.engine import ray_cluster
+from rayinf.engine import ray_session
 from rayinf.engine.parallel import session, side_by_side, worker_pool
 
 WORKERS = rayinf.Cluster(workers=2)
@@ -100,7 +100,7 @@ def test_no_session_without_a_cluster(monkeypatch):
         opened.append(1)
         yield
 
-    monkeypatch.setattr(ray_cluster, "connected", connected)
+    monkeypatch.setattr(ray_session, "connected", connected)
     with session(None):
         assert list(side_by_side(abs, {0: -1}, None)) == [(0, 1)]
     assert not opened

@@ -271,7 +271,7 @@ def test_sixty_four_workers_on_this_machine(tables, monkeypatch):
         ),
     ],
 )
-def test_workers_that_a_cluster_lacks_are_refused_within_seconds(tables, ray_session, options, what):
+def test_workers_that_a_cluster_lacks_are_refused_within_seconds(tables, no_workers, options, what):
     begin = time.monotonic()
     with pytest.raises(rayinf.InputError, match=what):
         list(side_by_side(abs, dict.fromkeys(range(50), -1), rayinf.Cluster(address="auto", **options)))
@@ -279,7 +279,7 @@ def test_workers_that_a_cluster_lacks_are_refused_within_seconds(tables, ray_ses
 
 
 @pytest.mark.slow
-def test_workers_that_wait_for_others_are_told_apart_from_slow_ones(ray_session, monkeypatch, capfd):
+def test_workers_that_wait_for_others_are_told_apart_from_slow_ones(no_workers, monkeypatch, capfd):
     from rayinf.engine import ray_cluster
 
     monkeypatch.setattr(ray_cluster, "_START_SECONDS", 3.0)

@@ -1,0 +1,77 @@
+"""Runs hand their workers and their store to the next one while a session is open."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+from engine import small_job as job
+
+import rayinf
+from rayinf.engine import ray_session as held
+from rayinf.engine.parallel import session, side_by_side
+
+pytestmark = pytest.mark.ray
+CLUSTER = rayinf.Cluster(workers=1)
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables")
+    train = job.write(folder / "train.parquet", 120, 1, 40)
+    return train, job.write(folder / "valid.parquet", 40, 2, 40)
+
+
+def idle() -> dict[str, list[int]]:
+    """Processes of the idle actors, by what they are."""
+    import ray
+
+    return {
+        kind.name: sorted(ray.get([a.ready.remote() for a in actors])) for kind, actors in held._Session.idle.items()
+    }
+
+
+def test_the_same_processes_serve_run_after_run(tables, no_workers):
+    calm = job.run(*tables)
+    first = job.run(*tables, cluster=CLUSTER)
+    processes = idle()
+    assert {name: len(pids) for name, pids in processes.items()} == {"values": 1, "store on this node": 1}
+    again = job.run(*tables, cluster=CLUSTER, transform=job.slow)
+    assert idle() == processes
+    assert first.table.equals(calm.table) and again.table.equals(calm.table)
+
+
+def test_one_that_was_killed_meanwhile_is_started_again(tables, no_workers):
+    calm = job.run(*tables)
+    job.run(*tables, cluster=CLUSTER)
+    before = idle()["values"]
+    os.kill(before[0], signal.SIGKILL)
+    assert job.run(*tables, cluster=CLUSTER).table.equals(calm.table)
+    assert before[0] not in idle()["values"]
+
+
+def test_workers_of_another_kind_make_room(tables, no_workers):
+    """There are three CPUs: idle workers must not stand in the way of trainings."""
+    job.run(*tables, cluster=CLUSTER)
+    assert list(side_by_side(abs, {0: -1}, rayinf.Cluster(workers=1, cpus_per_worker=3))) == [(0, 1)]
+    assert "values" not in {kind.name for kind in held._Session.idle}
+
+
+def test_one_that_is_still_at_work_is_not_handed_on(no_workers, monkeypatch):
+    monkeypatch.setattr(held, "_REST_SECONDS", 0.2)
+    results = side_by_side(time.sleep, {0: 0.0, 1: 60.0}, CLUSTER)
+    next(results)
+    results.close()
+    assert not sum(map(len, held._Session.idle.values()))
+
+
+def test_without_a_session_they_end(tables, no_workers, monkeypatch):
+    monkeypatch.setattr(held._Session, "depth", 0)
+    job.run(*tables, cluster=rayinf.Cluster(workers=1))
+    assert not held._Session.idle
+    with session(CLUSTER):
+        assert list(side_by_side(abs, {0: -1}, CLUSTER)) == [(0, 1)]
+        assert held._Session.idle
+    assert not held._Session.idle

@@ -1,4 +1,6 @@
-"""The jobs of examples/cluster run on a local head with a token, and what they give is right."""
+"""The jobs of examples/cluster give what is right: those of one script on a local head with a token, as a user runs it;
+those of the others with the same configs in a process each, without Ray.
+"""
 
 import importlib.util
 import json
@@ -55,6 +57,22 @@ def load() -> Iterator[Any]:
         sys.modules.pop(file.stem, None)
 
 
+@pytest.fixture
+def without_ray(load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: Any) -> Any:
+    """Runs a script whose jobs are commands on this machine; gives what was printed."""
+
+    def command(verb: str, config: Path, address: str) -> list[str]:
+        return [sys.executable, "-m", "rayinf", verb, str(config), "--set", "cluster=null"]
+
+    def script(name: str) -> str:
+        module = load(name)
+        monkeypatch.setattr(sys.modules["jobs"], "submit_command", command)
+        module.main(["--store", str(tmp_path), "--quick", "--address", "http://no-head:8265"])
+        return str(capfd.readouterr().out)
+
+    return script
+
+
 def test_appended_rows_get_the_values_that_they_have_in_the_old_training_set(
     load: Any, head: Any, tmp_path: Path
 ) -> None:
@@ -82,8 +100,8 @@ def test_appended_rows_get_the_values_that_they_have_in_the_old_training_set(
     np.testing.assert_allclose(valuation.on_old_n(again), old.loc[ids], atol=1e-5 * old.abs().max())
 
 
-def test_rounds_wait_for_annotators_between_jobs(head: Any, tmp_path: Path) -> None:
-    printed = run("rounds", tmp_path, head)
+def test_rounds_wait_for_annotators_between_jobs(without_ray: Any, tmp_path: Path) -> None:
+    printed = without_ray("rounds")
     assert [f"Job {k} took" in printed for k in (1, 2, 3)] == [True, True, False]
     assert printed.count("the annotators labelled 40 rows") == 1
     assert "the annotators labelled 0 rows" in printed
@@ -97,8 +115,8 @@ def test_rounds_wait_for_annotators_between_jobs(head: Any, tmp_path: Path) -> N
     assert not pq.read_schema(tmp_path / "pool.parquet").names.count("label")
 
 
-def test_weights_are_searched_after_the_values(head: Any, tmp_path: Path) -> None:
-    printed = run("weights", tmp_path, head)
+def test_weights_are_searched_after_the_values(without_ray: Any, tmp_path: Path) -> None:
+    printed = without_ray("weights")
     assert "Mean weight of the" in printed
     weights = pq.read_table(tmp_path / "runs" / "weights" / "weights.parquet").to_pandas()
     assert len(weights) == 600

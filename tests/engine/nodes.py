@@ -96,6 +96,11 @@ class Nodes:
         """Add a node with a CPU."""
         self._say("join")
 
+    def refill(self) -> None:
+        """Add nodes until there are two with a CPU."""
+        while sum("raylet" in p.name() for p in self._daemons()) < 3:
+            self.join()
+
     def _daemons(self) -> list[psutil.Process]:
         return [p for p in psutil.Process(self._process.pid).children(recursive=True) if p.is_running()]
 

@@ -1,6 +1,7 @@
 """A cluster of a head and two nodes on this machine, any part of which can be killed.
 
-As a program it serves one cluster: it prints its address, and obeys a word a line (`join`, `fill`) until its input ends.
+As a program it serves one cluster: it prints its address, and obeys a word a line (`join`, `fill`) until its input
+ends.
 """
 
 from __future__ import annotations

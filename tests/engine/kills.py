@@ -1,9 +1,9 @@
-"""Series of SIGKILLs at random moments, of every verb, in one process or joined to Ray; then the same call once more.
+"""Series of SIGKILLs at random moments, of every verb in one process; then the same call once more.
 
-    python tests/engine/kills.py STATE [--verbs influence pairs ...] [--series 10] [--kills 6] [--seed 0] [--ray]
+    python tests/engine/kills.py STATE [--verbs influence pairs ...] [--series 10] [--kills 6] [--seed 0]
 
-STATE is a folder: results are kept in it line by line, so that the command goes on where it stopped. With `--ray` a
-local head is started, drivers join it, and what is killed is the driver, a worker or the store, by chance.
+STATE is a folder: results are kept in it line by line, so that the command goes on where it stopped. `chaos.py` does
+the like on a cluster.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -25,24 +24,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from engine import fault_jobs as jobs
-
-_DRIVER = (
-    "import sys; sys.path.insert(0, sys.argv[1])\n"
-    "from pathlib import Path\n"
-    "from engine import fault_jobs as jobs\n"
-    "import rayinf\n"
-    "tables = jobs.Tables(*(Path(sys.argv[3]) / f'{n}.parquet' for n in ('train', 'valid', 'many')))\n"
-    "cluster = rayinf.Cluster(address=sys.argv[5], workers=2) if sys.argv[5] else None\n"
-    "jobs.run(sys.argv[2], tables, Path(sys.argv[4]), cluster)\n"
-)
-
-
-def start(verb: str, state: Path, out: Path, address: str) -> subprocess.Popen[str]:
-    """A driver in a process of its own."""
-    home = Path(__file__).parent.parent
-    command = [sys.executable, "-c", _DRIVER, str(home), verb, str(state), str(out), address]
-    env = {**os.environ, "PYTHONPATH": f"{home}:{home.parent}", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def load() -> None:
@@ -100,46 +81,6 @@ def judge(verb: str, code: int, out: Path, calm: Path) -> str:
     )
 
 
-def on_ray(verb: str, state: Path, address: str, rng: random.Random) -> dict[str, Any]:
-    """One kill of a driver, worker or store on a cluster, then the same call until it ends."""
-    calm, out = state / f"{verb}-calm-ray", state / f"{verb}-killed-ray"
-    if not calm.exists():
-        begin = time.monotonic()
-        process = start(verb, state, calm, address)
-        assert process.wait() == 0, process.stderr.read() if process.stderr else ""
-        (state / f"{verb}-seconds-ray").write_text(str(time.monotonic() - begin))
-    seconds = float((state / f"{verb}-seconds-ray").read_text())
-    shutil.rmtree(out, ignore_errors=True)
-    process, victim = start(verb, state, out, address), rng.choice(["driver", "worker", "store"])
-    time.sleep(rng.uniform(0.3 * seconds, 0.9 * seconds))
-    struck = strike(process, victim)
-    code = process.wait()
-    if victim == "driver" or code != 0:
-        again = start(verb, state, out, address)
-        code = again.wait()
-        told = again.stderr.read()[-300:] if again.stderr and code else ""
-    else:
-        told = ""
-    return {"verb": verb, "victim": victim, "kills": struck, "wrong": judge(verb, code, out, calm) + told}
-
-
-def strike(process: subprocess.Popen[str], victim: str) -> int:
-    """Kill the driver, or a process of Ray's of that kind as soon as there is one; how many were killed."""
-    import psutil
-
-    titles = {"worker": ("ray::_Actor", "ray::_TrainingActor"), "store": ("ray::_Store",), "driver": ()}[victim]
-    while process.poll() is None:
-        if victim == "driver":
-            process.kill()
-            return 1
-        for p in psutil.process_iter(["cmdline"]):
-            if " ".join(p.info["cmdline"] or []).startswith(titles):
-                p.kill()
-                return 1
-        time.sleep(0.05)
-    return 0
-
-
 def main() -> None:
     """All series that are not in the results yet."""
     parser = argparse.ArgumentParser()
@@ -148,31 +89,18 @@ def main() -> None:
     parser.add_argument("--series", type=int, default=10)
     parser.add_argument("--kills", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ray", action="store_true")
     options = parser.parse_args()
     options.state.mkdir(parents=True, exist_ok=True)
-    results = options.state / ("ray.jsonl" if options.ray else "kills.jsonl")
+    results = options.state / "kills.jsonl"
     held = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     tables = jobs.make_tables(options.state)
     load()
-    address = ""
-    if options.ray:
-        import ray
-
-        home = Path(__file__).parent.parent
-        env = {"env_vars": {"PYTHONPATH": f"{home}:{home.parent}"}}
-        context = ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env=env)
-        address = context.address_info["gcs_address"]
     for number in range(options.series):
         for verb in options.verbs:
             if any(r["verb"] == verb and r["series"] == number for r in held):
                 continue
             rng = random.Random(f"{options.seed}-{verb}-{number}")
-            found = (
-                on_ray(verb, options.state, address, rng)
-                if options.ray
-                else series(verb, tables, options.state, options.kills, rng)
-            )
+            found = series(verb, tables, options.state, options.kills, rng)
             held.append({**found, "series": number})
             with results.open("a") as file:
                 file.write(json.dumps(held[-1]) + "\n")

@@ -124,7 +124,7 @@ def trial(chaos: Chaos, seed: int, kinds: tuple[str, ...] = KINDS) -> dict[str, 
             begin = time.monotonic()
             moment = rng.uniform(0, chaos.bounds.get(verb, 10.0))
             code, struck = _disturbed(chaos, verb, out, kind, moment, rng)
-            if struck or not left:
+            if struck or code or not left:
                 break
             chaos.bounds[verb] = max(moment / 2, 0.2)  # it had ended by then
             shutil.rmtree(out)
@@ -137,6 +137,7 @@ def trial(chaos: Chaos, seed: int, kinds: tuple[str, ...] = KINDS) -> dict[str, 
             code = _end(chaos.start(verb, out), _STUCK_SECONDS)
         wrong = judge(verb, code, out, calm) + (f" {chaos.told()[-300:]}" if code else "")
         wrong += f" raw error: {stopped}" if raw else ""
+        wrong += f" failed undisturbed: {stopped}" if stopped and not struck else ""
     seconds = {"first": round(first, 1), "whole": round(time.monotonic() - begin, 1)}
     found = {"seed": seed, "verb": verb, "kind": kind, "struck": struck, "moment": round(moment, 2), **seconds}
     return {**found, "stopped": stopped, "wrong": wrong.strip()}

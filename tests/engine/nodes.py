@@ -103,7 +103,8 @@ class Nodes:
             self.join()
 
     def _daemons(self) -> list[psutil.Process]:
-        return [p for p in psutil.Process(self._process.pid).children(recursive=True) if p.is_running()]
+        found = psutil.Process(self._process.pid).children(recursive=True)
+        return [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
     def _say(self, word: str) -> bool:
         assert self._process.stdin is not None

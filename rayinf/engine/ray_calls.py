@@ -24,6 +24,7 @@ FAULTS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1}
 # A second thread of an actor, which answers while the first one works.
 REPORTS = "reports"
 _DETAIL_CHARACTERS = 240
+_NOBODY = "all workers have left with their nodes, and no node has room for one"
 
 
 class RepeatedDeathError(Exception):
@@ -161,7 +162,7 @@ class Watch:
         more = f", and {len(shown) - 3} more" if len(shown) > 3 else ""
         detail = last_exit() if silent else ""
         return (
-            f"Nothing moved in {self.deadline.seconds:.0f} s: {'; '.join(shown[:3])}{more}.{detail}",
+            f"Nothing moved in {self.deadline.seconds:.0f} s: {'; '.join(shown[:3]) or _NOBODY}{more}.{detail}",
             "look at the cluster's nodes and logs (is memory short? does the task's own code wait for something?), "
             "then run the same command again: it goes on. For one batch that takes longer pass Cluster(patience=...).",
         )
@@ -203,9 +204,18 @@ def get(ref: Any) -> Any:
 
 def is_away(actor: Any) -> bool:
     """Whether an actor has no process, as far as Ray knows and says so."""
+    return _state_of(actor) not in ("ALIVE", None)
+
+
+def has_ended(actor: Any) -> bool:
+    """Whether an actor has no process and will have none, as far as Ray knows and says so."""
+    return _state_of(actor) == "DEAD"
+
+
+def _state_of(actor: Any) -> str | None:
     with suppress(Exception):
-        return bool(ray._private.state.state.actor_table(actor._actor_id.hex())["State"] != "ALIVE")
-    return False
+        return str(ray._private.state.state.actor_table(actor._actor_id.hex())["State"])
+    return None
 
 
 def restarts_of(actor: Any) -> int:

@@ -24,20 +24,12 @@ from rayinf.engine.factors import FactorStore, tree_sum
 from rayinf.engine.job import Chunk, Cluster, Job
 from rayinf.engine.leaves import Group, groups
 from rayinf.engine.leftovers import remove, sweep_temporaries, temporary_folder
-from rayinf.engine.ray_calls import (
-    FAULTS,
-    REPORTS,
-    Life,
-    Watch,
-    check_deaths,
-    get,
-    label,
-    processor_seconds,
-    restarts_of,
-)
+from rayinf.engine.ray_calls import FAULTS, REPORTS, Life, Watch, check_deaths, get, label, processor_seconds
 from rayinf.engine.ray_cluster import connect, near_driver, owns_ray, wait_ready
 from rayinf.engine.ray_metrics import Meter, meter
+from rayinf.engine.ray_pool import Pool
 from rayinf.engine.ray_spread import spread
+from rayinf.engine.room import workers_now
 from rayinf.engine.stages import Stage, perform
 from rayinf.engine.worker import Worker
 from rayinf.store.places import AnyPath
@@ -188,7 +180,7 @@ class RayRunner:
         self._count = itertools.count()
         self._run = uuid.uuid4().hex
         self._factors: tuple[AnyPath | None, str] = (None, "")
-        self._actors: list[Any] = []
+        self._pool: Pool | None = None
         self._store: Any = None
         self._connected = self._started = False
         self._meter: Meter | None = None
@@ -223,7 +215,7 @@ class RayRunner:
         table = options.get("table", self._job.scored)
         name, work = self._send(stage, arrays, table, options)
         for key, ref in spread(
-            self._workers() * _IN_FLIGHT,
+            self._workers().slots(_IN_FLIGHT),
             items,
             lambda actor, key: actor.run.remote(name, work, items[key]),
             Watch(self._cluster.patience),
@@ -244,9 +236,9 @@ class RayRunner:
         todo: dict[int, Group] = {}
         while left := self.store("pending", name, count):
             todo.clear()
-            todo.update(groups(items, left, self._cluster.workers))
+            todo.update(groups(items, left, self._workers().count))
             for key, ref in spread(
-                self._workers() * _IN_FLIGHT,
+                self._workers().slots(_IN_FLIGHT),
                 todo,
                 lambda actor, key: actor.run_into.remote(mark, work, todo[key], self._store, (name, count)),
                 Watch(self._cluster.patience, {"the store of factors": self._store}),
@@ -267,7 +259,7 @@ class RayRunner:
         mark, work = self._send(stage, arrays, name, options)
         while left := self.store("missing_parts", name, list(items)):
             for key, ref in spread(
-                self._workers(),
+                self._workers().slots(1),
                 {k: items[k] for k in left},
                 lambda actor, key: actor.run_part.remote(mark, work, items[key], self._store, (name, key)),
                 Watch(self._cluster.patience, {"the store of factors": self._store}),
@@ -299,7 +291,7 @@ class RayRunner:
             return
         self._meter.add(name, value, verb, stage)
         if name == "rayinf_stage_seconds":
-            deaths = sum(restarts_of(actor) for actor in self._actors)
+            deaths = 0 if self._pool is None else self._pool.restarts
             self._meter.add("rayinf_retries", deaths - self._deaths, verb, stage)
             self._deaths = deaths
 
@@ -308,8 +300,10 @@ class RayRunner:
         if self._temporary is not None and self._store is not None and ray.is_initialized():
             cleaned = self._store.clean.remote(self._temporary)  # its machine may be another
             ray.wait([cleaned], timeout=_CLEAN_SECONDS)
-        _kill([*self._actors, *self._held])
-        self._actors, self._store = [], None
+        if self._pool is not None:
+            self._pool.close()
+        _kill(self._held)
+        self._pool, self._store = None, None
         self._held.clear()
         self._clean()
         if self._started:
@@ -318,22 +312,24 @@ class RayRunner:
 
     def _connect(self) -> None:
         if not self._connected:
-            self._started = connect(self._cluster, self._cluster.workers, _model_bytes(self._job))
+            self._started = connect(self._cluster, self._cluster.fixed or 1, _model_bytes(self._job))
             self._connected = True
             self._meter = meter(own=self._cluster.address is None and (self._started or owns_ray()))
 
-    def _workers(self) -> list[Any]:
+    @property
+    def workers(self) -> int:
+        """Processes that share the work now."""
+        return workers_now(self._cluster, _model_bytes(self._job)) if self._pool is None else self._pool.count
+
+    def _workers(self) -> Pool:
         """The workers, started once."""
-        if not self._actors:
+        if self._pool is None:
             self._connect()
-            c = self._cluster
-            groups: dict[str, Any] = {"concurrency_groups": {REPORTS: 1}}
-            actor: Any = ray.remote(num_cpus=c.cpus_per_worker, num_gpus=c.gpus_per_worker, **groups, **FAULTS)(_Actor)
-            device = "cuda" if c.gpus_per_worker else "cpu"
-            threads = max(1, int(c.cpus_per_worker))
-            self._actors = [actor.remote(threads, device, ray_calls.MOST_DEATHS) for _ in range(c.workers)]
-            wait_ready(self._actors, c)
-        return self._actors
+            device = "cuda" if self._cluster.gpus_per_worker else "cpu"
+            args = (max(1, int(self._cluster.cpus_per_worker)), device, ray_calls.MOST_DEATHS)
+            self._pool = Pool(self._cluster, _Actor, args, model_bytes=_model_bytes(self._job))
+            self._pool.start()
+        return self._pool
 
     def _standing_store(self) -> Any:
         """The store, started once."""

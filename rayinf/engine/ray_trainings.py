@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -12,8 +12,9 @@ import ray
 import torch
 
 from rayinf.engine.job import Cluster
-from rayinf.engine.ray_calls import FAULTS, MOST_DEATHS_OF_TRAININGS, REPORTS, Life, Watch, check_deaths, get
-from rayinf.engine.ray_cluster import connect, connected, wait_ready
+from rayinf.engine.ray_calls import MOST_DEATHS_OF_TRAININGS, REPORTS, Life, Watch, check_deaths, get
+from rayinf.engine.ray_cluster import connect, connected
+from rayinf.engine.ray_pool import Pool
 from rayinf.engine.ray_spread import spread
 from rayinf.user_code import sendable
 
@@ -53,14 +54,14 @@ class _TrainingActor:
 class TrainingActors:
     """The actors of a pool; see `parallel.worker_pool`."""
 
-    def __init__(self, cluster: Cluster, actors: Sequence[Any], function: Any) -> None:
-        self._cluster, self._actors, self._function = cluster, actors, function
+    def __init__(self, cluster: Cluster, pool: Pool, function: Any) -> None:
+        self._cluster, self._pool, self._function = cluster, pool, function
 
     def call(self, items: Mapping[Any, Any], tick: Callable[[], None]) -> Iterator[tuple[Any, Any]]:
         """Results by key, as they finish."""
         held = [self._function]
         for key, ref in spread(
-            self._actors,
+            self._pool.slots(1),
             items,
             lambda actor, key: actor.call.remote(held, items[key], _what(key)),
             Watch(self._cluster.patience, tick=tick),
@@ -70,29 +71,29 @@ class TrainingActors:
 
 
 @contextmanager
-def training_actors(function: Callable[[Any], Any], cluster: Cluster, workers: int) -> Generator[TrainingActors]:
+def training_actors(function: Callable[[Any], Any], cluster: Cluster, most: int | None) -> Generator[TrainingActors]:
     """TrainingActors for as long as the context lasts.
+
+    Args:
+        function: what is called.
+        cluster: where.
+        most: at most so many of its workers.
 
     Raises:
         RayinfError: workers that do not fit, do not start, or an address at which no Ray answers.
     """
-    groups: dict[str, Any] = {"concurrency_groups": {REPORTS: 1}}
     with connected():
-        connect(cluster, workers)
-        remote: Any = ray.remote(
-            num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, **groups, **FAULTS
-        )(_TrainingActor)
+        count = cluster.fixed or 1
+        connect(cluster, min(most or count, count))
         threads = max(1, int(cluster.cpus_per_worker))
-        actors = [remote.remote(threads, MOST_DEATHS_OF_TRAININGS) for _ in range(workers)]
+        pool = Pool(cluster, _TrainingActor, (threads, MOST_DEATHS_OF_TRAININGS), most)
         try:
-            wait_ready(actors, cluster)
+            pool.start()
             with sendable():
                 sent = ray.put(function)
-            yield TrainingActors(cluster, actors, sent)
+            yield TrainingActors(cluster, pool, sent)
         finally:
-            for actor in actors:
-                with suppress(ray.exceptions.RayError, ValueError):
-                    ray.kill(actor)
+            pool.close()
 
 
 def _what(key: Any) -> str:

@@ -23,6 +23,11 @@ class Runner(Protocol):
 
     job: Job
 
+    @property
+    def workers(self) -> int:
+        """Processes that share the work now."""
+        ...
+
     def map(
         self, stage: type[Stage], arrays: Any, items: Mapping[int, Any], **options: Any
     ) -> Iterator[tuple[int, Any]]:
@@ -71,6 +76,7 @@ class LocalRunner:
     def __init__(self, job: Job, device: str | None = None) -> None:
         self._device = device
         self.job = job
+        self.workers = 1
         self._store = FactorStore(None)
 
     def open_store(self, folder: AnyPath | None, owner: str) -> None:

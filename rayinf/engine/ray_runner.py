@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,18 @@ from rayinf.engine.factors import FactorStore, tree_sum
 from rayinf.engine.job import Chunk, Cluster, Job
 from rayinf.engine.leaves import Group, groups
 from rayinf.engine.leftovers import remove, sweep_temporaries, temporary_folder
-from rayinf.engine.ray_calls import FAULTS, REPORTS, Life, Watch, check_deaths, get, label, processor_seconds
+from rayinf.engine.ray_calls import (
+    FAULTS,
+    REPORTS,
+    Life,
+    Watch,
+    check_deaths,
+    get,
+    label,
+    processor_seconds,
+)
 from rayinf.engine.ray_cluster import connect, near_driver, owns_ray, wait_ready
+from rayinf.engine.ray_memory import MemoryDeaths
 from rayinf.engine.ray_metrics import Meter, meter
 from rayinf.engine.ray_pool import Pool
 from rayinf.engine.ray_spread import spread
@@ -63,8 +73,24 @@ class _Work:
     arrays: Any
 
 
+@dataclass(frozen=True)
+class _Halved:
+    """A result that was made in smaller batches.
+
+    Attributes:
+        result: of the stage.
+        halvings: how often batches were halved, by stage.
+    """
+
+    result: Any
+    halvings: dict[str, int]
+
+
 class _Actor:
-    """A worker in its own process; its stage is rebuilt where a restart has lost it."""
+    """A worker in its own process; its stage is rebuilt where a restart has lost it.
+
+    Where its former process was ended for want of memory, its batches are half as large.
+    """
 
     def __init__(self, threads: int, device: str, most_deaths: int) -> None:
         torch.set_num_threads(threads)
@@ -97,16 +123,27 @@ class _Actor:
             work: its `_Work` as a reference in a list: one that is an argument itself is fetched with every call.
             item: of the stage.
         """
-        return perform(self._ready(name, work, item), item)
+        found = perform(self._ready(name, work, item), item)
+        return _Halved(found, self._worker.halved) if self._worker and self._worker.halved else found
 
     def run_part(self, name: str, work: list[Any], item: Any, store: Any, into: tuple[str, int]) -> None:
         """Send the result for an item to the store, as a part of an artefact."""
         self._thread = threading.get_ident()
         try:
-            found = self.run(name, work, item)
+            found = perform(self._ready(name, work, item), item)
         finally:
             self._thread = None
+        self._note(store)
         get(store.call.remote("put_part", *into, found)[0])
+
+    def _note(self, store: Any) -> None:
+        """Say that batches were smaller, before the store has what was made in them."""
+        if self._worker and self._worker.halved:
+            get(store.call.remote("note_halvings", self._worker.halved)[0])
+
+    @cached_property
+    def _memory(self) -> MemoryDeaths:
+        return MemoryDeaths()
 
     def _progressed(self) -> float:
         thread, rows = self._thread, self._worker.rows_read if self._worker else 0
@@ -117,10 +154,13 @@ class _Actor:
         if self._held is None or self._held[0].name != name:
             self._held = get(work[0]), None
         held, stage = self._held
-        check_deaths(label(held.stage, held.table, item), self._most_deaths)
+        check_deaths(label(held.stage, held.table, item), self._most_deaths, lambda: self._memory.count)
         self._steps += 1
         if self._worker is None or self._worker.job.key != held.key:
-            self._worker, stage = Worker(get(held.job), self._device), None
+            job = get(held.job)
+            halvings = self._worker.halvings if self._worker else self._memory.count
+            self._worker, stage = Worker(job, self._device, halvings), None
+        self._memory.note()
         if stage is None:
             stage = held.stage(self._worker, get(held.arrays), **held.options)
             self._held = held, stage
@@ -131,6 +171,7 @@ class _Actor:
         """Send the sums of a group of chunks to the store; a retry after a crash counts once, by its key."""
         stage = self._ready(name, work, group)
         sums = tree_sum(perform(stage, chunk) for chunk in group.chunks)
+        self._note(store)
         get(store.call.remote("add", *into, group.index, sums, group.level)[0])
 
 
@@ -222,7 +263,11 @@ class RayRunner:
             lambda key: label(stage, table, items[key]),
             again=True,
         ):
-            yield key, get(ref)
+            found = get(ref)
+            if isinstance(found, _Halved):
+                self.store("note_halvings", found.halvings)
+                found = found.result
+            yield key, found
 
     def fold(self, stage: type[Stage], arrays: Any, items: Mapping[int, Chunk], name: str) -> Iterator[int]:
         """Add the sums of each chunk to the store, until none is missing: a store that lost its disk asks again.

@@ -98,7 +98,10 @@ class LocalRunner:
         """Results by key, in order."""
         work = stage(self._worker, arrays, **options)
         for key, item in items.items():
-            yield key, perform(work, item)
+            found = perform(work, item)
+            if self._worker.halved:
+                self._store.note_halvings(self._worker.halved)
+            yield key, found
 
     def fold(self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Chunk], name: str) -> Iterator[int]:
         """Add the sums of each chunk to the store."""

@@ -12,6 +12,7 @@ import rayinf
 from rayinf.engine import machine, ray_runner, ray_spread, room
 from rayinf.engine.parallel import side_by_side
 from rayinf.engine.plan import Trial
+from rayinf.engine.ray_pool import Pool
 
 AUTO = rayinf.Cluster(workers="auto")
 GIB = float(1 << 30)
@@ -93,6 +94,23 @@ class Slow:
         if job.stage_at_work(("Score",)) and self.mark.exists():
             time.sleep(0.5)
         return x
+
+
+def test_places_are_counted_node_by_node():
+    """Nothing of Ray is started."""
+    nodes = {"a": {"CPU": 2.0, "memory": 10 * GIB}, "b": {"CPU": 1.5}, "head": {"memory": 10 * GIB}}
+    assert Pool(AUTO, Hog, ())._room(nodes) == ["a", "a", "b"]
+    few = Pool(AUTO, Hog, (), most=2)
+    assert few._room(nodes) == ["a", "a"]
+    few._starting, few._nodes = {0: ("x", 0.0)}, {"x": "a", "y": "b"}
+    assert few._room(nodes) == ["a"]
+    few.actors = ["y"]
+    assert few._room(nodes) == []
+    large = Pool(AUTO, Hog, (), model_bytes=64 << 30)
+    assert large._room(nodes) == ["b"]  # of whose memory nothing is known
+    assert large._room({"a": nodes["a"]}) == ["a"]  # one is tried
+    large.actors, large._nodes = ["x"], {"x": "a"}
+    assert large._room({"a": nodes["a"]}) == []
 
 
 @pytest.mark.slow

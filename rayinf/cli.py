@@ -43,7 +43,23 @@ Address = Annotated[
     str | None,
     typer.Option(help='Run on the Ray cluster at this address ("auto" finds one): overrides cluster.address.'),
 ]
-Workers = Annotated[int | None, typer.Option(min=1, help="Run on Ray with so many workers: overrides cluster.workers.")]
+
+
+def _worker_count(text: str) -> str:
+    """A number of workers, as it stands in a config; refuses all else."""
+    if text == "auto" or (text.isdigit() and int(text) >= 1):
+        return text
+    raise typer.BadParameter(f"{text!r} is neither an integer >= 1 nor auto.")
+
+
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        parser=_worker_count,
+        metavar="INTEGER|auto",
+        help="Run on Ray with so many workers, or as many as there is room for: overrides cluster.workers.",
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -67,7 +83,7 @@ def _root(
     """What every training row of a classifier is worth: influence values, from Parquet to Parquet."""
 
 
-def _changes(overrides: list[str] | None, address: str | None, workers: int | None) -> list[str]:
+def _changes(overrides: list[str] | None, address: str | None, workers: str | None) -> list[str]:
     """The changes of a config: `--set`, then the options of the cluster."""
     items = list(overrides or [])
     if address is not None:

@@ -42,6 +42,12 @@ def _damping(value: object) -> object:
     return value
 
 
+def _workers(value: object) -> object:
+    if not isinstance(_no_truth_value(value), int | str):
+        raise ValueError("should be an integer or auto")
+    return value
+
+
 def _classes(value: object) -> object:
     held = value if isinstance(value, list) else [value]
     if not held or any(isinstance(v, bool) or not isinstance(v, int | str) for v in held):
@@ -84,6 +90,7 @@ _TYPES: dict[str, Any] = {
 _BY_NAME: dict[str, Any] = {
     "objective": Annotated[str | list[str], BeforeValidator(_names)],
     "targets": Annotated[list[int | str], BeforeValidator(_classes)],
+    "workers": Annotated[int | str, BeforeValidator(_workers)],
     "damping": Annotated[float | str | None, BeforeValidator(_damping)],
     "exclude": Annotated[list[int | str] | None, BeforeValidator(_ids)],
     "only": Annotated[list[int | str] | None, BeforeValidator(_ids)],

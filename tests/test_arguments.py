@@ -363,7 +363,7 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
         {},
         {
             "address": (5, "", ["auto"]),
-            "workers": ("2", 0, -1, 1.5, True, None),
+            "workers": ("2", "all", "", 0, -1, 1.5, True, None),
             "cpus_per_worker": (0, -1, NAN, INF, "1", True, None),
             "gpus_per_worker": (-1, NAN, "1", True, None),
             "patience": (0, -1, NAN, "900", True, None),

@@ -121,7 +121,8 @@ class TestWrongInput:
     def test_no_config(self, folder: Path) -> None:
         assert "There is no config file" in refused(call("influence", folder / "none.yaml"))
         assert call("influence").exit_code == 2
-        assert call("influence", folder / "run.yaml", "--workers", "0").exit_code == 2
+        for workers in ("0", "2.5", "all"):
+            assert call("influence", folder / "run.yaml", "--workers", workers).exit_code == 2
 
     def test_debug_shows_where(self, folder: Path) -> None:
         (folder / "mytask.py").write_text("1 / 0\n")
@@ -179,6 +180,7 @@ class TestCluster:
         ("text", "options", "address", "workers"),
         [
             ("", ["--workers", "3"], None, 3),
+            ("", ["--workers", "auto"], None, "auto"),
             ("", ["--address", "auto"], "auto", 2),
             ("cluster: {workers: 7, address: a}\n", ["--workers", "3", "--address", "b:1"], "b:1", 3),
             ("cluster: {workers: 7, address: a}\n", ["--set", "cluster.workers=4", "--workers", "3"], "a", 3),

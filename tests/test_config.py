@@ -69,6 +69,7 @@ class TestOverrides:
         file = write(folder, cluster="{workers: 3, patience: 5}")
         assert read_config(file, ["cluster.workers=4"])["cluster"].workers == 4
         assert read_config(file, ["cluster.workers=4"])["cluster"].patience == 5
+        assert read_config(file, ["cluster.workers=auto"])["cluster"].workers == "auto"
         assert read_config(write(folder), ["cluster.address=auto"])["cluster"].address == "auto"
         assert read_config(file, ["cluster=null"])["cluster"] is None
 
@@ -110,6 +111,8 @@ class TestRefusals:
             ("out", "2024-01-01", 'out="2024-01-01" should be text: put quotes around it'),
             ("cluster", "4", "cluster=4 should be a mapping of address, workers"),
             ("cluster", "{workers: 0}", "workers=0"),
+            ("cluster", "{workers: all}", 'must be an integer >= 1 or "auto"'),
+            ("cluster", "{workers: 1.5}", "workers"),
             ("seed", "[1, 2", "line 5, column 1"),
         ],
     )

@@ -102,7 +102,8 @@ def plan(
             the layer / (rows x (classes - 1)). None: "sample:3" for "kfac" and "ekfac" ("layer_mean:0.1" for a linear
             softmax head without a fit, which is at its minimum), 0 otherwise.
         halves: whether every column is also computed for each half of the validation rows.
-        cluster: the workers on Ray that would do the work; nothing is started. None: this process.
+        cluster: the workers on Ray that would do the work; nothing is started. With `workers="auto"` and an address the
+            cluster is joined for a moment, to count its room. None: this process.
         out: the folder or URI that the run would write to; nothing is written. None: the result would be held in
             memory.
         seed: an integer >= 0 that fixes all that the run would draw.

@@ -5,7 +5,7 @@ On Ray it is one actor; in one process it is a plain object. The code is the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from rayinf.errors import RunError
 from rayinf.store.places import AnyPath, relative
 
 _SUFFIX = ".safetensors"
-_PARTIAL, _PARTS = "partial", "parts"
+_PARTIAL, _PARTS, _HALVED = "partial", "parts", "halved"
 Place = tuple[int, int]
 
 
@@ -130,6 +130,16 @@ class FactorStore:
         if not self._has(name):
             self._put(name, arrays)
 
+    def note_halvings(self, halvings: Mapping[str, int]) -> None:
+        """Keep how often batches were halved, by stage, before what was made in them is used."""
+        for stage, times in halvings.items():
+            self.put(f"{_HALVED}/{stage}/{times}", {"times": np.array([times])})
+
+    def halvings(self) -> dict[str, int]:
+        """How often batches were halved at most, by stage; empty where they never were."""
+        held = sorted(n.split("/")[1:] for n in self._names() if n.startswith(f"{_HALVED}/"))
+        return {stage: max(int(times) for name, times in held if name == stage) for stage, _ in held}
+
     def drop(self, name: str) -> None:
         """Remove an artefact that nothing needs any more."""
         self._drop(name)
@@ -138,7 +148,7 @@ class FactorStore:
         """Remove all else: what a finished run does not need, and what a crash has left; then the manifest in order."""
         self._closed = True
         for name in self._names():
-            if name not in lasting:
+            if name not in lasting and not name.startswith(f"{_HALVED}/"):
                 self._drop(name)
         if self._folder is None:
             return

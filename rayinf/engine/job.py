@@ -16,6 +16,9 @@ from rayinf.data.shards import Shard
 from rayinf.data.tables import Table
 from rayinf.task import Task
 
+# As many workers as there is room for.
+AUTO = "auto"
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -25,7 +28,9 @@ class Cluster:
         address: None starts Ray on this machine; "auto" or a head's address joins a cluster. A Ray that this process
             has started already is used as it is.
         workers: processes that each hold the model, >= 1. More than the machine or the cluster can hold are refused
-            before any is started.
+            before any is started. "auto": as many as there is room for (CPUs, GPUs, memory) beside other jobs, at
+            least one; one joins where a node joins or another job ends, and leaves with its node. No more nodes are
+            asked for.
         cpus_per_worker: CPUs that Ray reserves for a worker, > 0, and the number of its threads.
         gpus_per_worker: GPUs (or a share of one) that Ray reserves for a worker, >= 0. Over 0, its model runs there.
         patience: seconds without progress (a finished shard, or rows that a worker has read), > 0, after which the run
@@ -34,7 +39,7 @@ class Cluster:
     """
 
     address: str | None = None
-    workers: int = 2
+    workers: int | str = 2
     cpus_per_worker: float = 1
     gpus_per_worker: float = 0
     patience: float = 900.0
@@ -48,7 +53,7 @@ class Cluster:
         """
         optional(text, "Cluster.address", self.address, 'the address of a head, "auto", or None')
         held = {
-            "workers": whole("Cluster.workers", self.workers, 1),
+            "workers": _count("Cluster.workers", self.workers),
             "cpus_per_worker": number("Cluster.cpus_per_worker", self.cpus_per_worker, "> 0"),
             "gpus_per_worker": number("Cluster.gpus_per_worker", self.gpus_per_worker),
         }
@@ -59,6 +64,20 @@ class Cluster:
         if not (self.runtime_env is None or isinstance(self.runtime_env, dict)):
             expected = "a dict, Ray's runtime_env, or None"
             refuse("Cluster.runtime_env", self.runtime_env, expected, 'pass a dict, such as {"working_dir": "."}.')
+
+    @property
+    def fixed(self) -> int | None:
+        """How many workers were asked for; None for as many as there is room for."""
+        return None if isinstance(self.workers, str) else self.workers
+
+
+def _count(name: str, value: Any) -> int | str:
+    """A number of workers, or "auto"; refuses all else."""
+    if isinstance(value, str) and not value.strip().isdigit():
+        if value == AUTO:
+            return value
+        refuse(name, value, f'an integer >= 1 or "{AUTO}"', f'pass workers=2, or workers="{AUTO}".')
+    return whole(name, value, 1)
 
 
 @dataclass(frozen=True)

@@ -58,18 +58,19 @@ def misfit(cluster: Cluster, model_bytes: int = 0) -> str | None:
         model_bytes: of one worker's model.
     """
     have, free = cores(), free_memory()
-    wanted = cluster.workers * cluster.cpus_per_worker
+    count = cluster.fixed or 1
+    wanted = count * cluster.cpus_per_worker
     most = max(MOST_PER_CORE * have, 1.0)
     if wanted > most:
         return (
-            f"Cluster(workers={cluster.workers}, cpus_per_worker={cluster.cpus_per_worker:g}) asks for {wanted:g} "
+            f"Cluster(workers={cluster.workers!r}, cpus_per_worker={cluster.cpus_per_worker:g}) asks for {wanted:g} "
             f"CPUs, and this machine has {have:g}: at most {MOST_PER_CORE} times as many can be shared, "
             f"{int(most / cluster.cpus_per_worker)} such workers"
         )
     each = WORKER_BYTES + model_bytes
-    if cluster.workers * each > free:
+    if count * each > free:
         return (
-            f"Cluster(workers={cluster.workers}) needs {cluster.workers * each / 2**30:.1f} GiB of memory before any "
+            f"Cluster(workers={cluster.workers!r}) needs {count * each / 2**30:.1f} GiB of memory before any "
             f"data ({each / 2**20:.0f} MiB a worker), and this machine has {free / 2**30:.1f} GiB free: room for "
             f"{free // each} workers"
         )

@@ -147,7 +147,7 @@ class Differentiator:
     def rows_a_batch(self) -> int:
         """Rows whose graph, row gradients and directions fit in half of `BATCH_FLOATS`."""
         given = self.worker.job.spec.batch_size
-        return int(given) if given is not None else self._rows_that_fit
+        return self.worker.fewer(int(given) if given is not None else self._rows_that_fit)
 
     @cached_property
     def _rows_that_fit(self) -> int:

@@ -16,7 +16,7 @@ import torch
 
 from rayinf.engine.curvature import column_names
 from rayinf.engine.entry import DENSE, KRONECKER
-from rayinf.engine.job import Cluster, Job, chunks
+from rayinf.engine.job import Job, chunks
 from rayinf.engine.machine import free_memory
 from rayinf.engine.measure_spec import AcquireSpec
 from rayinf.engine.probe import Probe
@@ -37,21 +37,19 @@ class Need:
     fix: str
 
 
-def check_fits(job: Job, probed: Probe, cluster: Cluster | None, merged: int) -> None:
-    """Refuse a run that does not fit into this machine's memory. A cluster elsewhere is not checked.
+def check_fits(job: Job, probed: Probe, workers: int, merged: int) -> None:
+    """Refuse a run that does not fit into this machine's memory.
 
     Args:
         job: settled.
         probed: the model's shapes.
-        cluster: where it runs.
+        workers: processes on this machine that share the work.
         merged: partial sums of a stage, at most.
 
     Raises:
         InputError: what takes most, how many bytes, and how many there are.
     """
-    if cluster is not None and cluster.address is not None:
-        return
-    found = needs(job, probed, 1 if cluster is None else cluster.workers, merged)
+    found = needs(job, probed, workers, merged)
     worst = max(found, key=lambda need: need.size, default=None)
     free = free_memory()
     if worst is not None and worst.size > _SHARE * free:

@@ -72,9 +72,8 @@ def worker_pool(
                 stack.enter_context(session(cluster))
                 from rayinf.engine import ray_trainings
 
-                count = min(workers or cluster.workers, cluster.workers)
                 informed = _Informed(function, known.all())
-                actors = stack.enter_context(ray_trainings.training_actors(informed, cluster, count))
+                actors = stack.enter_context(ray_trainings.training_actors(informed, cluster, workers))
                 started.append(lambda items: actors.call(items, tick or _nothing))
             yield from started[0](items)
 

@@ -350,7 +350,7 @@ def describe(run: Run) -> dict[str, Any]:
 
 def metadata(run: Run) -> dict[str, Any]:
     """What the scores are of, and how they were computed."""
-    spec = run.spec
+    spec, halved = run.spec, run.runner.store("halvings")
     return {
         "sign": spec.sign,
         "signed": spec.signed,
@@ -366,6 +366,7 @@ def metadata(run: Run) -> dict[str, Any]:
         **training_time.describe(run.response, spec),
         "l2": run.identity["l2"],
         **(run.runner.store("summarise", describe_drawn, ["factors"]) if run.job.fitted_share < 1 else {}),
+        **({"smaller_batches": halved} if halved else {}),
         **describe_factors(spec.factors, run.identity),
         "of": provenance(run.identity, run.probe),
         "seed": spec.seed,

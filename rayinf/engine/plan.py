@@ -32,6 +32,7 @@ from rayinf.engine.measure_spec import SampledSpec
 from rayinf.engine.memory import check_fits, check_memory, fewest, kronecker_bytes, query_bytes, tile_rows
 from rayinf.engine.probe import Probe, probe
 from rayinf.engine.rates import Rates
+from rayinf.engine.room import workers_now
 from rayinf.engine.run import NORMS, VALID_NORMS, Run, open_tables, partial_sums, scan_table
 from rayinf.engine.runner import LocalRunner
 from rayinf.engine.spanning import SKETCH
@@ -148,13 +149,16 @@ class Trial:
         spec.check(tables, probed)
         check_memory(spec.curvature, probed.parameters, free_memory())
         self.chunks = partial_sums(probed, spec.curvature)
-        check_fits(job, probed, spec.cluster, self.chunks)  # without columns, of which a few can stand for all
+        sizes = [p.numel() * p.element_size() for p in probed.model.parameters()]
+        self.model_bytes = sum(sizes)
+        self.workers = workers_now(spec.cluster, self.model_bytes)
+        if spec.is_here:
+            check_fits(job, probed, self.workers, self.chunks)  # without columns, of which a few can stand for all
         self.spec, self.probed = spec, probed
         self.rows = {name: table.num_rows for name, table in tables.items()}
         self.item = torch.finfo(getattr(torch, probed.dtype)).bits // 8
         rows = self.rows["train"]
         job = replace(_settle(job, spec, probed), random_signs=are_signed(rows * share_of(spec, rows)))
-        self.workers = spec.cluster.workers if spec.cluster else 1
         self._query_bytes = query_bytes(job, probed, 1, self.chunks).size if "valid" in tables else 0
         kronecker = spec.curvature in KRONECKER
         self._held = kronecker_bytes(job, probed, self.workers, self.chunks) if kronecker else {}
@@ -167,8 +171,7 @@ class Trial:
         self._factors: Arrays = {}  # of a tile of labelled rows
         self._rates = Rates()
         self._batch = _batch_bytes(job)
-        sizes = [p.numel() * p.element_size() for p in probed.model.parameters()]
-        self.model_bytes, self._model = sum(sizes), 2 * self.item * sum(p.numel() for p in probed.model.parameters())
+        self._model = 2 * self.item * sum(p.numel() for p in probed.model.parameters())
 
     def points(self, compute: Callable[[Run], Any]) -> Iterator[_TrialRunner]:
         """Measurements on ever more rows, until they take about a second."""

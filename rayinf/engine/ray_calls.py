@@ -19,11 +19,14 @@ from rayinf.user_code import from_worker
 _POLL_SECONDS = 1.0
 # How often one call may take its process with it. A whole training is begun again more often: it may take days.
 MOST_DEATHS, MOST_DEATHS_OF_TRAININGS = 3, 5
+# Deaths for want of memory that come on top: batches are halved after each of them.
+_MOST_EXCUSED = 3
 # Without end: a finite count is used up in seconds when a node is lost. The driver's clock ends a hopeless run.
 FAULTS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1}
 # A second thread of an actor, which answers while the first one works.
 REPORTS = "reports"
 _DETAIL_CHARACTERS = 240
+_NOBODY = "all workers have left with their nodes, and no node has room for one"
 
 
 class RepeatedDeathError(Exception):
@@ -34,12 +37,13 @@ class RepeatedDeathError(Exception):
         self.what, self.deaths = what, deaths
 
 
-def check_deaths(what: str, most: int) -> None:
+def check_deaths(what: str, most: int, excused: Callable[[], int] | None = None) -> None:
     """Called in an actor when a call begins: refuses one that has ended too many processes.
 
     Args:
         what: what the call does.
         most: how many deaths are too many.
+        excused: deaths after which the call is not what it was; a few of them do not count.
 
     Raises:
         RepeatedDeathError: they were reached.
@@ -50,7 +54,7 @@ def check_deaths(what: str, most: int) -> None:
         deaths = int(process.core_worker.get_current_task_attempt_number())
     if deaths >= most:  # tries also count that found no process, while that of a lost node was started elsewhere
         deaths = min(deaths, _own_restarts(deaths))
-    if deaths >= most:
+    if deaths >= most + (min(excused(), _MOST_EXCUSED) if deaths >= most and excused else 0):
         raise RepeatedDeathError(what, deaths)
 
 
@@ -60,6 +64,12 @@ def _own_restarts(otherwise: int) -> int:
         own = ray.get_runtime_context().get_actor_id()
         return int(ray._private.state.state.actor_table(own)["NumRestarts"])
     return otherwise
+
+
+def exit_type(process: Any) -> str:
+    """How Ray says that a process has ended, from its entry in the table of processes."""
+    names = importlib.import_module("ray.core.generated.common_pb2").WorkerExitType
+    return str(names.Name(process.exit_type))
 
 
 class Life:
@@ -161,7 +171,7 @@ class Watch:
         more = f", and {len(shown) - 3} more" if len(shown) > 3 else ""
         detail = last_exit() if silent else ""
         return (
-            f"Nothing moved in {self.deadline.seconds:.0f} s: {'; '.join(shown[:3])}{more}.{detail}",
+            f"Nothing moved in {self.deadline.seconds:.0f} s: {'; '.join(shown[:3]) or _NOBODY}{more}.{detail}",
             "look at the cluster's nodes and logs (is memory short? does the task's own code wait for something?), "
             "then run the same command again: it goes on. For one batch that takes longer pass Cluster(patience=...).",
         )
@@ -203,9 +213,18 @@ def get(ref: Any) -> Any:
 
 def is_away(actor: Any) -> bool:
     """Whether an actor has no process, as far as Ray knows and says so."""
+    return _state_of(actor) not in ("ALIVE", None)
+
+
+def has_ended(actor: Any) -> bool:
+    """Whether an actor has no process and will have none, as far as Ray knows and says so."""
+    return _state_of(actor) == "DEAD"
+
+
+def _state_of(actor: Any) -> str | None:
     with suppress(Exception):
-        return bool(ray._private.state.state.actor_table(actor._actor_id.hex())["State"] != "ALIVE")
-    return False
+        return str(ray._private.state.state.actor_table(actor._actor_id.hex())["State"])
+    return None
 
 
 def restarts_of(actor: Any) -> int:
@@ -219,15 +238,15 @@ def last_exit() -> str:
     """What Ray notes of the last process that ended against its will, as a sentence; empty where it says nothing."""
     with suppress(Exception):
         gcs: Any = importlib.import_module("ray.core.generated.gcs_pb2")
-        names = importlib.import_module("ray.core.generated.common_pb2").WorkerExitType
         accessor = ray._private.state.state._connect_and_get_accessor()
         held = [gcs.WorkerTableData.FromString(raw) for raw in accessor.get_worker_table()]
-        wanted = [w for w in held if not w.is_alive and names.Name(w.exit_type) in _UNWILLING]
+        wanted = [w for w in held if not w.is_alive and exit_type(w) in _UNWILLING]
         last = max(wanted, key=lambda w: w.end_time_ms)
-        kind = _UNWILLING[names.Name(last.exit_type)]
+        kind = _UNWILLING[exit_type(last)]
         text = " ".join(last.exit_detail.split())
         return f" Ray's last note of such an end: {kind}: {text[:_DETAIL_CHARACTERS].rstrip('. ')}."
     return ""
 
 
-_UNWILLING = {"SYSTEM_ERROR": "killed or crashed", "NODE_OUT_OF_MEMORY": "killed because the machine was out of memory"}
+OUT_OF_MEMORY, UNKNOWN_END = "NODE_OUT_OF_MEMORY", "SYSTEM_ERROR"
+_UNWILLING = {UNKNOWN_END: "killed or crashed", OUT_OF_MEMORY: "killed because the machine was out of memory"}

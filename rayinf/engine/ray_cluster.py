@@ -17,7 +17,8 @@ from rayinf.engine.job import Cluster
 from rayinf.engine.machine import misfit
 from rayinf.engine.ray_address import check_address
 from rayinf.engine.ray_calls import get
-from rayinf.engine.ray_session import note_start
+from rayinf.engine.ray_session import connected, note_start
+from rayinf.engine.room import holds, more_workers, on_this_machine, request
 from rayinf.errors import InputError, RunError
 
 # Seconds without one more worker that has started.
@@ -47,9 +48,10 @@ def connect(cluster: Cluster, workers: int, model_bytes: int = 0) -> bool:
             raise InputError(f"{why}.", "pass fewer workers or smaller ones in Cluster(...).")
         if cluster.address is not None:
             check_address(cluster.address)
-        _init(cluster)
+        _init(cluster, model_bytes)
         started = note_start()
     try:
+        _check_client(cluster)
         _check_room(cluster, workers)
     except BaseException:
         if started:
@@ -58,7 +60,24 @@ def connect(cluster: Cluster, workers: int, model_bytes: int = 0) -> bool:
     return started
 
 
-def _init(cluster: Cluster) -> None:
+def count_room(cluster: Cluster, model_bytes: int) -> int:
+    """Workers that a running cluster has room for at the moment, at least one.
+
+    Args:
+        cluster: it is joined, and left again where it was not joined before.
+        model_bytes: of the model that each of them holds.
+
+    Raises:
+        InputError: as `connect`.
+    """
+    with connected():
+        connect(cluster, 1, model_bytes)
+        requested = request(cluster, model_bytes)
+        free = ray._private.state.available_resources_per_node().values()
+        return max(1, sum(more_workers(node, requested, 0, 0) for node in free))
+
+
+def _init(cluster: Cluster, model_bytes: int) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     common: dict[str, Any] = {
         "log_to_driver": False,
@@ -66,7 +85,8 @@ def _init(cluster: Cluster) -> None:
         "runtime_env": cluster.runtime_env or {},
     }
     if cluster.address is None:
-        cpus = max(1, -(-int(cluster.workers * cluster.cpus_per_worker * 1000) // 1000))
+        workers = cluster.fixed or on_this_machine(cluster, model_bytes)
+        cpus = max(1, -(-int(workers * cluster.cpus_per_worker * 1000) // 1000))
         with ray_token.guarded():
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
         return
@@ -80,6 +100,19 @@ def _init(cluster: Cluster) -> None:
         ) from error
 
 
+def _check_client(cluster: Cluster) -> None:
+    """A client of Ray sees no nodes, and cannot count what they hold.
+
+    Raises:
+        InputError: the number of workers is automatic.
+    """
+    if cluster.fixed is None and ray.util.client.ray.is_connected():
+        raise InputError(
+            f'Cluster(workers="auto", address={cluster.address!r}): a client of Ray cannot count the room on nodes.',
+            "pass a number of workers, or run on a machine of the cluster with its head's address.",
+        )
+
+
 def _check_room(cluster: Cluster, workers: int) -> None:
     """Refuse workers that the cluster cannot hold even when nothing else runs on it; report those that must wait.
 
@@ -91,10 +124,10 @@ def _check_room(cluster: Cluster, workers: int) -> None:
     if room >= workers:
         _report_busy(requested, workers)
         return
-    short = _shortest(nodes, requested)
+    short, asked = _shortest(nodes, requested), cluster.workers if cluster.fixed is None else workers
     have = ", ".join(f"{node.get(short, 0):g}" for node in nodes)
     raise InputError(
-        f"Cluster(workers={workers}) asks for {requested[short]:g} {short}s a worker, and Ray has {have} {short}s on "
+        f"Cluster(workers={asked!r}) asks for {requested[short]:g} {short}s a worker, and Ray has {have} {short}s on "
         f"its {len(nodes)} node(s): room for {room} workers.",
         _FEWER,
     )
@@ -144,13 +177,13 @@ def _free_nodes() -> list[dict[str, float]]:
 
 def _room(nodes: Sequence[dict[str, float]], requested: dict[str, float]) -> int:
     """Workers that nodes hold in all."""
-    return sum(min(_holds(node, {k: v}) for k, v in requested.items() if v) for node in nodes)
+    return sum(min(holds(node, k, v) for k, v in requested.items() if v) for node in nodes)
 
 
 def _shortest(nodes: Sequence[dict[str, float]], requested: dict[str, float]) -> str:
     """The resource that suffices for the fewest workers."""
     return min(
-        (k for k, v in requested.items() if v), key=lambda k: sum(_holds(node, {k: requested[k]}) for node in nodes)
+        (k for k, v in requested.items() if v), key=lambda k: sum(holds(node, k, requested[k]) for node in nodes)
     )
 
 
@@ -164,15 +197,6 @@ def near_driver(soft: bool) -> Any:
     with suppress(Exception):  # a client of Ray is on no node
         return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft)
     return "DEFAULT"
-
-
-def _holds(node: dict[str, float], requested: dict[str, float]) -> int:
-    """Workers that a node holds. A share of a GPU lies within one GPU."""
-    [(name, share)] = requested.items()
-    have = node.get(name, 0.0)
-    if name == "GPU" and share < 1:
-        return int(have) * int(1 / share + 1e-9)
-    return int(have / share + 1e-9)
 
 
 def wait_ready(actors: Sequence[Any], cluster: Cluster) -> None:
@@ -189,10 +213,10 @@ def wait_ready(actors: Sequence[Any], cluster: Cluster) -> None:
             last = time.monotonic()
             get(ref)
         if time.monotonic() - last > _START_SECONDS:
-            raise RunError(*_why_late(len(late), len(actors), cluster))
+            raise RunError(*why_late(len(late), len(actors), cluster))
 
 
-def _why_late(late: int, workers: int, cluster: Cluster) -> tuple[str, str]:
+def why_late(late: int, workers: int, cluster: Cluster) -> tuple[str, str]:
     """Workers that wait for a place are distinguished from those that have one and are still starting."""
     free = ray.available_resources()
     what = f"{late} of {workers} workers did not start in {_START_SECONDS:.0f} s"

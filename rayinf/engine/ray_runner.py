@@ -9,6 +9,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ from rayinf.engine.ray_calls import (
     get,
     label,
     processor_seconds,
-    restarts_of,
 )
 from rayinf.engine.ray_cluster import connect, near_driver, wait_ready
+from rayinf.engine.ray_memory import MemoryDeaths
 from rayinf.engine.ray_metrics import Meter, meter
-from rayinf.engine.ray_session import Kind, give_back, kill, make_room, owns_ray, take
+from rayinf.engine.ray_pool import Pool
+from rayinf.engine.ray_session import Kind, give_back, kill, owns_ray, take
 from rayinf.engine.ray_spread import spread
+from rayinf.engine.room import workers_now
 from rayinf.engine.stages import Stage, perform
 from rayinf.engine.worker import Worker
 from rayinf.store.places import AnyPath
@@ -70,8 +73,24 @@ class _Work:
     arrays: Any
 
 
+@dataclass(frozen=True)
+class _Halved:
+    """A result that was made in smaller batches.
+
+    Attributes:
+        result: of the stage.
+        halvings: how often batches were halved, by stage.
+    """
+
+    result: Any
+    halvings: dict[str, int]
+
+
 class _Actor:
-    """A worker in its own process; its stage is rebuilt where a restart has lost it."""
+    """A worker in its own process; its stage is rebuilt where a restart has lost it.
+
+    Where its former process was ended for want of memory, its batches are half as large.
+    """
 
     def __init__(self, threads: int, device: str, most_deaths: int) -> None:
         torch.set_num_threads(threads)
@@ -104,20 +123,32 @@ class _Actor:
             work: its `_Work` as a reference in a list: one that is an argument itself is fetched with every call.
             item: of the stage.
         """
-        return perform(self._ready(name, work, item), item)
+        found = perform(self._ready(name, work, item), item)
+        return _Halved(found, self._worker.halved) if self._worker and self._worker.halved else found
 
     def run_part(self, name: str, work: list[Any], item: Any, store: Any, into: tuple[str, int]) -> None:
         """Send the result for an item to the store, as a part of an artefact."""
         self._thread = threading.get_ident()
         try:
-            found = self.run(name, work, item)
+            found = perform(self._ready(name, work, item), item)
         finally:
             self._thread = None
+        self._note(store)
         get(store.call("put_part", *into, found)[0])
 
-    def rest(self) -> None:
-        """Forget the job of the last run."""
+    def _note(self, store: Any) -> None:
+        """Say that batches were smaller, before the store has what was made in them."""
+        if self._worker and self._worker.halved:
+            get(store.call("note_halvings", self._worker.halved)[0])
+
+    @cached_property
+    def _memory(self) -> MemoryDeaths:
+        return MemoryDeaths()
+
+    def rest(self) -> bool:
+        """Forget the job of the last run; whether another one can use this process: not one of smaller batches."""
         self._worker = self._held = None
+        return not self._memory.count
 
     def _progressed(self) -> float:
         thread, rows = self._thread, self._worker.rows_read if self._worker else 0
@@ -128,10 +159,13 @@ class _Actor:
         if self._held is None or self._held[0].name != name:
             self._held = get(work[0]), None
         held, stage = self._held
-        check_deaths(label(held.stage, held.table, item), self._most_deaths)
+        check_deaths(label(held.stage, held.table, item), self._most_deaths, lambda: self._memory.count)
         self._steps += 1
         if self._worker is None or self._worker.job.key != held.key:
-            self._worker, stage = Worker(get(held.job), self._device), None
+            job = get(held.job)
+            halvings = self._worker.halvings if self._worker else self._memory.count
+            self._worker, stage = Worker(job, self._device, halvings), None
+        self._memory.note()
         if stage is None:
             stage = held.stage(self._worker, get(held.arrays), **held.options)
             self._held = held, stage
@@ -142,6 +176,7 @@ class _Actor:
         """Send the sums of a group of chunks to the store; a retry after a crash counts once, by its key."""
         stage = self._ready(name, work, group)
         sums = tree_sum(perform(stage, chunk) for chunk in group.chunks)
+        self._note(store)
         get(store.call("add", *into, group.index, sums, group.level)[0])
 
 
@@ -171,9 +206,10 @@ class _Store:
         """Remove a temporary folder on the machine where the store runs."""
         remove(folder)
 
-    def rest(self) -> None:
-        """Forget the state of the last run."""
+    def rest(self) -> bool:
+        """Forget the state of the last run; whether another one can use this process."""
         self._held = None
+        return True
 
     @ray.method(num_returns=2)
     def call(self, place: _Place, method: str, *args: Any) -> tuple[bool, Any]:
@@ -219,7 +255,7 @@ class RayRunner:
         self._count = itertools.count()
         self._run = uuid.uuid4().hex
         self._factors: tuple[AnyPath | None, str] = (None, "")
-        self._actors: list[Any] = []
+        self._pool: Pool | None = None
         self._store: Any = None
         self._connected = self._started = False
         self._meter: Meter | None = None
@@ -254,14 +290,18 @@ class RayRunner:
         table = options.get("table", self._job.scored)
         name, work = self._send(stage, arrays, table, options)
         for key, ref in spread(
-            self._workers() * _IN_FLIGHT,
+            self._workers().slots(_IN_FLIGHT),
             items,
             lambda actor, key: actor.run.remote(name, work, items[key]),
             Watch(self._cluster.patience),
             lambda key: label(stage, table, items[key]),
             again=True,
         ):
-            yield key, get(ref)
+            found = get(ref)
+            if isinstance(found, _Halved):
+                self.store("note_halvings", found.halvings)
+                found = found.result
+            yield key, found
 
     def fold(self, stage: type[Stage], arrays: Any, items: Mapping[int, Chunk], name: str) -> Iterator[int]:
         """Add the sums of each chunk to the store, until none is missing: a store that lost its disk asks again.
@@ -275,9 +315,9 @@ class RayRunner:
         todo: dict[int, Group] = {}
         while left := self.store("pending", name, count):
             todo.clear()
-            todo.update(groups(items, left, self._cluster.workers))
+            todo.update(groups(items, left, self._workers().count))
             for key, ref in spread(
-                self._workers() * _IN_FLIGHT,
+                self._workers().slots(_IN_FLIGHT),
                 todo,
                 lambda actor, key: actor.run_into.remote(mark, work, todo[key], self._store, (name, count)),
                 Watch(self._cluster.patience, {"the store of factors": self._store.actor}),
@@ -298,7 +338,7 @@ class RayRunner:
         mark, work = self._send(stage, arrays, name, options)
         while left := self.store("missing_parts", name, list(items)):
             for key, ref in spread(
-                self._workers(),
+                self._workers().slots(1),
                 {k: items[k] for k in left},
                 lambda actor, key: actor.run_part.remote(mark, work, items[key], self._store, (name, key)),
                 Watch(self._cluster.patience, {"the store of factors": self._store.actor}),
@@ -330,18 +370,19 @@ class RayRunner:
             return
         self._meter.add(name, value, verb, stage)
         if name == "rayinf_stage_seconds":
-            deaths = sum(restarts_of(actor) for actor in self._actors)
+            deaths = 0 if self._pool is None else self._pool.restarts
             self._meter.add("rayinf_retries", deaths - self._deaths, verb, stage)
             self._deaths = deaths
 
     def close(self) -> None:
-        """Give the actors up, remove the temporary folder, and end Ray too if this run started it."""
+        """End the actors, remove the temporary folder, and end Ray too if this run started it."""
         if self._temporary is not None and self._store is not None and ray.is_initialized():
             cleaned = self._store.actor.clean.remote(self._temporary)  # its machine may be another
             ray.wait([cleaned], timeout=_CLEAN_SECONDS)
-        give_back(self._kind, self._actors)
+        if self._pool is not None:
+            self._pool.close()
         give_back(self._kind_of_store, self._held)
-        self._actors, self._store = [], None
+        self._pool, self._store = None, None
         self._held.clear()
         self._clean()
         if self._started:
@@ -350,28 +391,29 @@ class RayRunner:
 
     def _connect(self) -> None:
         if not self._connected:
-            lacking = max(0, self._cluster.workers - make_room(self._kind))
-            self._started = connect(self._cluster, lacking, _model_bytes(self._job))
+            count = max(0, (self._cluster.fixed or 1) - self._made().idle)
+            self._started = connect(self._cluster, count, _model_bytes(self._job))
             self._connected = True
             self._meter = meter(own=self._cluster.address is None and (self._started or owns_ray()))
 
-    def _workers(self) -> list[Any]:
-        """The workers, started once."""
-        if not self._actors:
-            self._connect()
-            c, kind = self._cluster, self._kind
-            groups: dict[str, Any] = {"concurrency_groups": {REPORTS: 1}}
-            actor: Any = ray.remote(num_cpus=c.cpus_per_worker, num_gpus=c.gpus_per_worker, **groups, **FAULTS)(_Actor)
-            self._actors, new = take(kind, c.workers, lambda: actor.remote(*kind.given))
-            wait_ready(new, c)
-            self._deaths = sum(restarts_of(one) for one in self._actors)  # those of earlier runs
-        return self._actors
-
     @property
-    def _kind(self) -> Kind:
-        c = self._cluster
-        given = max(1, int(c.cpus_per_worker)), "cuda" if c.gpus_per_worker else "cpu", ray_calls.MOST_DEATHS
-        return Kind("values", c.cpus_per_worker, c.gpus_per_worker, given)
+    def workers(self) -> int:
+        """Processes that share the work now."""
+        return workers_now(self._cluster, _model_bytes(self._job)) if self._pool is None else self._pool.count
+
+    def _workers(self) -> Pool:
+        """The workers, started once."""
+        if self._pool is None:
+            self._connect()
+            self._pool = self._made()
+            self._pool.start()
+            self._deaths = self._pool.restarts  # those of earlier runs
+        return self._pool
+
+    def _made(self) -> Pool:
+        device = "cuda" if self._cluster.gpus_per_worker else "cpu"
+        args = (max(1, int(self._cluster.cpus_per_worker)), device, ray_calls.MOST_DEATHS)
+        return Pool(self._cluster, _Actor, args, model_bytes=_model_bytes(self._job))
 
     def _standing_store(self) -> Any:
         """The store, started once."""
@@ -398,7 +440,7 @@ class RayRunner:
 
     @property
     def _kind_of_store(self) -> Kind:
-        return Kind("store on this node" if self._temporary else "store", 0, 0, (ray_calls.MOST_DEATHS,))
+        return Kind("_Store on this node" if self._temporary else "_Store", 0, 0, (ray_calls.MOST_DEATHS,))
 
     def _send(self, stage: type[Stage], arrays: Any, table: str, options: dict[str, Any]) -> tuple[str, list[Any]]:
         """The name of a pass, and a reference of what its calls share, in a list."""

@@ -113,9 +113,16 @@ def give_back(kind: Kind, actors: Sequence[Any]) -> None:
         kill(actors)
         return
     rests = {actor.rest.remote(): actor for actor in actors}
-    done, late = ray.wait(list(rests), num_returns=len(rests), timeout=_REST_SECONDS) if rests else ([], [])
-    kill([rests[ref] for ref in late])
-    _Session.idle.setdefault(kind, []).extend(rests[ref] for ref in done)
+    done, _ = ray.wait(list(rests), num_returns=len(rests), timeout=_REST_SECONDS) if rests else ([], [])
+    usable = [rests[ref] for ref in done if _is_usable(ref)]
+    kill([actor for actor in actors if actor not in usable])
+    _Session.idle.setdefault(kind, []).extend(usable)
+
+
+def _is_usable(ref: Any) -> bool:
+    with suppress(ray.exceptions.RayError):
+        return bool(ray.get(ref))
+    return False
 
 
 def kill(actors: Sequence[Any]) -> None:

@@ -14,6 +14,7 @@ import ray
 from rayinf.data.shards import Shard
 from rayinf.engine.leaves import ends
 from rayinf.engine.ray_calls import MOST_DEATHS, Watch, is_away
+from rayinf.engine.ray_pool import Slots
 
 # An actor that was without a process at so many looks in a row, so many seconds apart, gives its items up.
 _LOOK_SECONDS, _LOOKS = 2.0, 3
@@ -24,7 +25,7 @@ _NONE: deque[Any] = deque()
 
 
 def spread(
-    slots: Sequence[Any],
+    slots: Slots,
     items: Mapping[Any, Any],
     send: Callable[[Any, Any], Any],
     watch: Watch,
@@ -37,7 +38,7 @@ def spread(
     cancelled and sent to others. The same item is moved a few times at most: it may be what ends processes.
 
     Args:
-        slots: actors, each as often as it may have calls.
+        slots: actors, each as often as it may have calls. One may join, or leave for good: its items are sent again.
         items: by key.
         send: an actor and a key -> a reference.
         watch: ends the wait.
@@ -104,7 +105,7 @@ class _Spread:
 
     def __init__(
         self,
-        slots: Sequence[Any],
+        slots: Slots,
         items: Mapping[Any, Any],
         send: Callable[[Any, Any], Any],
         label: Callable[[Any], str],
@@ -127,7 +128,7 @@ class _Spread:
 
     def results(self, watch: Watch) -> Iterator[tuple[Any, Any]]:
         """Keys with their finished references."""
-        self._launch_living(self._slots)
+        self._launch_living(self._slots.now)
         watch.deadline.renew()
         while self._left:
             for ref in watch.poll(list(self._flying), self._working):
@@ -167,7 +168,7 @@ class _Spread:
         key, actor = self._flying.pop(ref)
         who, now = actor._actor_id, time.monotonic()
         self._calls[who] -= 1
-        if ref in self._cancelled and _is_cancelled(ref):
+        if (ref in self._cancelled and _is_cancelled(ref)) or self._is_lost(ref, key, actor):
             self._resting.append(actor)
             if not self._twice.get(key) and key not in {k for k, _ in self._flying.values()}:
                 self._waiting.put_back(key)
@@ -182,14 +183,21 @@ class _Spread:
             self._twice[key] = True
         return (key,)
 
+    def _is_lost(self, ref: Any, key: Any, actor: Any) -> bool:
+        """Whether a call ended without a result, since its actor has left, and its item is to be moved."""
+        if self._moved[key] >= MOST_DEATHS or not self._slots.is_lost(ref, actor):
+            return False
+        self._moved[key] += 1
+        return True
+
     def _look(self) -> None:
-        """From time to time: which actors are away, and which are far too slow."""
+        """From time to time: which actors have joined, which are away, and which are far too slow."""
         now = time.monotonic()
         if now < self._next_look:
             return
         self._next_look = now + _LOOK_SECONDS
         resting, self._resting = self._resting, []
-        self._launch_living(resting)
+        self._launch_living([*resting, *self._slots.joined()])
         silent = self._silent(now - _LOOK_SECONDS)
         for who, refs in silent.items():
             self._away[who] = self._away[who] + 1 if is_away(self._flying[refs[0]][1]) else 0
@@ -242,7 +250,7 @@ class _Spread:
     def _working(self) -> dict[str, Any]:
         """The actors at work, by what they do: of an actor's calls the first is under way, and the next one waits."""
         if not self._flying:
-            return dict.fromkeys(["a worker without a process"], self._resting[0])
+            return {"a worker without a process": self._resting[0]} if self._resting else {}
         first: dict[Any, tuple[Any, Any]] = {}
         for key, actor in self._flying.values():
             first.setdefault(actor._actor_id, (key, actor))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +12,10 @@ import ray
 import torch
 
 from rayinf.engine.job import Cluster
-from rayinf.engine.ray_calls import FAULTS, MOST_DEATHS_OF_TRAININGS, REPORTS, Life, Watch, check_deaths, get
-from rayinf.engine.ray_cluster import connect, wait_ready
-from rayinf.engine.ray_session import Kind, connected, give_back, make_room, take
+from rayinf.engine.ray_calls import MOST_DEATHS_OF_TRAININGS, REPORTS, Life, Watch, check_deaths, get
+from rayinf.engine.ray_cluster import connect
+from rayinf.engine.ray_pool import Pool
+from rayinf.engine.ray_session import connected
 from rayinf.engine.ray_spread import spread
 from rayinf.user_code import sendable
 
@@ -50,22 +51,23 @@ class _TrainingActor:
             self._held = function[0], ray.get(function[0])
         return self._held[1](item)
 
-    def rest(self) -> None:
-        """Forget what the last pool left."""
+    def rest(self) -> bool:
+        """Forget what the last pool left; whether another one can use this process."""
         self._held = None
+        return True
 
 
 class TrainingActors:
     """The actors of a pool; see `parallel.worker_pool`."""
 
-    def __init__(self, cluster: Cluster, actors: Sequence[Any], function: Any) -> None:
-        self._cluster, self._actors, self._function = cluster, actors, function
+    def __init__(self, cluster: Cluster, pool: Pool, function: Any) -> None:
+        self._cluster, self._pool, self._function = cluster, pool, function
 
     def call(self, items: Mapping[Any, Any], tick: Callable[[], None]) -> Iterator[tuple[Any, Any]]:
         """Results by key, as they finish."""
         held = [self._function]
         for key, ref in spread(
-            self._actors,
+            self._pool.slots(1),
             items,
             lambda actor, key: actor.call.remote(held, items[key], _what(key)),
             Watch(self._cluster.patience, tick=tick),
@@ -75,26 +77,29 @@ class TrainingActors:
 
 
 @contextmanager
-def training_actors(function: Callable[[Any], Any], cluster: Cluster, workers: int) -> Generator[TrainingActors]:
+def training_actors(function: Callable[[Any], Any], cluster: Cluster, most: int | None) -> Generator[TrainingActors]:
     """TrainingActors for as long as the context lasts.
+
+    Args:
+        function: what is called.
+        cluster: where.
+        most: at most so many of its workers.
 
     Raises:
         RayinfError: workers that do not fit, do not start, or an address at which no Ray answers.
     """
-    groups: dict[str, Any] = {"concurrency_groups": {REPORTS: 1}}
-    cpus, gpus = cluster.cpus_per_worker, cluster.gpus_per_worker
-    kind = Kind("trainings", cpus, gpus, (max(1, int(cpus)), MOST_DEATHS_OF_TRAININGS))
-    remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, **groups, **FAULTS)(_TrainingActor)
     with connected():
-        connect(cluster, workers - make_room(kind))
-        actors, new = take(kind, workers, lambda: remote.remote(*kind.given))
+        count = cluster.fixed or 1
+        threads = max(1, int(cluster.cpus_per_worker))
+        pool = Pool(cluster, _TrainingActor, (threads, MOST_DEATHS_OF_TRAININGS), most)
+        connect(cluster, max(0, min(most or count, count) - pool.idle))
         try:
-            wait_ready(new, cluster)
+            pool.start()
             with sendable():
                 sent = ray.put(function)
-            yield TrainingActors(cluster, actors, sent)
+            yield TrainingActors(cluster, pool, sent)
         finally:
-            give_back(kind, actors)
+            pool.close()
 
 
 def _what(key: Any) -> str:

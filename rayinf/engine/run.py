@@ -221,7 +221,8 @@ def open_run(spec: RunSpec, **more: Any) -> Run:
         share = share_of(spec, scans["train"].rows)
         signs = are_signed(scans["train"].rows * share)
         job = dataclasses.replace(job, fitted_share=share, random_signs=signs)
-        check_fits(job, probed, spec.cluster, partial_sums(probed, spec.curvature))
+        if spec.is_here:
+            check_fits(job, probed, runner.workers, partial_sums(probed, spec.curvature))
         own = identity(spec, job, probed, scans, other)
         if other is not None:
             check_factors(other, own, spec.factors)

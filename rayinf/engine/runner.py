@@ -23,6 +23,11 @@ class Runner(Protocol):
 
     job: Job
 
+    @property
+    def workers(self) -> int:
+        """Processes that share the work now."""
+        ...
+
     def map(
         self, stage: type[Stage], arrays: Any, items: Mapping[int, Any], **options: Any
     ) -> Iterator[tuple[int, Any]]:
@@ -71,6 +76,7 @@ class LocalRunner:
     def __init__(self, job: Job, device: str | None = None) -> None:
         self._device = device
         self.job = job
+        self.workers = 1
         self._store = FactorStore(None)
 
     def open_store(self, folder: AnyPath | None, owner: str) -> None:
@@ -92,7 +98,10 @@ class LocalRunner:
         """Results by key, in order."""
         work = stage(self._worker, arrays, **options)
         for key, item in items.items():
-            yield key, perform(work, item)
+            found = perform(work, item)
+            if self._worker.halved:
+                self._store.note_halvings(self._worker.halved)
+            yield key, found
 
     def fold(self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Chunk], name: str) -> Iterator[int]:
         """Add the sums of each chunk to the store."""

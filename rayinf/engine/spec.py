@@ -142,6 +142,11 @@ class RunSpec:
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the run's processes are all on this machine."""
+        return self.cluster is None or self.cluster.address is None
+
     def __getstate__(self) -> dict[str, Any]:
         """What is sent to workers."""
         kept_here = {f.name for f in fields(self) if not f.metadata.get("sent", True)}

@@ -69,7 +69,10 @@ def perform(stage: Stage, item: Any) -> Any:
     while True:
         try:
             with on_rows(lambda: worker.rows_at_work if worker else ""):
-                return stage(item)
+                found = stage(item)
+            if worker is not None:
+                worker.note_halvings(type(stage).__name__)
+            return found
         except torch.OutOfMemoryError as error:
             if worker is None or not worker.halve_batches():
                 raise RunError(

@@ -50,9 +50,15 @@ class Ready:
 
 
 class Worker:
-    """Built once in every process that works; stages come and go, the model stays."""
+    """Built once in every process that works; stages come and go, the model stays.
 
-    def __init__(self, job: Job, device: str | None = None) -> None:
+    Args:
+        job: what it works on.
+        device: where the model is moved to; None leaves it where it is.
+        halvings: how often batches are halved from the start.
+    """
+
+    def __init__(self, job: Job, device: str | None = None, halvings: int = 0) -> None:
         self.job = job
         self._device = device
         self._readers: dict[str, BatchReader] = {}
@@ -60,8 +66,10 @@ class Worker:
         self.rows_read = 0
         self._batch: tuple[str, Batch] | None = None
         self.drawn: DrawnRows | None = None
-        # How often batches were halved, since the device ran out of memory.
-        self.halvings = 0
+        # How often batches were halved, since memory ran out; by stage, where that made batches smaller.
+        self.halvings = halvings
+        self.halved: dict[str, int] = {}
+        self._largest, self._is_halved = 1, False
 
     @cached_property
     def model(self) -> nn.Module:
@@ -124,16 +132,27 @@ class Worker:
     def rows_a_batch(self, columns: int) -> int:
         """Rows that fit in memory with this many Fisher columns: fixed by the model, the data and the kind of device.
 
-        Fewer once the device has run out of memory.
+        Fewer once memory has run out.
         """
         if columns not in self._sizes:
             self._sizes[columns] = self.job.spec.batch_size or self._measure(columns)
-        return max(1, self._sizes[columns] >> self.halvings)
+        return self.fewer(self._sizes[columns])
+
+    def fewer(self, rows: int) -> int:
+        """Rows of a batch that would have so many, had memory never run out."""
+        found = max(1, rows >> self.halvings)
+        self._largest, self._is_halved = max(self._largest, rows), self._is_halved or found < rows
+        return found
+
+    def note_halvings(self, stage: str) -> None:
+        """Keep in `halved` that an item of a stage was done in smaller batches, if it was."""
+        if self._is_halved:
+            self.halved[stage] = self.halvings
+        self._is_halved = False
 
     def halve_batches(self) -> bool:
         """Halve the rows of a batch, after the device has run out of memory; False where a batch is one row already."""
-        largest = max(self._sizes.values(), default=1)
-        if largest >> self.halvings <= 1:
+        if self._largest >> self.halvings <= 1:
             return False
         self.halvings += 1
         if self.device.type == "cuda":

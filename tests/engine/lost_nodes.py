@@ -93,7 +93,7 @@ def main() -> None:
     found = {}
 
     def lose_worker(runner: Any) -> None:
-        where = node_of(runner._actors[0])
+        where = node_of(runner._pool.actors[0])
         cluster.remove_node(next(n for n in nodes if n.node_id == where), allow_graceful=False)
 
     found["worker"] = run(tables, folder / "worker", lose_worker, "covariance")
@@ -104,7 +104,7 @@ def main() -> None:
 
     def lose_both(runner: Any) -> None:
         assert node_of(runner._store.actor) == joined.node_id
-        assert joined.node_id in {node_of(a) for a in runner._actors}
+        assert joined.node_id in {node_of(a) for a in runner._pool.actors}
         cluster.remove_node(joined, allow_graceful=False)
 
     on_joined = NodeAffinitySchedulingStrategy(joined.node_id, soft=True)

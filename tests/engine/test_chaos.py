@@ -14,6 +14,7 @@ from engine import small_job as job
 
 import rayinf
 from rayinf.data.checked_folder import read_lines
+from rayinf.data.known_scans import KnownScans
 from rayinf.engine import ray_runner, stages
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
@@ -51,7 +52,7 @@ def test_a_worker_killed_in_every_stage_and_the_store_between_partial_sums(table
             if stage is stages.Scan and not scans:  # it reads raw features
                 import ray
 
-                scans.append(ray.get(self._actors[0].ready.remote()))
+                scans.append(ray.get(self._pool.actors[0].ready.remote()))
                 os.kill(scans[0], signal.SIGKILL)
             yield key, result
 
@@ -62,6 +63,7 @@ def test_a_worker_killed_in_every_stage_and_the_store_between_partial_sums(table
                 os.kill(killed[name], signal.SIGKILL)
             yield key
 
+    monkeypatch.setattr("rayinf.engine.run.known", KnownScans())  # the calm run has scanned the tables
     monkeypatch.setattr(ray_runner.RayRunner, "map", deadly_map)
     monkeypatch.setattr(ray_runner.RayRunner, "fold", deadly_fold)
     job.run(*tables, tmp_path / "run", rayinf.Cluster(workers=2), transform=job.Killer(marks))

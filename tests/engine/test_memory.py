@@ -128,9 +128,10 @@ def test_workers_on_this_machine_count_and_others_do_not(monkeypatch: pytest.Mon
     # Eight workers that send a sum and hold one: 16 bytes each beside the store's two sums.
     assert memory.query_bytes(job, probed, 8, merged).size == (8 * (2 + 2 * 8)) * 3 * P
     give(monkeypatch, 1)
-    memory.check_fits(job, probed, rayinf.Cluster(address="auto"), merged)
     with pytest.raises(rayinf.InputError):
-        memory.check_fits(job, probed, rayinf.Cluster(workers=2), merged)
+        memory.check_fits(job, probed, 2, merged)
+    assert job.spec.is_here and dataclasses.replace(job.spec, cluster=rayinf.Cluster()).is_here
+    assert not dataclasses.replace(job.spec, cluster=rayinf.Cluster(address="auto")).is_here
 
 
 def _last(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:

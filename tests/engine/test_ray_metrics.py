@@ -10,7 +10,7 @@ import pytest
 from engine import small_job as job
 
 import rayinf
-from rayinf.engine import ray_metrics, ray_runner
+from rayinf.engine import ray_metrics, ray_pool
 
 
 class Recorded:
@@ -36,7 +36,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str, str]]:
 def test_a_run_on_ray_is_counted(ray_session: None, recorded, tmp_path, monkeypatch) -> None:
     train, valid = job.write(tmp_path / "t.parquet", 240, 1, 80), job.write(tmp_path / "v.parquet", 40, 2, 40)
     deaths = iter([0] * 2 + [1] * 50)
-    monkeypatch.setattr(ray_runner, "restarts_of", lambda actor: next(deaths))
+    monkeypatch.setattr(ray_pool, "restarts_of", lambda actor: next(deaths))
     job.run(train, valid, tmp_path / "run", rayinf.Cluster(workers=1))
     assert recorded["rayinf_rows", "influence", "scores"] == 240
     assert recorded["rayinf_shards", "influence", "scores"] == 3

@@ -11,6 +11,7 @@ from rayinf.data.shards import Shard
 from rayinf.engine import ray_calls, ray_spread
 from rayinf.engine.deadline import Deadline
 from rayinf.engine.job import Chunk
+from rayinf.engine.ray_pool import Slots
 from rayinf.engine.ray_spread import Waiting, spread
 
 
@@ -20,13 +21,16 @@ class Cluster:
     Attributes:
         seconds: that an actor takes for a key; 1 where nothing is said.
         events: by the moment, actors that go away (False) or come back (True).
+        joining: by the moment, actors that join.
+        leaving: by the moment, actors that leave for good, with an error for each of their calls.
     """
 
-    def __init__(self, monkeypatch, count, seconds=None, events=()):
+    def __init__(self, monkeypatch, count, seconds=None, events=(), joining=(), leaving=()):
         self.now, self.sent, self.done = 0.0, [], []
         self.actors = [SimpleNamespace(_actor_id=k) for k in range(count)]
         self.seconds = seconds or {}
         self.events, self.gone = sorted(events), set()
+        self.joining, self.leaving, self.lost = sorted(joining), sorted(leaving), set()
         self.queues = {k: [] for k in range(count)}
         self.left = {}
         self.cancelled = set()
@@ -50,9 +54,26 @@ class Cluster:
             self.cancelled.add(ref)
             self.done.append(ref)
 
+    def joined(self):
+        """Those whose time has come, with two slots each."""
+        found = [who for at, who in self.joining if at <= self.now]
+        self.joining = [(at, who) for at, who in self.joining if at > self.now]
+        self.queues.update({who: [] for who in found})
+        return [SimpleNamespace(_actor_id=who) for who in found] * 2
+
+    def leave(self):
+        """Those whose time has come: their calls end at once."""
+        for at, who in [held for held in self.leaving if held[0] <= self.now]:
+            self.leaving.remove((at, who))
+            self.gone.add(who)
+            self.lost.update(self.queues[who])
+            self.done += self.queues[who]
+            self.queues[who] = []
+
     def poll(self, refs, busy):
         """Advance until something is done, at most a second."""
-        assert busy()
+        assert busy() or not refs
+        self.leave()
         for _ in range(10):
             found = [ref for ref in self.done if ref in refs]
             if found:
@@ -72,7 +93,14 @@ class Cluster:
     def run(self, items, slots=2, again=True):
         """Keys as they come, with the seconds at which they did."""
         found = []
-        for key, _ in spread(self.actors * slots, items, self.send, self, str, again):
+        for key, _ in spread(
+            Slots(self.actors * slots, self.joined, lambda ref, actor: ref in self.lost),
+            items,
+            self.send,
+            self,
+            str,
+            again,
+        ):
             found.append((key, self.now))
             assert self.now < 1000
         return found
@@ -139,6 +167,27 @@ def test_an_item_that_ends_processes_is_moved_a_few_times_only(monkeypatch):
     with pytest.raises(TimeoutError):
         cluster.run(numbers(6), again=False)
     assert Counter(key for _, key in cluster.sent)[0] == 1 + ray_calls.MOST_DEATHS
+
+
+def test_an_actor_that_joins_works_and_one_that_leaves_for_good_is_replaced(monkeypatch):
+    """The first one's node is lost, while the second one's has just joined."""
+    cluster = Cluster(monkeypatch, 1, joining=[(5.0, 7)], leaving=[(12.5, 0)])
+    found = cluster.run(numbers(30))
+    assert sorted(k for k, _ in found) == list(range(30))
+    by = Counter(who for who, _ in cluster.sent)
+    assert by[0] < 16 and by[7] > 15
+    assert len(cluster.sent) == 32  # two calls were lost and sent again
+    alone = Cluster(monkeypatch, 1, joining=[(40.0, 7)], leaving=[(2.5, 0)])
+    assert sorted(k for k, _ in alone.run(numbers(9))) == list(range(9))  # nobody, for a while
+
+
+def test_an_item_that_is_lost_with_every_actor_is_given_up(monkeypatch):
+    """It may be what ends their nodes; its error goes to the caller."""
+    nodes = range(1, 9)
+    cluster = Cluster(monkeypatch, 1, seconds=dict.fromkeys(range(9), 1e9), joining=[(10.0 * k, k) for k in nodes])
+    cluster.leaving = [(10.0 * who + 5, who) for who in range(9)]
+    assert [k for k, _ in cluster.run(numbers(1), slots=1)] == [0]
+    assert len(cluster.sent) == 1 + ray_calls.MOST_DEATHS
 
 
 def test_a_straggler_is_sent_again_elsewhere_and_counts_once(monkeypatch):

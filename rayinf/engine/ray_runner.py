@@ -128,7 +128,8 @@ class _Actor:
         check_deaths(label(held.stage, held.table, item), self._most_deaths)
         self._steps += 1
         if self._worker is None or self._worker.job.key != held.key:
-            self._worker, stage = Worker(get(held.job), self._device), None
+            drawn = self._worker.drawn if self._worker else None
+            self._worker, stage = Worker(get(held.job), self._device, drawn), None
         if stage is None:
             stage = held.stage(self._worker, get(held.arrays), **held.options)
             self._held = held, stage

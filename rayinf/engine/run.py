@@ -201,7 +201,8 @@ def open_run(spec: RunSpec, **more: Any) -> Run:
         InputError: anything wrong with the task, a table, an argument or the folder.
     """
     tables, columns = open_tables(spec, more)
-    job = Job(spec.task, tables, columns, Classes(()), spec)
+    share = share_of(spec, tables["train"].num_rows)  # known before the scan, which draws the rows
+    job = Job(spec.task, tables, columns, Classes(()), spec, fitted_share=share)
     probed = probe(job, spec.objectives)
     job = dataclasses.replace(job, state=probed.state)
     spec.check(tables, probed)
@@ -218,9 +219,7 @@ def open_run(spec: RunSpec, **more: Any) -> Run:
         job = _settle(job, spec, probed, scans)
         check_labels(job, probed, scans["train"].counts[spec.task.label])
         spec = spec.settle(job, scans)
-        share = share_of(spec, scans["train"].rows)
-        signs = are_signed(scans["train"].rows * share)
-        job = dataclasses.replace(job, fitted_share=share, random_signs=signs)
+        job = dataclasses.replace(job, random_signs=are_signed(scans["train"].rows * share))
         check_fits(job, probed, spec.cluster, partial_sums(probed, spec.curvature))
         own = identity(spec, job, probed, scans, other)
         if other is not None:

@@ -70,7 +70,7 @@ class LocalRunner:
 
     def __init__(self, job: Job, device: str | None = None) -> None:
         self._device = device
-        self.job = job
+        self._worker = Worker(job, device)
         self._store = FactorStore(None)
 
     def open_store(self, folder: AnyPath | None, owner: str) -> None:
@@ -84,7 +84,7 @@ class LocalRunner:
 
     @job.setter
     def job(self, job: Job) -> None:
-        self._worker = Worker(job, self._device)
+        self._worker = Worker(job, self._device, self._worker.drawn)
 
     def map(
         self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Any], **options: Any

@@ -50,16 +50,22 @@ class Ready:
 
 
 class Worker:
-    """Built once in every process that works; stages come and go, the model stays."""
+    """Built once in every process that works; stages come and go, the model stays.
 
-    def __init__(self, job: Job, device: str | None = None) -> None:
+    Args:
+        job: what it works on.
+        device: where the model is moved to; None leaves it where it is.
+        drawn: what the worker of another job of the run, in the same process, has drawn.
+    """
+
+    def __init__(self, job: Job, device: str | None = None, drawn: DrawnRows | None = None) -> None:
         self.job = job
         self._device = device
         self._readers: dict[str, BatchReader] = {}
         # Only ever grows: another thread reads it as a sign of progress.
         self.rows_read = 0
         self._batch: tuple[str, Batch] | None = None
-        self.drawn: DrawnRows | None = None
+        self.drawn = drawn
         # How often batches were halved, since the device ran out of memory.
         self.halvings = 0
 

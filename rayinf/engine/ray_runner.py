@@ -22,7 +22,7 @@ from rayinf.engine import ray_calls, ray_token
 from rayinf.engine.curvature import MOST_THREADS
 from rayinf.engine.factors import FactorStore, tree_sum
 from rayinf.engine.job import Chunk, Cluster, Job
-from rayinf.engine.leaves import Group, groups
+from rayinf.engine.leaves import FEWEST, Group, groups
 from rayinf.engine.leftovers import remove, sweep_temporaries, temporary_folder
 from rayinf.engine.ray_calls import (
     FAULTS,
@@ -233,7 +233,9 @@ class RayRunner:
         ):
             yield key, get(ref)
 
-    def fold(self, stage: type[Stage], arrays: Any, items: Mapping[int, Chunk], name: str) -> Iterator[int]:
+    def fold(
+        self, stage: type[Stage], arrays: Any, items: Mapping[int, Chunk], name: str, fewest: int = FEWEST
+    ) -> Iterator[int]:
         """Add the sums of each chunk to the store, until none is missing: a store that lost its disk asks again.
 
         Raises:
@@ -245,7 +247,7 @@ class RayRunner:
         todo: dict[int, Group] = {}
         while left := self.store("pending", name, count):
             todo.clear()
-            todo.update(groups(items, left, self._cluster.workers))
+            todo.update(groups(items, left, self._cluster.workers, fewest))
             for key, ref in spread(
                 self._workers() * _IN_FLIGHT,
                 todo,

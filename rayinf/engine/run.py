@@ -32,7 +32,7 @@ from rayinf.engine.entry import KRONECKER, require_one_model
 from rayinf.engine.identity import check_factors, factors_run, identity
 from rayinf.engine.job import Chunk, Job, chunks
 from rayinf.engine.label_order import check_labels
-from rayinf.engine.leaves import leaf_count
+from rayinf.engine.leaves import leaf_count, sums_sent
 from rayinf.engine.machine import free_memory
 from rayinf.engine.memory import check_fits, check_memory
 from rayinf.engine.probe import Probe, probe
@@ -98,13 +98,15 @@ class Run:
         if self.folder is not None:
             self.folder.log(event, **fields)
 
-    def fold(self, stage: type[stages.Stage], arrays: Any, table: str, name: str, most: int | None = None) -> None:
+    def fold(self, stage: type[stages.Summing], arrays: Any, table: str, name: str, most: int | None = None) -> None:
         """Sum a stage over a table into the store, under `name`; in at most so many chunks, if `most` is given."""
         summed = self.job.tables[table]
         items = self.leaves(summed) if most is None else chunks(summed.shards, most)
         self.log("sums", name=name, chunks=len(items))
-        with self.timed(name, self.scans[table].rows) as advance:
-            for key in self.runner.fold(stage, arrays, items, name):
+        rows = self.scans[table].rows
+        fewest = sums_sent(rows * (self.job.fitted_share if stage.fits else 1.0), self.probe.work)
+        with self.timed(name, rows) as advance:
+            for key in self.runner.fold(stage, arrays, items, name, fewest):
                 advance(items[key].rows)
 
     def gather(

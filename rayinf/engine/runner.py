@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from rayinf.data.files import Arrays
 from rayinf.engine.factors import FactorStore, tree_sum
 from rayinf.engine.job import Chunk, Cluster, Job
-from rayinf.engine.leaves import groups
+from rayinf.engine.leaves import FEWEST, groups
 from rayinf.engine.stages import Stage, perform
 from rayinf.engine.worker import Worker
 from rayinf.store.places import AnyPath
@@ -29,8 +29,10 @@ class Runner(Protocol):
         """Results by key, as they finish."""
         ...
 
-    def fold(self, stage: type[Stage], arrays: Any, items: Mapping[int, Chunk], name: str) -> Iterator[int]:
-        """Add the sums of each chunk to the store under `name`; keys, as they are in."""
+    def fold(
+        self, stage: type[Stage], arrays: Any, items: Mapping[int, Chunk], name: str, fewest: int = FEWEST
+    ) -> Iterator[int]:
+        """Add the sums of each chunk to the store under `name`, in `fewest` groups at least; keys, as they are in."""
         ...
 
     def fill(
@@ -94,9 +96,11 @@ class LocalRunner:
         for key, item in items.items():
             yield key, perform(work, item)
 
-    def fold(self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Chunk], name: str) -> Iterator[int]:
+    def fold(
+        self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Chunk], name: str, fewest: int = FEWEST
+    ) -> Iterator[int]:
         """Add the sums of each chunk to the store."""
-        todo = groups(items, self._store.pending(name, len(items)), 1)
+        todo = groups(items, self._store.pending(name, len(items)), 1, fewest)
         found = self.map(stage, arrays, {k: items[k] for group in todo.values() for k in group.keys})
         for group in todo.values():
             sums = tree_sum(sums for _, sums in islice(found, len(group.chunks)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -59,11 +59,13 @@ class Draw:
     """Which rows of a run's training table are drawn.
 
     Attributes:
+        table: its `scan_key`.
         share: of all rows.
         seed: of the run.
         columns: that are read of a row.
     """
 
+    table: str
     share: float
     seed: int
     columns: Columns
@@ -71,7 +73,7 @@ class Draw:
     @classmethod
     def of(cls, job: Job) -> Draw:
         """That of a job."""
-        return cls(job.fitted_share, job.spec.seed, job.columns["train"])
+        return cls(job.tables["train"].scan_key, job.fitted_share, job.spec.seed, job.columns["train"])
 
 
 class Halves:
@@ -102,9 +104,14 @@ class Halves:
 class DrawnRows:
     """The drawn rows of the shards that a process has read, when it scanned the table or in a stage before.
 
+    A table that is known is not scanned again (`data.known_scans`): its drawn rows stay for the runs that follow in the
+    process, until another table is drawn from.
+
     Args:
         draw: says which; a run has one, and one training table, whatever the jobs that it is made of.
     """
+
+    _last: ClassVar[DrawnRows | None] = None
 
     def __init__(self, draw: Draw) -> None:
         self._draw = draw
@@ -114,9 +121,10 @@ class DrawnRows:
     @staticmethod
     def of(worker: Worker) -> DrawnRows:
         """Those of a worker, which it keeps between stages, and hands on to the worker of the next job."""
-        draw = Draw.of(worker.job)
+        draw, last = Draw.of(worker.job), DrawnRows._last
         if worker.drawn is None or worker.drawn._draw != draw:
-            worker.drawn = DrawnRows(draw)
+            worker.drawn = last if last is not None and last._draw == draw else DrawnRows(draw)
+        DrawnRows._last = worker.drawn if draw.table else None
         return worker.drawn
 
     def begin(self) -> Halves:

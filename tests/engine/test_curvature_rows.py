@@ -117,20 +117,38 @@ def rows_read(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("options", [{}, {"curvature": "kfac"}, {"precision": "fp64"}])
-def test_the_scan_draws(options, rows_read, tmp_path):
-    """No stage reads the whole table before it is scored. One that is known is not scanned: it is read once to draw."""
+@pytest.mark.parametrize("options", [{}, {"curvature": "kfac", "precision": "fp64"}])
+def test_the_scan_draws(options, rows_read, tmp_path, monkeypatch):
+    """No stage reads the whole table before it is scored. A known table is not scanned: its drawn rows are kept."""
     task, train, valid = make()
     pq.write_table(table(train), tmp_path / "train.parquet", row_group_size=130)
     time.sleep(1.2 * file_state._TICK_NS / 1e9)
     found, few = [], 16  # a few rows are read to measure a batch
-    for passes in (1, 2):
+    for passes in (1, 1, 2):
+        if passes == 2:  # another table was drawn from meanwhile
+            monkeypatch.setattr(curvature_rows.DrawnRows, "_last", None)
         rows_read.clear()
         found.append(rayinf.influence(task, str(tmp_path / "train.parquet"), valid, curvature_rows=MOST, **options))
         assert passes * ROWS <= sum(rows_read) < passes * ROWS + few
-    one, other = found
-    assert np.array_equal(values(one), values(other))
-    assert one.metadata["curvature_sample"] == other.metadata["curvature_sample"]
+    for other in found[1:]:
+        assert np.array_equal(values(found[0]), values(other))
+        assert found[0].metadata["curvature_sample"] == other.metadata["curvature_sample"]
+
+
+def test_rows_that_were_kept_are_those_of_the_same_draw_alone(tmp_path):
+    """Runs over a known table, then over another in its place."""
+    task, train, _ = make()
+    other = train[0] + 1, train[1]
+    path, samples = tmp_path / "train.parquet", set()
+    for rows, seed, most in ((train, 0, MOST), (train, 1, MOST), (train, 1, MOST + 100), (other, 1, MOST + 100)):
+        if rows is other or not samples:
+            pq.write_table(table(rows), path, row_group_size=130)
+            time.sleep(1.2 * file_state._TICK_NS / 1e9)
+        found = rayinf.self_influence(task, str(path), damping=0.01, curvature_rows=most, seed=seed)
+        count = found.metadata["curvature_sample"]["rows"]
+        assert count == drawn(rows, seed, most)[0].sum()
+        samples.add(count)
+    assert len(samples) == 4
 
 
 def test_rows_of_mixed_shapes_are_refused_where_rows_are_drawn():

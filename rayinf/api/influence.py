@@ -91,7 +91,7 @@ def influence(
 
     Cost: one pass over `train` to score, `2 Q o i` flops a row and layer (Q objectives, o outputs, i inputs) beside a
     forward and a backward pass without weights; two more to fit EKFAC (one for K-FAC), and one for inverse="auto": of
-    at most `curvature_rows` rows, after one that reads all rows to draw them. Memory does not grow with rows, beyond
+    at most `curvature_rows` rows, which are drawn while the table is scanned. Memory does not grow with rows, beyond
     the result itself.
     """
     given = locals()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NoReturn
 
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayinf.data.batches import Array, BatchReader, Columns
+from rayinf.data.batches import Array, Batch, BatchReader, Columns
 from rayinf.data.pandas_index import UNNAMED, called, index_column
 from rayinf.data.repeated_ids import repeated_ids
 from rayinf.data.row_digest import ColumnDigest
@@ -104,8 +104,18 @@ class TableScan:
         return cls(**{**held, "counts": counts, "shape": tuple(held["shape"]), "joint": joint})
 
 
-def scan_shard(reader: BatchReader, shard: Shard, columns: Columns, size: int) -> ShardScan:
-    """Read a shard once: check its numbers, count its labels and groups, and digest all of it."""
+def scan_shard(
+    reader: BatchReader, shard: Shard, columns: Columns, size: int, look: Callable[[Batch], None] | None = None
+) -> ShardScan:
+    """Read a shard once: check its numbers, count its labels and groups, and digest all of it.
+
+    Args:
+        reader: of the table.
+        shard: of it.
+        columns: what is read.
+        size: rows that are looked at together.
+        look: called with these too.
+    """
     counts: dict[str, Counter[Any]] = {c: Counter() for c in _counted(columns)}
     joint: dict[str, dict[Any, Counter[Any]]] = {c: {} for c in columns.extra}
     digests: dict[str, ColumnDigest] = {}
@@ -117,6 +127,8 @@ def scan_shard(reader: BatchReader, shard: Shard, columns: Columns, size: int) -
     problem, increasing, dtype = None, True, ""
     ends: list[Any] = []
     for batch in reader.read(shard, size):
+        if look is not None:
+            look(batch)
         problem = problem or _not_finite(batch.x, columns.features, batch.start)
         shape = shape or batch.x.shape[1:]
         problem = problem or _other_shape(shape, batch.x.shape[1:], batch.start)

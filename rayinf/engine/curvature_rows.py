@@ -8,14 +8,16 @@ they differ says how well the sample determines the curvature.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
-from rayinf.data.batches import Batch, fast_keys, join_batches, uniforms
+from rayinf.data.batches import Batch, Columns, fast_keys, join_batches, uniforms
 from rayinf.data.files import Arrays
 from rayinf.data.shards import Shard
 from rayinf.engine.entry import KRONECKER
+from rayinf.engine.job import Job
 from rayinf.engine.spec import RunSpec
 from rayinf.engine.worker import Worker
 from rayinf.errors import InputError
@@ -24,6 +26,8 @@ from rayinf.errors import InputError
 _READ_ROWS = 65_536
 # Drawn rows are kept for the next pass in so many bytes a worker; beyond, their shards are read again.
 _KEPT_BYTES = 256 << 20
+# What a batch takes beside its values.
+_BATCH_BYTES = 1024
 # Apart from the draws of labels, halves, signs and subsamples.
 _SEED = 32
 # Sums over the first half of the drawn rows stand under names that begin so.
@@ -50,36 +54,106 @@ def are_signed(rows: float) -> bool:
     return rows >= SIGNED_ROWS
 
 
-class DrawnRows:
-    """The drawn rows of the shards that a worker has seen.
+@dataclass(frozen=True)
+class Draw:
+    """Which rows of a run's training table are drawn.
 
-    Args:
-        worker: whose job says which share is drawn.
+    Attributes:
+        table: its `scan_key`.
+        share: of all rows.
+        seed: of the run.
+        columns: that are read of a row.
     """
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-        self._held: dict[int, list[list[Batch]]] = {}
+    table: str
+    share: float
+    seed: int
+    columns: Columns
+
+    @classmethod
+    def of(cls, job: Job) -> Draw:
+        """That of a job."""
+        return cls(job.tables["train"].scan_key, job.fitted_share, job.spec.seed, job.columns["train"])
+
+
+class Halves:
+    """The drawn rows of a shard, by half.
+
+    Args:
+        draw: says which.
+    """
+
+    def __init__(self, draw: Draw) -> None:
+        self._draw = draw
+        self._found: tuple[list[Batch], list[Batch]] = [], []
+
+    def add(self, raw: Batch) -> None:
+        """Draw from the next rows of the shard."""
+        draws = uniforms(fast_keys(raw.x, raw.labels), self._draw.seed + _SEED, 1)[:, 0]
+        for second, half in enumerate(self._found):
+            low, high = self._draw.share * second / 2, self._draw.share * (second + 1) / 2
+            rows = np.flatnonzero((draws >= low) & (draws < high))
+            if len(rows):
+                half.append(raw.take(rows))
+
+    def result(self) -> tuple[Batch | None, ...]:
+        """The rows of each half, in order; None where there are none."""
+        return tuple(join_batches(half) if half else None for half in self._found)
+
+
+class DrawnRows:
+    """The drawn rows of the shards that a process has read, when it scanned the table or in a stage before.
+
+    A table that is known is not scanned again (`data.known_scans`): its drawn rows stay for the runs that follow in the
+    process, until another table is drawn from.
+
+    Args:
+        draw: says which; a run has one, and one training table, whatever the jobs that it is made of.
+    """
+
+    _last: ClassVar[DrawnRows | None] = None
+
+    def __init__(self, draw: Draw) -> None:
+        self._draw = draw
+        self._held: dict[int, tuple[Batch | None, ...]] = {}
         self._bytes = 0
 
     @staticmethod
     def of(worker: Worker) -> DrawnRows:
-        """Those of a worker, which it keeps between stages."""
-        if worker.drawn is None:
-            worker.drawn = DrawnRows(worker)
+        """Those of a worker, which it keeps between stages, and hands on to the worker of the next job."""
+        draw, last = Draw.of(worker.job), DrawnRows._last
+        if worker.drawn is None or worker.drawn._draw != draw:
+            worker.drawn = last if last is not None and last._draw == draw else DrawnRows(draw)
+        DrawnRows._last = worker.drawn if draw.table else None
         return worker.drawn
 
-    def half(self, shards: Sequence[Shard], second: int, size: int) -> Iterator[Batch]:
+    def begin(self) -> Halves:
+        """Of a shard that is going to be read."""
+        return Halves(self._draw)
+
+    def keep(self, shard: Shard, halves: Halves) -> tuple[Batch | None, ...]:
+        """The rows of a shard that was read, which are kept as far as there is room."""
+        found = halves.result()
+        size = sum(_bytes_of(half) for half in found if half is not None)
+        if self._bytes + size <= _KEPT_BYTES and shard.index not in self._held:
+            self._held[shard.index] = found
+            self._bytes += size
+        return found
+
+    def half(self, worker: Worker, shards: Sequence[Shard], second: int, size: int) -> Iterator[Batch]:
         """The rows of some shards that are in one half of the draw, in order, `size` at a time.
 
         Args:
+            worker: reads the shards whose drawn rows are not kept.
             shards: of a chunk.
             second: 0 for the first half of the draw, 1 for the second.
             size: rows of a batch; the last one has what is left.
         """
         waiting: list[Batch] = []
         for shard in shards:
-            waiting += self._draw(shard)[second]
+            half = (self._held.get(shard.index) or self._read(worker, shard))[second]
+            if half is not None:
+                waiting.append(half)
             if sum(map(len, waiting)) >= size:
                 *whole, rest = _cut(join_batches(waiting), size)
                 yield from whole
@@ -87,24 +161,11 @@ class DrawnRows:
         if waiting:
             yield from _cut(join_batches(waiting), size)
 
-    def _draw(self, shard: Shard) -> list[list[Batch]]:
-        """The drawn rows of a shard, by half."""
-        if shard.index in self._held:
-            return self._held[shard.index]
-        job = self._worker.job
-        found: list[list[Batch]] = [[], []]
-        for raw in self._worker.read_raw("train", shard, _READ_ROWS):
-            draws = uniforms(fast_keys(raw.x, raw.labels), job.spec.seed + _SEED, 1)[:, 0]
-            for second, half in enumerate(found):
-                low, high = job.fitted_share * second / 2, job.fitted_share * (second + 1) / 2
-                rows = np.flatnonzero((draws >= low) & (draws < high))
-                if len(rows):
-                    half.append(raw.take(rows))
-        size = sum(_bytes_of(b) for half in found for b in half)
-        if self._bytes + size <= _KEPT_BYTES:
-            self._held[shard.index] = found
-            self._bytes += size
-        return found
+    def _read(self, worker: Worker, shard: Shard) -> tuple[Batch | None, ...]:
+        halves = self.begin()
+        for raw in worker.read_raw("train", shard, _READ_ROWS):
+            halves.add(raw)
+        return self.keep(shard, halves)
 
 
 def _cut(batch: Batch, size: int) -> list[Batch]:
@@ -115,9 +176,10 @@ def _cut(batch: Batch, size: int) -> list[Batch]:
 
 
 def _bytes_of(batch: Batch) -> int:
-    if batch.x.dtype != object:
-        return int(batch.x.nbytes)
-    return sum(len(v) if isinstance(v, str | bytes) else 64 for v in batch.x.flat)
+    """About what a batch takes."""
+    arrays = [batch.x, batch.labels, *batch.extra.values()]
+    texts = sum(len(v) if isinstance(v, str | bytes) else 64 for a in arrays if a.dtype == object for v in a.flat)
+    return _BATCH_BYTES + sum(int(a.nbytes) for a in arrays) + int(batch.ids.nbytes) + texts
 
 
 def check_drawn(rows: float) -> None:

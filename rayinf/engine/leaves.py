@@ -17,7 +17,10 @@ from rayinf.engine.job import Chunk
 # since it has to be read.
 _LEAF_WORK, _LEAST_WORK = 1 << 40, 1 << 16
 # Sums that a stage sends, at least: what is lost with a worker is less than one of them.
-_FEWEST, _A_WORKER = 64, 8
+FEWEST, _A_WORKER = 64, 8
+# Multiply-adds in a sum that is sent, where fewer than these would be: seconds of a CPU. To keep a sum takes
+# milliseconds, which is longer than little work does.
+_SENT_WORK = 1 << 34
 
 
 @dataclass(frozen=True)
@@ -57,16 +60,27 @@ def leaf_count(rows: int, work: int, least: int) -> int:
     return max(least, rows * max(work, _LEAST_WORK) // _LEAF_WORK)
 
 
-def groups(leaves: Mapping[int, Chunk], left: Sequence[int], workers: int) -> dict[int, Group]:
+def sums_sent(rows: float, work: int) -> int:
+    """How many sums a stage sends at least, beside those that each worker should have; fewer where it takes seconds.
+
+    Args:
+        rows: that it passes over.
+        work: multiply-adds of a forward pass, a row.
+    """
+    return min(FEWEST, int(rows * max(work, _LEAST_WORK) / _SENT_WORK))
+
+
+def groups(leaves: Mapping[int, Chunk], left: Sequence[int], workers: int, fewest: int = FEWEST) -> dict[int, Group]:
     """Groups of the leaves that are left, by their first key.
 
     Args:
         leaves: of the stage, all of them.
         left: keys of those whose sums are missing.
         workers: that share them.
+        fewest: groups of all leaves, where there are as many leaves.
     """
     count, level = len(leaves), 0
-    while count >> (level + 1) >= max(_FEWEST, _A_WORKER * workers):
+    while count >> (level + 1) >= max(fewest, _A_WORKER * workers):
         level += 1
     wanted, found = set(left), {}
     for first in range(0, count, 1 << level):

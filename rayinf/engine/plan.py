@@ -27,6 +27,7 @@ from rayinf.engine.curvature import LARGE_QUERIES, column_names
 from rayinf.engine.curvature_rows import are_signed, share_of
 from rayinf.engine.entry import DENSE, KRONECKER
 from rayinf.engine.job import Chunk, Job
+from rayinf.engine.leaves import FEWEST
 from rayinf.engine.machine import free_memory, misfit
 from rayinf.engine.measure_spec import SampledSpec
 from rayinf.engine.memory import check_fits, check_memory, fewest, kronecker_bytes, query_bytes, tile_rows
@@ -109,10 +110,12 @@ class _TrialRunner(LocalRunner):
         """Nothing: what parts are joined to is derived."""
         return iter(())
 
-    def fold(self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Chunk], name: str) -> Iterator[int]:
+    def fold(
+        self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Chunk], name: str, fewest: int = FEWEST
+    ) -> Iterator[int]:
         """Add the sums of each chunk to the store."""
         begin = time.perf_counter()
-        yield from super().fold(stage, arrays, items, name)
+        yield from super().fold(stage, arrays, items, name, fewest)
         if name.startswith("rows-"):
             self.tile_seconds = time.perf_counter() - begin
 

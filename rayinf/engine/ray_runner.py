@@ -21,7 +21,7 @@ from rayinf.engine import ray_calls, ray_token
 from rayinf.engine.curvature import MOST_THREADS
 from rayinf.engine.factors import FactorStore, tree_sum
 from rayinf.engine.job import Chunk, Cluster, Job
-from rayinf.engine.leaves import Group, groups
+from rayinf.engine.leaves import FEWEST, Group, groups
 from rayinf.engine.leftovers import remove, sweep_temporaries, temporary_folder
 from rayinf.engine.ray_calls import (
     FAULTS,
@@ -164,7 +164,8 @@ class _Actor:
         if self._worker is None or self._worker.job.key != held.key:
             job = get(held.job)
             halvings = self._worker.halvings if self._worker else self._memory.count
-            self._worker, stage = Worker(job, self._device, halvings), None
+            drawn = self._worker.drawn if self._worker else None
+            self._worker, stage = Worker(job, self._device, halvings, drawn), None
         self._memory.note()
         if stage is None:
             stage = held.stage(self._worker, get(held.arrays), **held.options)
@@ -303,7 +304,9 @@ class RayRunner:
                 found = found.result
             yield key, found
 
-    def fold(self, stage: type[Stage], arrays: Any, items: Mapping[int, Chunk], name: str) -> Iterator[int]:
+    def fold(
+        self, stage: type[Stage], arrays: Any, items: Mapping[int, Chunk], name: str, fewest: int = FEWEST
+    ) -> Iterator[int]:
         """Add the sums of each chunk to the store, until none is missing: a store that lost its disk asks again.
 
         Raises:
@@ -315,7 +318,7 @@ class RayRunner:
         todo: dict[int, Group] = {}
         while left := self.store("pending", name, count):
             todo.clear()
-            todo.update(groups(items, left, self._workers().count))
+            todo.update(groups(items, left, self._workers().count, fewest))
             for key, ref in spread(
                 self._workers().slots(_IN_FLIGHT),
                 todo,

@@ -32,7 +32,7 @@ from rayinf.engine.entry import KRONECKER, require_one_model
 from rayinf.engine.identity import check_factors, factors_run, identity
 from rayinf.engine.job import Chunk, Job, chunks
 from rayinf.engine.label_order import check_labels
-from rayinf.engine.leaves import leaf_count
+from rayinf.engine.leaves import leaf_count, sums_sent
 from rayinf.engine.machine import free_memory
 from rayinf.engine.memory import check_fits, check_memory
 from rayinf.engine.probe import Probe, probe
@@ -98,13 +98,15 @@ class Run:
         if self.folder is not None:
             self.folder.log(event, **fields)
 
-    def fold(self, stage: type[stages.Stage], arrays: Any, table: str, name: str, most: int | None = None) -> None:
+    def fold(self, stage: type[stages.Summing], arrays: Any, table: str, name: str, most: int | None = None) -> None:
         """Sum a stage over a table into the store, under `name`; in at most so many chunks, if `most` is given."""
         summed = self.job.tables[table]
         items = self.leaves(summed) if most is None else chunks(summed.shards, most)
         self.log("sums", name=name, chunks=len(items))
-        with self.timed(name, self.scans[table].rows) as advance:
-            for key in self.runner.fold(stage, arrays, items, name):
+        rows = self.scans[table].rows
+        fewest = sums_sent(rows * (self.job.fitted_share if stage.fits else 1.0), self.probe.work)
+        with self.timed(name, rows) as advance:
+            for key in self.runner.fold(stage, arrays, items, name, fewest):
                 advance(items[key].rows)
 
     def gather(
@@ -201,7 +203,8 @@ def open_run(spec: RunSpec, **more: Any) -> Run:
         InputError: anything wrong with the task, a table, an argument or the folder.
     """
     tables, columns = open_tables(spec, more)
-    job = Job(spec.task, tables, columns, Classes(()), spec)
+    share = share_of(spec, tables["train"].num_rows)  # known before the scan, which draws the rows
+    job = Job(spec.task, tables, columns, Classes(()), spec, fitted_share=share)
     probed = probe(job, spec.objectives)
     job = dataclasses.replace(job, state=probed.state)
     spec.check(tables, probed)
@@ -218,9 +221,7 @@ def open_run(spec: RunSpec, **more: Any) -> Run:
         job = _settle(job, spec, probed, scans)
         check_labels(job, probed, scans["train"].counts[spec.task.label])
         spec = spec.settle(job, scans)
-        share = share_of(spec, scans["train"].rows)
-        signs = are_signed(scans["train"].rows * share)
-        job = dataclasses.replace(job, fitted_share=share, random_signs=signs)
+        job = dataclasses.replace(job, random_signs=are_signed(scans["train"].rows * share))
         if spec.is_here:
             check_fits(job, probed, runner.workers, partial_sums(probed, spec.curvature))
         own = identity(spec, job, probed, scans, other)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from rayinf.data.files import Arrays
 from rayinf.engine.factors import FactorStore, tree_sum
 from rayinf.engine.job import Chunk, Cluster, Job
-from rayinf.engine.leaves import groups
+from rayinf.engine.leaves import FEWEST, groups
 from rayinf.engine.stages import Stage, perform
 from rayinf.engine.worker import Worker
 from rayinf.store.places import AnyPath
@@ -34,8 +34,10 @@ class Runner(Protocol):
         """Results by key, as they finish."""
         ...
 
-    def fold(self, stage: type[Stage], arrays: Any, items: Mapping[int, Chunk], name: str) -> Iterator[int]:
-        """Add the sums of each chunk to the store under `name`; keys, as they are in."""
+    def fold(
+        self, stage: type[Stage], arrays: Any, items: Mapping[int, Chunk], name: str, fewest: int = FEWEST
+    ) -> Iterator[int]:
+        """Add the sums of each chunk to the store under `name`, in `fewest` groups at least; keys, as they are in."""
         ...
 
     def fill(
@@ -75,7 +77,7 @@ class LocalRunner:
 
     def __init__(self, job: Job, device: str | None = None) -> None:
         self._device = device
-        self.job = job
+        self._worker = Worker(job, device)
         self.workers = 1
         self._store = FactorStore(None)
 
@@ -90,7 +92,7 @@ class LocalRunner:
 
     @job.setter
     def job(self, job: Job) -> None:
-        self._worker = Worker(job, self._device)
+        self._worker = Worker(job, self._device, self._worker.drawn)
 
     def map(
         self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Any], **options: Any
@@ -103,9 +105,11 @@ class LocalRunner:
                 self._store.note_halvings(self._worker.halved)
             yield key, found
 
-    def fold(self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Chunk], name: str) -> Iterator[int]:
+    def fold(
+        self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Chunk], name: str, fewest: int = FEWEST
+    ) -> Iterator[int]:
         """Add the sums of each chunk to the store."""
-        todo = groups(items, self._store.pending(name, len(items)), 1)
+        todo = groups(items, self._store.pending(name, len(items)), 1, fewest)
         found = self.map(stage, arrays, {k: items[k] for group in todo.values() for k in group.keys})
         for group in todo.values():
             sums = tree_sum(sums for _, sums in islice(found, len(group.chunks)))

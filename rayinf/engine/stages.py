@@ -82,15 +82,22 @@ def perform(stage: Stage, item: Any) -> Any:
 
 
 class Scan:
-    """Shard -> what it holds. Option: `table`, its name."""
+    """Shard -> what it holds; the worker keeps the rows that the curvature is fitted on. Option: `table`, its name."""
 
     def __init__(self, worker: Worker, arrays: Arrays, table: str) -> None:
         self._columns = worker.job.columns[table]
         self._reader = BatchReader(worker.job.tables[table], self._columns)
+        self._drawn = DrawnRows.of(worker) if table == "train" and worker.job.fitted_share < 1 else None
 
     def __call__(self, item: Shard) -> ShardScan:
         """Look at one shard."""
-        return scan_shard(self._reader, item, self._columns, _SCAN_ROWS)
+        if self._drawn is None:
+            return scan_shard(self._reader, item, self._columns, _SCAN_ROWS)
+        halves = self._drawn.begin()
+        found = scan_shard(self._reader, item, self._columns, _SCAN_ROWS, halves.add)
+        if found.problem is None:  # else the table is refused; rows of mixed shapes cannot be joined
+            self._drawn.keep(item, halves)
+        return found
 
 
 class Summing:
@@ -140,7 +147,7 @@ class Summing:
         drawn = DrawnRows.of(self.worker)
         sums["rows"] = torch.zeros((), dtype=torch.float64)
         for second in (0, 1):
-            for raw in drawn.half(shards, second, size):
+            for raw in drawn.half(self.worker, shards, second, size):
                 self.batch(sums, self.worker.ready(self.table, raw))
             if not second:
                 first = {f"{FIRST}{k}": v.clone() for k, v in self.compared(sums).items()}

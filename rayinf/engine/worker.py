@@ -56,16 +56,17 @@ class Worker:
         job: what it works on.
         device: where the model is moved to; None leaves it where it is.
         halvings: how often batches are halved from the start.
+        drawn: what the worker of another job of the run, in the same process, has drawn.
     """
 
-    def __init__(self, job: Job, device: str | None = None, halvings: int = 0) -> None:
+    def __init__(self, job: Job, device: str | None = None, halvings: int = 0, drawn: DrawnRows | None = None) -> None:
         self.job = job
         self._device = device
         self._readers: dict[str, BatchReader] = {}
         # Only ever grows: another thread reads it as a sign of progress.
         self.rows_read = 0
         self._batch: tuple[str, Batch] | None = None
-        self.drawn: DrawnRows | None = None
+        self.drawn = drawn
         # How often batches were halved, since memory ran out; by stage, where that made batches smaller.
         self.halvings = halvings
         self.halved: dict[str, int] = {}

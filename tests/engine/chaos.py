@@ -38,6 +38,8 @@ VERBS = tuple(jobs.VERBS)
 _WITHOUT_RAY = ("reweight_lp",)
 _LARGE, _PAGE = 64 << 20, 4096
 _STUCK_SECONDS = 240.0
+# The exit code of an error that is no `RayinfError`. Ray itself ends drivers with 1.
+_RAW = 3
 # Ray ends a driver without a word whose node or GCS is lost.
 _WORDLESS = ("driver", "head", "gcs")
 
@@ -97,7 +99,7 @@ class Chaos:
             except BaseException as error:
                 from rayinf.errors import RayinfError
 
-                code = 2 if isinstance(error, RayinfError) else 1
+                code = 2 if isinstance(error, RayinfError) else _RAW
                 print(f"{type(error).__name__}: {error}", flush=True)
         os._exit(code)
 
@@ -129,7 +131,7 @@ def trial(chaos: Chaos, seed: int, kinds: tuple[str, ...] = KINDS) -> dict[str, 
             chaos.bounds[verb] = max(moment / 2, 0.2)  # it had ended by then
             shutil.rmtree(out)
         stopped = chaos.told().strip().splitlines()[-1:] if code else []
-        raw = code == 1 or (code > 2 and kind not in _WORDLESS)
+        raw = code == _RAW or (code not in (0, 2) and kind not in _WORDLESS)
         first = time.monotonic() - begin
         _mend(chaos, kind)
         make_room()

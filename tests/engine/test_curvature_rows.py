@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
 
 import rayinf
+from rayinf.data import file_state
 from rayinf.data.batches import fast_keys, uniforms
+from rayinf.data.known_scans import known
 from rayinf.engine import curvature_rows
+from rayinf.engine.worker import Worker
 
 ROWS, MOST = 900, 300
 
@@ -95,6 +101,74 @@ def test_order_and_shards_do_not_matter(monkeypatch):
     assert one.metadata["curvature_sample"] == again.metadata["curvature_sample"]
     moved = rayinf.influence(task, table(train), valid, seed=1, **options)
     assert moved.metadata["curvature_sample"]["rows"] != one.metadata["curvature_sample"]["rows"]
+
+
+@pytest.fixture
+def rows_read(monkeypatch):
+    """Training rows that stages read, the scan apart."""
+    found, plain = [], Worker.read_raw
+
+    def counted(worker, name, shard, size):
+        for raw in plain(worker, name, shard, size):
+            found.append(len(raw) if name == "train" else 0)
+            yield raw
+
+    monkeypatch.setattr(Worker, "read_raw", counted)
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"curvature": "kfac", "precision": "fp64"}])
+def test_the_scan_draws(options, rows_read, tmp_path, monkeypatch):
+    """No stage reads the whole table before it is scored. A known table is not scanned: its drawn rows are kept."""
+    task, train, valid = make()
+    pq.write_table(table(train), tmp_path / "train.parquet", row_group_size=130)
+    time.sleep(1.2 * file_state._TICK_NS / 1e9)
+    found, few = [], 16  # a few rows are read to measure a batch
+    for passes in (1, 1, 2):
+        if passes == 2:  # another table was drawn from meanwhile
+            monkeypatch.setattr(curvature_rows.DrawnRows, "_last", None)
+        rows_read.clear()
+        found.append(rayinf.influence(task, str(tmp_path / "train.parquet"), valid, curvature_rows=MOST, **options))
+        assert passes * ROWS <= sum(rows_read) < passes * ROWS + few
+    for other in found[1:]:
+        assert np.array_equal(values(found[0]), values(other))
+        assert found[0].metadata["curvature_sample"] == other.metadata["curvature_sample"]
+
+
+def test_rows_that_were_kept_are_those_of_the_same_draw_alone(tmp_path):
+    """Runs over a known table, then over another in its place."""
+    task, train, _ = make()
+    other = train[0] + 1, train[1]
+    path, samples = tmp_path / "train.parquet", set()
+    for rows, seed, most in ((train, 0, MOST), (train, 1, MOST), (train, 1, MOST + 100), (other, 1, MOST + 100)):
+        if rows is other or not samples:
+            pq.write_table(table(rows), path, row_group_size=130)
+            time.sleep(1.2 * file_state._TICK_NS / 1e9)
+        found = rayinf.self_influence(task, str(path), damping=0.01, curvature_rows=most, seed=seed)
+        count = found.metadata["curvature_sample"]["rows"]
+        assert count == drawn(rows, seed, most)[0].sum()
+        samples.add(count)
+    assert len(samples) == 4
+
+
+def test_rows_of_mixed_shapes_are_refused_where_rows_are_drawn():
+    task, (x, y), valid = make()
+    rows = [*x[:-1].tolist(), [0.0] * 5]
+    train = pa.table({"row_id": range(ROWS), "features": pa.array(rows, pa.list_(pa.float32())), "label": y})
+    with pytest.raises(rayinf.InputError, match=r"lists of different lengths: 6 in row \d+, 5 in row 899"):
+        rayinf.influence(task, train, valid, curvature_rows=MOST)
+
+
+def test_workers_draw_the_same_rows(ray_session, tmp_path):
+    """Each has the rows of the shards that it scanned, and reads others again."""
+    task, train, valid = make()
+    pq.write_table(table(train), tmp_path / "train.parquet", row_group_size=60)
+    cluster, options = rayinf.Cluster(workers=2), {"curvature_rows": MOST, "damping": 0.01}
+    alone = rayinf.influence(task, str(tmp_path / "train.parquet"), valid, **options)
+    known._held.clear()
+    found = rayinf.influence(task, str(tmp_path / "train.parquet"), valid, cluster=cluster, **options)
+    assert np.array_equal(values(found), values(alone))
+    assert found.metadata["curvature_sample"] == alone.metadata["curvature_sample"]
 
 
 def test_equal_rows_go_together_and_none_is_refused():

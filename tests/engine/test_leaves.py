@@ -11,7 +11,7 @@ from rayinf.data.shards import Shard
 from rayinf.engine.factors import FactorStore, tree_sum
 from rayinf.engine.fit_quality import FitMerge, FitSums
 from rayinf.engine.job import chunks
-from rayinf.engine.leaves import groups, leaf_count
+from rayinf.engine.leaves import groups, leaf_count, sums_sent
 
 
 def sums(key):
@@ -75,6 +75,7 @@ def test_groups_are_few_and_cover_what_is_left():
         assert [k for g in found.values() for k in g.keys] == list(range(5000))
         assert sum(g.rows for g in found.values()) == 50_000
     assert all(g.level == 0 for g in groups(leaves(100), range(100), 1).values())
+    assert len(groups(leaves(64), range(64), 1, 0)) == 8 and len(groups(leaves(64), range(64), 3, 0)) == 32
 
 
 def test_the_number_of_leaves_follows_the_work():
@@ -82,6 +83,12 @@ def test_the_number_of_leaves_follows_the_work():
     assert leaf_count(1_281_167, 4_000_000_000, 8) > 4000  # a ResNet-50 on ImageNet: no cap
     assert leaf_count(2_000_000, 4_000_000_000, 8) > leaf_count(1_000_000, 4_000_000_000, 8)
     assert leaf_count(10_000_000_000, 100, 64) > 500  # rows cost something even where the model costs nothing
+
+
+def test_little_work_is_sent_in_few_sums():
+    assert sums_sent(100_000, 4_000) < 1  # a small network, fitted on drawn rows
+    assert sums_sent(10_000_000, 4_000) < 64 == sums_sent(100_000, 4_000_000_000)
+    assert 0 < sums_sent(20_000, 4_000_000) < 64
 
 
 def test_a_store_that_is_closed_takes_in_nothing(tmp_path):

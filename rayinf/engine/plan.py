@@ -26,17 +26,19 @@ from rayinf.engine.cost import Cost, StageCost
 from rayinf.engine.curvature import LARGE_QUERIES, column_names
 from rayinf.engine.curvature_rows import are_signed, share_of
 from rayinf.engine.entry import DENSE, KRONECKER
+from rayinf.engine.failed_shards import Failures
 from rayinf.engine.job import Chunk, Job
 from rayinf.engine.machine import free_memory, misfit
 from rayinf.engine.measure_spec import SampledSpec
 from rayinf.engine.memory import check_fits, check_memory, fewest, kronecker_bytes, query_bytes, tile_rows
 from rayinf.engine.probe import Probe, probe
 from rayinf.engine.rates import Rates
-from rayinf.engine.run import NORMS, VALID_NORMS, Run, open_tables, partial_sums, scan_table
+from rayinf.engine.run import Run, open_tables, partial_sums, scan_table
 from rayinf.engine.runner import LocalRunner
 from rayinf.engine.spanning import SKETCH
 from rayinf.engine.spec import PairsSpec, RunSpec
 from rayinf.engine.stages import Stage
+from rayinf.engine.training_time import NORMS, VALID_NORMS
 from rayinf.engine.worker import BATCH_FLOATS, Worker
 from rayinf.select.forest import MOST_ROWS, RankForest
 
@@ -95,10 +97,15 @@ class _TrialRunner(LocalRunner):
         self._last = 0, 0
 
     def map(
-        self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Any], **options: Any
+        self,
+        stage: type[Stage],
+        arrays: Arrays,
+        items: Mapping[int, Any],
+        failed: Failures | None = None,
+        **options: Any,
     ) -> Iterator[tuple[int, Any]]:
         """Results by key, in order."""
-        for key, found in super().map(stage, arrays, items, **options):
+        for key, found in super().map(stage, arrays, items, failed, **options):
             self._last = _bytes_of(arrays), _bytes_of(found) if isinstance(found, dict) else 0
             yield key, found
 
@@ -108,10 +115,18 @@ class _TrialRunner(LocalRunner):
         """Nothing: what parts are joined to is derived."""
         return iter(())
 
-    def fold(self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Chunk], name: str) -> Iterator[int]:
+    def fold(
+        self,
+        stage: type[Stage],
+        arrays: Arrays,
+        items: Mapping[int, Chunk],
+        name: str,
+        failed: Failures | None = None,
+    ) -> Iterator[int]:
         """Add the sums of each chunk to the store."""
         begin = time.perf_counter()
-        yield from super().fold(stage, arrays, items, name)
+        yield from super().fold(stage, arrays, items, name, failed)
+        self._last = _bytes_of(arrays), _bytes_of(self.store("get", name))
         if name.startswith("rows-"):
             self.tile_seconds = time.perf_counter() - begin
 

@@ -20,7 +20,8 @@ import torch
 
 from rayinf.engine import ray_calls, ray_token
 from rayinf.engine.curvature import MOST_THREADS
-from rayinf.engine.factors import FactorStore, tree_sum
+from rayinf.engine.factors import FactorStore
+from rayinf.engine.failed_shards import Failures
 from rayinf.engine.job import Chunk, Cluster, Job
 from rayinf.engine.leaves import Group, groups
 from rayinf.engine.leftovers import remove, sweep_temporaries, temporary_folder
@@ -36,9 +37,10 @@ from rayinf.engine.ray_calls import (
     restarts_of,
 )
 from rayinf.engine.ray_cluster import connect, near_driver, owns_ray, wait_ready
+from rayinf.engine.ray_failed import OnceMore, Outcomes
 from rayinf.engine.ray_metrics import Meter, meter
 from rayinf.engine.ray_spread import spread
-from rayinf.engine.stages import Stage, perform
+from rayinf.engine.stages import Stage, group_sum, perform
 from rayinf.engine.worker import Worker
 from rayinf.store.places import AnyPath
 from rayinf.user_code import sendable
@@ -107,6 +109,19 @@ class _Actor:
         """
         return perform(self._ready(name, work, item), item)
 
+    def run_alone(self, name: str, work: list[Any], item: Any, before: int, keep: bool) -> Any:
+        """The stage's result for an item that has failed elsewhere, as the only call of this actor.
+
+        Args:
+            name: of the pass.
+            work: as in `run`.
+            item: of the stage.
+            before: restarts of this actor when the call was sent.
+            keep: False gives None: only whether it fails is asked.
+        """
+        found = perform(self._ready(name, work, item, before), item)
+        return found if keep else None
+
     def run_part(self, name: str, work: list[Any], item: Any, store: Any, into: tuple[str, int]) -> None:
         """Send the result for an item to the store, as a part of an artefact."""
         self._thread = threading.get_ident()
@@ -120,12 +135,12 @@ class _Actor:
         thread, rows = self._thread, self._worker.rows_read if self._worker else 0
         return self._steps + rows + (0.0 if thread is None else processor_seconds(thread))
 
-    def _ready(self, name: str, work: list[Any], item: Any) -> Stage:
-        """The stage of a pass, for an item."""
+    def _ready(self, name: str, work: list[Any], item: Any, before: int = 0) -> Stage:
+        """The stage of a pass, for an item; `before` as in `check_deaths`."""
         if self._held is None or self._held[0].name != name:
             self._held = get(work[0]), None
         held, stage = self._held
-        check_deaths(label(held.stage, held.table, item), self._most_deaths)
+        check_deaths(label(held.stage, held.table, item), self._most_deaths, before)
         self._steps += 1
         if self._worker is None or self._worker.job.key != held.key:
             self._worker, stage = Worker(get(held.job), self._device), None
@@ -138,7 +153,7 @@ class _Actor:
     def run_into(self, name: str, work: list[Any], group: Group, store: Any, into: tuple[str, int]) -> None:
         """Send the sums of a group of chunks to the store; a retry after a crash counts once, by its key."""
         stage = self._ready(name, work, group)
-        sums = tree_sum(perform(stage, chunk) for chunk in group.chunks)
+        sums = group_sum(stage, group)
         get(store.call.remote("add", *into, group.index, sums, group.level)[0])
 
 
@@ -213,7 +228,12 @@ class RayRunner:
         self._job, self._job_ref = job, None
 
     def map(
-        self, stage: type[Stage], arrays: Any, items: Mapping[int, Any], **options: Any
+        self,
+        stage: type[Stage],
+        arrays: Any,
+        items: Mapping[int, Any],
+        failed: Failures | None = None,
+        **options: Any,
     ) -> Iterator[tuple[int, Any]]:
         """Results by key, as they finish.
 
@@ -222,17 +242,30 @@ class RayRunner:
         """
         table = options.get("table", self._job.scored)
         name, work = self._send(stage, arrays, table, options)
-        for key, ref in spread(
-            self._workers() * _IN_FLIGHT,
-            items,
-            lambda actor, key: actor.run.remote(name, work, items[key]),
-            Watch(self._cluster.patience),
-            lambda key: label(stage, table, items[key]),
-            again=True,
-        ):
-            yield key, get(ref)
+        first = Outcomes(failed)
+        yield from first.results(
+            spread(
+                self._workers() * _IN_FLIGHT,
+                items,
+                lambda actor, key: first.sent(actor, key).run.remote(name, work, items[key]),
+                Watch(self._cluster.patience),
+                lambda key: label(stage, table, items[key]),
+                again=True,
+                ended=first.ended,
+            )
+        )
+        if failed is not None and first.errors:
+            again = {k: items[k] for k in first.errors}
+            yield from self._once_more(table, name, work).results(first, again, failed)
 
-    def fold(self, stage: type[Stage], arrays: Any, items: Mapping[int, Chunk], name: str) -> Iterator[int]:
+    def fold(
+        self,
+        stage: type[Stage],
+        arrays: Any,
+        items: Mapping[int, Chunk],
+        name: str,
+        failed: Failures | None = None,
+    ) -> Iterator[int]:
         """Add the sums of each chunk to the store, until none is missing: a store that lost its disk asks again.
 
         Raises:
@@ -242,19 +275,29 @@ class RayRunner:
         mark, work = self._send(stage, arrays, table, {})
         count = len(items)
         todo: dict[int, Group] = {}
+        first = Outcomes(failed)
         while left := self.store("pending", name, count):
             todo.clear()
             todo.update(groups(items, left, self._cluster.workers))
-            for key, ref in spread(
-                self._workers() * _IN_FLIGHT,
-                todo,
-                lambda actor, key: actor.run_into.remote(mark, work, todo[key], self._store, (name, count)),
-                Watch(self._cluster.patience, {"the store of factors": self._store}),
-                lambda key: label(stage, table, todo[key]),
-                again=True,
+            for key, _ in first.results(
+                spread(
+                    self._workers() * _IN_FLIGHT,
+                    todo,
+                    lambda actor, key: first.sent(actor, key).run_into.remote(
+                        mark, work, todo[key], self._store, (name, count)
+                    ),
+                    Watch(self._cluster.patience, {"the store of factors": self._store}),
+                    lambda key: label(stage, table, todo[key]),
+                    again=True,
+                    ended=first.ended,
+                )
             ):
-                get(ref)
                 yield from todo[key].keys
+            if failed is not None and first.errors:
+                self._once_more(table, mark, work).find(first, todo, failed)
+                if failed.found:
+                    return
+                first.errors.clear()
 
     def fill(
         self, stage: type[Stage], arrays: Any, items: Mapping[int, Any], name: str, **options: Any
@@ -334,6 +377,9 @@ class RayRunner:
             self._actors = [actor.remote(threads, device, ray_calls.MOST_DEATHS) for _ in range(c.workers)]
             wait_ready(self._actors, c)
         return self._actors
+
+    def _once_more(self, table: str, *work: Any) -> OnceMore:
+        return OnceMore(self._workers(), work, self._cluster.patience, self._job.tables[table].name)
 
     def _standing_store(self) -> Any:
         """The store, started once."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import Any, Protocol
 
 from rayinf.data.files import Arrays
-from rayinf.engine.factors import FactorStore, tree_sum
+from rayinf.engine.factors import FactorStore
+from rayinf.engine.failed_shards import Failures, ShardError
 from rayinf.engine.job import Chunk, Cluster, Job
 from rayinf.engine.leaves import groups
-from rayinf.engine.stages import Stage, perform
+from rayinf.engine.stages import Stage, group_sum, perform
 from rayinf.engine.worker import Worker
 from rayinf.store.places import AnyPath
 
@@ -24,13 +24,25 @@ class Runner(Protocol):
     job: Job
 
     def map(
-        self, stage: type[Stage], arrays: Any, items: Mapping[int, Any], **options: Any
+        self,
+        stage: type[Stage],
+        arrays: Any,
+        items: Mapping[int, Any],
+        failed: Failures | None = None,
+        **options: Any,
     ) -> Iterator[tuple[int, Any]]:
-        """Results by key, as they finish."""
+        """Results by key, as they finish. With `failed`, shards that fail are noted there; else they are an error."""
         ...
 
-    def fold(self, stage: type[Stage], arrays: Any, items: Mapping[int, Chunk], name: str) -> Iterator[int]:
-        """Add the sums of each chunk to the store under `name`; keys, as they are in."""
+    def fold(
+        self,
+        stage: type[Stage],
+        arrays: Any,
+        items: Mapping[int, Chunk],
+        name: str,
+        failed: Failures | None = None,
+    ) -> Iterator[int]:
+        """Add the sums of each chunk to the store under `name`; keys, as they are in. `failed` as in `map`."""
         ...
 
     def fill(
@@ -87,19 +99,45 @@ class LocalRunner:
         self._worker = Worker(job, self._device)
 
     def map(
-        self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Any], **options: Any
+        self,
+        stage: type[Stage],
+        arrays: Arrays,
+        items: Mapping[int, Any],
+        failed: Failures | None = None,
+        **options: Any,
     ) -> Iterator[tuple[int, Any]]:
         """Results by key, in order."""
         work = stage(self._worker, arrays, **options)
         for key, item in items.items():
-            yield key, perform(work, item)
+            try:
+                yield key, perform(work, item)
+            except ShardError as error:
+                if failed is None:
+                    raise
+                failed.note(error.failed, error)
+                if failed.ended:
+                    return
 
-    def fold(self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Chunk], name: str) -> Iterator[int]:
+    def fold(
+        self,
+        stage: type[Stage],
+        arrays: Arrays,
+        items: Mapping[int, Chunk],
+        name: str,
+        failed: Failures | None = None,
+    ) -> Iterator[int]:
         """Add the sums of each chunk to the store."""
-        todo = groups(items, self._store.pending(name, len(items)), 1)
-        found = self.map(stage, arrays, {k: items[k] for group in todo.values() for k in group.keys})
-        for group in todo.values():
-            sums = tree_sum(sums for _, sums in islice(found, len(group.chunks)))
+        work = stage(self._worker, arrays)
+        for group in groups(items, self._store.pending(name, len(items)), 1).values():
+            try:
+                sums = group_sum(work, group)
+            except ShardError as error:
+                if failed is None:
+                    raise
+                failed.note(error.failed, error)
+                if failed.ended:
+                    return
+                continue
             self._store.add(name, len(items), group.index, sums, group.level)
             yield from group.keys
 

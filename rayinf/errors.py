@@ -23,9 +23,21 @@ class InputError(RayinfError, ValueError):
     """The task, a table or an argument is wrong; raised before any work is done (exit code 2)."""
 
 
+class RowsError(InputError):
+    """Some rows of a table cannot be worked on, by their own fault; others can."""
+
+
+class ReadError(RowsError):
+    """The system could not read rows of a file. That may pass, and is no fault of theirs."""
+
+
 class RunError(RayinfError):
     """A run failed: a worker that keeps dying, a full disk. Finished work is kept."""
 
 
 class FitWarning(UserWarning):
     """The model fits the rows that it values badly: their values mean little."""
+
+
+class SkippedWarning(UserWarning):
+    """Rows were left out of a run, because they cannot be worked on."""

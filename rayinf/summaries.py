@@ -17,6 +17,7 @@ from rayinf.data.pairs import Pairs
 from rayinf.data.scores import Scores, to_numpy
 from rayinf.data.selection import Selection
 from rayinf.engine.fit_quality import fit_line
+from rayinf.engine.left_out import VALUED
 from rayinf.select.top_rows import TopRows
 from rayinf.store.places import AnyPath
 
@@ -37,6 +38,9 @@ def print_fit(metadata: Mapping[str, Any], warn: bool = False) -> None:
     line = fit_line(fit)
     if line is not None:
         typer.echo(line)
+    rows = sum(s["count"] for s in metadata.get("skipped", ()) if s["stage"] in VALUED)
+    if rows:
+        typer.echo(f"{rows:,} rows have no value: their shards were left out (skipped in run.json lists them)")
     for text in (fit or {}).get("warnings", []) if warn else []:
         typer.echo(f"Warning: {text}", err=True)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from rayinf.errors import InputError, RayinfError, RunError
+from rayinf.errors import InputError, RayinfError, RowsError, RunError
 
 _LONGEST = 300
 # Which code raised, and how to fix it.
@@ -28,7 +28,7 @@ ATTACK = "mend it: (predict, x, labels, loss) -> an input like x."
 _NOT_THEIRS = (str(Path(torch.__file__ or "").parent), str(Path(__file__).parent))
 
 
-class UserCodeError(InputError):
+class UserCodeError(RowsError):
     """The user's own code raised an error, or returned what cannot be used."""
 
     def __init__(self, what: str, fix: str, rows: str = "") -> None:

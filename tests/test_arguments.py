@@ -75,6 +75,7 @@ SHARED: dict[str, tuple[Any, ...]] = {
     "seed": (-1, 1.5, "0", True, None, NAN, 2**63),
     "batch_size": (0, -5, 1.5, "64", True),
     "curvature_rows": (0, -5, 1.5, "64", True),
+    "on_error": ("ignore", "", True, None, 5),
     "precision": ("fp8", 16, True),
     "objective": (None, 5, [], "totl", {}, int, [None], ["total", "total"], "slice:"),
     "rank": (0, -1, 1.5, "3", True),
@@ -90,7 +91,7 @@ VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, 
             k: SHARED[k]
             for k in _words(
                 "task curvature fisher damping factors halves cluster out seed batch_size precision objective "
-                "curvature_rows"
+                "curvature_rows on_error"
             )
         },
     ),

@@ -595,9 +595,9 @@ def test_fit_quality_is_told(verb: str) -> None:
 
 def test_fit_quality_of_pairs_in_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation rows in several tiles, a run that stops after the first one and goes on, and a finished run."""
-    from rayinf.engine import pair_stages, pipeline
+    from rayinf.engine import pair_pipeline, pair_stages
 
-    monkeypatch.setattr(pipeline, "tile_rows", lambda parameters: 30)
+    monkeypatch.setattr(pair_pipeline, "tile_rows", lambda parameters: 30)
     run = lambda out: rayinf.pairs(rayinf.Task(trained()), *tables(), top=3, out=out)  # noqa: E731
     whole = run(None)
     call, done = pair_stages.RowQueries.__call__, 0

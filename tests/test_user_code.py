@@ -105,15 +105,18 @@ def test_logits_without_a_gradient(after: Any, curvature: str) -> None:
 
 def test_a_model_that_raises_on_a_late_batch() -> None:
     """Row 53 is in the batch of rows 52 to 55."""
-    error = refused(UserCodeError, task=task(Net(plain, raise_at(53))))
+    error = refused(task=task(Net(plain, raise_at(53))))
     assert "The model raised KeyError: 'colour' (test_user_code.py, line " in error.what
     assert error.what.endswith("on rows 52 to 55 of train (features [4, 4] float32).")
-    assert isinstance(error.__cause__, KeyError)
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyError):
+        cause = cause.__cause__
+    assert isinstance(cause, KeyError)
 
 
 @pytest.mark.parametrize("curvature", ["ekfac", "exact", "ggn", "identity"])
 def test_a_transform_that_raises_on_a_late_batch(curvature: str) -> None:
-    error = refused(UserCodeError, task=task(transform=raise_at(57)), curvature=curvature)
+    error = refused(task=task(transform=raise_at(57)), curvature=curvature)
     assert "Task(transform=...) raised KeyError" in error.what
     assert "on rows 56 to 59 of train" in error.what
 

@@ -37,6 +37,7 @@ def influence(
     curvature_rows: int | None = 100_000,
     batch_size: int | None = None,
     precision: str | None = None,
+    on_error: str = "stop",
 ) -> Scores:
     """Influence of every training row on each objective (Nahin 2025, Eq. 1, Chhabra 2024, Eq. 1).
 
@@ -80,6 +81,11 @@ def influence(
         batch_size: rows a pass of the model. None: those whose activations take 512 MB, or 40% of a GPU's memory.
         precision: "bf16" or "fp16" runs the model in mixed precision, "fp64" in float64; sums and products stay in
             float32 or better. None: the model's own precision.
+        on_error: "stop" or "skip", where a shard of `train` fails three times by its own fault: the model or
+            `Task(transform=...)` raises on its rows, its part of a file is damaged, a value is not finite. "stop": the
+            run ends and names it; all else is kept. "skip": the run goes on, also one that has stopped, in the same
+            `out`. Such rows keep their places with null values, are left out of the fit of the curvature if they fail
+            there, and stand in `metadata["skipped"]`.
 
     Returns:
         Scores with `row_id` and the columns, in row order. `metadata["fit"]` has the model's accuracy and mean loss on

@@ -37,6 +37,7 @@ def influence_measure(
     perturb: str = "input",
     curvature_rows: int | None = 100_000,
     batch_size: int | None = None,
+    on_error: str = "stop",
 ) -> Scores:
     """The influence measure FI_util of every training row: how far the fit moves under small changes of it.
 
@@ -94,6 +95,11 @@ def influence_measure(
             rows together); `metadata["curvature_sample"]` says how far the halves of the draw differ. None: all rows.
             "exact" and "ggn" use all.
         batch_size: rows a pass of the model. None: as many as have the differentiated graph in 512 MB.
+        on_error: "stop" or "skip", where a shard of `train` fails three times by its own fault: the model or
+            `Task(transform=...)` raises on its rows, its part of a file is damaged, a value is not finite. "stop": the
+            run ends and names it; all else is kept. "skip": the run goes on, also one that has stopped, in the same
+            `out`. Such rows keep their places with null values, are left out of the fit of the curvature if they fail
+            there, and stand in `metadata["skipped"]`.
 
     Returns:
         Scores with the column `fi`, and `fi_rank` with `subsample < 1`.

@@ -154,7 +154,8 @@ def _rated(scores: Scores, passed: Scores, by: str) -> pa.Table:
     found = passed.select(["row_id", LABEL_COLUMN, "margin", "other"])
     classes = [passed.metadata["classes"][str(k)] for k in range(len(passed.metadata["classes"]))]
     value, margin = to_numpy(scores.select([by])[by]).astype(float), to_numpy(found["margin"])
-    quality = (rankdata(margin) + SHARE * rankdata(value)) / ((1 + SHARE) * len(value))
+    missing = np.isnan(value)  # of a row that was left out nothing is known: it is ranked as one of value 0
+    quality = (rankdata(margin) + SHARE * rankdata(np.where(missing, 0, value))) / ((1 + SHARE) * len(value))
     columns = {
         "row_id": found["row_id"],
         "label": found[LABEL_COLUMN],
@@ -162,7 +163,7 @@ def _rated(scores: Scores, passed: Scores, by: str) -> pa.Table:
         "suspect": (margin < 0) & (value < 0),
         "quality": quality,
         "margin": margin,
-        "value": value,
+        "value": pa.array(value, mask=missing),
     }
     by_class = [c for c in scores.value_columns if c.startswith(_CATEGORY)]
     if by_class:

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from rayinf.core.fisher import FisherKind
 from rayinf.data.pairs import Pairs
-from rayinf.engine import pipeline
+from rayinf.engine import pair_pipeline, pipeline
 from rayinf.engine.job import Cluster
 from rayinf.engine.run import Run, open_run
 from rayinf.engine.spec import PairsSpec
@@ -34,6 +34,7 @@ def pairs(
     curvature_rows: int | None = 100_000,
     batch_size: int | None = None,
     precision: str | None = None,
+    on_error: str = "stop",
 ) -> Pairs:
     """For each validation row, the `top` training rows that help it and that harm it most.
 
@@ -70,6 +71,11 @@ def pairs(
         batch_size: rows a pass of the model. None: those whose activations take 512 MB, or 40% of a GPU's memory.
         precision: "bf16" or "fp16" runs the model in mixed precision, "fp64" in float64; sums and products stay in
             float32 or better. None: the model's own precision.
+        on_error: "stop" or "skip", where a shard of `train` fails three times by its own fault: the model or
+            `Task(transform=...)` raises on its rows, its part of a file is damaged, a value is not finite. "stop": the
+            run ends and names it; all else is kept. "skip": the run goes on, also one that has stopped, in the same
+            `out`. Such rows are in no list, are left out of the fit of the curvature if they fail there, and stand in
+            `metadata["skipped"]`.
 
     Returns:
         Pairs, `2 top` rows for each validation row. `metadata["fit"]` holds the model's accuracy and mean loss on both
@@ -85,10 +91,10 @@ def pairs(
     with open_run(spec) as run:
         if run.finished and run.folder is not None:
             return Pairs.read(run.folder.path)
-        return pipeline.finish_pairs(run, pair_rows(run))
+        return pair_pipeline.finish_pairs(run, pair_rows(run))
 
 
 def pair_rows(run: Run) -> list[pa.Table]:
     """The stages of `pairs`: a table for each tile of validation rows; none where they are in the folder."""
     pipeline.fit_factors(run)
-    return pipeline.pair_tiles(run)
+    return pair_pipeline.pair_tiles(run)

@@ -21,7 +21,7 @@ from rayinf.data.files import file_sha256, files_below, readable
 from rayinf.data.lease import holder
 from rayinf.data.part_files import PartFiles
 from rayinf.data.repeated_ids import repeated_ids
-from rayinf.data.run_folder import FINISHED, LOG, MEMBERS, SCORES, owner_of, read_record
+from rayinf.data.run_folder import FINISHED, LOG, MEMBERS, PAIRS, SCORES, owner_of, read_record
 from rayinf.data.scores import to_numpy
 from rayinf.errors import InputError
 from rayinf.store.places import AnyPath, open_place, relative
@@ -29,7 +29,6 @@ from rayinf.store.places import AnyPath, open_place, relative
 # Without a sign of life for so long, a process of another machine is taken for dead.
 _QUIET_SECONDS = 60.0
 _SHOWN = 100
-_PAIRS = "pairs"
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ def status(run: str | Path) -> Status:
         written = sum(line.get("file") is not None for m in folder.rglob(MANIFEST) for line in read_lines(m))
         return Status(folder, str(record["verb"]), state, written, None, _last_event(folder), held)
     done = {line["file"] for line in read_lines(folder / MANIFEST) if "/part-" in str(line.get("file", ""))}
-    place = f"{_PAIRS if record.get('verb') == _PAIRS else SCORES}/"
+    place = f"{PAIRS if record.get('verb') == PAIRS else SCORES}/"
     parts = record.get("parts") if place.startswith(SCORES) else None
     written = sum(name.startswith(place) for name in done)
     return Status(folder, str(record.get("verb", "a run")), state, written, parts, _last_event(folder), held)
@@ -193,7 +192,7 @@ def _check_files(run: AnyPath, folder: AnyPath, owner: str) -> tuple[int, list[s
         wrong = differs(folder, entry) if isinstance(entry, Entry) else None
         if wrong is not None:
             problems.append(f"{inside / name} {wrong}.")
-    strays = [f"{d}/{p.name}" for d in (SCORES, _PAIRS) for p in (folder / d).glob("*")]
+    strays = [f"{d}/{p.name}" for d in (SCORES, PAIRS) for p in (folder / d).glob("*")]
     strays = [name for name in strays if files.entry(name) is None]
     problems += [f"{inside / name} is not in the manifest: it is not read." for name in strays]
     return count, problems
@@ -202,7 +201,7 @@ def _check_files(run: AnyPath, folder: AnyPath, owner: str) -> tuple[int, list[s
 def _check_rows(folder: AnyPath, record: dict[str, Any]) -> Iterator[str]:
     """Whether every row has its scores once."""
     parts = PartFiles(folder, SCORES)
-    if record.get("parts") is None or record.get("verb") == _PAIRS:
+    if record.get("parts") is None or record.get("verb") == PAIRS:
         return
     names = [entry.file for entry in parts.entries()]
     wanted = [f"{SCORES}/part-{k:05d}.parquet" for k in range(record["parts"])]
@@ -223,6 +222,9 @@ def _check_rows(folder: AnyPath, record: dict[str, Any]) -> Iterator[str]:
 
 
 def _notes(record: dict[str, Any]) -> Iterator[str]:
+    for left in record.get("metadata", {}).get("skipped", ()):
+        rows = f"rows {left['rows'][0]} to {left['rows'][1]} of {left['table']}"
+        yield f"Note: {left['stage']} went on without {rows}: {left['error']}"
     for package, version in record.get("versions", {}).items():
         with suppress(metadata.PackageNotFoundError):
             here = metadata.version(package) if package != "python" else version

@@ -33,6 +33,7 @@ def self_influence(
     curvature_rows: int | None = 100_000,
     batch_size: int | None = None,
     precision: str | None = None,
+    on_error: str = "stop",
 ) -> Scores:
     """Influence of every training row on its own loss, `grad l_i' (n Hbar)^-1 grad l_i`: large for odd rows.
 
@@ -66,6 +67,11 @@ def self_influence(
         batch_size: rows a pass of the model. None: those whose activations take 512 MB, or 40% of a GPU's memory.
         precision: "bf16" or "fp16" runs the model in mixed precision, "fp64" in float64; sums and products stay in
             float32 or better. None: the model's own precision.
+        on_error: "stop" or "skip", where a shard of `train` fails three times by its own fault: the model or
+            `Task(transform=...)` raises on its rows, its part of a file is damaged, a value is not finite. "stop": the
+            run ends and names it; all else is kept. "skip": the run goes on, also one that has stopped, in the same
+            `out`. Such rows keep their places with null values, are left out of the fit of the curvature if they fail
+            there, and stand in `metadata["skipped"]`.
 
     Returns:
         Scores with the column `self_influence`.

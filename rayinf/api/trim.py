@@ -101,9 +101,10 @@ def trim(
         )
     valued = int((~np.isnan(values)).sum())
     if budget > valued:
+        ranked = by != "fi_rank" and "fi_rank" in scores.columns
         raise InputError(
             f"budget={budget} is more than the {valued:,} rows that have a value of {by!r}.",
-            f"pass at most {valued}" + (", or by='fi_rank', which has every row." if valued < len(values) else "."),
+            f"pass at most {valued}" + (", or by='fi_rank', which has every row." if ranked else "."),
         )
     signed = bool(scores.metadata.get("signed", by not in UNSIGNED))
     order = worst_first(values, signed)

@@ -24,8 +24,8 @@ from rayinf.store.retries import listeners
 RECORD = "run.json"
 LOG = "log.jsonl"
 RUNNING, FINISHED = "running", "finished"
-# The folder of the parts of the scored table.
-SCORES = "scores"
+# The folder of the parts of the scored table, and that of pairs of rows.
+SCORES, PAIRS = "scores", "pairs"
 # Within a run over several models: a run folder for each.
 MEMBERS = "members"
 # Their folder before a forest has ranked them: rows drawn by chance, and those that it puts on top.

@@ -13,7 +13,7 @@ from rayinf.arguments import path as check_path
 from rayinf.arguments import refuse
 from rayinf.data.batches import values as read_values
 from rayinf.data.part_files import PartFiles
-from rayinf.data.run_folder import FINISHED, read_record
+from rayinf.data.run_folder import FINISHED, SCORES, read_record
 from rayinf.data.tables import READ_ROWS
 from rayinf.errors import InputError
 from rayinf.store.places import AnyPath, StorePath, open_place
@@ -127,6 +127,11 @@ class Scores:
         return [c for c in names if c not in errors]
 
     @property
+    def skipped_rows(self) -> int:
+        """How many rows have no value, because their shards were left out (`on_error="skip"`)."""
+        return sum(s["count"] for s in self.metadata.get("skipped", ()) if s["stage"] == SCORES)
+
+    @property
     def table(self) -> pa.Table:
         """`row_id` and the columns, in row order. Reads all rows: `O(n)` memory."""
         return self.select(["row_id", *self.columns])
@@ -155,7 +160,7 @@ class Scores:
         return first, second
 
     def to_numpy(self) -> np.ndarray[Any, Any]:
-        """Values `[n, columns]`, in row order."""
+        """Values `[n, columns]`, in row order; NaN on rows without one."""
         table = self.table
         return np.stack([table[c].to_numpy() for c in self.columns], axis=1)
 

@@ -22,7 +22,7 @@ from rayinf.data.pandas_index import UNNAMED, Index, counted, joined, kind_of, m
 from rayinf.data.shards import Shard, Shards
 from rayinf.data.sources import Source, find
 from rayinf.data.table_forms import from_arrays, from_pandas, plain, plain_record, plain_type, refuse
-from rayinf.data.unreadable import UNREADABLE, corrupt, ends_of
+from rayinf.data.unreadable import FOOTER, UNREADABLE, corrupt, ends_of
 from rayinf.errors import InputError, RayinfError
 
 Array = np.ndarray[Any, Any]
@@ -186,9 +186,15 @@ class _ParquetReader:
         try:
             yield from self._read(shard)
         except RayinfError:
+            self._forget()
             raise
         except UNREADABLE as error:
+            self._forget()
             raise corrupt(shard.file, f"row group {shard.group}", error) from error
+
+    def _forget(self) -> None:
+        """Open the file anew for the next shard: after an error nothing that was open can be read on."""
+        self._file = self._place = self._rest = None
 
     def _read(self, shard: Shard) -> Iterator[pa.RecordBatch]:
         if self._place != (shard.file, shard.group, shard.offset):
@@ -406,4 +412,4 @@ def _footer(filesystem: pafs.FileSystem, file: str) -> _Footer:
     except RayinfError:
         raise
     except UNREADABLE as error:
-        raise corrupt(file, "footer", error, ends_of(filesystem, file)) from error
+        raise corrupt(file, FOOTER, error, ends_of(filesystem, file)) from error

@@ -7,7 +7,7 @@ import re
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from rayinf.errors import InputError, RayinfError
+from rayinf.errors import InputError, RayinfError, ReadError, RowsError
 from rayinf.redaction import redact
 from rayinf.store.failures import lasting, may_pass, short
 
@@ -15,6 +15,8 @@ from rayinf.store.failures import lasting, may_pass, short
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
 _LOAD = "pass arrays (X, y) that numpy.load(...) gives."
 _CONVERT = "convert it first: {}, then .to_parquet(...); or pass a pandas.DataFrame, or arrays (X, y)."
+# The part of a file without which none of its rows can be read.
+FOOTER = "footer"
 _RESTORE = "restore or rewrite the file."
 # The first bytes of files of other formats, the format's name, and what reads it.
 _FORMATS = (
@@ -40,7 +42,7 @@ def corrupt(file: str, where: str, error: object, ends: tuple[bytes, bytes] | No
 
     Args:
         file: its path.
-        where: the part of the file, such as "footer".
+        where: the part of the file: `FOOTER`, or the row group whose rows cannot be read.
         error: what was raised.
         ends: its first bytes and its last four, where they could be read.
     """
@@ -50,7 +52,9 @@ def corrupt(file: str, where: str, error: object, ends: tuple[bytes, bytes] | No
     what, fix = str(error).rstrip("."), _RESTORE
     if ends is not None and not (ends[0].startswith(b"PAR1") and ends[1] == b"PAR1"):
         what, fix = _other_format(file, *ends)
-    return InputError(f"{file} ({where}) cannot be read as Parquet: {what}.", fix)
+    # What decodes a damaged page raises without a number of the system's.
+    kind = InputError if where == FOOTER else ReadError if getattr(error, "errno", None) else RowsError
+    return kind(f"{file} ({where}) cannot be read as Parquet: {what}.", fix)
 
 
 def unreachable(path: str, error: object) -> RayinfError | None:

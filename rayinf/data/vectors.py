@@ -35,6 +35,8 @@ _OTHERS = (
 class Vectors:
     """The columns of scores that stand for classes (Nahin 2025, section 3.3): `P [n, K]`, streamed.
 
+    Rows that a run has left out (`on_error="skip"`) count as 0.
+
     Attributes:
         scores: where they come from.
         columns: their K names.
@@ -113,7 +115,7 @@ class Vectors:
         names = [prefix + c for c in (self.columns if only is None else [self.columns[k] for k in only])]
         start = 0
         for batch in self.scores.batches(names):
-            yield _finite(batch, names, start)
+            yield self._finite(batch, names, start)
             start += batch.num_rows
 
     def joint(self, codes: dict[Any, int] | None = None) -> Iterator[tuple[Array, ...]]:
@@ -131,7 +133,7 @@ class Vectors:
         label = [LABEL_COLUMN] if codes is not None and LABEL_COLUMN in self.scores.source.schema.names else []
         start = 0
         for batch in self.scores.batches([*(c for names in named for c in names), *label]):
-            parts = tuple(_finite(batch, names, start) for names in named)
+            parts = tuple(self._finite(batch, names, start) for names in named)
             if codes is not None:
                 parts += (_codes(batch.column(LABEL_COLUMN), codes) if label else np.full(batch.num_rows, -1),)
             start += batch.num_rows
@@ -146,7 +148,7 @@ class Vectors:
         names = [half + c for half in HALVES for c in self.columns]
         start = 0
         for batch in self.scores.batches(names):
-            yield _finite(batch, names, start)
+            yield self._finite(batch, names, start)
             start += batch.num_rows
 
     def to_numpy(self, half: int | None = None) -> Array:
@@ -170,6 +172,30 @@ class Vectors:
     def __len__(self) -> int:
         """Training rows."""
         return len(self.scores)
+
+    def _finite(self, batch: pa.RecordBatch, names: Sequence[str], start: int) -> Array:
+        """Some columns of a batch whose first row is `start`, as float64 `[B, columns]`.
+
+        Raises:
+            InputError: a value that is not finite.
+        """
+        values = np.empty((batch.num_rows, len(names)))
+        for k, name in enumerate(names):
+            column = batch.column(name)
+            column = column.fill_null(0) if column.null_count and self._nulls_count else column
+            values[:, k] = column.to_numpy(zero_copy_only=False)
+        if not np.isfinite(values).all():
+            row, k = np.argwhere(~np.isfinite(values))[0]
+            raise InputError(
+                f"The score of row {start + row} in {names[k]!r} is {values[row, k]}.",
+                "compute the scores anew, or leave that row out.",
+            )
+        return values
+
+    @property
+    def _nulls_count(self) -> bool:
+        """Whether rows without a value count as 0: nothing is known of those that a run has left out."""
+        return self.scores.skipped_rows > 0
 
     def _find_one(self, target: Any) -> int:
         if target in self.columns:
@@ -260,24 +286,6 @@ def _named(scores: Scores, columns: list[str]) -> list[str]:
     if not columns or len(set(columns)) < len(columns):
         raise InputError(f"columns={list(columns)!r} name none, or one twice.", "name each column once.")
     return columns
-
-
-def _finite(batch: pa.RecordBatch, names: Sequence[str], start: int) -> Array:
-    """Some columns of a batch whose first row is `start`, as float64 `[B, columns]`.
-
-    Raises:
-        InputError: a value that is not finite.
-    """
-    values = np.empty((batch.num_rows, len(names)))
-    for k, name in enumerate(names):
-        values[:, k] = batch.column(name).to_numpy(zero_copy_only=False)
-    if not np.isfinite(values).all():
-        row, k = np.argwhere(~np.isfinite(values))[0]
-        raise InputError(
-            f"The score of row {start + row} in {names[k]!r} is {values[row, k]}.",
-            "compute the scores anew, or leave that row out.",
-        )
-    return values
 
 
 def _codes(column: pa.Array, known: dict[Any, int]) -> Array:

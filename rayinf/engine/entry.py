@@ -240,6 +240,7 @@ _RULES: Mapping[str, Callable[[str, Any], Any]] = {
     "damping": check_damping,
     "inverse": _word("auto", "unrolled", "damped"),
     "training_time": _or_none(number, "> 0"),
+    "on_error": _word("stop", "skip"),
     "halves": flag,
     "refit": flag,
     "retrain": flag,

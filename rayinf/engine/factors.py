@@ -230,7 +230,7 @@ def tree_sum(leaves: Iterable[Arrays]) -> Arrays:
             sums = merge(held.pop()[1], sums)
             level += 1
         held.append((level, sums))
-    total = held.pop()[1]
+    total = held.pop()[1] if held else {}
     while held:
         total = merge(held.pop()[1], total)
     return total

@@ -94,8 +94,8 @@ def groups(leaves: Mapping[int, Chunk], left: Sequence[int], workers: int, fewes
 
 def ends(item: object) -> tuple[Shard, Shard] | None:
     """The first and the last shard of an item; None where it is made of none."""
-    if isinstance(item, Group):
-        return item.chunks[0].shards[0], item.chunks[-1].shards[-1]
-    if isinstance(item, Chunk):
-        return item.shards[0], item.shards[-1]
-    return (item, item) if isinstance(item, Shard) else None
+    if isinstance(item, Shard):
+        return item, item
+    chunks = item.chunks if isinstance(item, Group) else [item] if isinstance(item, Chunk) else []
+    some = [c.shards for c in chunks if len(c.shards)]
+    return (some[0][0], some[-1][-1]) if some else None

@@ -15,7 +15,7 @@ from rayinf.core.perturbation import INPUT
 from rayinf.data.batches import is_text
 from rayinf.data.tables import Table
 from rayinf.engine.entry import BY_DROPOUT, BY_EMBEDDING, BY_INFLUENCE, BY_LOGITS, BY_MEASURE, JOINT
-from rayinf.engine.spec import NOT_IDENTITY, POOL, TRAIN, VALID, RunSpec
+from rayinf.engine.spec import DRIVER_ONLY, NOT_IDENTITY, POOL, TRAIN, VALID, RunSpec
 from rayinf.errors import InputError
 from rayinf.select import aggregate
 from rayinf.select.forest import LEAST_ROWS
@@ -108,10 +108,21 @@ class MeasureSpec(SampledSpec):
 
     train: Any = field(metadata=TRAIN)
     valid: Any = field(metadata=VALID)
+    on_error: str = field(default="stop", metadata=DRIVER_ONLY)
 
     def __post_init__(self) -> None:
-        """Set what follows from the verb."""
+        """Set what follows from the verb.
+
+        Raises:
+            InputError: a share of the rows, and shards that may be left out.
+        """
         super().__post_init__()
+        if self.subsample < 1 and self.on_error == "skip":
+            raise InputError(
+                f'subsample={self.subsample} with on_error="skip": a forest ranks every row by what the model gives '
+                "for it.",
+                'pass subsample=1.0, or on_error="stop".',
+            )
         self._set(precision="fp64", mixed=True, takes_probabilities=_FI)
         self._set(objectives=(Objective("fi", combine=mean_loss),))  # the mean validation loss
 

@@ -32,6 +32,8 @@ from rayinf.engine.subsample import SUMMARY, Subsample
 from rayinf.engine.worker import BATCH_FLOATS, MOST_ROWS, Ready, Worker
 from rayinf.select.aggregate import parse
 
+# What is counted of the rows of a part.
+_NO_ROWS = {"one_hot": 0, "rows": 0, "share": 0.0, "least_share": 1.0}
 # Arrays beside the inverse curvature.
 _APART = ("R", "forest", "limit")
 # Rows that are read at a time where only some of them are scored.
@@ -182,12 +184,17 @@ class Measure(Scoring):
         self.query = self.worker.tensors(held, torch.float64)
         self.subsample = Subsample(self.worker, arrays)
 
+    @staticmethod
+    def counts_of_none(classes: int) -> dict[bytes, bytes]:
+        """The metadata of a part without values: sums over no rows."""
+        return {SUMMARY: json.dumps(_NO_ROWS).encode(), KEY: FitSums(classes).to_json()}
+
     def table(self, shard: Shard) -> pa.Table:
         """`row_id`, the label and `fi`; counts over its rows are its metadata."""
         w = self.worker
         size = self.source.rows_a_batch()
         self.fit = FitSums(len(w.job.classes.labels))
-        counts = {"one_hot": 0, "rows": 0, "share": 0.0, "least_share": 1.0}
+        counts: dict[str, Any] = dict(_NO_ROWS)
         ids, labels, parts = [], [], []
         for raw in w.read_raw(w.job.scored, shard, max(size, int(size / self.subsample.share))):
             chosen = self.subsample.rows(raw)

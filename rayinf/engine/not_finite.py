@@ -8,13 +8,13 @@ import torch
 
 from rayinf.data.shards import Shard
 from rayinf.engine.worker import Worker
-from rayinf.errors import InputError
+from rayinf.errors import RowsError
 
 _ROWS = 256
 _FIX = "check that row and Task(transform=...), or use a higher precision."
 
 
-def not_finite(worker: Worker, table: str, shards: Sequence[Shard]) -> InputError:
+def not_finite(worker: Worker, table: str, shards: Sequence[Shard]) -> RowsError:
     """The error of sums that are not finite: the first row whose logits or loss are not, else all rows.
 
     Args:
@@ -34,9 +34,9 @@ def not_finite(worker: Worker, table: str, shards: Sequence[Shard]) -> InputErro
                 if not bool(finite.all()):
                     at = int((~finite).nonzero()[0])
                     row = f"row {ready.raw.start + at} of {name} (id {ready.raw.ids[at].as_py()!r})"
-                    return InputError(f"The model gives {what} NaN or infinite on {row}.", _FIX)
+                    return RowsError(f"The model gives {what} NaN or infinite on {row}.", _FIX)
     first, last = shards[0].start, shards[-1].start + shards[-1].rows - 1
-    return InputError(
+    return RowsError(
         f"The model's gradients overflow: their sum over rows {first} to {last} of {name} is not finite.",
         "check the scale of the features and of the model's outputs, or use a higher precision.",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -11,27 +11,26 @@ import numpy as np
 import pyarrow as pa
 
 from rayinf.core.response import Damped
-from rayinf.data.batches import BatchReader
 from rayinf.data.checked_folder import CheckedFolder, Entry
 from rayinf.data.files import Arrays
-from rayinf.data.pairs import Pairs, pair_table
-from rayinf.data.run_folder import SCORES, TOP_ROWS, UNRANKED, owner_of, part_name, read_record
+from rayinf.data.run_folder import SCORES, TOP_ROWS, UNRANKED, owner_of, read_record
 from rayinf.data.scores import Scores
 from rayinf.data.shards import ByIndex, Shard
 from rayinf.data.tables import files_of
 from rayinf.engine import curvature as curv
-from rayinf.engine import pair_stages, stages, training_time
+from rayinf.engine import stages, training_time
+from rayinf.engine.blank_parts import fill_gaps
 from rayinf.engine.curvature_rows import describe_drawn
 from rayinf.engine.decompositions import Decompose, by_size
 from rayinf.engine.entry import DENSE
-from rayinf.engine.fit_quality import KEY, VALID_KEY, FitMerge, FitSums, fit_quality, of_shards, of_valid
+from rayinf.engine.fit_quality import FitSums, fit_quality, of_shards, of_valid
 from rayinf.engine.identity import describe_factors, provenance
-from rayinf.engine.job import Chunk
-from rayinf.engine.memory import are_summed_at_once, tile_rows
+from rayinf.engine.left_out import FitAgain
+from rayinf.engine.memory import are_summed_at_once
 from rayinf.engine.minimum import check_minimum
-from rayinf.engine.run import NORMS, VALID_NORMS, Run
-from rayinf.errors import InputError
-from rayinf.select.top_rows import TopRows
+from rayinf.engine.run import Run
+from rayinf.engine.training_time import NORMS, VALID_NORMS
+from rayinf.errors import InputError, RowsError
 from rayinf.store.places import open_place
 
 # The sums that the norms of gradients are made of.
@@ -41,7 +40,16 @@ _LASTING = ("factors", NORMS, VALID_NORMS, "queries", "solved", "inverse", "meas
 
 
 def fit_factors(run: Run) -> Any:
-    """Curvature of the training rows: a handle of the factors, from this run's store, another run, or computed."""
+    """Curvature of the training rows: a handle of the factors, from this run's store, another run, or computed.
+
+    All its stages rest on the same rows: where one of them has left shards out, those before are done again.
+    """
+    while True:
+        with suppress(FitAgain):
+            return _fit(run)
+
+
+def _fit(run: Run) -> Any:
     _measure_squares(run)
     kind, runner, store = run.spec.curvature, run.runner, run.runner.store
     if kind == "identity":
@@ -53,10 +61,12 @@ def fit_factors(run: Run) -> Any:
     if kind == "exact" and not run.is_trial and not store("has", "hessian"):
         response = run.response
         if isinstance(response, Damped) and not (response.layer_mean or response.sample):
-            check_minimum(run, response.added)
+            # Among the rows that it looks at first may be some that the run goes on without: the Hessian then decides.
+            with suppress(*((RowsError,) if run.spec.on_error == "skip" else ())):
+                check_minimum(run, response.added)
     if kind in DENSE:
         run.fold(stages.Curvature, {}, "train", "hessian")
-        return _derive(run, "factors", curv.dense_mean, ["hessian"])
+        return _derive(run, "factors", curv.dense_mean, [run.left_out.name("hessian")])
     with own_precision(run):
         return _fit_kronecker(run)
 
@@ -77,30 +87,30 @@ def _measure_squares(run: Run) -> None:
             run.runner.store("put", name, borrowed)
         else:
             run.fold(stage, {}, table, _SQUARES[name])
-            _derive(run, name, training_time.summarise, [_SQUARES[name]], sizes)
+            _derive(run, name, training_time.summarise, [run.left_out.name(_SQUARES[name])], sizes)
 
 
 def _fit_kronecker(run: Run) -> Any:
     kind, store, rows = run.spec.curvature, run.runner.store, run.scans["train"].rows
-    if not store("has", "basis"):
+    if not store("has", run.left_out.name("basis")):
         run.fold(stages.Covariance, {}, "train", "covariance")
     basis = _decompose(run)
     if kind == "kfac":
-        return _derive(run, "factors", curv.join_lambda, ["basis"], rows)
+        return _derive(run, "factors", curv.join_lambda, [run.left_out.name("basis")], rows)
     run.fold(stages.Lambda, basis, "train", "lambda")
-    return _derive(run, "factors", curv.join_lambda, ["basis", "lambda"], rows)
+    return _derive(run, "factors", curv.join_lambda, [run.left_out.name(n) for n in ("basis", "lambda")], rows)
 
 
 def _decompose(run: Run) -> Any:
     """The eigenbases of all layers: each on a worker, those that take longest first."""
-    blocks, runner = by_size(run.probe.blocks), run.runner
+    blocks, runner, basis = by_size(run.probe.blocks), run.runner, run.left_out.name("basis")
     with run.timed("basis", 0):
-        if not runner.store("has", "basis"):
-            covariance = runner.publish("get", "covariance")
+        if not runner.store("has", basis):
+            covariance = runner.publish("get", run.left_out.name("covariance"))
             names = [b.name for b in run.probe.blocks]
-            for _ in runner.fill(Decompose, covariance, blocks, "basis", names=names):
+            for _ in runner.fill(Decompose, covariance, blocks, basis, names=names):
                 pass
-        return runner.publish("join_parts", "basis", sorted(blocks))
+        return runner.publish("join_parts", basis, sorted(blocks))
 
 
 @contextmanager
@@ -130,7 +140,7 @@ def _derive(run: Run, name: str, function: Any, inputs: list[str], *args: Any) -
         **{name: (f"{name}-sums",) for name in (NORMS, VALID_NORMS)},
     }
     for source in done.get(name, ()):
-        run.runner.store("drop", source)
+        run.runner.store("drop", run.left_out.name(source))
     return found
 
 
@@ -167,72 +177,6 @@ def measure_arrays(run: Run) -> Any:
     return _derive(run, "measured", curv.join_payloads, ["solved", "inverse"])
 
 
-def pair_tiles(run: Run) -> list[pa.Table]:
-    """Top pairs of every validation row, a tile of validation rows and a pass over the training rows at a time.
-
-    Returns:
-        The tiles' tables, or nothing where they were written to the folder.
-    """
-    shards = ByIndex(run.job.tables["train"].shards)
-    found = []
-    tiles = _tiles(run)
-    rows = run.scans["train"].rows
-    with run.timed("pairs", rows * len(tiles)) as advance:
-        for k, tile in enumerate(tiles):
-            name, pairs = part_name("pairs", k), 2 * min(run.job.spec.top, rows) * tile.rows
-            if run.folder is not None and run.folder.files.is_sound(name, pairs):
-                advance(rows)
-                continue
-            best: TopRows | None = None
-            train = FitMerge()
-            queries, valid = _tile_queries(run, k, tile)
-            for key, (top, fit) in run.runner.map(pair_stages.Pairs, queries, shards, names=[]):
-                best = top if best is None else best.merge(top)
-                train.add(key, fit)
-                advance(shards[key].rows)
-            assert best is not None
-            table = pair_table(_tile_ids(run, tile), best.helps, best.harms)
-            table = table.replace_schema_metadata({KEY: train.to_json(), VALID_KEY: valid})
-            if run.folder is None:
-                found.append(table)
-            else:
-                run.folder.files.put_table(name, table)
-    return found
-
-
-def _tiles(run: Run) -> list[Chunk]:
-    """Validation rows in tiles whose gradients fit in memory (`tile_rows`)."""
-    step = tile_rows(run.probe.parameters)
-    return [
-        Chunk((replace(s, start=s.start + at, offset=s.offset + at, rows=min(step, s.rows - at)),))
-        for s in run.job.tables["valid"].shards
-        for at in range(0, s.rows, step)
-    ]
-
-
-def _tile_queries(run: Run, k: int, tile: Chunk) -> tuple[Any, bytes]:
-    """Preconditioned gradients of a tile's rows, and how well the model fits them. The tile before is dropped."""
-    store = run.runner.store
-    if k:
-        store("drop", f"tile-{k - 1}")
-    name, dense = f"rows-{k}", run.spec.curvature in DENSE
-    inverse = inverse_arrays(run)
-    stage, arrays = (pair_stages.RowQueries, {}) if dense else (pair_stages.SolvedRowQueries, inverse)
-    for _ in run.runner.fold(stage, arrays, {0: tile}, name):
-        pass
-    solve, more = (curv.precondition_rows, [run.solver]) if dense else (curv.rows_with_basis, [])
-    out = run.runner.publish("derive", f"tile-{k}", solve, [name, "inverse"], *more)
-    store("has", f"tile-{k}")
-    valid = store("summarise", of_valid, [name]).to_json()
-    store("drop", name)
-    return out, valid
-
-
-def _tile_ids(run: Run, tile: Chunk) -> pa.Array:
-    reader = BatchReader(run.job.tables["valid"], run.job.columns["valid"])
-    return pa.concat_arrays([b.ids for s in tile.shards for b in reader.read(s, s.rows)])
-
-
 def score(
     run: Run, stage: type[stages.Stage], arrays: Any, names: list[str], into: str = SCORES, **options: Any
 ) -> list[pa.Table]:
@@ -249,11 +193,16 @@ def score(
     Returns:
         The shards' tables in order, or nothing where they were written to the folder.
     """
-    shards = ByIndex(run.job.tables[run.job.scored].shards)
-    left = (k for k, s in shards.items() if not (run.has_part(SCORES, s) or run.has_part(into, s)))
+    shards, out = ByIndex(run.job.tables[run.job.scored].shards), run.left_out.of_values
+    left = (k for k, s in shards.items() if not (k in out or run.has_part(SCORES, s) or run.has_part(into, s)))
     todo = ByIndex(run.job.tables[run.job.scored].shards, np.fromiter(left, np.int64))
-    done = run.runner.map(stage, arrays, todo, names=names, into=run.place(into), **options) if todo else iter(())
-    return collect(run, "scores", done, shards, todo)
+    failed = run.left_out.failures()
+    given = {"failed": failed, "names": names, "into": run.place(into), **options}
+    done = run.runner.map(stage, arrays, todo, **given) if todo else iter(())
+    found = _take_in(run, "scores", done, shards, todo)
+    run.left_out.take(failed, SCORES, len(shards))
+    fill_gaps(run, stage, found, into)
+    return [found[k] for k in sorted(found)]
 
 
 def collect(
@@ -271,6 +220,13 @@ def collect(
     Returns:
         The shards' tables in order, or nothing where they were written to the folder.
     """
+    found = _take_in(run, name, done, shards, todo)
+    return [found[k] for k in sorted(found)]
+
+
+def _take_in(
+    run: Run, name: str, done: Iterator[tuple[int, Any]], shards: Mapping[int, Shard], todo: Collection[int]
+) -> dict[int, pa.Table]:
     rows, left = sum(s.rows for s in shards.values()), sum(shards[k].rows for k in todo)
     found: dict[int, pa.Table] = {}
     with run.timed(name, rows, rows - left) as advance:
@@ -283,30 +239,18 @@ def collect(
                 found[key] = part
             advance(shards[key].rows)
             run.log("shard", index=key)
-    return [found[k] for k in sorted(found)]
+    return found
 
 
 def finish(run: Run, tables: list[pa.Table], extra: dict[str, Any]) -> Scores:
     """Mark the run as finished, and open its scores."""
     run.check_unchanged()
+    run.left_out.warn()
     extra = {**extra, **fit_quality(run, _fit_of_scores(run, tables))}
     if run.folder is None:
         return Scores(pa.concat_tables(tables), {**metadata(run), **extra, "seconds": dict(run.seconds)})
     close_folder(run, {**metadata(run), **extra})  # not held here: it names every file of the table
     return Scores.load(run.folder.path)
-
-
-def finish_pairs(run: Run, tables: list[pa.Table]) -> Pairs:
-    """Mark the run as finished, and open its pairs."""
-    run.check_unchanged()
-    place = run.place("pairs")
-    schemas = [t.schema for t in tables] if place is None else [place.schema(k) for k in range(len(_tiles(run)))]
-    known = {"train": of_shards(schemas[:1]), "valid": of_shards(schemas, VALID_KEY)}
-    meta = {**metadata(run), **fit_quality(run, known)}
-    if run.folder is None:
-        return Pairs(pa.concat_tables([t.replace_schema_metadata(None) for t in tables]), meta)
-    close_folder(run, meta)
-    return Pairs.read(run.folder.path)
 
 
 def _fit_of_scores(run: Run, tables: list[pa.Table]) -> dict[str, FitSums | None]:
@@ -371,6 +315,7 @@ def metadata(run: Run) -> dict[str, Any]:
         "of": provenance(run.identity, run.probe),
         "seed": spec.seed,
         **spec.own_arguments(),
+        **run.left_out.metadata(),
     }
 
 

@@ -26,6 +26,7 @@ from rayinf.engine.cost import Cost, StageCost
 from rayinf.engine.curvature import LARGE_QUERIES, column_names
 from rayinf.engine.curvature_rows import are_signed, share_of
 from rayinf.engine.entry import DENSE, KRONECKER
+from rayinf.engine.failed_shards import Failures
 from rayinf.engine.job import Chunk, Job
 from rayinf.engine.leaves import FEWEST
 from rayinf.engine.machine import free_memory, misfit
@@ -34,11 +35,12 @@ from rayinf.engine.memory import check_fits, check_memory, fewest, kronecker_byt
 from rayinf.engine.probe import Probe, probe
 from rayinf.engine.rates import Rates
 from rayinf.engine.room import workers_now
-from rayinf.engine.run import NORMS, VALID_NORMS, Run, open_tables, partial_sums, scan_table
+from rayinf.engine.run import Run, open_tables, partial_sums, scan_table
 from rayinf.engine.runner import LocalRunner
 from rayinf.engine.spanning import SKETCH
 from rayinf.engine.spec import PairsSpec, RunSpec
 from rayinf.engine.stages import Stage
+from rayinf.engine.training_time import NORMS, VALID_NORMS
 from rayinf.engine.worker import BATCH_FLOATS, Worker
 from rayinf.select.forest import MOST_ROWS, RankForest
 
@@ -97,10 +99,15 @@ class _TrialRunner(LocalRunner):
         self._last = 0, 0
 
     def map(
-        self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Any], **options: Any
+        self,
+        stage: type[Stage],
+        arrays: Arrays,
+        items: Mapping[int, Any],
+        failed: Failures | None = None,
+        **options: Any,
     ) -> Iterator[tuple[int, Any]]:
         """Results by key, in order."""
-        for key, found in super().map(stage, arrays, items, **options):
+        for key, found in super().map(stage, arrays, items, failed, **options):
             self._last = _bytes_of(arrays), _bytes_of(found) if isinstance(found, dict) else 0
             yield key, found
 
@@ -111,11 +118,18 @@ class _TrialRunner(LocalRunner):
         return iter(())
 
     def fold(
-        self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Chunk], name: str, fewest: int = FEWEST
+        self,
+        stage: type[Stage],
+        arrays: Arrays,
+        items: Mapping[int, Chunk],
+        name: str,
+        failed: Failures | None = None,
+        fewest: int = FEWEST,
     ) -> Iterator[int]:
         """Add the sums of each chunk to the store."""
         begin = time.perf_counter()
-        yield from super().fold(stage, arrays, items, name, fewest)
+        yield from super().fold(stage, arrays, items, name, failed, fewest)
+        self._last = _bytes_of(arrays), _bytes_of(self.store("get", name))
         if name.startswith("rows-"):
             self.tile_seconds = time.perf_counter() - begin
 

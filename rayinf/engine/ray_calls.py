@@ -37,13 +37,18 @@ class RepeatedDeathError(Exception):
         self.what, self.deaths = what, deaths
 
 
-def check_deaths(what: str, most: int, excused: Callable[[], int] | None = None) -> None:
+class DeathError(RunError):
+    """A call ended one process after the other."""
+
+
+def check_deaths(what: str, most: int, excused: Callable[[], int] | None = None, before: int = 0) -> None:
     """Called in an actor when a call begins: refuses one that has ended too many processes.
 
     Args:
         what: what the call does.
         most: how many deaths are too many.
         excused: deaths after which the call is not what it was; a few of them do not count.
+        before: restarts of the actor before the call was sent, which others have caused.
 
     Raises:
         RepeatedDeathError: they were reached.
@@ -53,7 +58,7 @@ def check_deaths(what: str, most: int, excused: Callable[[], int] | None = None)
         process: Any = ray._private.worker.global_worker
         deaths = int(process.core_worker.get_current_task_attempt_number())
     if deaths >= most:  # tries also count that found no process, while that of a lost node was started elsewhere
-        deaths = min(deaths, _own_restarts(deaths))
+        deaths = min(deaths, _own_restarts(deaths + before) - before)
     if deaths >= most + (min(excused(), _MOST_EXCUSED) if deaths >= most and excused else 0):
         raise RepeatedDeathError(what, deaths)
 
@@ -182,8 +187,8 @@ def label(stage: type[Any], table: str, item: Any) -> str:
     found = ends(item)
     if found is None:
         return stage.__name__
-    start = found[0].start
-    return f"{stage.__name__} on rows {start} to {start + item.rows} of {table}"
+    start, file = found[0].start, f" ({found[0].file})" if found[0].file else ""
+    return f"{stage.__name__} on rows {start} to {start + item.rows} of {table}{file}"
 
 
 def get(ref: Any) -> Any:
@@ -195,7 +200,7 @@ def get(ref: Any) -> Any:
         while isinstance(cause, ray.exceptions.RayTaskError) and cause.cause is not None and cause.cause is not cause:
             cause = cause.cause
         if isinstance(cause, RepeatedDeathError):
-            raise RunError(
+            raise DeathError(
                 f"{cause.what} ended its process {cause.deaths} times, and is not tried again.{last_exit()}",
                 "find what kills it: memory that the model, a batch or a decomposition needs and the machine lacks "
                 "(pass a smaller batch_size, fewer or larger workers), or a crash in the task's own code; "

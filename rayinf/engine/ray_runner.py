@@ -1,248 +1,45 @@
-"""The runner on Ray: actors that hold the model, one central store of factors, bounded work in flight."""
+"""The runner on Ray: workers that hold the model, one central store of factors, bounded work in flight."""
 
 from __future__ import annotations
 
 import itertools
-import os
-import threading
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import ray
 import torch
 
 from rayinf.engine import ray_calls, ray_token
 from rayinf.engine.curvature import MOST_THREADS
-from rayinf.engine.factors import FactorStore, tree_sum
+from rayinf.engine.failed_shards import Failures
 from rayinf.engine.job import Chunk, Cluster, Job
 from rayinf.engine.leaves import FEWEST, Group, groups
-from rayinf.engine.leftovers import remove, sweep_temporaries, temporary_folder
+from rayinf.engine.leftovers import remove, temporary_folder
+from rayinf.engine.ray_actors import Halved, Store, StoreActor, ValuesActor, Work
 from rayinf.engine.ray_calls import (
     FAULTS,
     REPORTS,
-    Life,
     Watch,
-    check_deaths,
     get,
     label,
-    processor_seconds,
 )
 from rayinf.engine.ray_cluster import connect, near_driver, wait_ready
-from rayinf.engine.ray_memory import MemoryDeaths
+from rayinf.engine.ray_failed import OnceMore, Outcomes
 from rayinf.engine.ray_metrics import Meter, meter
 from rayinf.engine.ray_pool import Pool
 from rayinf.engine.ray_session import Kind, give_back, kill, owns_ray, take
 from rayinf.engine.ray_spread import spread
 from rayinf.engine.room import workers_now
-from rayinf.engine.stages import Stage, perform
-from rayinf.engine.worker import Worker
+from rayinf.engine.stages import Stage
 from rayinf.store.places import AnyPath
 from rayinf.user_code import sendable
 
 # Calls that wait in an actor while another runs: hides the way back to the driver, and loses little with the actor.
 _IN_FLIGHT = 2
 _CLEAN_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What the calls of one stage share. A worker fetches it once, with the job and the arrays that it names.
-
-    Attributes:
-        name: another for every pass.
-        stage: its class.
-        options: its own.
-        table: whose rows it reads, for errors.
-        key: of the job.
-        job: a reference.
-        arrays: a reference of what the stage needs beside the job.
-    """
-
-    name: str
-    stage: type[Stage]
-    options: dict[str, Any]
-    table: str
-    key: str
-    job: Any
-    arrays: Any
-
-
-@dataclass(frozen=True)
-class _Halved:
-    """A result that was made in smaller batches.
-
-    Attributes:
-        result: of the stage.
-        halvings: how often batches were halved, by stage.
-    """
-
-    result: Any
-    halvings: dict[str, int]
-
-
-class _Actor:
-    """A worker in its own process; its stage is rebuilt where a restart has lost it.
-
-    Where its former process was ended for want of memory, its batches are half as large.
-    """
-
-    def __init__(self, threads: int, device: str, most_deaths: int) -> None:
-        torch.set_num_threads(threads)
-        pa.set_cpu_count(threads)
-        self._device, self._most_deaths = device, most_deaths
-        self._worker: Worker | None = None
-        self._held: tuple[_Work, Stage | None] | None = None
-        self._steps = 0
-        self._thread: int | None = None
-        self._life = Life(self._progressed)
-
-    @ray.method(concurrency_group=REPORTS)
-    def ready(self) -> int:
-        """Answers once the process is up: its id."""
-        return os.getpid()
-
-    @ray.method(concurrency_group=REPORTS)
-    def progress(self) -> tuple[str, float]:
-        """Answers while a call is under way: the process's name; how far it is.
-
-        That is steps that it has begun and rows that it has read; in a decomposition, processor seconds.
-        """
-        return self._life.report()
-
-    def run(self, name: str, work: list[Any], item: Any) -> Any:
-        """The stage's result for an item.
-
-        Args:
-            name: of the pass.
-            work: its `_Work` as a reference in a list: one that is an argument itself is fetched with every call.
-            item: of the stage.
-        """
-        found = perform(self._ready(name, work, item), item)
-        return _Halved(found, self._worker.halved) if self._worker and self._worker.halved else found
-
-    def run_part(self, name: str, work: list[Any], item: Any, store: Any, into: tuple[str, int]) -> None:
-        """Send the result for an item to the store, as a part of an artefact."""
-        self._thread = threading.get_ident()
-        try:
-            found = perform(self._ready(name, work, item), item)
-        finally:
-            self._thread = None
-        self._note(store)
-        get(store.call("put_part", *into, found)[0])
-
-    def _note(self, store: Any) -> None:
-        """Say that batches were smaller, before the store has what was made in them."""
-        if self._worker and self._worker.halved:
-            get(store.call("note_halvings", self._worker.halved)[0])
-
-    @cached_property
-    def _memory(self) -> MemoryDeaths:
-        return MemoryDeaths()
-
-    def rest(self) -> bool:
-        """Forget the job of the last run; whether another one can use this process: not one of smaller batches."""
-        self._worker = self._held = None
-        return not self._memory.count
-
-    def _progressed(self) -> float:
-        thread, rows = self._thread, self._worker.rows_read if self._worker else 0
-        return self._steps + rows + (0.0 if thread is None else processor_seconds(thread))
-
-    def _ready(self, name: str, work: list[Any], item: Any) -> Stage:
-        """The stage of a pass, for an item."""
-        if self._held is None or self._held[0].name != name:
-            self._held = get(work[0]), None
-        held, stage = self._held
-        check_deaths(label(held.stage, held.table, item), self._most_deaths, lambda: self._memory.count)
-        self._steps += 1
-        if self._worker is None or self._worker.job.key != held.key:
-            job = get(held.job)
-            halvings = self._worker.halvings if self._worker else self._memory.count
-            drawn = self._worker.drawn if self._worker else None
-            self._worker, stage = Worker(job, self._device, halvings, drawn), None
-        self._memory.note()
-        if stage is None:
-            stage = held.stage(self._worker, get(held.arrays), **held.options)
-            self._held = held, stage
-            self._steps += 1
-        return stage
-
-    def run_into(self, name: str, work: list[Any], group: Group, store: Any, into: tuple[str, int]) -> None:
-        """Send the sums of a group of chunks to the store; a retry after a crash counts once, by its key."""
-        stage = self._ready(name, work, group)
-        sums = tree_sum(perform(stage, chunk) for chunk in group.chunks)
-        self._note(store)
-        get(store.call("add", *into, group.index, sums, group.level)[0])
-
-
-class _Store:
-    """The store of factors in its own process."""
-
-    def __init__(self, most_deaths: int) -> None:
-        sweep_temporaries()
-        self._most_deaths = most_deaths
-        self._held: tuple[_Place, FactorStore] | None = None
-        self._thread: int | None = None
-        # A decomposition says nothing of how far it is; but one that hangs takes no processor time.
-        self._life = Life(lambda: processor_seconds(self._thread))
-
-    @ray.method(concurrency_group=REPORTS)
-    def ready(self) -> int:
-        """Answers once the process is up: its id."""
-        return os.getpid()
-
-    @ray.method(concurrency_group=REPORTS)
-    def progress(self) -> tuple[str, float]:
-        """Answers while a call is under way: the process's name, and processor seconds of the thread that works."""
-        return self._life.report()
-
-    @ray.method(concurrency_group=REPORTS)
-    def clean(self, folder: Path) -> None:
-        """Remove a temporary folder on the machine where the store runs."""
-        remove(folder)
-
-    def rest(self) -> bool:
-        """Forget the state of the last run; whether another one can use this process."""
-        self._held = None
-        return True
-
-    @ray.method(num_returns=2)
-    def call(self, place: _Place, method: str, *args: Any) -> tuple[bool, Any]:
-        """A method's value, after a sign that it has one: the sign can be had without fetching the value."""
-        names = [a for a in args[:1] if isinstance(a, str)]
-        check_deaths(f"{' '.join([method, *names])!r} in the store of factors", self._most_deaths)
-        self._thread = threading.get_ident()
-        if self._held is None or self._held[0] != place:
-            self._held = place, FactorStore(*place)
-        return True, getattr(self._held[1], method)(*args)
-
-
-# Where the state of a store lies, and whose it is.
-_Place = tuple[AnyPath, str]
-
-
-@dataclass(frozen=True)
-class _Standing:
-    """The store of a run, as its workers call it.
-
-    Attributes:
-        actor: in whose process it is.
-        place: of its state.
-    """
-
-    actor: Any
-    place: _Place
-
-    def call(self, method: str, *args: Any) -> list[Any]:
-        """References of a sign and of a method's value."""
-        found: list[Any] = self.actor.call.remote(self.place, method, *args)
-        return found
 
 
 class RayRunner:
@@ -281,7 +78,12 @@ class RayRunner:
         self._job, self._job_ref = job, None
 
     def map(
-        self, stage: type[Stage], arrays: Any, items: Mapping[int, Any], **options: Any
+        self,
+        stage: type[Stage],
+        arrays: Any,
+        items: Mapping[int, Any],
+        failed: Failures | None = None,
+        **options: Any,
     ) -> Iterator[tuple[int, Any]]:
         """Results by key, as they finish.
 
@@ -290,22 +92,33 @@ class RayRunner:
         """
         table = options.get("table", self._job.scored)
         name, work = self._send(stage, arrays, table, options)
-        for key, ref in spread(
-            self._workers().slots(_IN_FLIGHT),
-            items,
-            lambda actor, key: actor.run.remote(name, work, items[key]),
-            Watch(self._cluster.patience),
-            lambda key: label(stage, table, items[key]),
-            again=True,
-        ):
-            found = get(ref)
-            if isinstance(found, _Halved):
-                self.store("note_halvings", found.halvings)
-                found = found.result
-            yield key, found
+        first = Outcomes(failed)
+        done = first.results(
+            spread(
+                self._workers().slots(_IN_FLIGHT),
+                items,
+                lambda actor, key: first.sent(actor, key).run.remote(name, work, items[key]),
+                Watch(self._cluster.patience),
+                lambda key: label(stage, table, items[key]),
+                again=True,
+                ended=first.ended,
+            )
+        )
+        for key, found in done:
+            yield key, self._plain(found)
+        if failed is not None and first.errors:
+            again = {k: items[k] for k in first.errors}
+            for key, found in self._once_more(table, name, work).results(first, again, failed):
+                yield key, self._plain(found)
 
     def fold(
-        self, stage: type[Stage], arrays: Any, items: Mapping[int, Chunk], name: str, fewest: int = FEWEST
+        self,
+        stage: type[Stage],
+        arrays: Any,
+        items: Mapping[int, Chunk],
+        name: str,
+        failed: Failures | None = None,
+        fewest: int = FEWEST,
     ) -> Iterator[int]:
         """Add the sums of each chunk to the store, until none is missing: a store that lost its disk asks again.
 
@@ -316,19 +129,29 @@ class RayRunner:
         mark, work = self._send(stage, arrays, table, {})
         count = len(items)
         todo: dict[int, Group] = {}
+        first = Outcomes(failed)
         while left := self.store("pending", name, count):
             todo.clear()
             todo.update(groups(items, left, self._workers().count, fewest))
-            for key, ref in spread(
-                self._workers().slots(_IN_FLIGHT),
-                todo,
-                lambda actor, key: actor.run_into.remote(mark, work, todo[key], self._store, (name, count)),
-                Watch(self._cluster.patience, {"the store of factors": self._store.actor}),
-                lambda key: label(stage, table, todo[key]),
-                again=True,
+            for key, _ in first.results(
+                spread(
+                    self._workers().slots(_IN_FLIGHT),
+                    todo,
+                    lambda actor, key: first.sent(actor, key).run_into.remote(
+                        mark, work, todo[key], self._store, (name, count)
+                    ),
+                    Watch(self._cluster.patience, {"the store of factors": self._store.actor}),
+                    lambda key: label(stage, table, todo[key]),
+                    again=True,
+                    ended=first.ended,
+                )
             ):
-                get(ref)
                 yield from todo[key].keys
+            if failed is not None and first.errors:
+                self._once_more(table, mark, work).find(first, todo, failed)
+                if failed.found:
+                    return
+                first.errors.clear()
 
     def fill(
         self, stage: type[Stage], arrays: Any, items: Mapping[int, Any], name: str, **options: Any
@@ -416,7 +239,17 @@ class RayRunner:
     def _made(self) -> Pool:
         device = "cuda" if self._cluster.gpus_per_worker else "cpu"
         args = (max(1, int(self._cluster.cpus_per_worker)), device, ray_calls.MOST_DEATHS)
-        return Pool(self._cluster, _Actor, args, model_bytes=_model_bytes(self._job))
+        return Pool(self._cluster, ValuesActor, args, model_bytes=_model_bytes(self._job))
+
+    def _plain(self, found: Any) -> Any:
+        """A worker's result; that batches were smaller is noted first."""
+        if isinstance(found, Halved):
+            self.store("note_halvings", found.halvings)
+            return found.result
+        return found
+
+    def _once_more(self, table: str, *work: Any) -> OnceMore:
+        return OnceMore(self._workers().actors, work, self._cluster.patience, self._job.tables[table].name)
 
     def _standing_store(self) -> Any:
         """The store, started once."""
@@ -435,15 +268,15 @@ class RayRunner:
         # Without a folder of the user's its state lies on the machine of this process, without which no run goes on.
         where = near_driver(soft=self._temporary is None)
         env = _threads_env(MOST_THREADS)
-        store: Any = ray.remote(num_cpus=0, runtime_env=env, scheduling_strategy=where, **groups, **FAULTS)(_Store)
+        store: Any = ray.remote(num_cpus=0, runtime_env=env, scheduling_strategy=where, **groups, **FAULTS)(StoreActor)
         [actor], new = take(kind, 1, lambda: store.remote(*kind.given))
-        self._store = _Standing(actor, (folder, owner))
+        self._store = Store(actor, (folder, owner))
         self._held.append(actor)
         wait_ready(new, self._cluster)
 
     @property
     def _kind_of_store(self) -> Kind:
-        return Kind("_Store on this node" if self._temporary else "_Store", 0, 0, (ray_calls.MOST_DEATHS,))
+        return Kind("StoreActor on this node" if self._temporary else "StoreActor", 0, 0, (ray_calls.MOST_DEATHS,))
 
     def _send(self, stage: type[Stage], arrays: Any, table: str, options: dict[str, Any]) -> tuple[str, list[Any]]:
         """The name of a pass, and a reference of what its calls share, in a list."""
@@ -453,7 +286,7 @@ class RayRunner:
                 self._job_ref = ray.put(self._job)
         held = arrays if isinstance(arrays, ray.ObjectRef) else ray.put(arrays)
         name = f"{self._run}-{next(self._count)}"
-        return name, [ray.put(_Work(name, stage, options, table, self._job.key, self._job_ref, held))]
+        return name, [ray.put(Work(name, stage, options, table, self._job.key, self._job_ref, held))]
 
 
 def _abandon(actors: list[Any], folder: Path) -> None:

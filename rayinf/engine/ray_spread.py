@@ -31,6 +31,7 @@ def spread(
     watch: Watch,
     label: Callable[[Any], str],
     again: bool = False,
+    ended: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[Any, Any]]:
     """Keep every slot busy with a call, a slot an actor; keys with their finished references.
 
@@ -45,8 +46,9 @@ def spread(
         label: what the call of a key does.
         again: whether an item may be done twice at a time. One that takes far longer than others is then sent to an
             idle actor too, and the first result counts.
+        ended: whether no further item is to be sent; those under way are waited for.
     """
-    yield from _Spread(slots, items, send, label, again).results(watch)
+    yield from _Spread(slots, items, send, label, again, ended).results(watch)
 
 
 class Waiting:
@@ -110,8 +112,9 @@ class _Spread:
         send: Callable[[Any, Any], Any],
         label: Callable[[Any], str],
         again: bool,
+        ended: Callable[[], bool],
     ) -> None:
-        self._slots, self._send, self._label, self._again = slots, send, label, again
+        self._slots, self._send, self._label, self._again, self._ended = slots, send, label, again, ended
         self._waiting, self._left = Waiting(items), len(items)
         self._flying: dict[Any, tuple[Any, Any]] = {}
         # By actor: its calls, and when the one that is under way can have begun.
@@ -130,7 +133,7 @@ class _Spread:
         """Keys with their finished references."""
         self._launch_living(self._slots.now)
         watch.deadline.renew()
-        while self._left:
+        while self._left and (self._flying or not self._ended()):
             for ref in watch.poll(list(self._flying), self._working):
                 key = self._finished(ref)
                 if key is not None:
@@ -141,7 +144,7 @@ class _Spread:
         self._cancel(list(self._flying))  # a second call of an item that has its result
 
     def _launch(self, actor: Any) -> None:
-        key = self._waiting.take(actor._actor_id)
+        key = None if self._ended() else self._waiting.take(actor._actor_id)
         if key is None:
             self._idle.append(actor)
         else:

@@ -33,12 +33,13 @@ from rayinf.engine.identity import check_factors, factors_run, identity
 from rayinf.engine.job import Chunk, Job, chunks
 from rayinf.engine.label_order import check_labels
 from rayinf.engine.leaves import leaf_count, sums_sent
+from rayinf.engine.left_out import LeftOut, fit_without, without
 from rayinf.engine.machine import free_memory
 from rayinf.engine.memory import check_fits, check_memory
 from rayinf.engine.probe import Probe, probe
 from rayinf.engine.runner import LocalRunner, Runner, make_runner
 from rayinf.engine.spec import RunSpec
-from rayinf.engine.training_time import Seen, needs_held_out, needs_squares, response_of, seen
+from rayinf.engine.training_time import NORMS, VALID_NORMS, Seen, needs_held_out, needs_squares, response_of, seen
 from rayinf.errors import InputError, RunError
 from rayinf.redaction import redact
 from rayinf.store.places import open_place
@@ -46,8 +47,6 @@ from rayinf.store.places import open_place
 # What the partial sums of one stage may take on disk fixes how many there are.
 _PARTIAL_BYTES = 4 << 30
 _FEWEST_CHUNKS, _MOST_CHUNKS = 8, 64
-# Artefacts: summaries of the squared gradients of the training rows and of the validation rows.
-NORMS, VALID_NORMS = "norms", "norms-valid"
 _PACKAGES = ("rayinf", "torch", "numpy", "pyarrow", "ray")
 
 
@@ -102,12 +101,22 @@ class Run:
         """Sum a stage over a table into the store, under `name`; in at most so many chunks, if `most` is given."""
         summed = self.job.tables[table]
         items = self.leaves(summed) if most is None else chunks(summed.shards, most)
+        failed = None
+        if table == "train":
+            items, failed = without(items, self.left_out.of_fit), self.left_out.failures()
         self.log("sums", name=name, chunks=len(items))
         rows = self.scans[table].rows
         fewest = sums_sent(rows * (self.job.fitted_share if stage.fits else 1.0), self.probe.work)
         with self.timed(name, rows) as advance:
-            for key in self.runner.fold(stage, arrays, items, name, fewest):
+            for key in self.runner.fold(stage, arrays, items, self.left_out.name(name), failed, fewest):
                 advance(items[key].rows)
+        if failed is not None and failed.found:
+            fit_without(self, failed, name)
+
+    @cached_property
+    def left_out(self) -> LeftOut:
+        """The shards that the run goes on without."""
+        return LeftOut(self.folder, self.spec.on_error == "skip", self.spec.may_skip)
 
     def gather(
         self, name: str, stage: type[stages.Stage], arrays: Any, items: Mapping[int, Any], **options: Any

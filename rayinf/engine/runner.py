@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import Any, Protocol
 
 from rayinf.data.files import Arrays
-from rayinf.engine.factors import FactorStore, tree_sum
+from rayinf.engine.factors import FactorStore
+from rayinf.engine.failed_shards import Failures, ShardError
 from rayinf.engine.job import Chunk, Cluster, Job
 from rayinf.engine.leaves import FEWEST, groups
-from rayinf.engine.stages import Stage, perform
+from rayinf.engine.stages import Stage, group_sum, perform
 from rayinf.engine.worker import Worker
 from rayinf.store.places import AnyPath
 
@@ -29,15 +29,29 @@ class Runner(Protocol):
         ...
 
     def map(
-        self, stage: type[Stage], arrays: Any, items: Mapping[int, Any], **options: Any
+        self,
+        stage: type[Stage],
+        arrays: Any,
+        items: Mapping[int, Any],
+        failed: Failures | None = None,
+        **options: Any,
     ) -> Iterator[tuple[int, Any]]:
-        """Results by key, as they finish."""
+        """Results by key, as they finish. With `failed`, shards that fail are noted there; else they are an error."""
         ...
 
     def fold(
-        self, stage: type[Stage], arrays: Any, items: Mapping[int, Chunk], name: str, fewest: int = FEWEST
+        self,
+        stage: type[Stage],
+        arrays: Any,
+        items: Mapping[int, Chunk],
+        name: str,
+        failed: Failures | None = None,
+        fewest: int = FEWEST,
     ) -> Iterator[int]:
-        """Add the sums of each chunk to the store under `name`, in `fewest` groups at least; keys, as they are in."""
+        """Add the sums of each chunk to the store under `name`, in `fewest` groups at least; keys, as they are in.
+
+        `failed` as in `map`.
+        """
         ...
 
     def fill(
@@ -92,27 +106,58 @@ class LocalRunner:
 
     @job.setter
     def job(self, job: Job) -> None:
-        self._worker = Worker(job, self._device, self._worker.drawn)
+        self._worker = Worker(job, self._device, self._worker.halvings, self._worker.drawn)
 
     def map(
-        self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Any], **options: Any
+        self,
+        stage: type[Stage],
+        arrays: Arrays,
+        items: Mapping[int, Any],
+        failed: Failures | None = None,
+        **options: Any,
     ) -> Iterator[tuple[int, Any]]:
         """Results by key, in order."""
         work = stage(self._worker, arrays, **options)
         for key, item in items.items():
-            found = perform(work, item)
-            if self._worker.halved:
-                self._store.note_halvings(self._worker.halved)
+            try:
+                found = perform(work, item)
+            except ShardError as error:
+                if failed is None:
+                    raise
+                failed.note(error.failed, error)
+                if failed.ended:
+                    return
+                continue
+            self._note()
             yield key, found
 
+    def _note(self) -> None:
+        """Keep that batches were smaller, before what was made in them counts."""
+        if self._worker.halved:
+            self._store.note_halvings(self._worker.halved)
+
     def fold(
-        self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Chunk], name: str, fewest: int = FEWEST
+        self,
+        stage: type[Stage],
+        arrays: Arrays,
+        items: Mapping[int, Chunk],
+        name: str,
+        failed: Failures | None = None,
+        fewest: int = FEWEST,
     ) -> Iterator[int]:
         """Add the sums of each chunk to the store."""
-        todo = groups(items, self._store.pending(name, len(items)), 1, fewest)
-        found = self.map(stage, arrays, {k: items[k] for group in todo.values() for k in group.keys})
-        for group in todo.values():
-            sums = tree_sum(sums for _, sums in islice(found, len(group.chunks)))
+        work = stage(self._worker, arrays)
+        for group in groups(items, self._store.pending(name, len(items)), 1, fewest).values():
+            try:
+                sums = group_sum(work, group)
+            except ShardError as error:
+                if failed is None:
+                    raise
+                failed.note(error.failed, error)
+                if failed.ended:
+                    return
+                continue
+            self._note()
             self._store.add(name, len(items), group.index, sums, group.level)
             yield from group.keys
 

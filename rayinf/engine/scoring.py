@@ -20,7 +20,7 @@ from rayinf.data.scores import LABEL_COLUMN
 from rayinf.data.shards import Shard
 from rayinf.engine.fit_quality import KEY, FitSums
 from rayinf.engine.worker import Ready, Worker
-from rayinf.errors import InputError
+from rayinf.errors import RowsError
 
 
 class Scoring:
@@ -40,6 +40,11 @@ class Scoring:
     def values(self, forward_pass: ForwardPass, cotangent_bc: Tensor, scale_b1: Tensor) -> Tensor:
         """Values `[B, columns]` of a batch, whose gradients in the logits are the cotangents times the scale."""
         raise NotImplementedError
+
+    @staticmethod
+    def counts_of_none(classes: int) -> dict[bytes, bytes]:
+        """The metadata of a part without values: sums over no rows."""
+        return {KEY: FitSums(classes).to_json()}
 
     def __call__(self, item: Shard) -> pa.Table | Entry:
         """Values of a shard, as a table, or the entry of the file that they were written to."""
@@ -143,12 +148,12 @@ def check_finite(values: np.ndarray[Any, Any], raw: Batch, table: str) -> None:
         table: its name.
 
     Raises:
-        InputError: the first row with a value that is not finite.
+        RowsError: the first row with a value that is not finite.
     """
     wrong = ~np.isfinite(values).all(axis=1)
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
-        raise InputError(
+        raise RowsError(
             f"The value of row {raw.start + row} of {table} (id {raw.ids[row].as_py()!r}) is not finite: "
             "the model's output or gradient overflows there.",
             "check that row and Task(transform=...), or use a higher precision.",

@@ -56,6 +56,7 @@ class RunSpec:
         objectives: what is summed over the validation rows.
         objective_rows: the table that they are summed over, under the name of its argument.
         halves: whether every column is also given for each half of the validation rows.
+        on_error: whether a run goes on without shards that fail by their own fault: "stop" or "skip".
         mixed: whether derivatives in parameters and inputs are taken: the model is differentiated twice, in float64.
         recipe: the training that the inverse's time follows from, if one is used.
         takes_probabilities: what takes the model's outputs as logits of probabilities, for errors; None: nothing does.
@@ -88,6 +89,7 @@ class RunSpec:
     objectives: tuple[Objective, ...] = field(default=(), init=False, metadata=DRIVER_ONLY)
     objective_rows: str = field(default="valid", init=False, metadata=NOT_IDENTITY)
     halves: bool = field(default=False, init=False)
+    on_error: str = field(default="stop", init=False, metadata=DRIVER_ONLY)
     mixed: bool = field(default=False, init=False, metadata=NOT_IDENTITY)
     takes_probabilities: str | None = field(default=None, init=False, metadata=NOT_IDENTITY)
     recipe: Fit | None = field(default=None, init=False, metadata=NOT_IDENTITY)
@@ -153,6 +155,11 @@ class RunSpec:
         return {name: value for name, value in vars(self).items() if name not in kept_here}
 
     @property
+    def may_skip(self) -> bool:
+        """Whether the verb has the argument `on_error`."""
+        return any(f.name == "on_error" and f.init for f in fields(self))
+
+    @property
     def tables(self) -> dict[str, Any]:
         """The tables as they were given, under the names that stages read them by."""
         held = {f.metadata["table"]: (f, getattr(self, f.name)) for f in fields(self) if "table" in f.metadata}
@@ -214,6 +221,7 @@ class InfluenceSpec(RunSpec):
     valid: Any = field(metadata=VALID)
     objective: Any = field(default="total", metadata=DRIVER_ONLY)
     halves: bool = False
+    on_error: str = field(default="stop", metadata=DRIVER_ONLY)
 
     def __post_init__(self) -> None:
         """Parse the objectives."""
@@ -229,6 +237,7 @@ class SelfInfluenceSpec(RunSpec):
     signed = False
 
     train: Any = field(metadata=TRAIN)
+    on_error: str = field(default="stop", metadata=DRIVER_ONLY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,3 +251,4 @@ class PairsSpec(RunSpec):
     train: Any = field(metadata=TRAIN)
     valid: Any = field(metadata=VALID)
     top: int = 100
+    on_error: str = field(default="stop", metadata=DRIVER_ONLY)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,8 +20,11 @@ from rayinf.data.files import Arrays
 from rayinf.data.scan import ShardScan, scan_shard
 from rayinf.data.shards import Shard
 from rayinf.engine.curvature_rows import FIRST, DrawnRows
+from rayinf.engine.factors import tree_sum
+from rayinf.engine.failed_shards import ShardError, tried
 from rayinf.engine.fit_quality import add_valid
 from rayinf.engine.job import Chunk, Job
+from rayinf.engine.leaves import Group
 from rayinf.engine.not_finite import not_finite
 from rayinf.engine.worker import Ready, Worker
 from rayinf.errors import RunError
@@ -59,22 +62,54 @@ class Stage(Protocol):
 
 
 def perform(stage: Stage, item: Any) -> Any:
-    """The stage's result for an item. Where the accelerator's memory runs out, the item is done again in half batches.
+    """The stage's result for an item, tried again where its rows fail (`failed_shards`).
+
+    Where the accelerator's memory runs out, the item is done again in half batches.
 
     Raises:
         RunError: the accelerator's memory does not hold a batch of one row.
-        UserCodeError: the user's own code failed, with its rows.
+        ShardError: shards of the item that fail every time.
+        RowsError: rows that fail every time, where that is not the fault of single shards.
     """
     worker = getattr(stage, "worker", None)
+    if worker is None:
+        return stage(item)
+    return tried(lambda part: _in_memory(stage, part, worker), item, lambda: worker.table_at_work)
+
+
+def group_sum(stage: Stage, group: Group) -> Arrays:
+    """The sum of the chunks of a group, with the additions of the tree of sums.
+
+    Raises:
+        ShardError: all shards that fail, of all chunks.
+        RayinfError: as `perform`.
+    """
+    errors: list[ShardError] = []
+
+    def each() -> Iterator[Arrays]:
+        for chunk in group.chunks:
+            try:
+                yield perform(stage, chunk)
+            except ShardError as error:
+                errors.append(error)
+
+    sums = tree_sum(each())
+    if errors:
+        found = ShardError.of(tuple(f for e in errors for f in e.failed))
+        raise found from errors[0]
+    return sums
+
+
+def _in_memory(stage: Stage, item: Any, worker: Worker) -> Any:
+    """The stage's result for an item, in batches that the accelerator's memory holds."""
     while True:
         try:
-            with on_rows(lambda: worker.rows_at_work if worker else ""):
+            with on_rows(lambda: worker.rows_at_work):
                 found = stage(item)
-            if worker is not None:
-                worker.note_halvings(type(stage).__name__)
+            worker.note_halvings(type(stage).__name__)
             return found
         except torch.OutOfMemoryError as error:
-            if worker is None or not worker.halve_batches():
+            if not worker.halve_batches():
                 raise RunError(
                     f"{type(stage).__name__} ran out of the accelerator's memory: {str(error).splitlines()[0]}",
                     "pass a smaller batch_size (with a new out folder), or fewer columns at a time.",

@@ -23,6 +23,8 @@ from rayinf.engine.stages import Lambda
 from rayinf.engine.worker import Ready
 from rayinf.task import Fit
 
+# Artefacts: summaries of the squared gradients of the training rows and of the validation rows.
+NORMS, VALID_NORMS = "norms", "norms-valid"
 # The most that gradients of training rows may have shrunk for it to be counted on.
 MOST_HELD_OUT = 1e4
 # Of Adam, beside the root of the mean squared gradient.

@@ -22,6 +22,7 @@ from rayinf.data.files import Arrays
 from rayinf.data.shards import Shard
 from rayinf.engine.factories import check_same_state
 from rayinf.engine.job import Job
+from rayinf.errors import InputError, RowsError
 from rayinf.task import RowLoss
 from rayinf.user_code import ATTACK, MASK, TRANSFORM, UserCodeError, user_code
 
@@ -66,6 +67,7 @@ class Worker:
         # Only ever grows: another thread reads it as a sign of progress.
         self.rows_read = 0
         self._batch: tuple[str, Batch] | None = None
+        self._table = ""
         self.drawn = drawn
         # How often batches were halved, since memory ran out; by stage, where that made batches smaller.
         self.halvings = halvings
@@ -77,9 +79,12 @@ class Worker:
         """The model on the worker's device, in eval mode; its outputs are logits (`core.outputs`).
 
         Raises:
-            InputError: a factory built another model here than in the driver.
+            InputError: a factory raised, or built another model here than in the driver.
         """
-        model = self.job.task.build()
+        try:
+            model = self.job.task.build()
+        except RowsError as error:  # the factory raised: no rows have a part in it
+            raise InputError(error.what, error.fix) from error
         if self.job.state is not None and not isinstance(self.job.task.model, nn.Module):
             check_same_state(self.job.state, model)
         if self.job.precision == "fp64":
@@ -216,6 +221,7 @@ class Worker:
 
     def read_raw(self, table: str, shard: Shard, size: int) -> Iterator[Batch]:
         """The rows of a shard as they are read."""
+        self._table = table
         if table not in self._readers:
             self._readers[table] = BatchReader(self.job.tables[table], self.job.columns[table])
         for raw in self._readers[table].read(shard, size):
@@ -232,7 +238,12 @@ class Worker:
 
     def begin(self, table: str, raw: Batch) -> None:
         """Remember which rows are at work, for errors."""
-        self._batch = table, raw
+        self._batch, self._table = (table, raw), table
+
+    @property
+    def table_at_work(self) -> str:
+        """The name of the table that was read last, for errors."""
+        return self.job.tables[self._table].name if self._table else "the table"
 
     @property
     def rows_at_work(self) -> str:

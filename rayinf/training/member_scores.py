@@ -122,13 +122,19 @@ def _table(like: pa.Table, mean: Array, squares: Array, members: int) -> pa.Tabl
     errors = np.sqrt(squares / (members - 1) / members)
     names = _names(like)
     held = {n: like[n] for n in like.column_names if n not in names}
-    held |= {n: pa.array(mean[k], like.schema.field(n).type) for k, n in enumerate(names)}
+    held |= {n: _column(mean[k], like.schema.field(n).type) for k, n in enumerate(names)}
     held |= {
-        n + ERROR: pa.array(errors[k], like.schema.field(n).type)
+        n + ERROR: _column(errors[k], like.schema.field(n).type)
         for k, n in enumerate(names)
         if not n.startswith(HALVES)
     }
     return pa.table(held)
+
+
+def _column(values: Array, kind: pa.DataType) -> pa.Array:
+    """Values as a column; null where a member has none."""
+    missing = np.isnan(values)
+    return pa.array(values, kind, mask=missing if missing.any() else None)
 
 
 def _metadata(task: Task, members: Sequence[Mapping[str, Any]], digests: Sequence[str]) -> dict[str, Any]:
@@ -138,7 +144,17 @@ def _metadata(task: Task, members: Sequence[Mapping[str, Any]], digests: Sequenc
     averaged = {k: _average([m[k] for m in members]) for k in _AVERAGED if k in first}
     of = {**first["of"], "model": _digest(digests), "members": list(digests)}
     kind = "ensemble" if task.ensemble is not None else "checkpoints"
-    return {**first, **averaged, "of": of, "members": len(digests), "members_are": kind, "of_members": apart}
+    skipped = [s for m in members for s in m.get("skipped", ())]
+    left_out = {"skipped": [s for k, s in enumerate(skipped) if s not in skipped[:k]]} if skipped else {}
+    return {
+        **first,
+        **averaged,
+        **left_out,
+        "of": of,
+        "members": len(digests),
+        "members_are": kind,
+        "of_members": apart,
+    }
 
 
 def _average(held: Sequence[Any]) -> Any:

@@ -52,8 +52,8 @@ def run(tables: list[str], out: Path, lose: Any, stage: str, place: Any = None) 
     plain_fold, plain_near = ray_runner.RayRunner.fold, ray_runner.near_driver
     lost: list[float] = []
 
-    def fold(self: Any, work: Any, arrays: Any, items: Any, name: str) -> Any:
-        for key in plain_fold(self, work, arrays, items, name):
+    def fold(self: Any, work: Any, arrays: Any, items: Any, name: str, *more: Any) -> Any:
+        for key in plain_fold(self, work, arrays, items, name, *more):
             if name == stage and not lost:
                 lost.append(time.monotonic())
                 lose(self)

@@ -36,7 +36,7 @@ _SETTINGS = {
     "PYTHONPATH": f"{HOME}:{HOME.parent}",
 }
 _OBJECTS = 80 << 20  # bytes of a node's object store
-TITLES = {"worker": ("ray::_Actor", "ray::_TrainingActor"), "store": ("ray::_Store",)}
+TITLES = {"worker": ("ray::ValuesActor", "ray::_TrainingActor"), "store": ("ray::StoreActor",)}
 
 
 class Nodes:

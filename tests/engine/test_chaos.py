@@ -56,8 +56,8 @@ def test_a_worker_killed_in_every_stage_and_the_store_between_partial_sums(table
                 os.kill(scans[0], signal.SIGKILL)
             yield key, result
 
-    def deadly_fold(self, work, arrays, items, name, fewest):
-        for key in plain_fold(self, work, arrays, items, name, fewest):
+    def deadly_fold(self, work, arrays, items, name, *more):
+        for key in plain_fold(self, work, arrays, items, name, *more):
             if name not in killed:
                 killed[name] = self.store("summarise", pid_of_store, [])
                 os.kill(killed[name], signal.SIGKILL)

@@ -37,7 +37,7 @@ def test_the_same_processes_serve_run_after_run(tables, no_workers):
     calm = job.run(*tables)
     first = job.run(*tables, cluster=CLUSTER)
     processes = idle()
-    assert {name: len(pids) for name, pids in processes.items()} == {"_Actor": 1, "_Store on this node": 1}
+    assert {name: len(pids) for name, pids in processes.items()} == {"ValuesActor": 1, "StoreActor on this node": 1}
     again = job.run(*tables, cluster=CLUSTER, transform=job.slow)
     assert idle() == processes
     assert first.table.equals(calm.table) and again.table.equals(calm.table)
@@ -46,17 +46,17 @@ def test_the_same_processes_serve_run_after_run(tables, no_workers):
 def test_one_that_was_killed_meanwhile_is_started_again(tables, no_workers):
     calm = job.run(*tables)
     job.run(*tables, cluster=CLUSTER)
-    before = idle()["_Actor"]
+    before = idle()["ValuesActor"]
     os.kill(before[0], signal.SIGKILL)
     assert job.run(*tables, cluster=CLUSTER).table.equals(calm.table)
-    assert before[0] not in idle()["_Actor"]
+    assert before[0] not in idle()["ValuesActor"]
 
 
 def test_workers_of_another_kind_make_room(tables, no_workers):
     """There are three CPUs: idle workers must not stand in the way of trainings."""
     job.run(*tables, cluster=CLUSTER)
     assert list(side_by_side(abs, {0: -1}, rayinf.Cluster(workers=1, cpus_per_worker=3))) == [(0, 1)]
-    assert "_Actor" not in {kind.name for kind in held._Session.idle}
+    assert "ValuesActor" not in {kind.name for kind in held._Session.idle}
 
 
 def test_one_that_is_still_at_work_is_not_handed_on(no_workers, monkeypatch):

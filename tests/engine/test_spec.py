@@ -51,7 +51,8 @@ OTHER: dict[str, Any] = {
     "samples": 3,
 }
 ELSEWHERE = {"task", "train", "valid", "labeled", "pool", "objective", "factors", "cluster", "out", "n", "exclude"} | {
-    "curvature_rows"  # where rows are drawn
+    "curvature_rows",  # where rows are drawn
+    "on_error",
 }
 
 

@@ -12,7 +12,6 @@ import torch
 from data.refusals import TRAIN, VALID, X, task
 
 import rayinf
-from rayinf.user_code import UserCodeError
 
 WORKERS = rayinf.Cluster(workers=1)
 
@@ -34,7 +33,7 @@ def refused(**given: Any) -> rayinf.RayinfError:
 def test_a_transform_that_fails_on_a_worker(ray_session: None) -> None:
     of = task(transform=fails_late)
     there, here = refused(task=of, cluster=WORKERS), refused(task=of)
-    assert type(there) is UserCodeError
+    assert type(there) is rayinf.InputError
     assert str(there) == str(here)
     assert "raised KeyError: 'colour' (test_user_code_on_ray.py, line " in there.what
     assert "on rows 52 to 55 of train" in there.what

@@ -23,6 +23,8 @@ from rayinf.errors import InputError, RunError
 
 # Seconds without one more worker that has started.
 _START_SECONDS = 120.0
+# And those after which a run begins with fewer workers than it was given.
+_FEWER_SECONDS = 30.0
 # A node that has just joined may not be listed yet.
 _ROOM_SECONDS = 3.0
 _FEWER = "pass fewer workers or smaller ones in Cluster(...), or add nodes."
@@ -199,11 +201,18 @@ def near_driver(soft: bool) -> Any:
     return "DEFAULT"
 
 
-def wait_ready(actors: Sequence[Any], cluster: Cluster) -> None:
-    """Until every actor has started.
+def wait_ready(actors: Sequence[Any], cluster: Cluster, others: int = 0) -> None:
+    """Until every actor has started; where some have and no more of them do for half a minute, until then.
+
+    The others start when other jobs end, or when a node comes in place of a lost one. Items are then given to them too.
+
+    Args:
+        actors: that are to start.
+        cluster: where.
+        others: workers of the run that are up already.
 
     Raises:
-        RunError: not one more of them has started in two minutes.
+        RunError: none has started in two minutes.
     """
     late = [actor.ready.remote() for actor in actors]
     last = time.monotonic()
@@ -212,7 +221,16 @@ def wait_ready(actors: Sequence[Any], cluster: Cluster) -> None:
         for ref in there:
             last = time.monotonic()
             get(ref)
-        if time.monotonic() - last > _START_SECONDS:
+        quiet, up = time.monotonic() - last, others + len(actors) - len(late)
+        if late and up and quiet > _FEWER_SECONDS:
+            print(
+                f"rayinf: {up} of {others + len(actors)} workers have started; the run begins with these, and the "
+                "others join it once they have started.",
+                file=sys.stderr,
+                flush=True,
+            )
+            return
+        if quiet > _START_SECONDS:
             raise RunError(*why_late(len(late), len(actors), cluster))
 
 

@@ -74,13 +74,13 @@ class Pool:
         """Return once the given number of workers has started; of as many as there is room for, once the first has.
 
         Raises:
-            RunError: they do not start.
+            RunError: none starts.
         """
         count = self._cluster.fixed
         if count is not None:
             count = min(self._most or count, count)
             self.actors, new = take(self._kind, count, lambda: self._make.remote(*self._args))
-            wait_ready(new, self._cluster)
+            wait_ready(new, self._cluster, len(self.actors) - len(new))
             return
         make_room(None)
         begin = time.monotonic()

@@ -261,7 +261,8 @@ def test_what_comes_back_is_sent_first():
 def test_a_pass_that_has_ended_waits_for_what_is_under_way_and_sends_nothing_more(monkeypatch):
     cluster, found = Cluster(monkeypatch, 2), []
     ended = lambda: len(found) >= 3  # noqa: E731
-    for key, _ in spread(cluster.actors * 2, dict.fromkeys(range(50)), cluster.send, cluster, str, ended=ended):
+    slots = Slots(cluster.actors * 2, list, lambda ref, actor: False)
+    for key, _ in spread(slots, dict.fromkeys(range(50)), cluster.send, cluster, str, ended=ended):
         found.append(key)
     assert sorted(found) == sorted(key for _, key in cluster.sent)
     assert len(found) <= 7

@@ -1,6 +1,6 @@
-"""Runs of every verb on a cluster of three nodes, in each of which something fails at a random moment.
+"""Runs of every verb on a cluster of a head and a node a worker, in each of which something fails at a random moment.
 
-    python tests/engine/chaos.py STATE [--seeds 0 1 2 ...] [--kinds worker store ...]
+    python tests/engine/chaos.py STATE [--seeds 0 1 2 ...] [--kinds worker store ...] [--workers 2]
 
 A run must end with the bytes of an undisturbed one, or stop with one line and, called again, end with them. What fails
 is by chance a worker, the store of factors, a worker's node with all that is on it, the driver's node, the GCS, the
@@ -51,18 +51,20 @@ class Chaos:
     Attributes:
         state: folder of tables, undisturbed runs and results.
         tables: of the jobs.
+        workers: of each run; each has a node of its own.
         nodes: the cluster that stands now.
         bounds: by verb, the seconds after its first sign of work within which something fails.
     """
 
     state: Path
     tables: jobs.Tables
+    workers: int = 2
     nodes: Nodes | None = None
     bounds: dict[str, float] = field(default_factory=dict)
 
     def cluster(self) -> Nodes:
         """The cluster, started if there is none."""
-        self.nodes = self.nodes or Nodes()
+        self.nodes = self.nodes or Nodes(self.workers)
         return self.nodes
 
     def drop(self) -> None:
@@ -95,7 +97,7 @@ class Chaos:
             os.dup2(told.fileno(), 1)
             os.dup2(told.fileno(), 2)
             try:
-                _drive(verb, self.tables, out, address)
+                _drive(verb, self.tables, out, rayinf_cluster(address, self.workers))
             except BaseException as error:
                 from rayinf.errors import RayinfError
 
@@ -104,11 +106,16 @@ class Chaos:
         os._exit(code)
 
 
-def _drive(verb: str, tables: jobs.Tables, out: Path, address: str) -> None:
+def _drive(verb: str, tables: jobs.Tables, out: Path, cluster: Any) -> None:
+    os.environ |= {"PYTHONPATH": f"{HOME}:{HOME.parent}", "RAY_gcs_rpc_server_reconnect_timeout_s": "15"}
+    jobs.run(verb, tables, out, cluster)
+
+
+def rayinf_cluster(address: str, workers: int) -> Any:
+    """The cluster at an address; None without one."""
     import rayinf
 
-    os.environ |= {"PYTHONPATH": f"{HOME}:{HOME.parent}", "RAY_gcs_rpc_server_reconnect_timeout_s": "15"}
-    jobs.run(verb, tables, out, rayinf.Cluster(address, workers=2, patience=90) if address else None)
+    return rayinf.Cluster(address, workers=workers, patience=90) if address else None
 
 
 def trial(chaos: Chaos, seed: int, kinds: tuple[str, ...] = KINDS) -> dict[str, Any]:
@@ -236,11 +243,12 @@ def main() -> None:
     parser.add_argument("state", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=range(200))
     parser.add_argument("--kinds", nargs="+", default=KINDS)
+    parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     options.state.mkdir(parents=True, exist_ok=True)
     results = options.state / "chaos.jsonl"
     held = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    chaos = Chaos(options.state, jobs.make_tables(options.state))
+    chaos = Chaos(options.state, jobs.make_tables(options.state), options.workers)
     load()
     try:
         for seed in sorted({*options.seeds} - {r["seed"] for r in held}):

@@ -1,7 +1,7 @@
-"""A cluster of a head and two nodes on this machine, any part of which can be killed.
+"""A cluster of a head and some nodes on this machine, any part of which can be killed.
 
-As a program it serves one cluster: it prints its address, and obeys a word a line (`join`, `fill`) until its input
-ends.
+As a program (`nodes.py COUNT`) it serves one cluster: it prints its address, and obeys a word a line (`join`, `fill`)
+until its input ends.
 """
 
 from __future__ import annotations
@@ -40,13 +40,18 @@ TITLES = {"worker": ("ray::ValuesActor", "ray::_TrainingActor"), "store": ("ray:
 
 
 class Nodes:
-    """A standing cluster: the driver's node has no CPU for workers, two others have one each."""
+    """A standing cluster: the driver's node has no CPU for workers, the others have one each.
 
-    def __init__(self) -> None:
+    Args:
+        count: of the others.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
         self._folder = tempfile.mkdtemp(prefix="ray-nodes-", dir="/tmp")  # sockets lie in it: a short name
         env = {**os.environ, **_SETTINGS, "RAY_TMPDIR": self._folder}
         self._process = subprocess.Popen(
-            [sys.executable, __file__], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__, str(count)], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.address = self._answer()
 
@@ -98,8 +103,8 @@ class Nodes:
         self._say("join")
 
     def refill(self) -> None:
-        """Add nodes until there are two with a CPU."""
-        while sum("raylet" in p.name() for p in self._daemons()) < 3:
+        """Add nodes until there are as many with a CPU as at the start."""
+        while sum("raylet" in p.name() for p in self._daemons()) < self._count + 1:
             self.join()
 
     def _daemons(self) -> list[psutil.Process]:
@@ -139,7 +144,7 @@ def main() -> None:
 
     own = {"object_store_memory": _OBJECTS}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **own})
-    for _ in range(2):
+    for _ in range(int(sys.argv[1])):
         cluster.add_node(num_cpus=1, **own)
     print(f"> {cluster.address}", flush=True)
     held = []

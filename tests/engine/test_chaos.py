@@ -133,13 +133,13 @@ def test_ctrl_c_leaves_a_run_that_continues(tables, tmp_path):
     assert job.digest(out) == job.digest(calm)
 
 
-# Ten of the 200 of `chaos.py`: every kind of failure, ten verbs.
-SEEDS = (2, 3, 12, 13, 20, 26, 29, 36, 43, 50)
+# Ten of the 200 of `chaos.py`, with one worker: every kind of failure, eight verbs.
+SEEDS = (0, 2, 17, 22, 25, 26, 37, 40, 45, 50)
 
 
 def test_ten_runs_in_which_something_fails(tmp_path):
     """In a process of its own, which forks drivers."""
-    command = [sys.executable, str(HERE / "chaos.py"), str(tmp_path), "--seeds", *map(str, SEEDS)]
+    command = [sys.executable, str(HERE / "chaos.py"), str(tmp_path), "--workers", "1", "--seeds", *map(str, SEEDS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=590, check=False)
     held = [json.loads(line) for line in (tmp_path / "chaos.jsonl").read_text().splitlines()]
     assert done.returncode == 0, (done.stderr[-2000:], [r for r in held if r["wrong"]])

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from engine import fault_jobs as jobs
 from engine.full_disk import mount
 from engine.kills import judge, load
-from engine.nodes import HOME, Nodes
+from engine.nodes import HOME, TITLES, Nodes
 
 KINDS = ("worker", "store", "node", "driver", "disk", "gcs", "objects", "head")
 VERBS = tuple(jobs.VERBS)
@@ -115,7 +115,7 @@ def rayinf_cluster(address: str, workers: int) -> Any:
     """The cluster at an address; None without one."""
     import rayinf
 
-    return rayinf.Cluster(address, workers=workers, patience=90) if address else None
+    return rayinf.Cluster(address, workers=workers, patience=60) if address else None
 
 
 def trial(chaos: Chaos, seed: int, kinds: tuple[str, ...] = KINDS) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def trial(chaos: Chaos, seed: int, kinds: tuple[str, ...] = KINDS) -> dict[str, 
             begin = time.monotonic()
             moment = rng.uniform(0, chaos.bounds.get(verb, 10.0))
             code, struck = _disturbed(chaos, verb, out, kind, moment, rng)
-            if struck or code or not left:
+            if struck or code or not left or kind == "disk":
                 break
             chaos.bounds[verb] = max(moment / 2, 0.2)  # it had ended by then
             shutil.rmtree(out)
@@ -161,14 +161,14 @@ def _disturbed(chaos: Chaos, verb: str, out: Path, kind: str, moment: float, rng
     end = time.monotonic() + _STUCK_SECONDS
     working, due = verb in _WITHOUT_RAY, time.monotonic() + moment
     while time.monotonic() < end and not (ended := os.waitpid(pid, os.WNOHANG))[0]:
-        if not working and chaos.cluster().processes("ray::_"):
+        if not working and chaos.cluster().processes(*TITLES["worker"], *TITLES["store"]):
             working, due = True, time.monotonic() + moment
         if working and time.monotonic() >= due:
             if kind == "driver":
                 os.kill(pid, 9)
                 return _end(pid, 10), True
             if chaos.cluster().strike(kind, rng):
-                if kind == "node" and rng.random() < 0.5:
+                if kind == "node" and (chaos.workers == 1 or rng.random() < 0.5):
                     chaos.cluster().join()
                 return _end(pid, end - time.monotonic()), True
         time.sleep(0.05)

@@ -31,6 +31,18 @@ def session(cluster: Cluster | None) -> Generator[None]:
         yield
 
 
+def rest(cluster: Cluster | None) -> None:
+    """Called before something that takes its own time, such as people who label: idle workers leave a joined cluster.
+
+    Args:
+        cluster: of the session.
+    """
+    if cluster is not None:
+        from rayinf.engine import ray_session
+
+        ray_session.free_for_others()
+
+
 # Item by key -> (key, result) as they finish.
 Calls = Callable[[Mapping[Key, Item]], Iterator[tuple[Key, Result]]]
 

@@ -89,6 +89,12 @@ def make_room(kind: Kind | None) -> int:
     return len(held)
 
 
+def free_for_others() -> None:
+    """End idle workers on a Ray that this process has not started: others, or the user's code, may need their place."""
+    if not _Session.owns:
+        make_room(None)
+
+
 def take(kind: Kind, count: int, start: Callable[[], Any]) -> tuple[list[Any], list[Any]]:
     """Actors of a kind: idle ones, and as many new ones as lack.
 

@@ -21,6 +21,7 @@ from rayinf.data.selection import Selection
 from rayinf.data.tables import READ_ROWS, MemoryTable, Table, as_table
 from rayinf.engine.entry import BY_MEASURE
 from rayinf.engine.job import Cluster
+from rayinf.engine.parallel import rest
 from rayinf.store.places import AnyPath, StorePath
 from rayinf.task import Task
 from rayinf.training.evaluation import measure_model
@@ -208,6 +209,7 @@ class Trajectory:
     def _label(self, r: int) -> pa.Table | None:
         """The rows that a round adds, with labels; None where these are awaited."""
         rows = self._steps.step(picked(r), partial(self._pick, r))
+        rest(self._shared.cluster)
         begin = time.perf_counter()
         answer = self._shared.oracle(Query(self._strategy, self._seed, r, rows))
         if isinstance(answer, Path | StorePath):

@@ -114,7 +114,7 @@ def test_places_are_counted_node_by_node():
 
 
 @pytest.mark.slow
-def test_workers_join_where_another_job_ends_and_leave_for_good(tables, ray_session, tmp_path, monkeypatch):
+def test_workers_join_where_another_job_ends_and_leave_for_good(tables, no_workers, tmp_path, monkeypatch):
     """One at first, beside the other job; then more; then the first one is lost with all that it was doing."""
     import ray
 
@@ -149,6 +149,6 @@ def test_workers_join_where_another_job_ends_and_leave_for_good(tables, ray_sess
 
 
 @pytest.mark.slow
-def test_trainings_take_as_many_workers_as_there_is_room_for(ray_session):
+def test_trainings_take_as_many_workers_as_there_is_room_for(no_workers):
     found = dict(side_by_side(abs, {k: -k for k in range(4)}, AUTO))
     assert found == {k: k for k in range(4)}

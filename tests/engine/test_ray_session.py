@@ -6,6 +6,7 @@ import os
 import signal
 import time
 
+import pyarrow as pa
 import pytest
 from engine import small_job as job
 
@@ -65,6 +66,29 @@ def test_one_that_is_still_at_work_is_not_handed_on(no_workers, monkeypatch):
     next(results)
     results.close()
     assert not sum(map(len, held._Session.idle.values()))
+
+
+def minus(x: int) -> int:
+    """Minus x."""
+    return -x
+
+
+def test_they_leave_a_joined_cluster_before_something_that_takes_its_own_time(no_workers):
+    """The user's own code may need their CPUs: here an oracle that runs a task of Ray on all of them."""
+    import ray
+
+    x, y, ids, _ = job.arrays(60, 1)
+    known = dict(zip(ids.tolist(), y.tolist(), strict=True))
+
+    def oracle(asked):
+        assert ray.get(ray.remote(num_cpus=3)(minus).remote(1), timeout=60) == -1
+        return [known[i] for i in asked.tolist()]
+
+    pool = pa.table({"features": list(x[:40]), "row_id": ids[:40]})
+    task = rayinf.Task(job.model(), fit=rayinf.Fit("sgd", lr=0.05, epochs=1, batch_size=20))
+    given = {"rounds": 1, "n": 4, "strategy": "entropy", "cluster": CLUSTER}
+    history = rayinf.active_learning(task, (x[40:], y[40:]), pool, oracle, (x, y), **given)
+    assert len(history.table) == 2
 
 
 def test_without_a_session_they_end(tables, no_workers, monkeypatch):

@@ -169,9 +169,9 @@ class Hungry:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if os.getpid() != self.driver:
-            from rayinf.engine import ray_runner
+            from rayinf.engine import ray_actors
 
-            ray_runner.MemoryDeaths = lambda: SimpleNamespace(count=len(list(self.marks.iterdir())), note=bool)
+            ray_actors.MemoryDeaths = lambda: SimpleNamespace(count=len(list(self.marks.iterdir())), note=bool)
 
     def __call__(self, x):
         if os.getpid() != self.driver and job.stage_at_work(("Covariance",)) and len(x) > self.most:
@@ -181,7 +181,7 @@ class Hungry:
 
 
 @pytest.mark.slow
-def test_a_worker_killed_for_memory_takes_smaller_batches(tables, ray_session, tmp_path):
+def test_a_worker_killed_for_memory_takes_smaller_batches(tables, no_workers, tmp_path):
     (tmp_path / "marks").mkdir()
     calm = job.run(*tables, batch_size=ROWS).to_numpy()
     hungry = Hungry(tmp_path / "marks", 5)

@@ -38,6 +38,8 @@ VERBS = tuple(jobs.VERBS)
 _WITHOUT_RAY = ("reweight_lp",)
 _LARGE, _PAGE = 64 << 20, 4096
 _STUCK_SECONDS = 240.0
+# How often a run that has stopped is called again: on a busy machine a node may be lost once more.
+_CALLS = 2
 # The exit code of an error that is no `RayinfError`. Ray itself ends drivers with 1.
 _RAW = 3
 # Ray ends a driver without a word whose node or GCS is lost.
@@ -115,7 +117,7 @@ def rayinf_cluster(address: str, workers: int) -> Any:
     """The cluster at an address; None without one."""
     import rayinf
 
-    return rayinf.Cluster(address, workers=workers, patience=60) if address else None
+    return rayinf.Cluster(address, workers=workers, patience=120) if address else None
 
 
 def trial(chaos: Chaos, seed: int, kinds: tuple[str, ...] = KINDS) -> dict[str, Any]:
@@ -142,8 +144,9 @@ def trial(chaos: Chaos, seed: int, kinds: tuple[str, ...] = KINDS) -> dict[str, 
         first = time.monotonic() - begin
         _mend(chaos, kind)
         make_room()
-        if code:
-            code = _end(chaos.start(verb, out), _STUCK_SECONDS)
+        for _ in range(_CALLS):
+            if code:
+                code = _end(chaos.start(verb, out), _STUCK_SECONDS)
         wrong = judge(verb, code, out, calm) + (f" {chaos.told()[-300:]}" if code else "")
         wrong += f" raw error: {stopped}" if raw else ""
         wrong += f" failed undisturbed: {stopped}" if stopped and not struck else ""

@@ -28,7 +28,7 @@ class RowsError(InputError):
 
 
 class ReadError(RowsError):
-    """The system could not read rows of a file. That may pass, and is no fault of theirs."""
+    """The system could not read rows of a file. The error may pass; the rows need not be damaged."""
 
 
 class RunError(RayinfError):

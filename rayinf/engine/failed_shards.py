@@ -1,7 +1,7 @@
 """Shards that cannot be worked on by their own fault: tried again, told from their neighbours, named.
 
 A shard fails by its own fault where the user's code raises on its rows, a page of its file is damaged, or its values
-are not finite: a `RowsError`. What a machine, a network or a store does is no fault of a shard (a `ReadError` is tried
+are not finite: a `RowsError`. Errors of a machine, a network or a store are not the shard's own (a `ReadError` is tried
 again and then ends the run), and neither is a model that cannot be built. On Ray a shard that ends one process after
 the other is at fault too (`ray_failed`).
 """

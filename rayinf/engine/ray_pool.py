@@ -62,7 +62,7 @@ class Pool:
         c = cluster
         self._kind = Kind(kind.__name__, c.cpus_per_worker, c.gpus_per_worker, tuple(args))
         self._make: Any = ray.remote(num_cpus=c.cpus_per_worker, num_gpus=c.gpus_per_worker, **groups, **FAULTS)(kind)
-        self._cluster, self._args, self._most = cluster, args, most
+        self._cluster, self._most = cluster, most
         self._requested = request(cluster, model_bytes)
         self.actors: list[Any] = []
         self._starting: dict[Any, tuple[Any, float]] = {}  # by the reference of its sign: an actor, and since when
@@ -79,7 +79,7 @@ class Pool:
         count = self._cluster.fixed
         if count is not None:
             count = min(self._most or count, count)
-            self.actors, new = take(self._kind, count, lambda: self._make.remote(*self._args))
+            self.actors, new = take(self._kind, count, lambda: self._make.remote(*self._kind.given))
             wait_ready(new, self._cluster, len(self.actors) - len(new))
             return
         make_room(None)
@@ -122,7 +122,7 @@ class Pool:
         return Slots(self.actors * each, joined, self._is_lost)
 
     def look(self) -> list[Any]:
-        """Take in those that have started, let go of those whose node is lost, start more where there is room.
+        """Add workers that have started, remove those whose node is lost, start more where there is room.
 
         Returns:
             The workers that have started since the last look.
@@ -162,7 +162,7 @@ class Pool:
         return False
 
     def _leave(self, nodes: Mapping[str, Any]) -> None:
-        """Let go of workers whose node is lost, or that were ended by someone else."""
+        """Remove workers whose node is lost, or whose process was ended from outside for good."""
         for actor in [a for a in self.actors if a in self._lost or self._nodes[a] not in nodes]:
             if has_ended(actor):
                 self.actors.remove(actor)
@@ -194,7 +194,7 @@ class Pool:
     def _grow(self, free: Mapping[str, Mapping[str, float]]) -> None:
         for node in self._room(free):
             bound = NodeAffinitySchedulingStrategy(node, soft=False)
-            actor = self._make.options(scheduling_strategy=bound).remote(*self._args)
+            actor = self._make.options(scheduling_strategy=bound).remote(*self._kind.given)
             self._starting[actor.ready.remote()] = actor, time.monotonic()
             self._nodes[actor] = node
 

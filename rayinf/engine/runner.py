@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
 
 from rayinf.data.files import Arrays
 from rayinf.engine.factors import FactorStore
@@ -13,6 +13,8 @@ from rayinf.engine.leaves import FEWEST, groups
 from rayinf.engine.stages import Stage, group_sum, perform
 from rayinf.engine.worker import Worker
 from rayinf.store.places import AnyPath
+
+Piece = TypeVar("Piece")
 
 
 class Runner(Protocol):
@@ -118,9 +120,16 @@ class LocalRunner:
     ) -> Iterator[tuple[int, Any]]:
         """Results by key, in order."""
         work = stage(self._worker, arrays, **options)
-        for key, item in items.items():
+        for (key, _), found in self._done(items.items(), lambda pair: perform(work, pair[1]), failed):
+            yield key, found
+
+    def _done(
+        self, pieces: Iterable[Piece], do: Callable[[Piece], Any], failed: Failures | None
+    ) -> Iterator[tuple[Piece, Any]]:
+        """Pieces of a pass with their results; those whose shards fail are noted, if they may be."""
+        for piece in pieces:
             try:
-                found = perform(work, item)
+                found = do(piece)
             except ShardError as error:
                 if failed is None:
                     raise
@@ -128,13 +137,9 @@ class LocalRunner:
                 if failed.ended:
                     return
                 continue
-            self._note()
-            yield key, found
-
-    def _note(self) -> None:
-        """Keep that batches were smaller, before what was made in them counts."""
-        if self._worker.halved:
-            self._store.note_halvings(self._worker.halved)
+            if self._worker.halved:  # noted before what was made in smaller batches counts
+                self._store.note_halvings(self._worker.halved)
+            yield piece, found
 
     def fold(
         self,
@@ -146,18 +151,11 @@ class LocalRunner:
         fewest: int = FEWEST,
     ) -> Iterator[int]:
         """Add the sums of each chunk to the store."""
+        todo = groups(items, self._store.pending(name, len(items)), 1, fewest)
+        if not todo:
+            return
         work = stage(self._worker, arrays)
-        for group in groups(items, self._store.pending(name, len(items)), 1, fewest).values():
-            try:
-                sums = group_sum(work, group)
-            except ShardError as error:
-                if failed is None:
-                    raise
-                failed.note(error.failed, error)
-                if failed.ended:
-                    return
-                continue
-            self._note()
+        for group, sums in self._done(todo.values(), lambda group: group_sum(work, group), failed):
             self._store.add(name, len(items), group.index, sums, group.level)
             yield from group.keys
 

@@ -22,7 +22,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-_START_SECONDS = 90.0
+# A head ends while it starts if an agent of its node needs more than 15 seconds, as on a busy machine.
+_STARTS, _START_SECONDS = 3, 90.0
+_STARTED = "Ray runtime started."
 _STOP_SECONDS = 30.0
 _PR_SET_PDEATHSIG = 1
 _PORTS = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port", "metrics-export-port")
@@ -51,8 +53,21 @@ def local_head(cpus: int = 2) -> Generator[LocalHead]:
         cpus: that Ray offers, whatever the machine has.
 
     Raises:
-        RuntimeError: it does not start.
+        RuntimeError: it does not start, tried three times.
     """
+    with ExitStack() as stack:
+        for left in reversed(range(_STARTS)):
+            try:
+                head = stack.enter_context(_head(cpus))
+                break
+            except RuntimeError:
+                if not left:
+                    raise
+        yield head
+
+
+@contextmanager
+def _head(cpus: int) -> Generator[LocalHead]:
     folder = Path(tempfile.mkdtemp(prefix="head-"))  # short: Ray puts sockets there, whose paths have a limit
     ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
     gcs, dashboard = f"127.0.0.1:{ports['port']}", f"http://127.0.0.1:{ports['dashboard-port']}"
@@ -64,6 +79,7 @@ def local_head(cpus: int = 2) -> Generator[LocalHead]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ADDRESS": gcs,
+        "PYTHONUNBUFFERED": "1",
     }
     own = {k: v for k, v in env.items() if k != "RAY_ADDRESS"}
     command = [str(Path(bin_folder) / "ray"), "start", "--head", "--block", f"--num-cpus={cpus}"]
@@ -98,7 +114,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _wait(process: subprocess.Popen[bytes], dashboard: str, token: str, log: Path) -> None:
-    """Until the head takes jobs.
+    """Until the head takes jobs, and its node has joined it.
 
     Raises:
         RuntimeError: it ends or does not answer in time.
@@ -108,10 +124,11 @@ def _wait(process: subprocess.Popen[bytes], dashboard: str, token: str, log: Pat
     while time.monotonic() < end and process.poll() is None:
         try:
             with urllib.request.urlopen(request, timeout=5) as answer:
-                if answer.status == 200:
+                if answer.status == 200 and _STARTED in log.read_text(errors="replace"):
                     return
         except (urllib.error.URLError, OSError):
-            time.sleep(0.3)
+            pass
+        time.sleep(0.3)
     raise RuntimeError(f"the local Ray head did not start:\n{log.read_text(errors='replace')[-4000:]}")
 
 

@@ -27,6 +27,8 @@ _START_SECONDS = 120.0
 _FEWER_SECONDS = 30.0
 # A node that has just joined may not be listed yet.
 _ROOM_SECONDS = 3.0
+# A Ray of this machine ends while it starts if its processes need more than 15 seconds, as on a busy machine.
+_STARTS = 3
 _FEWER = "pass fewer workers or smaller ones in Cluster(...), or add nodes."
 
 
@@ -89,17 +91,42 @@ def _init(cluster: Cluster, model_bytes: int) -> None:
     if cluster.address is None:
         workers = cluster.fixed or on_this_machine(cluster, model_bytes)
         cpus = max(1, -(-int(workers * cluster.cpus_per_worker * 1000) // 1000))
-        with ray_token.guarded():
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
+        _start_here({"num_cpus": cpus, "include_dashboard": False, **common})
         return
     try:
         ray.init(address=cluster.address, **common)
     except (ConnectionError, RuntimeError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
         raise InputError(
-            f"Cluster(address={cluster.address!r}) cannot be joined: {first}.",
+            f"Cluster(address={cluster.address!r}) cannot be joined: {_first_line(error)}.",
             "start Ray there (ray start --head), or leave address out to start one on this machine.",
         ) from error
+
+
+def _start_here(options: dict[str, Any]) -> None:
+    """Start a Ray of this machine.
+
+    Raises:
+        RunError: it does not start, tried three times.
+    """
+    for left in reversed(range(_STARTS)):
+        try:
+            with ray_token.guarded():
+                ray.init(address="local", **options)
+            return
+        except Exception as error:  # Ray raises no other where its node does not come up
+            if isinstance(error, ValueError | TypeError):  # of the options
+                raise
+            ray.shutdown()
+            if not left:
+                raise RunError(
+                    f"Ray does not start on this machine, tried {_STARTS} times: {_first_line(error)}.",
+                    "wait until other programs leave it more of the processor and the memory, or run in this process: "
+                    "leave the cluster out.",
+                ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 
 def _check_client(cluster: Cluster) -> None:

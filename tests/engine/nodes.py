@@ -16,6 +16,7 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -137,21 +138,31 @@ def _fill(seconds: float, share: int) -> None:
         del held[:-12]
 
 
+def _add(cluster: Any, cpus: int) -> None:
+    """Add a node. On a busy machine it may end while it starts: another is started."""
+    for left in reversed(range(3)):
+        try:
+            cluster.add_node(num_cpus=cpus, include_dashboard=False, object_store_memory=_OBJECTS)
+            return
+        except Exception:  # Ray raises no other
+            if not left:
+                raise
+
+
 def main() -> None:
     """Serve one cluster."""
     import ray
     from ray.cluster_utils import Cluster
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    own = {"object_store_memory": _OBJECTS}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **own})
-    for _ in range(int(sys.argv[1])):
-        cluster.add_node(num_cpus=1, **own)
+    cluster = Cluster()
+    for cpus in [0] + [1] * int(sys.argv[1]):  # the first is the head
+        _add(cluster, cpus)
     print(f"> {cluster.address}", flush=True)
     held = []
     for line in sys.stdin:
         if line.strip() == "join":
-            cluster.add_node(num_cpus=1, **own)
+            _add(cluster, 1)
         else:
             if not ray.is_initialized():
                 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")

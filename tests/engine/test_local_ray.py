@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from engine.ray_head import environment
 
-from rayinf.engine import ray_token
+import rayinf
+from rayinf.engine import ray_cluster, ray_token
+from rayinf.errors import RunError
 
 LOOK = """
 import os, subprocess, sys
@@ -72,3 +74,37 @@ def test_what_the_environment_says_of_authentication_stands(monkeypatch: pytest.
     with ray_token.guarded():
         assert os.environ["RAY_AUTH_MODE"] == "disabled" and "RAY_AUTH_TOKEN" not in os.environ
     ray_token.read_again()
+
+
+@pytest.mark.parametrize("bad", [2, 9])
+def test_a_ray_that_ends_while_it_starts_is_started_anew(monkeypatch: pytest.MonkeyPatch, bad: int) -> None:
+    """Three times at most: its node ends where the machine is so busy that its agents start late."""
+    left = [Exception("The current node timed out during startup.\nSee the logs.")] * bad
+
+    def init(**options: object) -> None:
+        if left:
+            raise left.pop()
+
+    monkeypatch.setattr(ray_cluster.ray, "init", init)
+    cluster = rayinf.Cluster(workers=1)
+    if bad == 2:
+        ray_cluster._init(cluster, 0)
+        assert not left
+        return
+    with pytest.raises(RunError, match=r"tried 3 times: The current node timed out during startup\. Fix: wait") as e:
+        ray_cluster._init(cluster, 0)
+    assert "\n" not in str(e.value)
+    assert len(left) == bad - 3
+
+
+def test_options_that_ray_refuses_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def init(**options: object) -> None:
+        calls.append(options)
+        raise ValueError("runtime_env: no such key")
+
+    monkeypatch.setattr(ray_cluster.ray, "init", init)
+    with pytest.raises(ValueError, match="no such key"):
+        ray_cluster._init(rayinf.Cluster(workers=1), 0)
+    assert len(calls) == 1

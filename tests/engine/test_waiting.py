@@ -113,9 +113,9 @@ def test_a_chunk_that_kills_its_worker_again_and_again_is_named(tables, ray_sess
 
 @pytest.mark.slow
 def test_a_chunk_slower_than_the_deadline_that_moves_is_not_given_up(tables, ray_session):
-    # One chunk takes 8 batches of 1 s, twice the deadline.
-    slow = Pausing(1.0, [first_feature(row) for row in range(80, 160, 10)])
-    cluster = rayinf.Cluster(workers=1, patience=4.0)
+    # One chunk takes 8 batches of 2 s, longer than the deadline.
+    slow = Pausing(2.0, [first_feature(row) for row in range(80, 160, 10)])
+    cluster = rayinf.Cluster(workers=1, patience=12.0)
     found = job.run(*tables, cluster=cluster, transform=slow, batch_size=10, curvature="kfac")
     assert found.table.num_rows == 240
 

@@ -133,20 +133,6 @@ def test_ctrl_c_leaves_a_run_that_continues(tables, tmp_path):
     assert job.digest(out) == job.digest(calm)
 
 
-# Ten of the 200 of `chaos.py`, with one worker: every kind of failure, eight verbs.
-SEEDS = (0, 2, 17, 22, 25, 26, 37, 40, 45, 50)
-
-
-@pytest.mark.timeout(1200)
-def test_ten_runs_in_which_something_fails(tmp_path):
-    """In a process of its own, which forks drivers."""
-    command = [sys.executable, str(HERE / "chaos.py"), str(tmp_path), "--workers", "1", "--seeds", *map(str, SEEDS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1100, check=False)
-    held = [json.loads(line) for line in (tmp_path / "chaos.jsonl").read_text().splitlines()]
-    assert done.returncode == 0, (done.stderr[-2000:], [r for r in held if r["wrong"]])
-    assert sum(r["struck"] for r in held) >= 7
-
-
 def wait_for(condition, process, seconds=120.0):
     """Until a condition holds while a process runs."""
     end = time.monotonic() + seconds

@@ -39,23 +39,16 @@ def test_the_same_processes_serve_run_after_run(tables, no_workers):
     first = job.run(*tables, cluster=CLUSTER)
     processes = idle()
     assert {name: len(pids) for name, pids in processes.items()} == {"ValuesActor": 1, "StoreActor on this node": 1}
-    again = job.run(*tables, cluster=CLUSTER, transform=job.slow)
-    assert idle() == processes
-    assert first.table.equals(calm.table) and again.table.equals(calm.table)
-
-
-def test_one_that_was_killed_meanwhile_is_started_again(tables, no_workers):
-    calm = job.run(*tables)
-    job.run(*tables, cluster=CLUSTER)
-    before = idle()["ValuesActor"]
-    os.kill(before[0], signal.SIGKILL)
+    assert first.table.equals(calm.table)
+    # One that was killed meanwhile is started again.
+    os.kill(processes["ValuesActor"][0], signal.SIGKILL)
+    assert job.run(*tables, cluster=CLUSTER, transform=job.slow).table.equals(calm.table)
+    now = idle()
+    assert now["StoreActor on this node"] == processes["StoreActor on this node"]
+    assert now["ValuesActor"] != processes["ValuesActor"]
     assert job.run(*tables, cluster=CLUSTER).table.equals(calm.table)
-    assert before[0] not in idle()["ValuesActor"]
-
-
-def test_workers_of_another_kind_make_room(tables, no_workers):
-    """There are three CPUs: idle workers must not stand in the way of trainings."""
-    job.run(*tables, cluster=CLUSTER)
+    assert idle() == now
+    # There are three CPUs: idle workers must not stand in the way of trainings.
     assert list(side_by_side(abs, {0: -1}, rayinf.Cluster(workers=1, cpus_per_worker=3))) == [(0, 1)]
     assert "ValuesActor" not in {kind.name for kind in held._Session.idle}
 

@@ -1,11 +1,7 @@
-"""The jobs of examples/cluster give what is right: those of one script on a local head with a token, as a user runs it;
-those of the others with the same configs in a process each, without Ray.
-"""
+"""The jobs of examples/cluster give what is right, with the same configs in a process each, without Ray."""
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,23 +16,6 @@ import rayinf
 
 CLUSTER = Path(__file__).parents[2] / "examples" / "cluster"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def head(load: Any) -> Iterator[Any]:
-    """One head for all scripts."""
-    with load("local_head").local_head(cpus=2) as running:
-        yield running
-
-
-def run(script: str, store: Path, head: Any) -> str:
-    """A script as a user runs it."""
-    env = {**os.environ, **head.env, "COLUMNS": "120"}
-    command = [sys.executable, str(CLUSTER / f"{script}.py"), "--store", str(store), "--quick"]
-    command += ["--address", head.dashboard]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=850)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +53,9 @@ def without_ray(load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capf
 
 
 def test_appended_rows_get_the_values_that_they_have_in_the_old_training_set(
-    load: Any, head: Any, tmp_path: Path
+    load: Any, without_ray: Any, tmp_path: Path
 ) -> None:
-    printed = run("valuation", tmp_path, head)
+    printed = without_ray("valuation")
     assert "6 (new)" in printed
     first, new = (rayinf.Scores.load(tmp_path / "runs" / name) for name in ("days", "appended"))
     source = new.metadata["factors_from"]

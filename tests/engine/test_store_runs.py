@@ -28,7 +28,7 @@ _PLACES = ("files", "seconds")
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tables")
-    return job.write(folder / "train.parquet", 240, 1, 40), job.write(folder / "valid.parquet", 60, 2, 30)
+    return job.write(folder / "train.parquet", 160, 1, 40), job.write(folder / "valid.parquet", 30, 2, 30)
 
 
 @pytest.fixture(scope="module")

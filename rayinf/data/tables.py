@@ -148,6 +148,7 @@ class ParquetTable:
         scan_key: of these, and of when the files' entries changed; empty where a file is so young that a further
             change might leave all of this as it is.
         read_rows: rows that are decoded at a time.
+        row_bytes: of a row of all columns, about, decoded.
         counts: columns that are not stored, since pandas keeps an index that is a range as three numbers; of each
             `[files, 3]`, every file's first row, its first value and the step.
     """
@@ -158,6 +159,7 @@ class ParquetTable:
     schema: pa.Schema
     stat: str
     read_rows: int
+    row_bytes: int
     scan_key: str = ""
     counts: Mapping[str, Array] = field(default_factory=dict)
 
@@ -234,12 +236,14 @@ class _ParquetReader:
             source = self._table.source.filesystem.open_input_file(shard.file)
             opened = pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 18, page_checksum_verification=True)
             self._file = (shard.file, opened)
-        self._batches = self._file[1].iter_batches(
-            self._table.read_rows, row_groups=[shard.group], columns=self._stored, use_threads=False
-        )
-        self._rest, skip = None, shard.offset
+        if self._place is None or self._place[:2] != (shard.file, shard.group) or self._place[2] > shard.offset:
+            self._batches = self._file[1].iter_batches(
+                self._table.read_rows, row_groups=[shard.group], columns=self._stored, use_threads=False
+            )
+            self._rest, self._place = None, (shard.file, shard.group, 0)
+        skip = shard.offset - self._place[2]
         while skip:
-            batch = next(self._batches, None)
+            batch = self._rest if self._rest is not None else next(self._batches, None)
             if batch is None:
                 raise corrupt(shard.file, f"row group {shard.group}", f"{skip} rows are missing")
             take = min(batch.num_rows, skip)
@@ -324,7 +328,7 @@ def _parquet(paths: Sequence[str], name: str) -> ParquetTable:
     schema = mark(pa.schema([f.with_type(plain_type(f.type)) for f in schema]), index)
     stat = stats.hexdigest()
     scan_key = "" if young else f"{stat}-{entries.hexdigest()}"
-    return ParquetTable(name, source, shards, schema, stat, read_rows, scan_key, counts)
+    return ParquetTable(name, source, shards, schema, stat, read_rows, size // max(rows, 1) + 1, scan_key, counts)
 
 
 def _footers(pool: ThreadPoolExecutor, source: Source) -> Iterator[_Footer]:

@@ -28,18 +28,32 @@ class Supply(Protocol):
         ...
 
 
-def packed(records: Iterable[pa.RecordBatch]) -> Array:
-    """Batches of one schema as bytes, from which they are read without a copy."""
-    sink = pa.BufferOutputStream()
-    first, *others = records
-    with pa.ipc.new_stream(sink, first.schema) as writer:
-        for record in (first, *others):
+class Packer:
+    """Packs batches into the same memory again and again: to fresh memory a copy takes three times as long."""
+
+    def __init__(self) -> None:
+        self._memory = np.zeros(0, np.uint8)
+
+    def pack(self, records: Iterable[pa.RecordBatch]) -> Array:
+        """Batches of one schema as bytes, from which they are read without a copy; valid until the next call."""
+        held = list(records)
+        size = _write(held, pa.MockOutputStream())
+        if size > len(self._memory):
+            self._memory = np.zeros(size, np.uint8)
+        _write(held, pa.FixedSizeBufferWriter(pa.py_buffer(self._memory)))
+        return self._memory[:size]
+
+
+def _write(records: Sequence[pa.RecordBatch], sink: Any) -> int:
+    """Write batches as a stream; its bytes."""
+    with pa.ipc.new_stream(sink, records[0].schema) as writer:
+        for record in records:
             writer.write_batch(record)
-    return np.frombuffer(sink.getvalue(), np.uint8)
+    return int(sink.size() if isinstance(sink, pa.MockOutputStream) else sink.tell())
 
 
 def unpacked(held: Array) -> Iterator[pa.RecordBatch]:
-    """The batches of `packed`, the same ones."""
+    """The batches that were packed, the same ones."""
     yield from pa.ipc.open_stream(pa.py_buffer(held))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from rayinf.data.handed import Array, packed
+from rayinf.data.handed import Array, Packer
 from rayinf.data.shards import Shard
 from rayinf.data.tables import ShardReader
 
@@ -21,6 +21,7 @@ class ReaderActor:
 
     def __init__(self) -> None:
         self._held: tuple[str, ShardReader] | None = None
+        self._packer = Packer()
 
     def read(self, name: str, source: list[Any], shard: Shard) -> Array:
         """The packed rows of a shard.
@@ -33,7 +34,7 @@ class ReaderActor:
         if self._held is None or self._held[0] != name:
             table, columns = ray.get(source[0])
             self._held = name, table.open(columns)
-        return packed(self._held[1].read(shard))
+        return self._packer.pack(self._held[1].read(shard))  # Ray copies it before the next call
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayinf.data import tables
-from rayinf.data.handed import HandedTable, packed, unpacked
+from rayinf.data.handed import HandedTable, Packer, unpacked
 from rayinf.data.tables import as_table
 
 ROWS = 1000
@@ -40,18 +40,29 @@ def table(tmp_path, monkeypatch):
 
 def test_packed_batches_are_the_same_batches(table):
     records = list(table.open(table.schema.names).read(table.shards[3]))
-    found = list(unpacked(packed(records)))
+    found = list(unpacked(Packer().pack(records)))
     assert [r.num_rows for r in found] == [r.num_rows for r in records] == [64, 64]
     assert all(a.equals(b) and a.schema.equals(b.schema) for a, b in zip(found, records, strict=True))
 
 
 def test_a_packed_batch_is_read_without_a_copy():
     values = np.arange(1000.0)
-    held = packed([pa.record_batch({"x": values})])
+    held = Packer().pack([pa.record_batch({"x": values})])
     [record] = unpacked(held)
     read = record.column("x").to_numpy()
     assert np.shares_memory(read, held)
     assert not read.flags.writeable
+
+
+def test_memory_is_used_again():
+    packer = Packer()
+    one, two, three = (pa.record_batch({"x": np.arange(n) + 1.0}) for n in (1000, 10, 2000))
+    first = packer.pack([one])
+    second = packer.pack([two, two])
+    assert np.shares_memory(first, second)
+    assert list(unpacked(second)) == [two, two]
+    assert list(unpacked(packer.pack([three]))) == [three]
+    assert list(unpacked(packer.pack([one]))) == [one]
 
 
 def test_shards_that_are_not_handed_over_are_read(table):
@@ -59,7 +70,7 @@ def test_shards_that_are_not_handed_over_are_read(table):
 
     def supply(key, shard):
         asked.append((key, shard.index))
-        return packed(reader.read(shard)) if shard.index % 2 else None
+        return Packer().pack(reader.read(shard)) if shard.index % 2 else None
 
     names = ("number", "lists")
     reader, plain = table.open(names), table.open(names)

@@ -8,6 +8,7 @@ are under way are held in the object store.
 from __future__ import annotations
 
 import bisect
+import itertools
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -108,20 +109,26 @@ class Readers:
     def __init__(self, patience: float) -> None:
         self._seconds = None if patience == float("inf") else patience * _PATIENCE_SHARE
         self._actors: list[Any] = []
-        self._sends: dict[str, _Sends] = {}
+        self._sent: dict[str, tuple[Table, Columns, _Sends]] = {}
 
     def hand(self, work: Pass) -> Handing:
         """How the items of a pass reach the workers."""
         runs = few_runs(work.items, work.workers // 2)
         if runs is None or not isinstance(work.table, ParquetTable) or not _pays(work, work.table, runs):
             return Handing(Waiting(work.items))
-        if work.key not in self._sends:
-            source = [ray.put((work.table, work.columns.all))]
-            self._sends[work.key] = _Sends(uuid.uuid4().hex, source, self._seconds)
         while len(self._actors) < len(runs):
             make: Any = ray.remote(num_cpus=0, scheduling_strategy="SPREAD", **_TRIES)(ReaderActor)
             self._actors.append(make.remote())
-        return _Handed(work, runs, self._actors, self._sends[work.key])
+        return _Handed(work, runs, self._actors, self._sends_of(work))
+
+    def _sends_of(self, work: Pass) -> _Sends:
+        """What the calls of a pass hold: as in the pass before, so that a reader keeps its file open."""
+        table, columns, sends = self._sent.get(work.key, (None, None, None))
+        if sends is None or table is not work.table or columns != work.columns:
+            source = [ray.put((work.table, work.columns.all))]
+            sends = _Sends(uuid.uuid4().hex, source, self._seconds)
+            self._sent[work.key] = work.table, work.columns, sends
+        return sends
 
     def close(self) -> None:
         """End them."""
@@ -131,11 +138,13 @@ class Readers:
 
 def _pays(work: Pass, table: ParquetTable, runs: Sequence[Sequence[int]]) -> bool:
     """Whether the rows are enough to start processes for, and few enough for the object store."""
-    items = [shards_of(work.items[key]) for run in runs for key in run]
-    if sum(map(len, items)) < _FEWEST_SHARDS * len(runs):
+    count = largest = 0
+    for key in itertools.chain.from_iterable(runs):
+        shards = shards_of(work.items[key])
+        count, largest = count + len(shards), max(largest, sum(s.rows for s in shards))
+    if count < _FEWEST_SHARDS * len(runs):
         return False
-    largest = max(sum(s.rows for s in shards) for shards in items) * table.row_bytes
-    return largest * work.workers * work.calls <= _SHARE * _object_store()
+    return largest * table.row_bytes * work.workers * work.calls <= _SHARE * _object_store()
 
 
 def _object_store() -> float:

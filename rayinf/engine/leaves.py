@@ -96,6 +96,14 @@ def ends(item: object) -> tuple[Shard, Shard] | None:
     """The first and the last shard of an item; None where it is made of none."""
     if isinstance(item, Shard):
         return item, item
-    chunks = item.chunks if isinstance(item, Group) else [item] if isinstance(item, Chunk) else []
-    some = [c.shards for c in chunks if len(c.shards)]
+    some = [c.shards for c in _chunks_of(item) if len(c.shards)]
     return (some[0][0], some[-1][-1]) if some else None
+
+
+def shards_of(item: object) -> list[Shard]:
+    """The shards that an item is made of, in order."""
+    return [item] if isinstance(item, Shard) else [s for c in _chunks_of(item) for s in c.shards]
+
+
+def _chunks_of(item: object) -> Sequence[Chunk]:
+    return item.chunks if isinstance(item, Group) else [item] if isinstance(item, Chunk) else []

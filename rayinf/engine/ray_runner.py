@@ -6,6 +6,7 @@ import itertools
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ from rayinf.engine.ray_calls import (
 )
 from rayinf.engine.ray_cluster import connect, near_driver, wait_ready
 from rayinf.engine.ray_failed import OnceMore, Outcomes
+from rayinf.engine.ray_handing import Handing, Pass, Readers
 from rayinf.engine.ray_metrics import Meter, meter
 from rayinf.engine.ray_pool import Pool
 from rayinf.engine.ray_session import Kind, give_back, kill, owns_ray, take
-from rayinf.engine.ray_spread import spread
+from rayinf.engine.ray_spread import Waiting, spread
 from rayinf.engine.room import workers_now
 from rayinf.engine.stages import Stage
 from rayinf.store.places import AnyPath
@@ -54,6 +56,7 @@ class RayRunner:
         self._run = uuid.uuid4().hex
         self._factors: tuple[AnyPath | None, str] = (None, "")
         self._pool: Pool | None = None
+        self._readers = Readers(cluster.patience)
         self._store: Any = None
         self._connected = self._started = False
         self._meter: Meter | None = None
@@ -92,12 +95,12 @@ class RayRunner:
         """
         table = options.get("table", self._job.scored)
         name, work = self._send(stage, arrays, table, options)
-        first = Outcomes(failed)
+        first, handing = Outcomes(failed), self._hand(table, items)
         done = first.results(
             spread(
                 self._workers().slots(_IN_FLIGHT),
-                items,
-                lambda actor, key: first.sent(actor, key).run.remote(name, work, items[key]),
+                handing.waiting,
+                lambda actor, key: first.sent(actor, key).run.remote(name, work, items[key], handing.given(key)),
                 Watch(self._cluster.patience),
                 lambda key: label(stage, table, items[key]),
                 again=True,
@@ -130,16 +133,20 @@ class RayRunner:
         count = len(items)
         todo: dict[int, Group] = {}
         first = Outcomes(failed)
+
+        def into(handing: Handing, actor: Any, key: int) -> Any:
+            args = (mark, work, todo[key], self._store, (name, count), handing.given(key))
+            return first.sent(actor, key).run_into.remote(*args)
+
         while left := self.store("pending", name, count):
             todo.clear()
             todo.update(groups(items, left, self._workers().count, fewest))
+            handing = self._hand(table, todo)
             for key, _ in first.results(
                 spread(
                     self._workers().slots(_IN_FLIGHT),
-                    todo,
-                    lambda actor, key: first.sent(actor, key).run_into.remote(
-                        mark, work, todo[key], self._store, (name, count)
-                    ),
+                    handing.waiting,
+                    partial(into, handing),
                     Watch(self._cluster.patience, {"the store of factors": self._store.actor}),
                     lambda key: label(stage, table, todo[key]),
                     again=True,
@@ -165,7 +172,7 @@ class RayRunner:
         while left := self.store("missing_parts", name, list(items)):
             for key, ref in spread(
                 self._workers().slots(1),
-                {k: items[k] for k in left},
+                Waiting({k: items[k] for k in left}),
                 lambda actor, key: actor.run_part.remote(mark, work, items[key], self._store, (name, key)),
                 Watch(self._cluster.patience, {"the store of factors": self._store.actor}),
                 lambda key: label(stage, name, items[key]),
@@ -205,6 +212,7 @@ class RayRunner:
         if self._temporary is not None and self._store is not None and ray.is_initialized():
             cleaned = self._store.actor.clean.remote(self._temporary)  # its machine may be another
             ray.wait([cleaned], timeout=_CLEAN_SECONDS)
+        self._readers.close()
         if self._pool is not None:
             self._pool.close()
         give_back(self._kind_of_store, self._held)
@@ -247,6 +255,11 @@ class RayRunner:
             self.store("note_halvings", found.halvings)
             return found.result
         return found
+
+    def _hand(self, table: str, items: Mapping[int, Any]) -> Handing:
+        """How the items of a pass reach the workers."""
+        job, workers = self._job, self._workers().count
+        return self._readers.hand(Pass(table, job.tables[table], job.columns[table], items, workers, _IN_FLIGHT))
 
     def _once_more(self, table: str, *work: Any) -> OnceMore:
         return OnceMore(self._workers().actors, work, self._cluster.patience, self._job.tables[table].name)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -26,7 +27,7 @@ _NONE: deque[Any] = deque()
 
 def spread(
     slots: Slots,
-    items: Mapping[Any, Any],
+    waiting: Waiting | InTurn,
     send: Callable[[Any, Any], Any],
     watch: Watch,
     label: Callable[[Any], str],
@@ -40,7 +41,7 @@ def spread(
 
     Args:
         slots: actors, each as often as it may have calls. One may join, or leave for good: its items are sent again.
-        items: by key.
+        waiting: the keys of the items, as they are dealt out.
         send: an actor and a key -> a reference.
         watch: ends the wait.
         label: what the call of a key does.
@@ -48,7 +49,7 @@ def spread(
             idle actor too, and the first result counts.
         ended: whether no further item is to be sent; those under way are waited for.
     """
-    yield from _Spread(slots, items, send, label, again, ended).results(watch)
+    yield from _Spread(slots, waiting, send, label, again, ended).results(watch)
 
 
 class Waiting:
@@ -56,9 +57,13 @@ class Waiting:
 
     Args:
         items: by key, in order; they are taken one by one, since there may be 100,000 and more.
+
+    Attributes:
+        count: of all items.
     """
 
     def __init__(self, items: Mapping[Any, Any]) -> None:
+        self.count = len(items)
         self._runs = _runs(items)
         self._own: dict[Any, deque[Any]] = {}
         self._back: deque[Any] = deque()
@@ -80,6 +85,44 @@ class Waiting:
         longest = max(self._own.values(), key=len, default=deque())
         taken = [longest.pop() for _ in range((len(longest) + 1) // 2)]
         return deque(reversed(taken))
+
+
+class InTurn:
+    """Keys of items that are dealt out to whoever asks, the next one of each run in turn.
+
+    Args:
+        runs: of consecutive items.
+
+    Attributes:
+        count: of all items.
+    """
+
+    def __init__(self, runs: Iterable[Sequence[Any]]) -> None:
+        self._runs = deque(deque(run) for run in runs if run)
+        self.count = sum(map(len, self._runs))
+        self._back: deque[Any] = deque()
+
+    def take(self, who: Any) -> Any:
+        """The next key of an actor; None where none is left."""
+        if self._back:
+            return self._back.popleft()
+        if not self._runs:
+            return None
+        run = self._runs.popleft()
+        key = run.popleft()
+        if run:
+            self._runs.append(run)
+        return key
+
+    def put_back(self, key: Any) -> None:
+        """Have a key sent again, before all others."""
+        self._back.append(key)
+
+
+def few_runs(items: Mapping[Any, Any], most: int) -> list[deque[Any]] | None:
+    """The runs of consecutive items that one reader decodes in one go; None where there are more than `most`."""
+    found = list(itertools.islice(_runs(items), most + 1))
+    return found if found and len(found) <= most else None
 
 
 def _runs(items: Mapping[Any, Any]) -> Iterator[deque[Any]]:
@@ -108,14 +151,14 @@ class _Spread:
     def __init__(
         self,
         slots: Slots,
-        items: Mapping[Any, Any],
+        waiting: Waiting | InTurn,
         send: Callable[[Any, Any], Any],
         label: Callable[[Any], str],
         again: bool,
         ended: Callable[[], bool],
     ) -> None:
         self._slots, self._send, self._label, self._again, self._ended = slots, send, label, again, ended
-        self._waiting, self._left = Waiting(items), len(items)
+        self._waiting, self._left = waiting, waiting.count
         self._flying: dict[Any, tuple[Any, Any]] = {}
         # By actor: its calls, and when the one that is under way can have begun.
         self._calls: Counter[Any] = Counter()

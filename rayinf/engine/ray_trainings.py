@@ -16,7 +16,7 @@ from rayinf.engine.ray_calls import MOST_DEATHS_OF_TRAININGS, REPORTS, Life, Wat
 from rayinf.engine.ray_cluster import connect
 from rayinf.engine.ray_pool import Pool
 from rayinf.engine.ray_session import connected
-from rayinf.engine.ray_spread import spread
+from rayinf.engine.ray_spread import Waiting, spread
 from rayinf.user_code import sendable
 
 
@@ -68,7 +68,7 @@ class TrainingActors:
         held = [self._function]
         for key, ref in spread(
             self._pool.slots(1),
-            items,
+            Waiting(items),
             lambda actor, key: actor.call.remote(held, items[key], _what(key)),
             Watch(self._cluster.patience, tick=tick),
             _what,

@@ -16,6 +16,7 @@ from typing import Any
 from rayinf.core.objectives import LABEL, Objective, make_targets
 from rayinf.core.response import Response
 from rayinf.data.batches import Columns, check_columns
+from rayinf.data.changes import have_changed
 from rayinf.data.known_scans import known
 from rayinf.data.labels import Classes, check_known, make_classes
 from rayinf.data.out_folder import check_out
@@ -194,7 +195,7 @@ class Run:
         """
         for name, given in self.spec.tables.items():
             table = self.job.tables[name]
-            if table.stat and as_table(given, [], [], name).stat != table.stat:
+            if have_changed(table.stat, given, name):
                 raise RunError(
                     f"{table.name} ({given}) changed while the run was going.",
                     "leave the table as it is during a run, and run again into a new folder.",

@@ -8,6 +8,7 @@ from typing import Any
 
 from rayinf.core.objectives import LABEL, Objective
 from rayinf.data.batches import Columns, check_columns
+from rayinf.data.changes import have_changed
 from rayinf.data.known_scans import known
 from rayinf.data.labels import Classes, check_known, make_classes
 from rayinf.data.scan import TableScan
@@ -61,7 +62,7 @@ def check_unchanged(table: Table, given: Any, name: str) -> None:
     Raises:
         RunError: a Parquet file changed since the run began.
     """
-    if table.stat and as_table(given, [], [], name).stat != table.stat:
+    if have_changed(table.stat, given, name):
         raise RunError(
             f"{name} ({given}) changed while the run was going.",
             "leave the table as it is during a run, and run again into a new folder.",

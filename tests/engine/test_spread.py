@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +12,7 @@ from rayinf.engine import ray_calls, ray_spread
 from rayinf.engine.deadline import Deadline
 from rayinf.engine.job import Chunk
 from rayinf.engine.ray_pool import Slots
-from rayinf.engine.ray_spread import Waiting, spread
+from rayinf.engine.ray_spread import InTurn, Waiting, few_runs, spread
 
 
 class Cluster:
@@ -95,7 +95,7 @@ class Cluster:
         found = []
         for key, _ in spread(
             Slots(self.actors * slots, self.joined, lambda ref, actor: ref in self.lost),
-            items,
+            Waiting(items),
             self.send,
             self,
             str,
@@ -262,7 +262,24 @@ def test_a_pass_that_has_ended_waits_for_what_is_under_way_and_sends_nothing_mor
     cluster, found = Cluster(monkeypatch, 2), []
     ended = lambda: len(found) >= 3  # noqa: E731
     slots = Slots(cluster.actors * 2, list, lambda ref, actor: False)
-    for key, _ in spread(slots, dict.fromkeys(range(50)), cluster.send, cluster, str, ended=ended):
+    for key, _ in spread(slots, Waiting(numbers(50)), cluster.send, cluster, str, ended=ended):
         found.append(key)
     assert sorted(found) == sorted(key for _, key in cluster.sent)
     assert len(found) <= 7
+
+
+def test_runs_are_dealt_in_turn():
+    waiting = InTurn([range(3), range(10, 15), []])
+    assert waiting.count == 8
+    taken = [waiting.take("x"), waiting.take("y")]
+    waiting.put_back(0)
+    assert [*taken, *(waiting.take("x") for _ in range(8))] == [0, 10, 0, 1, 11, 2, 12, 13, 14, None]
+
+
+def test_runs_are_counted_up_to_a_number():
+    shards = [*group("a", 0, 3), *group("a", 1, 2, 3), *group("b", 0, 1, 5)]
+    items = {s.index: s for s in shards}
+    assert few_runs(items, 3) == [deque([0, 1, 2]), deque([3, 4]), deque([5])]
+    assert few_runs(items, 2) is None
+    assert few_runs({}, 2) is None
+    assert few_runs(numbers(3), 2) is None

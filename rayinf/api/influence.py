@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from rayinf.core.fisher import FisherKind
 from rayinf.data.scores import Scores
-from rayinf.engine import curvature as curv
 from rayinf.engine import pipeline, scoring
+from rayinf.engine.column_pipeline import score_columns
 from rayinf.engine.job import Cluster
 from rayinf.engine.run import Run, open_run
 from rayinf.engine.spec import InfluenceSpec
@@ -118,5 +118,4 @@ def value_rows(run: Run) -> list[pa.Table]:
         The shards' tables, or nothing where they were written to the folder.
     """
     pipeline.fit_factors(run)
-    solved = pipeline.solve_queries(run)
-    return pipeline.score(run, scoring.Score, solved, curv.column_names(run.job.targets, run.spec.halves))
+    return score_columns(run, scoring.Score)

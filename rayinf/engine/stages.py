@@ -14,7 +14,7 @@ from rayinf.core.blocks import Block
 from rayinf.core.influence import ForwardPass, add_queries
 from rayinf.core.kfac import Basis, Sums
 from rayinf.core.layer_inputs import output_positions, tiles
-from rayinf.core.objectives import LABEL
+from rayinf.core.objectives import LABEL, Target
 from rayinf.data.batches import BatchReader
 from rayinf.data.files import Arrays
 from rayinf.data.scan import ShardScan, scan_shard
@@ -35,9 +35,9 @@ _SCAN_ROWS = 8192
 _EXACT_QUERIES = 256 << 20
 
 
-def group_sums(job: Job) -> int:
-    """Sums of gradients over groups of validation rows, which queries are made of."""
-    return sum(t.width for t in job.targets) * (2 if job.spec.halves else 1)
+def group_sums(job: Job, targets: Sequence[Target] | None = None) -> int:
+    """Sums of gradients over groups of validation rows, which queries of all targets (or of these) are made of."""
+    return sum(t.width for t in (job.targets if targets is None else targets)) * (2 if job.spec.halves else 1)
 
 
 def query_dtype(columns: int, parameters: int, own: torch.dtype) -> torch.dtype:
@@ -295,19 +295,20 @@ class Queries(Summing):
     """Chunk of validation rows -> group sums of every objective, their counts, and their gradients.
 
     Objectives that share an attack share its forward pass, and of these those that share a function of rows its
-    backward pass.
+    backward pass. Arrays: none, or of a tile of columns `tile` (`objectives.in_tile`).
     """
 
     table = "valid"
 
     def prepare(self, arrays: Arrays) -> None:
-        """Choose the precision of the sums."""
-        parameters = sum(b.numel for b in self.worker.blocks)
-        self.dtype = query_dtype(group_sums(self.worker.job), parameters, self.worker.dtype)
+        """Choose the columns, and the precision of their sums."""
+        job, parameters = self.worker.job, sum(b.numel for b in self.worker.blocks)
+        self.targets = objectives.in_tile(job.targets, arrays["tile"].tolist()) if "tile" in arrays else job.targets
+        self.dtype = query_dtype(group_sums(job, self.targets), parameters, self.worker.dtype)
 
     def batch(self, sums: Sums, ready: Ready) -> None:
         """Add one batch."""
-        sources = objectives.sources(self.worker.job.targets)
+        sources = objectives.sources(self.targets)
         attacks = [a for k, (a, _) in enumerate(sources) if a not in [b for b, _ in sources[:k]]]
         for attack in attacks:
             with self.worker.forward_pass(self.worker.attacked(attack, ready)) as forward_pass:
@@ -320,7 +321,7 @@ class Queries(Summing):
 
     def _add(self, sums: Sums, ready: Ready, forward_pass: ForwardPass, j: int, source: objectives.Source) -> None:
         w, job = self.worker, self.worker.job
-        shared = [t for t in job.targets if t.source == source]
+        shared = [t for t in self.targets if t.source == source]
         outputs = job.outputs
         values, gradient = fisher.loss_gradient(
             w.loss if source[1] is None else outputs.rows(source[1]), forward_pass.logits, ready.y

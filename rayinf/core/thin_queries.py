@@ -83,17 +83,17 @@ def thin(u_oi: Tensor, most: int, share: float) -> Pair | None:
         The two, R with orthonormal rows; or None where the rank is larger.
     """
     o, i = u_oi.shape
-    size, rank = float(u_oi.norm()), _FIRST
+    size, rank = float(u_oi.norm()), 0
     if not size:
         return u_oi.new_zeros(1, o), u_oi.new_zeros(1, i)
     generator = torch.Generator().manual_seed(0)
-    while rank <= most:
+    while rank < most:
+        rank = min(max(2 * rank, _FIRST), most)
         start = torch.randn(i, rank, generator=generator, dtype=u_oi.dtype)
         q_ok = torch.linalg.qr(u_oi @ start).Q
         inner_ki = q_ok.T @ u_oi
         if float(torch.addmm(u_oi, q_ok, inner_ki, alpha=-1).norm()) <= share * size:
             return _shortened(q_ok, inner_ki, share * size)
-        rank *= 2
     return None
 
 

@@ -232,6 +232,18 @@ def test_what_is_refused_is_a_tile(tables: Tables, monkeypatch: pytest.MonkeyPat
     assert tile.what.startswith("1 column over") and tile.what.endswith("(a tile of 3 columns)")
 
 
+def test_a_plan_of_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes are those of a tile, and of thin queries."""
+    model, train, valid = head()
+    monkeypatch.setattr(column_tiles, "columns_at_once", lambda *given: 32)
+    cost = rayinf.plan(rayinf.Task(model), train, valid, "category", curvature="kfac")
+    memory_of = {s.name: s.memory for s in cost.stages}
+    fixed = memory_of["scan train"]
+    # Sums in float64, queries in float32, and a copy of the sums; a rank of 6 for each of two rows.
+    assert memory_of["queries"] - fixed == (8 + 4 + 8) * 32 * CLASSES * (INPUTS + 1)
+    assert memory_of["scores"] - fixed == 2 * 4 * 32 * 12 * (CLASSES + INPUTS + 1)
+
+
 def test_the_same_bytes_on_a_cluster(ray_session: None, tables: Tables, tmp_path: Path, of_two: None) -> None:
     value(tables, out=tmp_path / "here")
     value(tables, out=tmp_path / "there", cluster=rayinf.Cluster(workers=2))

@@ -112,7 +112,7 @@ def solve_thin(
     singular = not bool(inverse_roi.all())
     found: list[Pair] = []
     for v_roi in v_qroi:
-        pair = thin(v_roi[0].double(), most, GRADIENT_SHARE)
+        pair = thin(v_roi[0].double(), most, GRADIENT_SHARE, _largest(found))
         if pair is None:
             return None
         found.append(pair)
@@ -123,11 +123,16 @@ def solve_thin(
             _check_lost(
                 rotated.flatten()[None] * (inverse_roi.flatten() == 0), rotated.flatten()[None], shown(block.name)
             )
-        pair = thin(rotated.mul_(inverse_roi[0]), most, SOLVED_SHARE)
+        pair = thin(rotated.mul_(inverse_roi[0]), most, SOLVED_SHARE, _largest(solved))
         if pair is None:
             return None
         solved.append((pair[0].to(dtype), pair[1].to(dtype)))
     return joined(_rotated(solved, basis.q_g_roo[0].T.to(dtype), basis.q_a_rii[0].T.to(dtype)))
+
+
+def _largest(pairs: Sequence[Pair]) -> int:
+    """The largest rank."""
+    return max((len(left) for left, _ in pairs), default=0)
 
 
 def _rotated(pairs: Sequence[Pair], left_oo: Tensor, right_ii: Tensor) -> list[Pair]:

@@ -19,8 +19,8 @@ from rayinf.core.layer_inputs import LayerInputs
 # The share of a matrix's norm that may be left out: of gradients, whose products in float32 are rounded by about as
 # much, and of solved queries.
 GRADIENT_SHARE, SOLVED_SHARE = 2.0**-22, 2.0**-23
-# The first rank that is tried; a larger one is twice that before.
-_FIRST = 8
+# The first rank that is tried is so much larger than that of the matrix before; after it comes twice as much.
+_MORE = 8
 # Width of the products of rows with queries that are computed at a time.
 _WIDTH = 1024
 
@@ -71,13 +71,14 @@ def most_rank(o: int, i: int) -> int:
     return o * i // (2 * (o + i))
 
 
-def thin(u_oi: Tensor, most: int, share: float) -> Pair | None:
+def thin(u_oi: Tensor, most: int, share: float, usual: int = 0) -> Pair | None:
     """`L [k, o]` and `R [k, i]` whose product `L' R` is a matrix but for a share of its Frobenius norm.
 
     Args:
         u_oi: float64.
         most: the largest rank that is wanted.
         share: of the norm that may be left out, twice: of what lies outside the range, and of what lies within it.
+        usual: the rank of matrices before.
 
     Returns:
         The two, R with orthonormal rows; or None where the rank is larger.
@@ -88,10 +89,11 @@ def thin(u_oi: Tensor, most: int, share: float) -> Pair | None:
         return u_oi.new_zeros(1, o), u_oi.new_zeros(1, i)
     generator = torch.Generator().manual_seed(0)
     while rank < most:
-        rank = min(max(2 * rank, _FIRST), most)
+        rank = min(max(2 * rank, usual + _MORE), most)
         start = torch.randn(i, rank, generator=generator, dtype=u_oi.dtype)
         q_ok = torch.linalg.qr(u_oi @ start).Q
         inner_ki = q_ok.T @ u_oi
+        # Not by the norms of U and of Q'U: their rounding hides what is left out.
         if float(torch.addmm(u_oi, q_ok, inner_ki, alpha=-1).norm()) <= share * size:
             return _shortened(q_ok, inner_ki, share * size)
     return None

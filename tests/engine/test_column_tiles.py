@@ -236,6 +236,7 @@ def test_a_plan_of_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes are those of a tile, and of thin queries."""
     model, train, valid = head()
     monkeypatch.setattr(column_tiles, "columns_at_once", lambda *given: 32)
+    monkeypatch.setattr("rayinf.engine.plan._SECONDS", 0.0)
     cost = rayinf.plan(rayinf.Task(model), train, valid, "category", curvature="kfac")
     memory_of = {s.name: s.memory for s in cost.stages}
     fixed = memory_of["scan train"]

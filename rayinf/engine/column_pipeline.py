@@ -49,7 +49,8 @@ def _score_tile(run: Run, stage: type[stages.Stage], k: int, tile: Tile) -> list
     if turns.is_done(run, _folder(k)) and (store("has", f"summary-{k}") or store("has", "solved")):
         return []
     queries, solved = f"queries-{k}", f"solved-{k}"
-    handle = pipeline.solve_columns(run, queries, solved, targets, {"tile": np.array(tile)})
+    columns = {"tile": np.array(tile), **({"rest": np.array(True)} if k else {})}
+    handle = pipeline.solve_columns(run, queries, solved, targets, columns)
     pipeline.derive(run, f"summary-{k}", curv.summary_of_tile, [solved])
     store("drop", queries)
     names = curv.column_names(targets, run.spec.halves)

@@ -2,8 +2,8 @@
 
 The constants are copies that the code makes, and were measured: 12 bytes a parameter and column in float32 with EKFAC
 (sums 8, solved 4) and 8 more for the largest layer's query vectors, 16 with "identity"; with halves, two sums and three
-vectors a column. Sums of more than 256 MiB are in the model's precision. What (E)KFAC holds beside is counted
-by step (`kronecker_bytes`).
+vectors a column. Where columns are in tiles (`column_tiles`), those of a tile. Sums of more than 256 MiB are in the
+model's precision. What (E)KFAC holds beside is counted by step (`kronecker_bytes`).
 """
 
 from __future__ import annotations

@@ -295,7 +295,8 @@ class Queries(Summing):
     """Chunk of validation rows -> group sums of every objective, their counts, and their gradients.
 
     Objectives that share an attack share its forward pass, and of these those that share a function of rows its
-    backward pass. Arrays: none, or of a tile of columns `tile` (`objectives.in_tile`).
+    backward pass. Arrays: none, or of a tile of columns `tile` (`objectives.in_tile`), and `rest` of all tiles but the
+    first: only rows that belong to the tile are then passed through the model, and how well it fits is not summed.
     """
 
     table = "valid"
@@ -305,14 +306,16 @@ class Queries(Summing):
         job, parameters = self.worker.job, sum(b.numel for b in self.worker.blocks)
         self.targets = objectives.in_tile(job.targets, arrays["tile"].tolist()) if "tile" in arrays else job.targets
         self.dtype = query_dtype(group_sums(job, self.targets), parameters, self.worker.dtype)
+        self.rest = "rest" in arrays
 
     def batch(self, sums: Sums, ready: Ready) -> None:
         """Add one batch."""
+        ready = self._of_tile(ready) if self.rest else ready
         sources = objectives.sources(self.targets)
         attacks = [a for k, (a, _) in enumerate(sources) if a not in [b for b, _ in sources[:k]]]
         for attack in attacks:
             with self.worker.forward_pass(self.worker.attacked(attack, ready)) as forward_pass:
-                if attack is None:
+                if attack is None and not self.rest:
                     losses, _ = fisher.loss_gradient(self.worker.loss, forward_pass.logits, ready.y)
                     add_valid(sums, forward_pass.logits.detach(), ready.y, losses)
                 for j, source in enumerate(sources):
@@ -327,11 +330,23 @@ class Queries(Summing):
             w.loss if source[1] is None else outputs.rows(source[1]), forward_pass.logits, ready.y
         )
         cotangent, scale = fisher.scale_together(gradient, w.dtype)
-        codes = {s: codes_of(job.levels[s], ready, s) for s in job.levels}
-        weights = objectives.weights(shared, codes, w.halves(ready), ready.y).to(w.dtype)
+        weights = self._weights(shared, ready)
         objectives.add_values(sums, j, shared, values, weights, (forward_pass.logits.detach(), ready.y))
         with kfac.scaled(sums, scale, "V", power=1) as part:
             add_queries(part, forward_pass, cotangent, weights, f"V{j}", self.dtype)
+
+    def _of_tile(self, ready: Ready) -> Ready:
+        """The rows of a batch that enter a sum; where none does, one, so that every sum is there."""
+        rows = self._weights(self.targets, ready).any(1).nonzero()[:, 0].cpu().numpy()
+        if len(rows) == len(ready.y):
+            return ready
+        return self.worker.ready(self.table, ready.raw.take(rows if len(rows) else np.zeros(1, np.int64)))
+
+    def _weights(self, targets: Sequence[Target], ready: Ready) -> Tensor:
+        """Which rows enter which group sum, in the model's precision."""
+        levels = self.worker.job.levels
+        codes = {s: codes_of(levels[s], ready, s) for s in levels}
+        return objectives.weights(targets, codes, self.worker.halves(ready), ready.y).to(self.worker.dtype)
 
 
 def is_head(forward_pass: ForwardPass) -> bool:

@@ -98,7 +98,7 @@ def influence(
     Cost: one pass over `train` to score, `2 Q o i` flops a row and layer (Q objectives, o outputs, i inputs) beside a
     forward and a backward pass without weights; two more to fit EKFAC (one for K-FAC), and one for inverse="auto": of
     at most `curvature_rows` rows, which are drawn while the table is scanned. Memory does not grow with rows, beyond
-    the result itself. Columns whose gradients and queries would hold more than 1 GiB (of 16 columns or fewer: 8 GiB)
+    the result itself. Columns whose gradients and queries would hold more than 2 GiB (of 16 columns or fewer: 8 GiB)
     are taken in tiles, with a pass over both tables for each.
     """
     given = locals()

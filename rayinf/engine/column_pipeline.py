@@ -11,7 +11,7 @@ import pyarrow as pa
 from rayinf.core.objectives import in_tile
 from rayinf.engine import curvature as curv
 from rayinf.engine import pipeline, stages, turns
-from rayinf.engine.column_tiles import Tile, column_tiles
+from rayinf.engine.column_tiles import Tile, column_tiles, tile_names
 from rayinf.engine.run import Run
 
 
@@ -32,10 +32,10 @@ def score_columns(run: Run, stage: type[stages.Stage]) -> list[pa.Table]:
     tiles, names = column_tiles(run.job, run.probe), curv.column_names(run.job.targets, run.spec.halves)
     if len(tiles) == 1:
         return pipeline.score(run, stage, pipeline.solve_queries(run), names)
-    found = [_score_tile(run, stage, k, tile) for k, tile in enumerate(tiles)]
-    summaries = [f"summary-{k}" for k in range(len(tiles))]
-    pipeline.derive(run, "solved", curv.join_tiles, summaries)
-    return turns.join_turns(run, found, [_folder(k) for k in range(len(tiles))], join_columns, names)
+    named = dict(zip(tile_names(tiles), tiles, strict=True))
+    found = [_score_tile(run, stage, name, tile) for name, tile in named.items()]
+    pipeline.derive(run, "solved", curv.join_tiles, [f"summary-{name}" for name in named])
+    return turns.join_turns(run, found, [_folder(name) for name in named], join_columns, names)
 
 
 def join_columns(tables: Sequence[pa.Table]) -> dict[str, Any]:
@@ -43,21 +43,21 @@ def join_columns(tables: Sequence[pa.Table]) -> dict[str, Any]:
     return {name: column for table in tables for name, column in turns.values_of(table).items()}
 
 
-def _score_tile(run: Run, stage: type[stages.Stage], k: int, tile: Tile) -> list[pa.Table]:
+def _score_tile(run: Run, stage: type[stages.Stage], name: str, tile: Tile) -> list[pa.Table]:
     """The values of a tile's columns: the shards' tables, or nothing where they were written."""
     store, targets = run.runner.store, in_tile(run.job.targets, tile)
-    if turns.is_done(run, _folder(k)) and (store("has", f"summary-{k}") or store("has", "solved")):
+    if turns.is_done(run, _folder(name)) and (store("has", f"summary-{name}") or store("has", "solved")):
         return []
-    queries, solved = f"queries-{k}", f"solved-{k}"
-    columns = {"tile": np.array(tile), **({"rest": np.array(True)} if k else {})}
+    queries, solved = f"queries-{name}", f"solved-{name}"
+    columns = {"tile": np.array(tile), **({"rest": np.array(True)} if not name.startswith("0-") else {})}
     handle = pipeline.solve_columns(run, queries, solved, targets, columns)
-    pipeline.derive(run, f"summary-{k}", curv.summary_of_tile, [solved])
+    pipeline.derive(run, f"summary-{name}", curv.summary_of_tile, [solved])
     store("drop", queries)
     names = curv.column_names(targets, run.spec.halves)
-    found = pipeline.score(run, stage, handle, names, _folder(k))
+    found = pipeline.score(run, stage, handle, names, _folder(name))
     store("drop", solved)
     return found
 
 
-def _folder(k: int) -> str:
-    return f"columns-{k}"
+def _folder(name: str) -> str:
+    return f"columns-{name}"

@@ -5,7 +5,7 @@ The model and the columns alone fix the tiles, never the machine or the workers.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -15,7 +15,7 @@ from rayinf.engine.probe import Probe
 
 # Bytes of a tile's group sums and queries. Of large models a tile has at least so many columns, up to more bytes: each
 # tile costs a pass of the model over all rows, beside which few columns are cheap.
-TILE_BYTES, LEAST_COLUMNS, MOST_BYTES = 1 << 30, 16, 8 << 30
+TILE_BYTES, LEAST_COLUMNS, MOST_BYTES = 2 << 30, 16, 8 << 30
 # What a validation row of its group adds to the rank of a solved query: 3 to 7, measured at 0.1 times the layer's mean.
 _RANKS_A_ROW = 6
 
@@ -47,6 +47,16 @@ def column_tiles(job: Job, probed: Probe) -> list[Tile]:
             tiles[-1][k] = (start, stop)
             left, start = max(0, left - (stop - start)), stop
     return [tuple(tile) for tile in tiles]
+
+
+def tile_names(tiles: Sequence[Tile]) -> list[str]:
+    """A name for each tile, by the places of its groups among all groups: other tiles would have other names."""
+    names, at = [], 0
+    for tile in tiles:
+        count = sum(stop - start for start, stop in tile)
+        names.append(f"{at}-{at + count}")
+        at += count
+    return names
 
 
 def columns_at_once(job: Job, probed: Probe) -> int:

@@ -70,7 +70,7 @@ def steps(folder: Path) -> dict[str, float]:
     for line in (folder / "run" / "log.jsonl").read_text().splitlines():
         held = json.loads(line)
         if held.get("event") == "stage":
-            name = held["name"].rstrip("0123456789").rstrip("-")
+            name = held["name"].partition("-")[0]
             found[name] = round(found.get(name, 0.0) + held["seconds"], 1)
     return found
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from rayinf.core.fisher import FisherKind
 from rayinf.data.scores import Scores
-from rayinf.engine import curvature as curv
 from rayinf.engine import pipeline, scoring
+from rayinf.engine.column_pipeline import score_columns
 from rayinf.engine.job import Cluster
 from rayinf.engine.run import Run, open_run
 from rayinf.engine.spec import InfluenceSpec
@@ -98,7 +98,8 @@ def influence(
     Cost: one pass over `train` to score, `2 Q o i` flops a row and layer (Q objectives, o outputs, i inputs) beside a
     forward and a backward pass without weights; two more to fit EKFAC (one for K-FAC), and one for inverse="auto": of
     at most `curvature_rows` rows, which are drawn while the table is scanned. Memory does not grow with rows, beyond
-    the result itself.
+    the result itself. Columns whose gradients and queries would hold more than 2 GiB (of 16 columns or fewer: 8 GiB)
+    are taken in tiles, with a pass over both tables for each.
     """
     given = locals()
     spec = InfluenceSpec(**given)
@@ -118,5 +119,4 @@ def value_rows(run: Run) -> list[pa.Table]:
         The shards' tables, or nothing where they were written to the folder.
     """
     pipeline.fit_factors(run)
-    solved = pipeline.solve_queries(run)
-    return pipeline.score(run, scoring.Score, solved, curv.column_names(run.job.targets, run.spec.halves))
+    return score_columns(run, scoring.Score)

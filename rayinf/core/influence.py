@@ -14,6 +14,7 @@ from rayinf.core.capture import Capture
 from rayinf.core.kfac import Sums
 from rayinf.core.layer_inputs import SUM_TILES, LayerInputs, rotate, tiles
 from rayinf.core.row_gradients import loose_row_gradients, row_gradient_slices
+from rayinf.core.thin_queries import ThinQueries
 from rayinf.errors import InputError
 
 # Width of the products of rows with queries that are computed at a time: they stay in the cache. A few queries at a
@@ -128,7 +129,7 @@ def add_queries(
 def row_products(
     forward_pass: ForwardPass,
     cotangent_bc: Tensor,
-    queries: Queries,
+    queries: Mapping[str, Tensor | ThinQueries],
     flat: Collection[str] = frozenset(),
     last: bool = True,
     eigenbases: Mapping[str, Eigenbasis] | None = None,
@@ -146,7 +147,8 @@ def row_products(
     Raises:
         InputError: one has.
 
-    Cost a row: `Q o i` multiply-adds a layer, and `T o i` more where there are T > 1 positions.
+    Cost a row: `Q o i` multiply-adds a layer, and `T o i` more where there are T > 1 positions; of thin queries of
+    rank k, `Q k (o + i)`.
     """
     first = next(iter(queries.values()))
     out = torch.zeros(len(cotangent_bc), len(first), dtype=first.dtype, device=first.device)
@@ -161,8 +163,10 @@ def row_products(
     return out
 
 
-def tile_products(tile: LayerInputs, u_qroi: Tensor) -> Tensor:
+def tile_products(tile: LayerInputs, u_qroi: Tensor | ThinQueries) -> Tensor:
     """Products `[b, Q]` of a tile's row gradients with a block's queries `[Q, r, o, i]`."""
+    if isinstance(u_qroi, ThinQueries):
+        return u_qroi.products(tile)
     return (_products_one if tile.one else _products_many)(tile, tile.narrow(u_qroi))
 
 

@@ -15,6 +15,7 @@ from rayinf.core.influence import Eigenbasis, Queries, in_eigenbasis
 from rayinf.core.kfac import Basis
 from rayinf.core.layer_inputs import LayerInputs
 from rayinf.core.response import Damped, Response, saturation
+from rayinf.core.thin_queries import GRADIENT_SHARE, SOLVED_SHARE, Pair, ThinQueries, joined, most_rank, thin
 from rayinf.errors import InputError
 
 # The share of a query's norm that may lie where the curvature is singular before the answer is refused.
@@ -47,7 +48,7 @@ def power_over(arrays: Sequence[np.ndarray[Any, Any]]) -> float:
     return 1.0 if largest <= _MOST else 2.0 ** math.ceil(math.log2(largest))
 
 
-def out_of_range(queries: Queries) -> bool:
+def out_of_range(queries: Mapping[str, Tensor | ThinQueries]) -> bool:
     """Whether a query is not finite, or so large or small that float32 may overflow or underflow."""
     size_q = _sizes(queries)
     return not bool(((size_q <= _MOST) & (size_q >= 1 / _MOST)).all())
@@ -61,9 +62,16 @@ def scale_queries(queries: Queries) -> tuple[Queries, Tensor]:
     return {k: v / scale_q.view(-1, 1, 1, 1) for k, v in queries.items()}, scale_q
 
 
-def _sizes(queries: Queries) -> Tensor:
-    """The largest magnitude in each query, `[Q]`, without a copy of the queries."""
-    return torch.stack([torch.linalg.vector_norm(v.flatten(1), torch.inf, 1) for v in queries.values()]).amax(0)
+def _sizes(queries: Mapping[str, Tensor | ThinQueries]) -> Tensor:
+    """The largest magnitude in each query, `[Q]`, without a copy of the queries; of thin ones their norm."""
+    return torch.stack(
+        [
+            v.left_qko.flatten(1).norm(dim=1)
+            if isinstance(v, ThinQueries)
+            else torch.linalg.vector_norm(v.flatten(1), torch.inf, 1)
+            for v in queries.values()
+        ]
+    ).amax(0)
 
 
 def solve_eigen(
@@ -89,6 +97,49 @@ def solve_eigen(
         solved = torch.matmul(back_g, rotated.mul_(inverse_roi).to(dtype))
         out[k] = solved if back_a is None else torch.matmul(solved, back_a)
     return out
+
+
+def solve_thin(
+    block: Block, v_qroi: Tensor, basis: Basis, inverse_roi: Tensor, dtype: torch.dtype
+) -> ThinQueries | None:
+    """The same of a block of one group as thin queries: no query is rotated whole. None where a rank is too large.
+
+    Raises:
+        InputError: the query has weight where the curvature is singular.
+    """
+    assert basis.q_a_rii is not None
+    most = most_rank(*block.shape[1:])
+    singular = not bool(inverse_roi.all())
+    found: list[Pair] = []
+    for v_roi in v_qroi:
+        pair = thin(v_roi[0].double(), most, GRADIENT_SHARE, _largest(found))
+        if pair is None:
+            return None
+        found.append(pair)
+    solved: list[Pair] = []
+    for left_ko, right_ki in _rotated(found, basis.q_g_roo[0], basis.q_a_rii[0]):
+        rotated = left_ko.T @ right_ki
+        if singular:
+            _check_lost(
+                rotated.flatten()[None] * (inverse_roi.flatten() == 0), rotated.flatten()[None], shown(block.name)
+            )
+        pair = thin(rotated.mul_(inverse_roi[0]), most, SOLVED_SHARE, _largest(solved))
+        if pair is None:
+            return None
+        solved.append((pair[0].to(dtype), pair[1].to(dtype)))
+    return joined(_rotated(solved, basis.q_g_roo[0].T.to(dtype), basis.q_a_rii[0].T.to(dtype)))
+
+
+def _largest(pairs: Sequence[Pair]) -> int:
+    """The largest rank."""
+    return max((len(left) for left, _ in pairs), default=0)
+
+
+def _rotated(pairs: Sequence[Pair], left_oo: Tensor, right_ii: Tensor) -> list[Pair]:
+    """All pairs times two matrices, in one product each."""
+    ranks = [len(left) for left, _ in pairs]
+    left, right = (torch.cat([p[side] for p in pairs]) @ q for side, q in ((0, left_oo), (1, right_ii)))
+    return list(zip(left.split(ranks), right.split(ranks), strict=True))
 
 
 def solve_rows(parts: Iterable[LayerInputs], out_broi: Tensor, eigenbasis: Eigenbasis, name: str, stay: bool) -> Tensor:

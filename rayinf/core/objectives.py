@@ -100,10 +100,14 @@ class Objective:
 
 @dataclass(frozen=True)
 class Target:
-    """An objective whose groups are known: `levels` in sorted order, one column each or one in all."""
+    """An objective whose groups are known: `levels` in sorted order, one column each or one in all.
+
+    Of a target that stands for some of its columns, `first` is the place of its first group among all of them.
+    """
 
     objective: Objective
     levels: tuple[str, ...]
+    first: int = 0
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -114,6 +118,15 @@ class Target:
     def width(self) -> int:
         """Group sums that the objective is made of."""
         return max(1, len(self.levels))
+
+    @property
+    def divides(self) -> bool:
+        """Whether every group is a column of its own, so that some of them can be taken without the others."""
+        return bool(self.levels) and self.objective.combine is None and len(self.columns) == self.width
+
+    def some(self, start: int, stop: int) -> Target:
+        """The same for its groups from `start` to `stop`."""
+        return replace(self, levels=self.levels[start:stop], first=self.first + start)
 
     @property
     def source(self) -> Source:
@@ -128,6 +141,20 @@ def make_targets(
     return tuple(
         Target(o.settle(labels), tuple(str(v) for v in levels[o.split]) if o.split is not None else ())
         for o in objectives
+    )
+
+
+def in_tile(targets: Sequence[Target], groups: Sequence[Sequence[int]]) -> tuple[Target, ...]:
+    """The targets of a tile of columns.
+
+    Args:
+        targets: of all columns.
+        groups: for each of them, the first and the last of its groups that belong to the tile, and one more; a target
+            of which none does has the same number twice. One that does not divide is there whole, or not at all.
+    """
+    pairs = zip(targets, groups, strict=True)
+    return tuple(
+        t if (start, stop) == (0, t.width) else t.some(start, stop) for t, (start, stop) in pairs if stop > start
     )
 
 
@@ -159,7 +186,8 @@ def weights(targets: Sequence[Target], codes: Mapping[str, Tensor], half: Tensor
         if target.objective.split is None:
             part = torch.ones(len(labels), 1, device=labels.device)
         else:
-            part = torch.nn.functional.one_hot(codes[target.objective.split], target.width).float()
+            groups = torch.arange(target.first, target.first + target.width, device=labels.device)
+            part = (codes[target.objective.split][:, None] == groups).float()
         if target.objective.where is not None:
             part = part * _chosen(target.objective, labels)[:, None]
         parts.append(part)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,13 @@ from rayinf.core import exact, inverse, kfac
 from rayinf.core.blocks import Block
 from rayinf.core.objectives import Target, objective_details, query_vectors
 from rayinf.core.response import Damped, Response
+from rayinf.core.thin_queries import ThinQueries
 from rayinf.data.files import Arrays
 from rayinf.data.scores import HALVES
 from rayinf.engine.curvature_rows import FIRST, check_drawn, scale_up
 from rayinf.engine.entry import DENSE, KRONECKER
 from rayinf.engine.fit_quality import PREFIX
+from rayinf.engine.scoring import THIN
 from rayinf.engine.stages import read_bases
 from rayinf.errors import InputError
 
@@ -28,6 +30,8 @@ from rayinf.errors import InputError
 MOST_THREADS = 2
 # Columns of random signs a row, by layer.
 _SIGNS = "signs/"
+# Of a tile of columns: whether a validation row has a gradient.
+MOVED = "moved"
 _LARGE_SIDE, LARGE_QUERIES = 1500, 2_000_000
 
 
@@ -74,11 +78,21 @@ def dense_mean(hessian: Arrays) -> Arrays:
     return {"mean": mean.numpy(), "rows": hessian["rows"]}
 
 
-def solve(queries: Arrays, source: Arrays, solver: Solver, targets: Sequence[Target], halves: bool) -> Arrays:
+def solve(
+    queries: Arrays, source: Arrays, solver: Solver, targets: Sequence[Target], halves: bool, tiled: bool = False
+) -> Arrays:
     """Merged group sums and what `precondition` takes -> `U/<block>` of every column (`column_names`).
 
     Beside them stand the details of every objective (`core.objectives.objective_details`), `details/<name>`
     `[columns]`, NaN where it has none.
+
+    Args:
+        queries: merged sums of `stages.Queries`.
+        source: as `precondition` takes it.
+        solver: what is solved.
+        targets: the objectives.
+        halves: whether every column is also solved for each half.
+        tiled: these are some of a run's columns: queries may be thin, and may all be flat, as `MOVED` then says.
 
     Raises:
         InputError: a singular or negative curvature (see `rayinf.core.inverse`).
@@ -92,18 +106,49 @@ def solve(queries: Arrays, source: Arrays, solver: Solver, targets: Sequence[Tar
         moved.append(bool(found.any()))
         return found
 
-    solved = precondition(vectors, len(column_names(targets, halves)), source, solver)
-    if not any(moved):
-        raise InputError(
-            f"None of the {int(next(v for k, v in small.items() if k.startswith('C')).sum()):,} validation rows has a "
-            "gradient: the objective is flat at all of them, and every value would be 0.",
-            "check the scale of the features and of the model's outputs: it is so sure of every row that its loss is 0 "
-            "to the last digit.",
-        )
+    solved = precondition(vectors, len(column_names(targets, halves)), source, solver, tiled)
+    if not tiled:
+        _check_moved(any(moved), next(v for k, v in small.items() if k.startswith("C")).sum())
     names = dict.fromkeys(name for column in details for name in column)
     beside = {f"details/{n}": np.array([column.get(n, np.nan) for column in details]) for n in names}
     fit = {k: v for k, v in queries.items() if k.startswith(PREFIX)}
-    return {**solved, **beside, **fit}
+    return {**solved, **beside, **fit, **({MOVED: np.array(any(moved))} if tiled else {})}
+
+
+def summary_of_tile(solved: Arrays) -> Arrays:
+    """What stays of a tile of columns once its rows are scored: all but the queries."""
+    return {k: v for k, v in solved.items() if k == MOVED or k.startswith(("details/", PREFIX))}
+
+
+def join_tiles(*tiles: Arrays) -> Arrays:
+    """The summaries of all tiles, in order, as what `solve` gives beside the queries.
+
+    Raises:
+        InputError: no validation row has a gradient, in none of the tiles.
+    """
+    _check_moved(any(bool(t[MOVED]) for t in tiles), tiles[0].get(f"{PREFIX}rows", 0))
+    counts = [len(t["details/value"]) for t in tiles]
+    names = dict.fromkeys(k for t in tiles for k in t if k.startswith("details/"))
+    beside = {
+        k: np.concatenate([t.get(k, np.full(count, np.nan)) for t, count in zip(tiles, counts, strict=True)])
+        for k in names
+    }
+    return {**beside, **{k: v for k, v in tiles[0].items() if k.startswith(PREFIX)}}
+
+
+def _check_moved(moved: bool, rows: Any) -> None:
+    """Refuse objectives of which no row has a gradient.
+
+    Raises:
+        InputError: none of them has.
+    """
+    if not moved:
+        raise InputError(
+            f"None of the {int(rows):,} validation rows has a gradient: the objective is flat at all of them, and "
+            "every value would be 0.",
+            "check the scale of the features and of the model's outputs: it is so sure of every row that its loss is 0 "
+            "to the last digit.",
+        )
 
 
 def details_by_column(solved: Arrays, columns: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -118,7 +163,9 @@ def column_names(targets: Sequence[Target], halves: bool) -> list[str]:
     return names + [prefix + n for prefix in HALVES for n in names] if halves else names
 
 
-def precondition(vectors: Callable[[Block], Tensor], columns: int, source: Arrays, solver: Solver) -> Arrays:
+def precondition(
+    vectors: Callable[[Block], Tensor], columns: int, source: Arrays, solver: Solver, thin: bool = False
+) -> Arrays:
     """Query vectors V `[Q, r, o, i]` a block -> `U/<block>` in the model's precision; V of one block is held at a time.
 
     Args:
@@ -126,16 +173,25 @@ def precondition(vectors: Callable[[Block], Tensor], columns: int, source: Array
         columns: Q.
         source: for a dense curvature its `inverse_payload`, else the factors.
         solver: what is solved.
+        thin: queries may be thin in float32: `left/<block>` and `right/<block>` in place of U.
     """
     held, dtype = _tensors(source), getattr(torch, solver.dtype)
     scale: Arrays = {}
     with fixed_threads(columns * sum(b.numel for b in solver.blocks) > LARGE_QUERIES):
-        solved = _solved(vectors, held, solver, dtype)
+        solved: Mapping[str, Tensor | ThinQueries] = _solved(vectors, held, solver, dtype, thin)
         if dtype is torch.float32 and inverse.out_of_range(solved):
-            solved, scale_q = inverse.scale_queries(_solved(vectors, held, solver, torch.float64))
+            solved, scale_q = inverse.scale_queries(_dense(vectors, held, solver, torch.float64))
             scale = {} if bool((scale_q == 1).all()) else {"scale": scale_q.numpy()}
     flat = {f"flat/{name}": np.ones(1) for name in _flat(held, solver)}
-    return {**{f"U/{k}": v.numpy().astype(solver.dtype, copy=False) for k, v in solved.items()}, **scale, **flat}
+    queries = {key: v for name, found in solved.items() for key, v in _parts(name, found)}
+    return {**{k: v.numpy().astype(solver.dtype, copy=False) for k, v in queries.items()}, **scale, **flat}
+
+
+def _parts(name: str, found: Tensor | ThinQueries) -> list[tuple[str, Tensor]]:
+    """The arrays of a block's queries, under their keys."""
+    if isinstance(found, ThinQueries):
+        return [(f"{THIN[0]}{name}", found.left_qko), (f"{THIN[1]}{name}", found.right_qki)]
+    return [(f"U/{name}", found)]
 
 
 def _flat(held: dict[str, Tensor], solver: Solver) -> list[str]:
@@ -159,6 +215,33 @@ def _flat(held: dict[str, Tensor], solver: Solver) -> list[str]:
 
 
 def _solved(
+    vectors: Callable[[Block], Tensor], held: dict[str, Tensor], solver: Solver, dtype: torch.dtype, thin: bool
+) -> dict[str, Tensor | ThinQueries]:
+    """Solved queries by block: thin where that is asked for, and they have a small rank; else dense."""
+    found: dict[str, Tensor | ThinQueries] = {}
+    if thin and solver.curvature == "kfac" and dtype is torch.float32:
+        found.update(_thin(vectors, held, solver))
+    rest = replace(solver, blocks=tuple(b for b in solver.blocks if b.name not in found))
+    found.update(_dense(vectors, held, rest, dtype))
+    return {b.name: found[b.name] for b in solver.blocks}
+
+
+def _thin(vectors: Callable[[Block], Tensor], held: dict[str, Tensor], solver: Solver) -> dict[str, ThinQueries]:
+    """Those of layers with one position whose queries are thin: K-FAC's inverse is smooth, and adds little rank."""
+    levels, bases, found = eigenvalues(held, solver), read_bases(held), {}
+    for block in solver.blocks:
+        level = levels.get(block.name)
+        one = block.shape[0] == 1 and block.kind == "linear" and level is not None and bool(level.any())
+        if not one or level is None or bases[block.name].positions > float(held["rows"]):
+            continue
+        inv = inverse.eigen_inverse(level, solver.rows, solver.l2, solver.response, block.name)
+        queries = inverse.solve_thin(block, vectors(block), bases[block.name], inv, torch.float32)
+        if queries is not None:
+            found[block.name] = queries
+    return found
+
+
+def _dense(
     vectors: Callable[[Block], Tensor], held: dict[str, Tensor], solver: Solver, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     if solver.curvature in DENSE:

@@ -2,18 +2,20 @@
 
 The constants are copies that the code makes, and were measured: 12 bytes a parameter and column in float32 with EKFAC
 (sums 8, solved 4) and 8 more for the largest layer's query vectors, 16 with "identity"; with halves, two sums and three
-vectors a column. Sums of more than 256 MiB are in the model's precision. What (E)KFAC holds beside is counted
-by step (`kronecker_bytes`).
+vectors a column. Where columns are in tiles (`column_tiles`), those of a tile. Sums of more than 256 MiB are in the
+model's precision. What (E)KFAC holds beside is counted by step (`kronecker_bytes`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from rayinf.core.objectives import in_tile
+from rayinf.engine.column_tiles import column_tiles
 from rayinf.engine.curvature import column_names
 from rayinf.engine.entry import DENSE, KRONECKER
 from rayinf.engine.job import Job, chunks
@@ -82,7 +84,18 @@ _FEWER = 'value fewer parameters with Task(parameters="last") or a list of modul
 
 
 def query_bytes(job: Job, probed: Probe, workers: int, merged: int) -> Need:
-    """Group sums of gradients, and the queries that are made of them."""
+    """Group sums of gradients, and the queries that are made of them: of one tile where columns are taken in tiles."""
+    tiles = column_tiles(job, probed)
+    if len(tiles) > 1:
+        whole = len(column_names(job.targets, job.spec.halves))
+        parts = [replace(job, targets=in_tile(job.targets, tile)) for tile in tiles]
+        need = max((_query_bytes(part, probed, workers, merged) for part in parts), key=lambda need: need.size)
+        return replace(need, what=f"{need.what} (a tile of {whole:,} columns)")
+    return _query_bytes(job, probed, workers, merged)
+
+
+def _query_bytes(job: Job, probed: Probe, workers: int, merged: int) -> Need:
+    """The same of columns that are taken together."""
     item = torch.finfo(getattr(torch, probed.dtype)).bits // 8
     halves, p = job.spec.halves, probed.parameters
     sums = group_sums(job)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from rayinf.core.objectives import Target
 from rayinf.core.response import Damped
 from rayinf.data.checked_folder import CheckedFolder, Entry
 from rayinf.data.files import Arrays
@@ -150,11 +151,25 @@ derive = _derive
 
 def solve_queries(run: Run) -> Any:
     """Objectives over the validation rows, through the inverse curvature: a handle of `U/<block>`."""
-    if not run.runner.store("has", "solved"):
+    return solve_columns(run, "queries", "solved", run.job.targets)
+
+
+def solve_columns(run: Run, queries: str, solved: str, targets: tuple[Target, ...], tile: Arrays | None = None) -> Any:
+    """The same of some columns, under other names.
+
+    Args:
+        run: open, with factors.
+        queries: the name of their sums.
+        solved: that of what is made of these.
+        targets: the columns.
+        tile: what `stages.Queries` takes of a tile of them.
+    """
+    if not run.runner.store("has", solved):
         # Large sums are added up in one chunk: each that waits to be merged would take as much memory again.
-        run.fold(stages.Queries, {}, "valid", "queries", 1 if are_summed_at_once(run.job, run.probe) else None)
-    inputs = ["queries", _solve_source(run)]
-    return _derive(run, "solved", curv.solve, inputs, run.solver, run.job.targets, run.spec.halves)
+        most = 1 if are_summed_at_once(replace(run.job, targets=targets), run.probe) else None
+        run.fold(stages.Queries, tile or {}, "valid", queries, most)
+    inputs, tiled = [queries, _solve_source(run)], () if tile is None else (True,)
+    return _derive(run, solved, curv.solve, inputs, run.solver, targets, run.spec.halves, *tiled)
 
 
 def _solve_source(run: Run) -> str:
@@ -199,7 +214,7 @@ def score(
     failed = run.left_out.failures()
     given = {"failed": failed, "names": names, "into": run.place(into), **options}
     done = run.runner.map(stage, arrays, todo, **given) if todo else iter(())
-    found = _take_in(run, "scores", done, shards, todo)
+    found = take_in(run, "scores", done, shards, todo)
     run.left_out.take(failed, SCORES, len(shards))
     fill_gaps(run, stage, found, into)
     return [found[k] for k in sorted(found)]
@@ -220,13 +235,14 @@ def collect(
     Returns:
         The shards' tables in order, or nothing where they were written to the folder.
     """
-    found = _take_in(run, name, done, shards, todo)
+    found = take_in(run, name, done, shards, todo)
     return [found[k] for k in sorted(found)]
 
 
-def _take_in(
+def take_in(
     run: Run, name: str, done: Iterator[tuple[int, Any]], shards: Mapping[int, Shard], todo: Collection[int]
 ) -> dict[int, pa.Table]:
+    """As `collect`, by shard."""
     rows, left = sum(s.rows for s in shards.values()), sum(shards[k].rows for k in todo)
     found: dict[int, pa.Table] = {}
     with run.timed(name, rows, rows - left) as advance:

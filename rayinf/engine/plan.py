@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rayinf.core.blocks import Block
 from rayinf.core.objectives import LABEL, Objective, make_targets
 from rayinf.data.batches import BatchReader
 from rayinf.data.files import Arrays
@@ -22,13 +22,12 @@ from rayinf.data.labels import Classes
 from rayinf.data.shards import Shards
 from rayinf.data.tables import Table
 from rayinf.engine.acquisition import TILE_BYTES
+from rayinf.engine.column_tiles import column_tiles, expected_ranks
 from rayinf.engine.cost import Cost, StageCost
 from rayinf.engine.curvature import LARGE_QUERIES, column_names
 from rayinf.engine.curvature_rows import are_signed, share_of
 from rayinf.engine.entry import DENSE, KRONECKER
-from rayinf.engine.failed_shards import Failures
-from rayinf.engine.job import Chunk, Job
-from rayinf.engine.leaves import FEWEST
+from rayinf.engine.job import Job
 from rayinf.engine.machine import free_memory, misfit
 from rayinf.engine.measure_spec import SampledSpec
 from rayinf.engine.memory import check_fits, check_memory, fewest, kronecker_bytes, query_bytes, tile_rows
@@ -36,11 +35,10 @@ from rayinf.engine.probe import Probe, probe
 from rayinf.engine.rates import Rates
 from rayinf.engine.room import workers_now
 from rayinf.engine.run import Run, open_tables, partial_sums, scan_table
-from rayinf.engine.runner import LocalRunner
-from rayinf.engine.spanning import SKETCH
+from rayinf.engine.scoring import THIN
 from rayinf.engine.spec import PairsSpec, RunSpec
-from rayinf.engine.stages import Stage
 from rayinf.engine.training_time import NORMS, VALID_NORMS
+from rayinf.engine.trial_runner import TrialRunner
 from rayinf.engine.worker import BATCH_FLOATS, Worker
 from rayinf.select.forest import MOST_ROWS, RankForest
 
@@ -82,80 +80,6 @@ def make_plan(
     return Cost(tuple(found), trial.workers, free_memory(), free, why)
 
 
-class _TrialRunner(LocalRunner):
-    """A runner that measures every stage over rows, and whose store derives arrays of the right shapes alone.
-
-    Stages pass over rows as in any run; but sums over few rows may be singular, and decompositions take long.
-    """
-
-    def __init__(self, job: Job, device: str | None, derived: Callable[[str, Any], Arrays]) -> None:
-        super().__init__(job, device)
-        self._derived = derived
-        self.rows, self.seconds = Counter[str](), dict[str, float]()
-        # Of each stage: bytes of what it is given beside the rows, and of its sums.
-        self.bytes = dict[str, tuple[int, int]]()
-        # Of `pairs`: of the gradients of a tile of validation rows.
-        self.tile_seconds = 0.0
-        self._last = 0, 0
-
-    def map(
-        self,
-        stage: type[Stage],
-        arrays: Arrays,
-        items: Mapping[int, Any],
-        failed: Failures | None = None,
-        **options: Any,
-    ) -> Iterator[tuple[int, Any]]:
-        """Results by key, in order."""
-        for key, found in super().map(stage, arrays, items, failed, **options):
-            self._last = _bytes_of(arrays), _bytes_of(found) if isinstance(found, dict) else 0
-            yield key, found
-
-    def fill(
-        self, stage: type[Stage], arrays: Arrays, items: Mapping[int, Any], name: str, **options: Any
-    ) -> Iterator[int]:
-        """Nothing: what parts are joined to is derived."""
-        return iter(())
-
-    def fold(
-        self,
-        stage: type[Stage],
-        arrays: Arrays,
-        items: Mapping[int, Chunk],
-        name: str,
-        failed: Failures | None = None,
-        fewest: int = FEWEST,
-    ) -> Iterator[int]:
-        """Add the sums of each chunk to the store."""
-        begin = time.perf_counter()
-        yield from super().fold(stage, arrays, items, name, failed, fewest)
-        self._last = _bytes_of(arrays), _bytes_of(self.store("get", name))
-        if name.startswith("rows-"):
-            self.tile_seconds = time.perf_counter() - begin
-
-    def publish(self, method: str, *args: Any) -> Any:
-        """Call the store of factors."""
-        if method == "join_parts":
-            name = args[0]
-            self.store("put", name, self._derived(name, None))
-            return self.store("get", name)
-        if method == "derive":
-            name, *_, last = args
-            made = self._derived(name, last)
-            # A sketch has the size that its own stage gave it.
-            sketch = self.store("get", SKETCH) if self.store("has", SKETCH) else {}
-            self.store("put", name, {**sketch, **self._derived("inverse", last)} if name == "spanning" else made)
-            return self.store("get", name)
-        return super().publish(method, *args)
-
-    def count(self, name: str, value: float, verb: str, stage: str) -> None:
-        """Note rows and seconds of a stage; decompositions have no rows."""
-        if name == "rayinf_rows":
-            self.rows[stage] += int(value)
-        elif name == "rayinf_stage_seconds" and self.rows[stage]:
-            self.seconds[stage], self.bytes[stage] = value, self._last
-
-
 class Trial:
     """The first rows of a run's tables, and the sizes that follow from the model."""
 
@@ -180,7 +104,10 @@ class Trial:
         kronecker = spec.curvature in KRONECKER
         self._held = kronecker_bytes(job, probed, self.workers, self.chunks) if kronecker else {}
         self.columns = max(len(column_names(job.targets, spec.halves)), 1)
-        self.tried = fewest(self.columns, probed.parameters)
+        self._passes_of_columns = len(column_tiles(job, probed))
+        self._ranks = expected_ranks(job, probed, Worker(job).shared) if "valid" in tables else {}
+        self._together = -(-self.columns // self._passes_of_columns)
+        self.tried = min(fewest(self.columns, sum(map(self._floats, probed.blocks))), self._together)
         if self.tried < self.columns:
             # A row enters the sums of its own groups alone, so that many columns cost little more than one.
             job = replace(job, targets=make_targets((Objective("total"),), job.classes.labels, {}))
@@ -190,7 +117,7 @@ class Trial:
         self._batch = _batch_bytes(job)
         self._model = 2 * self.item * sum(p.numel() for p in probed.model.parameters())
 
-    def points(self, compute: Callable[[Run], Any]) -> Iterator[_TrialRunner]:
+    def points(self, compute: Callable[[Run], Any]) -> Iterator[TrialRunner]:
         """Measurements on ever more rows, until they take about a second."""
         gpus = self.spec.cluster is not None and self.spec.cluster.gpus_per_worker
         rows, most = _FEWEST, min(max(t.shards[0].rows for t in self.job.tables.values()), _MOST)
@@ -201,7 +128,7 @@ class Trial:
             if isinstance(self.spec, PairsSpec):  # a whole tile of validation rows, as in a run
                 tables["valid"] = _first(self.job.tables["valid"], self._tile)
             job = replace(self.job, tables=tables, key=f"plan-{rows}")
-            runner = _TrialRunner(job, "cuda" if gpus else None, self._derived)
+            runner = TrialRunner(job, "cuda" if gpus else None, self._derived)
             run = Run(self.spec, job, self.probed, {}, None, {}, False, runner, is_trial=True)
             for name, table in tables.items():
                 with run.timed(f"scan {name}", rows) as advance:
@@ -219,7 +146,7 @@ class Trial:
         rows = self.rows[name.removeprefix("scan ") if name.startswith("scan ") else tables.get(name, "train")]
         return round(rows * share_of(self.spec, rows)) if name in ("covariance", "lambda", "squares") else rows
 
-    def costs(self, name: str, seconds: float, tried: _TrialRunner) -> list[StageCost]:
+    def costs(self, name: str, seconds: float, tried: TrialRunner) -> list[StageCost]:
         """A stage over all rows, and the decomposition of its sums.
 
         Args:
@@ -233,12 +160,13 @@ class Trial:
         if name in ("covariance", "lambda"):
             given, sums = 0, self._held[name] // self.workers
         if name == "queries":
-            sums, disk = self._query_bytes, 3 * 8 * self.probed.parameters * self.columns
+            sums, disk = self._query_bytes, 3 * 8 * self.probed.parameters * self._together
+            seconds *= self._passes_of_columns
         if name == "scores":
             disk = self.rows[self.job.scored] * (16 + self.item * self.columns)
             # What a run repeats and a trial does not: tiles of labelled rows, or columns.
             seconds *= self._passes * (self._tiles if self._is_paired else self.columns / self.tried)
-            given = given * self.columns // self.tried
+            given = given * self._together // self.tried
         if name == "pairs":
             seconds, given = self._pairs(seconds, tried.tile_seconds), given + self._tile_bytes
         found = [self._stage(name, seconds / self.workers, given + sums + self._batch, disk)]
@@ -285,7 +213,7 @@ class Trial:
     def _solved(self) -> StageCost:
         """The queries through the inverse curvature: into the eigenbasis and out of it, a column at a time."""
         p, columns = self.probed.parameters, self.columns
-        size = self.item * p * columns
+        size = self.item * sum(map(self._floats, self.probed.blocks)) * columns
         memory = self._held.get("solved", self._query_bytes)
         seconds = self._rates.products(columns * self._column_products, p * columns > LARGE_QUERIES)
         seconds += self._rates.copies(memory) + self._writing(size)
@@ -296,8 +224,19 @@ class Trial:
         """Multiply-adds of one column's solve."""
         if self.spec.curvature in KRONECKER:
             blocks = self.probed.blocks
-            return sum(2 * b.numel * (b.shape[1] + (b.shape[2] if b.kind != "embedding" else 0)) for b in blocks)
+            return sum(self._block_products(b) for b in blocks)
         return self.probed.parameters**2 if self.spec.curvature in DENSE else 0
+
+    def _block_products(self, block: Block) -> int:
+        """The same of a layer: queries are rotated whole, or their thin matrices are found and rotated."""
+        _, o, i = block.shape
+        if (rank := self._ranks.get(block.name)) is not None:
+            return rank * (o * o + i * i + 8 * o * i)
+        return 2 * block.numel * (o + (i if block.kind != "embedding" else 0))
+
+    def _floats(self, block: Block) -> int:
+        """Numbers in a layer's part of a solved query."""
+        return self._ranks[block.name] * sum(block.shape[1:]) if block.name in self._ranks else block.numel
 
     def _writing(self, size: int) -> float:
         """Seconds in which the store keeps an artefact."""
@@ -323,7 +262,7 @@ class Trial:
 
     def _derived(self, name: str, last: Any) -> Arrays:
         """An artefact of the right shape; of factors of labelled rows, those of one row for each of a tile."""
-        solved = {f"U/{b.name}": np.ones((self.tried, *b.shape), np.float32) for b in self.probed.blocks}
+        solved = {key: value for b in self.probed.blocks for key, value in self._queries(b).items()}
         if name.startswith("pair-factors"):
             if not self._factors:
                 self._factors = {"R": np.repeat(last["R"][:1], self._labeled, axis=0), **self._inverse}
@@ -335,6 +274,13 @@ class Trial:
         if name in (NORMS, VALID_NORMS):
             return {key: np.ones(()) for key in ("norm", *(f"root/{b.name}" for b in self.probed.blocks))}
         return {"basis": self._basis, "solved": solved, "inverse": self._inverse}.get(name, {})
+
+    def _queries(self, block: Block) -> Arrays:
+        """A layer's solved queries, of the right shape."""
+        if (rank := self._ranks.get(block.name)) is None:
+            return {f"U/{block.name}": np.ones((self.tried, *block.shape), np.float32)}
+        shapes = zip(THIN, block.shape[1:], strict=True)
+        return {f"{side}{block.name}": np.ones((self.tried, rank, width), np.float32) for side, width in shapes}
 
     @property
     def _is_paired(self) -> bool:
@@ -376,10 +322,6 @@ class Trial:
             if b.kind != "embedding":
                 out[f"q_a/{b.name}"] = np.tile(np.eye(i), (r, 1, 1))
         return out
-
-
-def _bytes_of(arrays: Arrays) -> int:
-    return sum(v.nbytes for v in arrays.values())
 
 
 def _first(table: Table, rows: int) -> Table:

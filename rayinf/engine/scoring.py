@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rayinf.core import fisher, inverse
 from rayinf.core.influence import Eigenbasis, ForwardPass, dense_rows, row_products, self_products
+from rayinf.core.thin_queries import ThinQueries
 from rayinf.data.batches import Batch
 from rayinf.data.checked_folder import Entry
 from rayinf.data.files import Arrays
@@ -21,6 +22,9 @@ from rayinf.data.shards import Shard
 from rayinf.engine.fit_quality import KEY, FitSums
 from rayinf.engine.worker import Ready, Worker
 from rayinf.errors import RowsError
+
+# How the keys of thin queries begin.
+THIN = ("left/", "right/")
 
 
 class Scoring:
@@ -84,7 +88,9 @@ class Scoring:
 
 
 class Score(Scoring):
-    """Shard -> products of its row gradients with preconditioned queries. Arrays: `U/<block>`; option: `names`.
+    """Shard -> products of its row gradients with preconditioned queries. Option: `names`.
+
+    Arrays: `U/<block>`, or of thin queries `left/<block>` and `right/<block>`.
 
     `scale` `[Q]` is there where the queries do not fit in the model's precision: values are then float64.
     """
@@ -94,8 +100,11 @@ class Score(Scoring):
 
     def prepare(self, arrays: Arrays) -> None:
         """Bring the queries to the device, in the model's precision."""
-        held = {k.removeprefix("U/"): v for k, v in arrays.items() if k.startswith("U/")}
-        self.queries = self.worker.tensors(held, self.worker.dtype)
+        kept = {k: v for k, v in arrays.items() if k.startswith(("U/", *THIN))}
+        held = self.worker.tensors(kept, self.worker.dtype)
+        self.queries: dict[str, Any] = {k.removeprefix("U/"): v for k, v in held.items() if k.startswith("U/")}
+        for name in (k.removeprefix(THIN[0]) for k in held if k.startswith(THIN[0])):
+            self.queries[name] = ThinQueries(*(held[f"{side}{name}"] for side in THIN))
         self.scale = (
             self.worker.tensors({"scale": arrays["scale"]}, torch.float64)["scale"] if "scale" in arrays else None
         )

@@ -50,6 +50,7 @@ class RunSpec:
         signed: whether the values have a sign.
         with_ids: tables whose rows are named by their ids in what comes out.
         has_scores: whether every row of the scored table gets values.
+        tiles_columns: whether columns that take much memory are summed, solved and scored some at a time.
         held_out_rows: whether the validation rows, where the inverse is left open, also say how far the training rows
             are learned.
         usual_damping: of K-FAC and EKFAC, where no damping is given and nothing is known of the training.
@@ -70,6 +71,7 @@ class RunSpec:
     signed: ClassVar[bool] = True
     with_ids: ClassVar[tuple[str, ...]] = ("train",)
     has_scores: ClassVar[bool] = True
+    tiles_columns: ClassVar[bool] = False
     usual_damping: ClassVar[str] = "sample:3"
     held_out_rows: ClassVar[bool] = False
 
@@ -216,6 +218,7 @@ class InfluenceSpec(RunSpec):
 
     verb = "influence"
     held_out_rows = True
+    tiles_columns = True
 
     train: Any = field(metadata=TRAIN)
     valid: Any = field(metadata=VALID)

@@ -14,7 +14,7 @@ from rayinf.core.blocks import Block
 from rayinf.core.influence import ForwardPass, add_queries
 from rayinf.core.kfac import Basis, Sums
 from rayinf.core.layer_inputs import output_positions, tiles
-from rayinf.core.objectives import LABEL
+from rayinf.core.objectives import LABEL, Target
 from rayinf.data.batches import BatchReader
 from rayinf.data.files import Arrays
 from rayinf.data.scan import ShardScan, scan_shard
@@ -35,9 +35,9 @@ _SCAN_ROWS = 8192
 _EXACT_QUERIES = 256 << 20
 
 
-def group_sums(job: Job) -> int:
-    """Sums of gradients over groups of validation rows, which queries are made of."""
-    return sum(t.width for t in job.targets) * (2 if job.spec.halves else 1)
+def group_sums(job: Job, targets: Sequence[Target] | None = None) -> int:
+    """Sums of gradients over groups of validation rows, which queries of all targets (or of these) are made of."""
+    return sum(t.width for t in (job.targets if targets is None else targets)) * (2 if job.spec.halves else 1)
 
 
 def query_dtype(columns: int, parameters: int, own: torch.dtype) -> torch.dtype:
@@ -295,23 +295,27 @@ class Queries(Summing):
     """Chunk of validation rows -> group sums of every objective, their counts, and their gradients.
 
     Objectives that share an attack share its forward pass, and of these those that share a function of rows its
-    backward pass.
+    backward pass. Arrays: none, or of a tile of columns `tile` (`objectives.in_tile`), and `rest` of all tiles but the
+    first: only rows that belong to the tile are then passed through the model, and how well it fits is not summed.
     """
 
     table = "valid"
 
     def prepare(self, arrays: Arrays) -> None:
-        """Choose the precision of the sums."""
-        parameters = sum(b.numel for b in self.worker.blocks)
-        self.dtype = query_dtype(group_sums(self.worker.job), parameters, self.worker.dtype)
+        """Choose the columns, and the precision of their sums."""
+        job, parameters = self.worker.job, sum(b.numel for b in self.worker.blocks)
+        self.targets = objectives.in_tile(job.targets, arrays["tile"].tolist()) if "tile" in arrays else job.targets
+        self.dtype = query_dtype(group_sums(job, self.targets), parameters, self.worker.dtype)
+        self.rest = "rest" in arrays
 
     def batch(self, sums: Sums, ready: Ready) -> None:
         """Add one batch."""
-        sources = objectives.sources(self.worker.job.targets)
+        ready = self._of_tile(ready) if self.rest else ready
+        sources = objectives.sources(self.targets)
         attacks = [a for k, (a, _) in enumerate(sources) if a not in [b for b, _ in sources[:k]]]
         for attack in attacks:
             with self.worker.forward_pass(self.worker.attacked(attack, ready)) as forward_pass:
-                if attack is None:
+                if attack is None and not self.rest:
                     losses, _ = fisher.loss_gradient(self.worker.loss, forward_pass.logits, ready.y)
                     add_valid(sums, forward_pass.logits.detach(), ready.y, losses)
                 for j, source in enumerate(sources):
@@ -320,17 +324,29 @@ class Queries(Summing):
 
     def _add(self, sums: Sums, ready: Ready, forward_pass: ForwardPass, j: int, source: objectives.Source) -> None:
         w, job = self.worker, self.worker.job
-        shared = [t for t in job.targets if t.source == source]
+        shared = [t for t in self.targets if t.source == source]
         outputs = job.outputs
         values, gradient = fisher.loss_gradient(
             w.loss if source[1] is None else outputs.rows(source[1]), forward_pass.logits, ready.y
         )
         cotangent, scale = fisher.scale_together(gradient, w.dtype)
-        codes = {s: codes_of(job.levels[s], ready, s) for s in job.levels}
-        weights = objectives.weights(shared, codes, w.halves(ready), ready.y).to(w.dtype)
+        weights = self._weights(shared, ready)
         objectives.add_values(sums, j, shared, values, weights, (forward_pass.logits.detach(), ready.y))
         with kfac.scaled(sums, scale, "V", power=1) as part:
             add_queries(part, forward_pass, cotangent, weights, f"V{j}", self.dtype)
+
+    def _of_tile(self, ready: Ready) -> Ready:
+        """The rows of a batch that enter a sum; where none does, one, so that every sum is there."""
+        rows = self._weights(self.targets, ready).any(1).nonzero()[:, 0].cpu().numpy()
+        if len(rows) == len(ready.y):
+            return ready
+        return self.worker.ready(self.table, ready.raw.take(rows if len(rows) else np.zeros(1, np.int64)))
+
+    def _weights(self, targets: Sequence[Target], ready: Ready) -> Tensor:
+        """Which rows enter which group sum, in the model's precision."""
+        levels = self.worker.job.levels
+        codes = {s: codes_of(levels[s], ready, s) for s in levels}
+        return objectives.weights(targets, codes, self.worker.halves(ready), ready.y).to(self.worker.dtype)
 
 
 def is_head(forward_pass: ForwardPass) -> bool:

@@ -60,6 +60,7 @@ class PredictRemovalSpec(InfluenceSpec):
     verb = "predict_removal"
     unit = "the objective's own; changes are against the model as it is"
     has_scores = False
+    tiles_columns = False
 
     removed: Any = field(metadata={"sent": False, "identity": False})
     sets: tuple[RemovedRows, ...] = field(default=(), init=False, metadata={"sent": False, "identity": False})

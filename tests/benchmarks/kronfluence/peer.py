@@ -216,13 +216,15 @@ def measure(options: argparse.Namespace, cache: Path) -> tuple[dict[str, Any], n
     widths.insert(0, train.inputs.shape[1])
     seconds = fit(open_analyzer(options.export, cache), train, options.fisher, options.batch_size)
     scores = {}
-    for way, score in (("per_class", score_per_class), ("grouped", score_grouped)):
+    ways = {"per_class": score_per_class, "grouped": score_grouped}
+    for way, score in ((w, ways[w]) for w in (ways if options.way is None else [options.way])):
         analyzer = open_analyzer(options.export, cache)
         arguments = (analyzer, train, valid, widths[-1], options.score_batch_size)
         seconds[f"score_{way}"], scores[way] = timed(lambda score=score, a=arguments: score(*a))
-    seconds["score"] = min(seconds["score_per_class"], seconds["score_grouped"])
+    seconds["score"] = min(seconds[f"score_{way}"] for way in scores)
     seconds["total"] = seconds["fit"] + seconds["score"]
-    gap = np.abs(scores["per_class"] - scores["grouped"]).max()
+    first, last = next(iter(scores.values())), next(reversed(scores.values()))
+    gap = np.abs(first - last).max()
     report = {
         "peer": "kronfluence",
         "fisher": options.fisher,
@@ -230,9 +232,9 @@ def measure(options: argparse.Namespace, cache: Path) -> tuple[dict[str, Any], n
         "widths": widths,
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         "rows_per_second": {stage: round(len(train) / value, 1) for stage, value in seconds.items()},
-        "largest_gap_between_ways": float(gap / np.abs(scores["per_class"]).max()),
+        "largest_gap_between_ways": float(gap / np.abs(first).max()),
     }
-    return report, scores["per_class"]
+    return report, first
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -246,6 +248,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--score-batch-size", type=int, default=SCORE_BATCH_SIZE, help="training rows per batch in scoring"
     )
+    parser.add_argument("--way", choices=("per_class", "grouped"), help="one of the two alone; None: both")
     parser.add_argument("--seed", type=int, default=0, help="for the labels drawn under --fisher true")
     return parser.parse_args(arguments)
 

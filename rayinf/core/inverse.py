@@ -75,12 +75,25 @@ def _sizes(queries: Mapping[str, Tensor | ThinQueries]) -> Tensor:
 
 
 def solve_eigen(
-    block: Block, v_qroi: Tensor, basis: Basis, inverse_roi: Tensor, dtype: torch.dtype = torch.float64
+    block: Block,
+    v_qroi: Tensor,
+    basis: Basis,
+    inverse_roi: Tensor,
+    dtype: torch.dtype = torch.float64,
+    thin_rank: int = 0,
 ) -> Tensor:
     """`Q_G [ (Q_G' V Q_A) D ] Q_A'`, a query at a time, `[Q, r, o, i]`.
 
     Into the eigenbasis and through the inverse in float64, since small eigenvalues magnify rounding there; back out
     of it in `dtype`, the precision that the scores are computed in.
+
+    Args:
+        block: of the model.
+        v_qroi: V.
+        basis: of the block.
+        inverse_roi: D.
+        dtype: of the result.
+        thin_rank: a query of one group whose rank is at most this is rotated by its two factors, `k (o^2 + i^2)`.
 
     Raises:
         InputError: the query has weight where the curvature is singular.
@@ -88,9 +101,14 @@ def solve_eigen(
     q_a = basis.q_a_rii
     back_g, back_a = basis.q_g_roo.to(dtype), None if q_a is None else q_a.transpose(1, 2).to(dtype)
     singular = not bool(inverse_roi.all()) and bool(inverse_roi.any())
-    out = torch.empty(v_qroi.shape, dtype=dtype)
+    out, usual = torch.empty(v_qroi.shape, dtype=dtype), 0
     for k, v_roi in enumerate(v_qroi):
-        rotated = into_basis(v_roi.double(), basis)
+        pair = thin(v_roi[0].double(), thin_rank, GRADIENT_SHARE, usual) if thin_rank else None
+        if pair is None or q_a is None:
+            rotated = into_basis(v_roi.double(), basis)
+        else:
+            usual = len(pair[0])
+            rotated = ((pair[0] @ basis.q_g_roo[0]).T @ (pair[1] @ q_a[0]))[None]
         if singular:
             flat = rotated.flatten()[None]
             _check_lost(flat * (inverse_roi.flatten() == 0), flat, shown(block.name))

@@ -15,7 +15,7 @@ from rayinf.core import exact, inverse, kfac
 from rayinf.core.blocks import Block
 from rayinf.core.objectives import Target, objective_details, query_vectors
 from rayinf.core.response import Damped, Response
-from rayinf.core.thin_queries import ThinQueries
+from rayinf.core.thin_queries import ThinQueries, most_rank
 from rayinf.data.files import Arrays
 from rayinf.data.scores import HALVES
 from rayinf.engine.curvature_rows import FIRST, check_drawn, scale_up
@@ -222,7 +222,7 @@ def _solved(
     if thin and solver.curvature == "kfac" and dtype is torch.float32:
         found.update(_thin(vectors, held, solver))
     rest = replace(solver, blocks=tuple(b for b in solver.blocks if b.name not in found))
-    found.update(_dense(vectors, held, rest, dtype))
+    found.update(_dense(vectors, held, rest, dtype, thin and dtype is torch.float32))
     return {b.name: found[b.name] for b in solver.blocks}
 
 
@@ -242,7 +242,7 @@ def _thin(vectors: Callable[[Block], Tensor], held: dict[str, Tensor], solver: S
 
 
 def _dense(
-    vectors: Callable[[Block], Tensor], held: dict[str, Tensor], solver: Solver, dtype: torch.dtype
+    vectors: Callable[[Block], Tensor], held: dict[str, Tensor], solver: Solver, dtype: torch.dtype, thin: bool = False
 ) -> dict[str, Tensor]:
     if solver.curvature in DENSE:
         joined = inverse.join_blocks({b.name: vectors(b) for b in solver.blocks}, solver.blocks).double()
@@ -257,7 +257,8 @@ def _dense(
             solved[block.name] = torch.zeros_like(v, dtype=dtype)
             continue
         inv = inverse.eigen_inverse(level, solver.rows, solver.l2, solver.response, block.name)
-        solved[block.name] = inverse.solve_eigen(block, v, bases[block.name], inv, dtype)
+        rank = most_rank(*block.shape[1:]) if thin and block.kind == "linear" and block.shape[0] == 1 else 0
+        solved[block.name] = inverse.solve_eigen(block, v, bases[block.name], inv, dtype, rank)
     return solved
 
 

@@ -56,6 +56,19 @@ def test_products_are_those_of_the_dense_solve(share: float) -> None:
     assert float(((wrong - truth).abs() / size)[:, :3].max()) > 0.1
 
 
+def test_a_thin_query_is_rotated_by_its_factors() -> None:
+    """By EKFAC's inverse too, which is no function of K-FAC's eigenvalues; one whose rank is large is rotated whole."""
+    held, v = basis(), gradients((1, 3, 200, 0))
+    make = torch.Generator().manual_seed(3)
+    values = kfac_lambda(held, ROWS) * torch.rand(1, OUT, IN, generator=make, dtype=torch.float64)
+    inverse = eigen_inverse(values, ROWS, 0.0, Damped(layer_mean=0.01))
+    truth, found = solve_eigen(BLOCK, v, held, inverse), solve_eigen(BLOCK, v, held, inverse, thin_rank=20)
+    size = truth.flatten(1).norm(dim=1).clamp(min=1e-300)
+    error = (found - truth).flatten(1).norm(dim=1) / size
+    assert float(error.max()) < 1e-6
+    assert float(error[0]) > 0 and float(error[2]) == 0.0
+
+
 def test_a_large_rank_stays_dense() -> None:
     held, v = basis(), gradients((1, 200))
     inverse = eigen_inverse(kfac_lambda(held, ROWS), ROWS, 0.0, Damped(layer_mean=0.1))

@@ -58,10 +58,7 @@ def check(verb, tables, place, local):
     there = faults.calm(verb, tables, place)
     assert there.digest == without_places(local(verb), there.digest)
     every = faults.faults(there.changes, 1.0, 0)
-    found = [
-        faults.trial(verb, tables, place, fault, there)
-        for fault in random.Random(verb).sample(every, SAMPLE)
-    ]
+    found = [faults.trial(verb, tables, place, fault, there) for fault in random.Random(verb).sample(every, SAMPLE)]
     assert [f for f in found if f["wrong"]] == []
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from rayinf.core.objectives import in_tile
 from rayinf.engine import curvature as curv
-from rayinf.engine import pipeline, stages, turns
+from rayinf.engine import joined_passes, pipeline, stages
 from rayinf.engine.column_tiles import Tile, column_tiles, tile_names
 from rayinf.engine.run import Run
 
@@ -35,18 +35,18 @@ def score_columns(run: Run, stage: type[stages.Stage]) -> list[pa.Table]:
     named = dict(zip(tile_names(tiles), tiles, strict=True))
     found = [_score_tile(run, stage, name, tile) for name, tile in named.items()]
     pipeline.derive(run, "solved", curv.join_tiles, [f"summary-{name}" for name in named])
-    return turns.join_turns(run, found, [_folder(name) for name in named], join_columns, names)
+    return joined_passes.join_passes(run, found, [_folder(name) for name in named], join_columns, names)
 
 
 def join_columns(tables: Sequence[pa.Table]) -> dict[str, Any]:
     """The columns of all tiles."""
-    return {name: column for table in tables for name, column in turns.values_of(table).items()}
+    return {name: column for table in tables for name, column in joined_passes.values_of(table).items()}
 
 
 def _score_tile(run: Run, stage: type[stages.Stage], name: str, tile: Tile) -> list[pa.Table]:
     """The values of a tile's columns: the shards' tables, or nothing where they were written."""
     store, targets = run.runner.store, in_tile(run.job.targets, tile)
-    if turns.is_done(run, _folder(name)) and (store("has", f"summary-{name}") or store("has", "solved")):
+    if joined_passes.is_done(run, _folder(name)) and (store("has", f"summary-{name}") or store("has", "solved")):
         return []
     queries, solved = f"queries-{name}", f"solved-{name}"
     columns = {"tile": np.array(tile), **({"rest": np.array(True)} if not name.startswith("0-") else {})}

@@ -13,13 +13,13 @@ import pyarrow as pa
 import ray
 import torch
 
-from rayinf.data.handed import HandedTable
+from rayinf.data.prefetched import PrefetchedTable
 from rayinf.engine.factors import FactorStore
 from rayinf.engine.leaves import Group
 from rayinf.engine.leftovers import remove, sweep_temporaries
 from rayinf.engine.ray_calls import REPORTS, Life, check_deaths, get, label, processor_seconds
 from rayinf.engine.ray_memory import MemoryDeaths
-from rayinf.engine.ray_reader import Given, Handed
+from rayinf.engine.ray_reader import Prefetched, PrefetchedRows
 from rayinf.engine.stages import Stage, group_sum, perform
 from rayinf.engine.worker import Worker
 from rayinf.store.places import AnyPath
@@ -73,7 +73,7 @@ class ValuesActor:
         self._device, self._most_deaths = device, most_deaths
         self._worker: Worker | None = None
         self._held: tuple[Work, Stage | None] | None = None
-        self._handed = Handed()
+        self._prefetched = Prefetched()
         self._steps = 0
         self._thread: int | None = None
         self._life = Life(self._progressed)
@@ -91,16 +91,16 @@ class ValuesActor:
         """
         return self._life.report()
 
-    def run(self, name: str, work: list[Any], item: Any, given: Given | None) -> Any:
+    def run(self, name: str, work: list[Any], item: Any, rows: PrefetchedRows | None) -> Any:
         """The stage's result for an item.
 
         Args:
             name: of the pass.
             work: its `Work` as a reference in a list: one that is an argument itself is fetched with every call.
             item: of the stage.
-            given: rows that the worker need not read.
+            rows: that the worker need not read.
         """
-        self._handed.take(given)
+        self._prefetched.take(rows)
         return self._marked(perform(self._ready(name, work, item), item))
 
     def _marked(self, found: Any) -> Any:
@@ -117,7 +117,7 @@ class ValuesActor:
             before: restarts of this actor when the call was sent.
             keep: False gives None: only whether it fails is asked.
         """
-        self._handed.take(None)
+        self._prefetched.take(None)
         found = perform(self._ready(name, work, item, before), item)
         return self._marked(found) if keep else None
 
@@ -143,7 +143,7 @@ class ValuesActor:
     def rest(self) -> bool:
         """Forget the job of the last run; whether another one can use this process: not one of smaller batches."""
         self._worker = self._held = None
-        self._handed.take(None)
+        self._prefetched.take(None)
         return not self._memory.count
 
     def _progressed(self) -> float:
@@ -163,7 +163,7 @@ class ValuesActor:
             halvings = self._worker.halvings if self._worker else self._memory.count
             drawn = self._worker.drawn if self._worker else None
             tables = {
-                key: HandedTable(table, key, tuple(job.columns[key].all), self._handed)
+                key: PrefetchedTable(table, key, tuple(job.columns[key].all), self._prefetched)
                 for key, table in job.tables.items()
             }
             self._worker, stage = Worker(replace(job, tables=tables), self._device, halvings, drawn), None
@@ -175,10 +175,10 @@ class ValuesActor:
         return stage
 
     def run_into(
-        self, name: str, work: list[Any], group: Group, store: Any, into: tuple[str, int], given: Given | None
+        self, name: str, work: list[Any], group: Group, store: Any, into: tuple[str, int], rows: PrefetchedRows | None
     ) -> None:
         """Send the sums of a group of chunks to the store; a retry after a crash counts once, by its key."""
-        self._handed.take(given)
+        self._prefetched.take(rows)
         stage = self._ready(name, work, group)
         sums = group_sum(stage, group)
         self._note(store)

@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from rayinf.data.handed import Array, Packer
+from rayinf.data.prefetched import Array, Packer
 from rayinf.data.shards import Shard
 from rayinf.data.tables import ShardReader
 
@@ -38,7 +38,7 @@ class ReaderActor:
 
 
 @dataclass(frozen=True)
-class Given:
+class PrefetchedRows:
     """The rows that a worker gets with an item.
 
     Attributes:
@@ -54,28 +54,28 @@ class Given:
     seconds: float | None
 
 
-class Handed:
-    """The rows that a worker's process was given for the item at work.
+class Prefetched:
+    """The rows that a worker's process has for the item at work.
 
     They never decide a result: a worker whose reader has died or does not answer reads by itself until the pass ends.
     """
 
     def __init__(self) -> None:
-        self._given: Given | None = None
+        self._rows: PrefetchedRows | None = None
         self._failed = ""
 
-    def take(self, given: Given | None) -> None:
+    def take(self, rows: PrefetchedRows | None) -> None:
         """What comes with the next item, if anything does."""
-        self._given = given
+        self._rows = rows
 
     def __call__(self, table: str, shard: Shard) -> Array | None:
         """The packed rows of a shard; None where it has to be read."""
-        given = self._given
-        if given is None or given.table != table or shard.index not in given.rows or given.name == self._failed:
+        held = self._rows
+        if held is None or held.table != table or shard.index not in held.rows or held.name == self._failed:
             return None
         try:
-            held: Array = ray.get(given.rows[shard.index], timeout=given.seconds)
+            packed: Array = ray.get(held.rows[shard.index], timeout=held.seconds)
         except ray.exceptions.RayError:
-            self._failed = given.name
+            self._failed = held.name
             return None
-        return held
+        return packed

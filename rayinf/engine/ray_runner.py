@@ -20,18 +20,12 @@ from rayinf.engine.job import Chunk, Cluster, Job
 from rayinf.engine.leaves import FEWEST, Group, groups
 from rayinf.engine.leftovers import remove, temporary_folder
 from rayinf.engine.ray_actors import Halved, Store, StoreActor, ValuesActor, Work
-from rayinf.engine.ray_calls import (
-    FAULTS,
-    REPORTS,
-    Watch,
-    get,
-    label,
-)
+from rayinf.engine.ray_calls import FAULTS, REPORTS, Watch, get, label
 from rayinf.engine.ray_cluster import connect, near_driver, wait_ready
 from rayinf.engine.ray_failed import OnceMore, Outcomes
-from rayinf.engine.ray_handing import Handing, Pass, Readers
 from rayinf.engine.ray_metrics import Meter, meter
 from rayinf.engine.ray_pool import Pool
+from rayinf.engine.ray_prefetch import Pass, Prefetch, Readers
 from rayinf.engine.ray_session import Kind, give_back, kill, owns_ray, take
 from rayinf.engine.ray_spread import Waiting, spread
 from rayinf.engine.room import workers_now
@@ -95,12 +89,12 @@ class RayRunner:
         """
         table = options.get("table", self._job.scored)
         name, work = self._send(stage, arrays, table, options)
-        first, handing = Outcomes(failed), self._hand(table, items)
+        first, prefetch = Outcomes(failed), self._prefetch(table, items)
         done = first.results(
             spread(
                 self._workers().slots(_IN_FLIGHT),
-                handing.waiting,
-                lambda actor, key: first.sent(actor, key).run.remote(name, work, items[key], handing.given(key)),
+                prefetch.waiting,
+                lambda actor, key: first.sent(actor, key).run.remote(name, work, items[key], prefetch.rows(key)),
                 Watch(self._cluster.patience),
                 lambda key: label(stage, table, items[key]),
                 again=True,
@@ -134,19 +128,19 @@ class RayRunner:
         todo: dict[int, Group] = {}
         first = Outcomes(failed)
 
-        def into(handing: Handing, actor: Any, key: int) -> Any:
-            args = (mark, work, todo[key], self._store, (name, count), handing.given(key))
+        def into(prefetch: Prefetch, actor: Any, key: int) -> Any:
+            args = (mark, work, todo[key], self._store, (name, count), prefetch.rows(key))
             return first.sent(actor, key).run_into.remote(*args)
 
         while left := self.store("pending", name, count):
             todo.clear()
             todo.update(groups(items, left, self._workers().count, fewest))
-            handing = self._hand(table, todo)
+            prefetch = self._prefetch(table, todo)
             for key, _ in first.results(
                 spread(
                     self._workers().slots(_IN_FLIGHT),
-                    handing.waiting,
-                    partial(into, handing),
+                    prefetch.waiting,
+                    partial(into, prefetch),
                     Watch(self._cluster.patience, {"the store of factors": self._store.actor}),
                     lambda key: label(stage, table, todo[key]),
                     again=True,
@@ -256,10 +250,10 @@ class RayRunner:
             return found.result
         return found
 
-    def _hand(self, table: str, items: Mapping[int, Any]) -> Handing:
+    def _prefetch(self, table: str, items: Mapping[int, Any]) -> Prefetch:
         """How the items of a pass reach the workers."""
         job, workers = self._job, self._workers().count
-        return self._readers.hand(Pass(table, job.tables[table], job.columns[table], items, workers, _IN_FLIGHT))
+        return self._readers.prefetch(Pass(table, job.tables[table], job.columns[table], items, workers, _IN_FLIGHT))
 
     def _once_more(self, table: str, *work: Any) -> OnceMore:
         return OnceMore(self._workers().actors, work, self._cluster.patience, self._job.tables[table].name)

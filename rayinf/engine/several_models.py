@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayinf.engine import curvature as curv
-from rayinf.engine import pipeline, stages, turns
+from rayinf.engine import joined_passes, pipeline, stages
 from rayinf.engine.run import Run
 
 # Artefacts that are dropped once a model's pass is done; those of the last one stay until the run is finished.
@@ -29,7 +29,9 @@ class JoinModels:
 
     def __call__(self, tables: Sequence[pa.Table]) -> dict[str, Any]:
         """By name."""
-        values = np.stack([[v.to_numpy() for v in turns.values_of(t).values()] for t in tables]).transpose(0, 2, 1)
+        values = np.stack([[v.to_numpy() for v in joined_passes.values_of(t).values()] for t in tables]).transpose(
+            0, 2, 1
+        )
         joined = self.join(values)
         return {n: pa.array(np.ascontiguousarray(joined[:, k])) for k, n in enumerate(self.names)}
 
@@ -50,7 +52,7 @@ def score_models(run: Run, one: Callable[[int, str], list[pa.Table]], join: Join
     count = max(1, len(run.job.spec.states))
     found: list[list[pa.Table]] = []
     for k in range(count):
-        done = turns.is_done(run, _folder(k))
+        done = joined_passes.is_done(run, _folder(k))
         # The last one is never passed over: what the run reports of its validation rows is made there.
         with _model(run, k):
             found.append([] if done and k < count - 1 else one(k, _folder(k)))
@@ -58,7 +60,7 @@ def score_models(run: Run, one: Callable[[int, str], list[pa.Table]], join: Join
             for name in _OF_A_MODEL:
                 run.runner.store("drop", f"{name}-{k}")
     folders = [_folder(k) for k in range(count)]
-    return turns.join_turns(run, found, folders, JoinModels(join, tuple(names)), names)
+    return joined_passes.join_passes(run, found, folders, JoinModels(join, tuple(names)), names)
 
 
 def solve(run: Run, k: int) -> str:

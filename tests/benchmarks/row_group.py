@@ -24,7 +24,7 @@ import torch
 from engine import counted_reads
 
 import rayinf
-from rayinf.engine import ray_handing, ray_runner, ray_session
+from rayinf.engine import ray_prefetch, ray_runner, ray_session
 
 WIDTH = 50
 
@@ -90,9 +90,9 @@ def main() -> None:
     if not train.exists():
         write(train, options.rows)
     ray_runner.ValuesActor = counted_reads.worker_of(counts)
-    ray_handing.ReaderActor = counted_reads.reader_of(counts)
+    ray_prefetch.ReaderActor = counted_reads.reader_of(counts)
     if options.alone:
-        ray_handing._FEWEST_SHARDS = options.rows
+        ray_prefetch._FEWEST_SHARDS = options.rows
     rng = np.random.default_rng(1)
     x = rng.normal(size=(500, WIDTH)).astype(np.float32)
     valid = (x, (x[:, 0] > 0).astype(np.int64))

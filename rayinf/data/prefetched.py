@@ -58,7 +58,7 @@ def unpacked(held: Array) -> Iterator[pa.RecordBatch]:
 
 
 @dataclass(frozen=True)
-class HandedTable:
+class PrefetchedTable:
     """A table some of whose shards may have been decoded elsewhere; others are read.
 
     Attributes:
@@ -106,13 +106,13 @@ class HandedTable:
     def open(self, columns: Sequence[str]) -> ShardReader:
         """A reader of some columns."""
         reader = self.table.open(columns)
-        return _HandedReader(reader, self) if tuple(columns) == self.columns else reader
+        return _PrefetchedReader(reader, self) if tuple(columns) == self.columns else reader
 
 
 @dataclass(frozen=True)
-class _HandedReader:
+class _PrefetchedReader:
     reader: ShardReader
-    table: HandedTable
+    table: PrefetchedTable
 
     def read(self, shard: Shard) -> Iterator[pa.RecordBatch]:
         held = self.table.supply(self.table.key, shard)

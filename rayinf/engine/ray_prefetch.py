@@ -19,7 +19,7 @@ import ray
 from rayinf.data.batches import Columns
 from rayinf.data.tables import ParquetTable, Table
 from rayinf.engine.leaves import shards_of
-from rayinf.engine.ray_reader import Given, ReaderActor
+from rayinf.engine.ray_reader import PrefetchedRows, ReaderActor
 from rayinf.engine.ray_session import kill
 from rayinf.engine.ray_spread import InTurn, Waiting, few_runs
 
@@ -54,7 +54,7 @@ class Pass:
     calls: int
 
 
-class Handing:
+class Prefetch:
     """The items of a pass, each with the rows that a worker is handed with it. Here none: workers read them.
 
     Attributes:
@@ -64,12 +64,12 @@ class Handing:
     def __init__(self, waiting: Waiting | InTurn) -> None:
         self.waiting = waiting
 
-    def given(self, key: int) -> Given | None:
+    def rows(self, key: int) -> PrefetchedRows | None:
         """The rows of an item that is sent now, as references that are soon there; None: the worker reads them."""
         return None
 
 
-class _Handed(Handing):
+class _ByReaders(Prefetch):
     """The items of runs that have a reader each; keys rise."""
 
     def __init__(self, work: Pass, runs: Sequence[Sequence[int]], readers: Sequence[Any], sends: _Sends) -> None:
@@ -79,7 +79,7 @@ class _Handed(Handing):
         self._next = list(self._firsts)
         self._name = uuid.uuid4().hex
 
-    def given(self, key: int) -> Given | None:
+    def rows(self, key: int) -> PrefetchedRows | None:
         """The rows of an item. One that is sent again comes without: its reader is past it."""
         run = bisect.bisect(self._firsts, key) - 1
         if key < self._next[run]:
@@ -87,12 +87,12 @@ class _Handed(Handing):
         self._next[run] = key + 1
         reader, sends = self._readers[run], self._sends
         rows = {s.index: reader.read.remote(sends.name, sends.source, s) for s in shards_of(self._work.items[key])}
-        return Given(self._name, self._work.key, rows, sends.seconds)
+        return PrefetchedRows(self._name, self._work.key, rows, sends.seconds)
 
 
 @dataclass(frozen=True)
 class _Sends:
-    """What every call of a reader holds, and how long a worker waits for it; see `ReaderActor.read` and `Given`."""
+    """What every call of a reader holds, and how long a worker waits for it: see `ReaderActor.read`."""
 
     name: str
     source: list[Any]
@@ -111,15 +111,15 @@ class Readers:
         self._actors: list[Any] = []
         self._sent: dict[str, tuple[Table, Columns, _Sends]] = {}
 
-    def hand(self, work: Pass) -> Handing:
+    def prefetch(self, work: Pass) -> Prefetch:
         """How the items of a pass reach the workers."""
         runs = few_runs(work.items, work.workers // 2)
         if runs is None or not isinstance(work.table, ParquetTable) or not _pays(work, work.table, runs):
-            return Handing(Waiting(work.items))
+            return Prefetch(Waiting(work.items))
         while len(self._actors) < len(runs):
             make: Any = ray.remote(num_cpus=0, scheduling_strategy="SPREAD", **_TRIES)(ReaderActor)
             self._actors.append(make.remote())
-        return _Handed(work, runs, self._actors, self._sends_of(work))
+        return _ByReaders(work, runs, self._actors, self._sends_of(work))
 
     def _sends_of(self, work: Pass) -> _Sends:
         """What the calls of a pass hold: as in the pass before, so that a reader keeps its file open."""

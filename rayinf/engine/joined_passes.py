@@ -1,4 +1,4 @@
-"""Values that come in several turns, each a pass over all rows: what each gives is kept, and joined shard by shard."""
+"""Values that come in several passes over all rows: what each gives is kept, and joined shard by shard."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from rayinf.engine.run import Run
 from rayinf.engine.scoring import Scoring
 from rayinf.engine.worker import Worker
 
-# A shard, and where the table of each turn is.
+# A shard, and where the table of each pass is.
 Item = tuple[Shard, Sequence[pa.Table | PartPlace]]
-# The tables of all turns -> the columns of all of them, by name.
+# The tables of all passes -> the columns of all of them, by name.
 Join = Callable[[Sequence[pa.Table]], dict[str, Any]]
 
 
-class JoinTurns:
-    """Shard -> its values by all turns. Options: `join`, `names` of the joined columns, `into`."""
+class JoinPasses:
+    """Shard -> its values by all passes. Options: `join`, `names` of the joined columns, `into`."""
 
     def __init__(self, worker: Worker, arrays: Arrays, join: Join, names: list[str], into: PartPlace | None) -> None:
         self.join, self.names, self.into = join, names, into
@@ -47,29 +47,29 @@ class JoinTurns:
 
 
 def values_of(table: pa.Table) -> dict[str, Any]:
-    """The columns of values of a turn's table, by name."""
+    """The columns of values of a pass's table, by name."""
     return {n: table[n] for n in table.schema.names if n not in ("row_id", LABEL_COLUMN)}
 
 
 def is_done(run: Run, folder: str) -> bool:
-    """Whether every shard has its part of a turn, or its scores."""
+    """Whether every shard has its part of a pass, or its scores."""
     shards = run.job.tables["train"].shards
     return all(run.has_part(SCORES, s) or run.has_part(folder, s) for s in shards)
 
 
-def join_turns(
+def join_passes(
     run: Run,
     found: Sequence[list[pa.Table]],
     folders: Sequence[str],
     join: Join,
     names: list[str],
 ) -> list[pa.Table]:
-    """The values of every shard, from those of its turns. With a folder, shards that are finished are kept.
+    """The values of every shard, from those of its passes. With a folder, shards that are finished are kept.
 
     Args:
         run: open.
-        found: the shards' tables by turn, or nothing where they were written.
-        folders: of the run's, for the parts of each turn; they are removed.
+        found: the shards' tables by pass, or nothing where they were written.
+        folders: of the run's, for the parts of each pass; they are removed.
         join: picklable.
         names: of the joined columns.
 
@@ -84,7 +84,7 @@ def join_turns(
         if s.index not in out
     }
     todo = {k: item for k, item in items.items() if not run.has_part(SCORES, item[0])}
-    joined = run.runner.map(JoinTurns, {}, todo, join=join, names=names, into=run.place(SCORES))
+    joined = run.runner.map(JoinPasses, {}, todo, join=join, names=names, into=run.place(SCORES))
     tables = pipeline.take_in(run, "join", joined, {k: s for k, (s, _) in items.items()}, todo)
     fill_gaps(run, Scoring, tables, SCORES)
     if run.folder is not None:

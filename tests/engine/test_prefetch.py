@@ -15,10 +15,10 @@ import rayinf
 from rayinf.data import tables
 from rayinf.data.batches import Columns
 from rayinf.data.shards import Shard
-from rayinf.engine import ray_handing, ray_reader, ray_runner
+from rayinf.engine import ray_prefetch, ray_reader, ray_runner
 from rayinf.engine.job import Chunk
-from rayinf.engine.ray_handing import Pass, Readers
-from rayinf.engine.ray_reader import Given, Handed
+from rayinf.engine.ray_prefetch import Pass, Readers
+from rayinf.engine.ray_reader import Prefetched, PrefetchedRows
 from rayinf.engine.ray_spread import InTurn, Waiting
 
 COLUMNS = Columns(("features",), True, "label", "row_id")
@@ -30,7 +30,7 @@ def cut(monkeypatch):
     """Shards of 64 rows, however large a row group is, and readers for any number of them."""
     monkeypatch.setattr(tables, "READ_ROWS", 64)
     monkeypatch.setattr(tables, "READS_PER_SHARD", 1)
-    monkeypatch.setattr(ray_handing, "_FEWEST_SHARDS", 2)
+    monkeypatch.setattr(ray_prefetch, "_FEWEST_SHARDS", 2)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def fake(monkeypatch):
     def nodes():
         return [{"Alive": True, "Resources": {"object_store_memory": held.store}}, {"Alive": False, "Resources": {}}]
 
-    monkeypatch.setattr(ray_handing, "ray", SimpleNamespace(put=lambda given: given, remote=remote, nodes=nodes))
+    monkeypatch.setattr(ray_prefetch, "ray", SimpleNamespace(put=lambda held: held, remote=remote, nodes=nodes))
     return held
 
 
@@ -61,50 +61,50 @@ def table_of(tmp_path, rows, group_size):
     return tables.as_table(str(job.write(tmp_path / "train.parquet", rows, 1, group_size)), [], [], "train")
 
 
-def hand(table, workers=4, items=None, readers=None):
+def prefetch_of(table, workers=4, items=None, readers=None):
     found = dict(enumerate(table.shards)) if items is None else items
-    return (readers or Readers(100.0)).hand(Pass("train", table, COLUMNS, found, workers, 2))
+    return (readers or Readers(100.0)).prefetch(Pass("train", table, COLUMNS, found, workers, 2))
 
 
-def keys(handing):
+def keys(prefetch):
     """All keys in the order in which one worker after the other takes them."""
-    return [handing.waiting.take("who") for _ in range(handing.waiting.count)]
+    return [prefetch.waiting.take("who") for _ in range(prefetch.waiting.count)]
 
 
 def test_shards_of_one_row_group_are_dealt_in_order_with_rows(cut, fake, tmp_path):
-    handing = hand(table_of(tmp_path, 640, 640))
-    assert keys(handing) == list(range(SHARDS))
-    given = [handing.given(k) for k in range(SHARDS)]
+    prefetch = prefetch_of(table_of(tmp_path, 640, 640))
+    assert keys(prefetch) == list(range(SHARDS))
+    found = [prefetch.rows(k) for k in range(SHARDS)]
     assert fake.read == list(range(SHARDS))
     assert fake.started == 1
-    assert [list(g.rows) for g in given] == [[k] for k in range(SHARDS)]
-    assert {(g.table, g.seconds) for g in given} == {("train", 25.0)}
-    assert len({g.name for g in given}) == 1
-    assert handing.given(3) is None  # sent again: it is read where it is needed
-    assert handing.waiting.take("who") is None
+    assert [list(g.rows) for g in found] == [[k] for k in range(SHARDS)]
+    assert {(g.table, g.seconds) for g in found} == {("train", 25.0)}
+    assert len({g.name for g in found}) == 1
+    assert prefetch.rows(3) is None  # sent again: it is read where it is needed
+    assert prefetch.waiting.take("who") is None
 
 
 def test_chunks_come_with_all_of_their_shards(cut, fake, tmp_path):
     table = table_of(tmp_path, 640, 640)
-    handing = hand(table, items={k: Chunk(table.shards[3 * k : 3 * k + 3]) for k in range(4)})
-    assert [list(handing.given(k).rows) for k in keys(handing)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    prefetch = prefetch_of(table, items={k: Chunk(table.shards[3 * k : 3 * k + 3]) for k in range(4)})
+    assert [list(prefetch.rows(k).rows) for k in keys(prefetch)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
 
 
 def test_two_row_groups_have_a_reader_each_and_are_dealt_in_turn(cut, fake, tmp_path):
-    handing = hand(table_of(tmp_path, 640, 320))
-    assert keys(handing) == [0, 5, 1, 6, 2, 7, 3, 8, 4, 9]
+    prefetch = prefetch_of(table_of(tmp_path, 640, 320))
+    assert keys(prefetch) == [0, 5, 1, 6, 2, 7, 3, 8, 4, 9]
     assert fake.started == 2
 
 
 def test_a_run_keeps_its_readers(cut, fake, tmp_path):
     readers, table = Readers(float("inf")), table_of(tmp_path, 640, 640)
-    first, second = (hand(table, readers=readers) for _ in range(2))
+    first, second = (prefetch_of(table, readers=readers) for _ in range(2))
     assert fake.started == 1
-    one, two = first.given(0), second.given(0)
+    one, two = first.rows(0), second.rows(0)
     assert one.name != two.name  # a worker that reads by itself does so for one pass
     assert one.seconds is two.seconds is None
     assert len(set(fake.sources)) == 1
-    hand(table_of(tmp_path, 640, 640), readers=readers).given(0)  # another table of that name
+    prefetch_of(table_of(tmp_path, 640, 640), readers=readers).rows(0)  # another table of that name
     assert fake.started == 1
     assert len(set(fake.sources)) == 2
 
@@ -116,19 +116,19 @@ def test_without_a_use_for_readers_workers_read(cut, fake, tmp_path, monkeypatch
     if case == "in memory":
         table = tables.MemoryTable(pq.read_table(tmp_path / "train.parquet"))
     if case == "few shards":
-        monkeypatch.setattr(ray_handing, "_FEWEST_SHARDS", 11)
+        monkeypatch.setattr(ray_prefetch, "_FEWEST_SHARDS", 11)
     if case == "small store":
         fake.store = 4 * 2 * 4 * 64 * table.row_bytes - 1
-    handing = hand(table, workers)
-    assert isinstance(handing.waiting, Waiting)
-    assert all(handing.given(k) is None for k in range(len(table.shards)))
+    prefetch = prefetch_of(table, workers)
+    assert isinstance(prefetch.waiting, Waiting)
+    assert all(prefetch.rows(k) is None for k in range(len(table.shards)))
     assert not fake.started
 
 
 def test_a_store_that_just_holds_the_shards_is_used(cut, fake, tmp_path):
     table = table_of(tmp_path, 640, 640)
     fake.store = 4 * 2 * 4 * 64 * table.row_bytes
-    assert isinstance(hand(table).waiting, InTurn)
+    assert isinstance(prefetch_of(table).waiting, InTurn)
 
 
 def test_a_worker_whose_reader_fails_reads_by_itself_until_the_pass_ends(monkeypatch):
@@ -141,18 +141,18 @@ def test_a_worker_whose_reader_fails_reads_by_itself_until_the_pass_ends(monkeyp
         return np.zeros(1)
 
     monkeypatch.setattr(ray_reader.ray, "get", get)
-    handed, first = Handed(), Shard(1, 0, 5)
-    assert handed("train", first) is None
-    handed.take(Given("pass", "train", {1: "there", 2: "lost"}, 3.0))
-    assert handed("train", first) is not None
-    assert handed("valid", first) is None  # another table
-    assert handed("train", Shard(7, 0, 5)) is None  # not given
-    assert handed("train", Shard(2, 0, 5)) is None
-    assert handed("train", first) is None
-    handed.take(Given("next pass", "train", {1: "there"}, 3.0))
-    assert handed("train", first) is not None
-    handed.take(None)
-    assert handed("train", first) is None
+    prefetched, first = Prefetched(), Shard(1, 0, 5)
+    assert prefetched("train", first) is None
+    prefetched.take(PrefetchedRows("pass", "train", {1: "there", 2: "lost"}, 3.0))
+    assert prefetched("train", first) is not None
+    assert prefetched("valid", first) is None  # another table
+    assert prefetched("train", Shard(7, 0, 5)) is None  # not among them
+    assert prefetched("train", Shard(2, 0, 5)) is None
+    assert prefetched("train", first) is None
+    prefetched.take(PrefetchedRows("next pass", "train", {1: "there"}, 3.0))
+    assert prefetched("train", first) is not None
+    prefetched.take(None)
+    assert prefetched("train", first) is None
     assert asked == [("there", 3.0), ("lost", 3.0), ("there", 3.0)]
 
 
@@ -175,7 +175,7 @@ def runs(tmp_path, cluster, **options):
 def test_four_workers_decode_a_row_group_once(ray_session, cut, monkeypatch, tmp_path, counts, drawn):
     """Scan, covariance, lambda and scores: as many passes over the rows, whichever of them are drawn."""
     monkeypatch.setattr(ray_runner, "ValuesActor", counted_reads.worker_of(counts))
-    monkeypatch.setattr(ray_handing, "ReaderActor", counted_reads.reader_of(counts))
+    monkeypatch.setattr(ray_prefetch, "ReaderActor", counted_reads.reader_of(counts))
     before = {kind: counted_reads.decoded(counts, kind) for kind in ("worker", "reader")}
     alone, spread = runs(tmp_path, rayinf.Cluster(workers=4, cpus_per_worker=0.5), curvature_rows=drawn)
     assert spread == alone
@@ -188,7 +188,7 @@ def test_four_workers_decode_a_row_group_once(ray_session, cut, monkeypatch, tmp
 @pytest.mark.parametrize("trouble", ["dies", "stands still"])
 def test_a_reader_that_fails_changes_no_byte(ray_session, cut, monkeypatch, tmp_path, trouble):
     """It is started again a few times, or waited for once by each worker; then workers read."""
-    monkeypatch.setattr(ray_handing, "ReaderActor", counted_reads.reader_of(tmp_path, trouble))
+    monkeypatch.setattr(ray_prefetch, "ReaderActor", counted_reads.reader_of(tmp_path, trouble))
     alone, spread = runs(tmp_path, rayinf.Cluster(workers=2, patience=8 if trouble == "stands still" else 60))
     assert spread == alone
     # On a busy machine workers may have gone on before the reader has begun.

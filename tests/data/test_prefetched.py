@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayinf.data import tables
-from rayinf.data.handed import HandedTable, Packer, unpacked
+from rayinf.data.prefetched import Packer, PrefetchedTable, unpacked
 from rayinf.data.tables import as_table
 
 ROWS = 1000
@@ -74,19 +74,19 @@ def test_shards_that_are_not_handed_over_are_read(table):
 
     names = ("number", "lists")
     reader, plain = table.open(names), table.open(names)
-    handed = HandedTable(table, "valid", names, supply)
-    mixed = handed.open(list(names))
+    prefetched = PrefetchedTable(table, "valid", names, supply)
+    mixed = prefetched.open(list(names))
     for shard in table.shards:
         assert list(mixed.read(shard)) == list(plain.read(shard))
     assert asked == [("valid", k) for k in range(len(table.shards))]
-    list(handed.open(["number"]).read(table.shards[0]))  # other columns than those that are handed over
+    list(prefetched.open(["number"]).read(table.shards[0]))  # other columns than those that are prefetched over
     assert len(asked) == len(table.shards)
 
 
 def test_a_table_is_called_and_cut_as_before(table):
-    handed = HandedTable(table, "train", ("number",), lambda key, shard: None)
+    prefetched = PrefetchedTable(table, "train", ("number",), lambda key, shard: None)
     for name in ("name", "shards", "schema", "num_rows", "stat", "scan_key"):
-        assert getattr(handed, name) == getattr(table, name)
+        assert getattr(prefetched, name) == getattr(table, name)
 
 
 @pytest.fixture

@@ -54,6 +54,17 @@ def out_of_range(queries: Mapping[str, Tensor | ThinQueries]) -> bool:
     return not bool(((size_q <= _MOST) & (size_q >= 1 / _MOST)).all())
 
 
+def fits(queries: Tensor | ThinQueries) -> bool:
+    """Whether float32 holds a block's queries: none overflows, and none is so small that it underflows as a whole."""
+    size_q = _sizes({"": queries})
+    return bool(((size_q == 0) | ((size_q <= _MOST) & (size_q >= 1 / _MOST))).all())
+
+
+def narrowed(u_qroi: Tensor, dtype: torch.dtype) -> Tensor:
+    """A block's queries in a precision; as they are where it is float32, and too narrow for them (`fits`)."""
+    return u_qroi if dtype is torch.float32 and not fits(u_qroi) else u_qroi.to(dtype)
+
+
 def scale_queries(queries: Queries) -> tuple[Queries, Tensor]:
     """Queries of size 1, and the power of two `[Q]` of each."""
     size_q = _sizes(queries).double()
@@ -101,7 +112,7 @@ def solve_eigen(
     q_a = basis.q_a_rii
     back_g, back_a = basis.q_g_roo.to(dtype), None if q_a is None else q_a.transpose(1, 2).to(dtype)
     singular = not bool(inverse_roi.all()) and bool(inverse_roi.any())
-    out, usual = torch.empty(v_qroi.shape, dtype=dtype), 0
+    out, usual = torch.empty(v_qroi.shape, dtype=dtype, device=v_qroi.device), 0
     for k, v_roi in enumerate(v_qroi):
         pair = thin(v_roi[0].double(), thin_rank, GRADIENT_SHARE, usual) if thin_rank else None
         if pair is None or q_a is None:

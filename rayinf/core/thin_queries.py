@@ -52,6 +52,10 @@ class ThinQueries:
         """Of both matrices."""
         return self.left_qko.device
 
+    def dense(self) -> Tensor:
+        """The queries themselves, `[Q, 1, o, i]`."""
+        return torch.matmul(self.left_qko.transpose(1, 2), self.right_qki)[:, None]
+
     def products(self, tile: LayerInputs) -> Tensor:
         """Products `[b, Q]` of a tile's row gradients with the queries."""
         b, _, t, i = tile.a_brti.shape
@@ -90,7 +94,7 @@ def thin(u_oi: Tensor, most: int, share: float, usual: int = 0) -> Pair | None:
     generator = torch.Generator().manual_seed(0)
     while rank < most:
         rank = min(max(2 * rank, usual + _MORE), most)
-        start = torch.randn(i, rank, generator=generator, dtype=u_oi.dtype)
+        start = torch.randn(i, rank, generator=generator, dtype=u_oi.dtype).to(u_oi.device)
         q_ok = torch.linalg.qr(u_oi @ start).Q
         inner_ki = q_ok.T @ u_oi
         # Not by the norms of U and of Q'U: their rounding hides what is left out.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,11 @@ from rayinf.core import exact, inverse, kfac
 from rayinf.core.blocks import Block
 from rayinf.core.objectives import Target, objective_details, query_vectors
 from rayinf.core.response import Damped, Response
-from rayinf.core.thin_queries import ThinQueries, most_rank
+from rayinf.core.thin_queries import ThinQueries
 from rayinf.data.files import Arrays
 from rayinf.data.scores import HALVES
 from rayinf.engine.curvature_rows import FIRST, check_drawn, scale_up
-from rayinf.engine.entry import DENSE, KRONECKER
+from rayinf.engine.entry import DENSE
 from rayinf.engine.fit_quality import PREFIX
 from rayinf.engine.scoring import THIN
 from rayinf.engine.stages import read_bases
@@ -81,10 +81,9 @@ def dense_mean(hessian: Arrays) -> Arrays:
 def solve(
     queries: Arrays, source: Arrays, solver: Solver, targets: Sequence[Target], halves: bool, tiled: bool = False
 ) -> Arrays:
-    """Merged group sums and what `precondition` takes -> `U/<block>` of every column (`column_names`).
+    """Merged group sums through a dense inverse, or none -> `U/<block>` of every column (`column_names`).
 
-    Beside them stand the details of every objective (`core.objectives.objective_details`), `details/<name>`
-    `[columns]`, NaN where it has none.
+    Beside them stands what `beside` gives. K-FAC and EKFAC are solved a layer at a time (`engine.solves`).
 
     Args:
         queries: merged sums of `stages.Queries`.
@@ -92,27 +91,55 @@ def solve(
         solver: what is solved.
         targets: the objectives.
         halves: whether every column is also solved for each half.
-        tiled: these are some of a run's columns: queries may be thin, and may all be flat, as `MOVED` then says.
+        tiled: these are some of a run's columns, which may all be flat, as `MOVED` then says.
 
     Raises:
         InputError: a singular or negative curvature (see `rayinf.core.inverse`).
     """
-    small = _tensors({k: v for k, v in queries.items() if not k.startswith("V")})
-    details, moved = objective_details(small, targets).values(), []
+    moved = []
 
     def vectors(block: Block) -> Tensor:
-        own = {k: v for k, v in queries.items() if k.startswith("V") and k.partition("/")[2] == block.name}
-        found = query_vectors({**small, **_tensors(own)}, targets, [block], halves)[block.name]
+        found = block_vectors(queries, targets, block, halves)
         moved.append(bool(found.any()))
         return found
 
-    solved = precondition(vectors, len(column_names(targets, halves)), source, solver, tiled)
-    if not tiled:
-        _check_moved(any(moved), next(v for k, v in small.items() if k.startswith("C")).sum())
+    solved = precondition(vectors, len(column_names(targets, halves)), source, solver)
+    return {**solved, **beside(queries, targets), **moved_by(moved, queries, tiled)}
+
+
+def block_vectors(queries: Arrays, targets: Sequence[Target], block: Block, halves: bool) -> Tensor:
+    """Query vectors V `[Q, r, o, i]` of a block, from the merged sums."""
+    own = {k: v for k, v in queries.items() if not k.startswith("V") or k.partition("/")[2] == block.name}
+    return query_vectors(_tensors(own), targets, [block], halves)[block.name]
+
+
+def beside(queries: Arrays, targets: Sequence[Target]) -> Arrays:
+    """What stands beside solved queries, from the merged sums.
+
+    That is the details of every objective (`core.objectives.objective_details`), `details/<name>` `[columns]`, NaN
+    where it has none, and how well the model fits the validation rows.
+    """
+    details = objective_details(_tensors({k: v for k, v in queries.items() if not k.startswith("V")}), targets).values()
     names = dict.fromkeys(name for column in details for name in column)
-    beside = {f"details/{n}": np.array([column.get(n, np.nan) for column in details]) for n in names}
-    fit = {k: v for k, v in queries.items() if k.startswith(PREFIX)}
-    return {**solved, **beside, **fit, **({MOVED: np.array(any(moved))} if tiled else {})}
+    found = {f"details/{n}": np.array([column.get(n, np.nan) for column in details]) for n in names}
+    return {**found, **{k: v for k, v in queries.items() if k.startswith(PREFIX)}}
+
+
+def moved_by(moved: Sequence[bool], held: Arrays, tiled: bool) -> Arrays:
+    """Whether a validation row has a gradient, for a tile of columns; of all columns one must have.
+
+    Args:
+        moved: of each block.
+        held: what `beside` gives, or more.
+        tiled: whether these are some of a run's columns.
+
+    Raises:
+        InputError: none has.
+    """
+    if tiled:
+        return {MOVED: np.array(any(moved))}
+    _check_moved(any(moved), held.get(f"{PREFIX}rows", 0))
+    return {}
 
 
 def summary_of_tile(solved: Arrays) -> Arrays:
@@ -163,103 +190,68 @@ def column_names(targets: Sequence[Target], halves: bool) -> list[str]:
     return names + [prefix + n for prefix in HALVES for n in names] if halves else names
 
 
-def precondition(
-    vectors: Callable[[Block], Tensor], columns: int, source: Arrays, solver: Solver, thin: bool = False
-) -> Arrays:
-    """Query vectors V `[Q, r, o, i]` a block -> `U/<block>` in the model's precision; V of one block is held at a time.
+def precondition(vectors: Callable[[Block], Tensor], columns: int, source: Arrays, solver: Solver) -> Arrays:
+    """Query vectors V `[Q, r, o, i]` a block -> `U/<block>` in the model's precision, through a dense inverse or none.
 
     Args:
         vectors: V of a block.
         columns: Q.
-        source: for a dense curvature its `inverse_payload`, else the factors.
+        source: for a dense curvature its `inverse_payload`, else anything.
         solver: what is solved.
-        thin: queries may be thin in float32: `left/<block>` and `right/<block>` in place of U.
     """
-    held, dtype = _tensors(source), getattr(torch, solver.dtype)
-    scale: Arrays = {}
+    dtype = getattr(torch, solver.dtype)
     with fixed_threads(columns * sum(b.numel for b in solver.blocks) > LARGE_QUERIES):
-        solved: Mapping[str, Tensor | ThinQueries] = _solved(vectors, held, solver, dtype, thin)
-        if dtype is torch.float32 and inverse.out_of_range(solved):
-            solved, scale_q = inverse.scale_queries(_dense(vectors, held, solver, torch.float64))
-            scale = {} if bool((scale_q == 1).all()) else {"scale": scale_q.numpy()}
-    flat = {f"flat/{name}": np.ones(1) for name in _flat(held, solver)}
-    queries = {key: v for name, found in solved.items() for key, v in _parts(name, found)}
-    return {**{k: v.numpy().astype(solver.dtype, copy=False) for k, v in queries.items()}, **scale, **flat}
+        if solver.curvature in DENSE:
+            held = _tensors(source)
+            joined = inverse.join_blocks({b.name: vectors(b) for b in solver.blocks}, solver.blocks).double()
+            found = inverse.split_blocks(inverse.solve_dense(joined, held["dense"], held["null"]), solver.blocks)
+            solved = {name: inverse.narrowed(v, dtype) for name, v in found.items()}
+        else:
+            solved = {b.name: inverse.narrowed(vectors(b) / solver.rows, dtype) for b in solver.blocks}
+        return in_range(solved, dtype)
 
 
-def _parts(name: str, found: Tensor | ThinQueries) -> list[tuple[str, Tensor]]:
+def in_range(solved: Mapping[str, Tensor | ThinQueries], dtype: torch.dtype) -> Arrays:
+    """Solved queries in the model's precision, under their keys; with `scale` `[Q]` where they do not fit into it.
+
+    Args:
+        solved: by block, as `inverse.narrowed` gives them.
+        dtype: the precision.
+    """
+    scale: Arrays = {}
+    if dtype is torch.float32 and inverse.out_of_range(solved):
+        exact = {k: (v.dense() if isinstance(v, ThinQueries) else v).double() for k, v in solved.items()}
+        solved, scale_q = inverse.scale_queries(exact)
+        scale = {} if bool((scale_q == 1).all()) else {"scale": scale_q.numpy()}
+    queries = {key: v for name, found in solved.items() for key, v in parts_of(name, found)}
+    return {**{k: v.to(dtype).numpy() for k, v in queries.items()}, **scale}
+
+
+def parts_of(name: str, found: Tensor | ThinQueries) -> list[tuple[str, Tensor]]:
     """The arrays of a block's queries, under their keys."""
     if isinstance(found, ThinQueries):
         return [(f"{THIN[0]}{name}", found.left_qko), (f"{THIN[1]}{name}", found.right_qki)]
     return [(f"U/{name}", found)]
 
 
-def _flat(held: dict[str, Tensor], solver: Solver) -> list[str]:
-    """Blocks whose curvature is 0.
+def check_curved(flat: Sequence[str], layers: int, rows: int) -> None:
+    """Refuse a curvature that is 0.
+
+    Args:
+        flat: layers without curvature.
+        layers: all that rows have reached.
+        rows: n.
 
     Raises:
-        InputError: all of them are.
+        InputError: all of them are flat.
     """
-    if solver.curvature not in KRONECKER:
-        return []
-    levels = eigenvalues(held, solver)
-    flat = [name for name, level in levels.items() if not bool(level.any())]
-    if levels and len(flat) == len(levels):
+    if layers and len(flat) == layers:
         raise InputError(
-            f"The curvature of every layer is 0: on all {solver.rows:,} training rows the Fisher vanishes, because the "
+            f"The curvature of every layer is 0: on all {rows:,} training rows the Fisher vanishes, because the "
             "loss has no curvature in the model's outputs or the network is sure of every row to the last digit.",
             'return logits and use loss="cross_entropy"; check the scale of the features and of the model\'s outputs; '
             'or use curvature="identity".',
         )
-    return flat
-
-
-def _solved(
-    vectors: Callable[[Block], Tensor], held: dict[str, Tensor], solver: Solver, dtype: torch.dtype, thin: bool
-) -> dict[str, Tensor | ThinQueries]:
-    """Solved queries by block: thin where that is asked for, and they have a small rank; else dense."""
-    found: dict[str, Tensor | ThinQueries] = {}
-    if thin and solver.curvature == "kfac" and dtype is torch.float32:
-        found.update(_thin(vectors, held, solver))
-    rest = replace(solver, blocks=tuple(b for b in solver.blocks if b.name not in found))
-    found.update(_dense(vectors, held, rest, dtype, thin and dtype is torch.float32))
-    return {b.name: found[b.name] for b in solver.blocks}
-
-
-def _thin(vectors: Callable[[Block], Tensor], held: dict[str, Tensor], solver: Solver) -> dict[str, ThinQueries]:
-    """Those of layers with one position whose queries are thin: K-FAC's inverse is smooth, and adds little rank."""
-    levels, bases, found = eigenvalues(held, solver), read_bases(held), {}
-    for block in solver.blocks:
-        level = levels.get(block.name)
-        one = block.shape[0] == 1 and block.kind == "linear" and level is not None and bool(level.any())
-        if not one or level is None or bases[block.name].positions > float(held["rows"]):
-            continue
-        inv = inverse.eigen_inverse(level, solver.rows, solver.l2, solver.response, block.name)
-        queries = inverse.solve_thin(block, vectors(block), bases[block.name], inv, torch.float32)
-        if queries is not None:
-            found[block.name] = queries
-    return found
-
-
-def _dense(
-    vectors: Callable[[Block], Tensor], held: dict[str, Tensor], solver: Solver, dtype: torch.dtype, thin: bool = False
-) -> dict[str, Tensor]:
-    if solver.curvature in DENSE:
-        joined = inverse.join_blocks({b.name: vectors(b) for b in solver.blocks}, solver.blocks).double()
-        flat = inverse.solve_dense(joined, held["dense"], held["null"])
-        return {k: v.to(dtype) for k, v in inverse.split_blocks(flat, solver.blocks).items()}
-    if solver.curvature == "identity":
-        return {b.name: (vectors(b) / solver.rows).to(dtype) for b in solver.blocks}
-    levels, bases, solved = eigenvalues(held, solver), read_bases(held), {}
-    for block in solver.blocks:
-        v, level = vectors(block), levels.get(block.name)
-        if level is None or not bool(level.any()):
-            solved[block.name] = torch.zeros_like(v, dtype=dtype)
-            continue
-        inv = inverse.eigen_inverse(level, solver.rows, solver.l2, solver.response, block.name)
-        rank = most_rank(*block.shape[1:]) if thin and block.kind == "linear" and block.shape[0] == 1 else 0
-        solved[block.name] = inverse.solve_eigen(block, v, bases[block.name], inv, dtype, rank)
-    return solved
 
 
 def precondition_rows(queries: Arrays, source: Arrays, solver: Solver) -> Arrays:
@@ -291,8 +283,9 @@ def inverse_payload(factors: Arrays, solver: Solver) -> Arrays:
     if solver.curvature == "identity":
         return {f"D/{b.name}": np.full(b.shape, 1.0 / solver.rows) for b in solver.blocks}
     out: Arrays = {}
-    _flat(held, solver)
-    for name, level in eigenvalues(held, solver).items():
+    levels = eigenvalues(held, solver)
+    check_curved([name for name, level in levels.items() if not bool(level.any())], len(levels), solver.rows)
+    for name, level in levels.items():
         out[f"D/{name}"] = inverse.eigen_inverse(level, solver.rows, solver.l2, solver.response, name).numpy()
         for side in ("q_a", "q_g"):
             if f"{side}/{name}" in factors:

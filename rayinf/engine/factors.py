@@ -114,9 +114,18 @@ class FactorStore:
         if not (self._closed or self._has(name)):
             self.put(_part(name, key), arrays)
 
-    def join_parts(self, name: str, keys: Sequence[int]) -> Arrays:
-        """Artefact `name`, made of all its parts, which are removed."""
-        found = self.derive(name, _union, [_part(name, k) for k in keys])
+    def join_parts(
+        self, name: str, keys: Sequence[int], join: Callable[..., Arrays] | None = None, *args: Any
+    ) -> Arrays:
+        """Artefact `name`, made of all its parts, which are removed.
+
+        Args:
+            name: of the artefact.
+            keys: of its parts.
+            join: called with the parts in the order of the keys, and with args; else all their arrays are taken.
+            args: of `join`.
+        """
+        found = self.derive(name, join or _union, [_part(name, k) for k in keys], *args)
         for key in keys:
             self._drop(_part(name, key))
         return found

@@ -140,7 +140,8 @@ def kronecker_bytes(job: Job, probed: Probe, workers: int, merged: int) -> dict[
     The sums A and G of a chunk (8 bytes a number) are held by the worker that makes them, and by the store for every
     level of its tree. A decomposition takes LAPACK's room beside them and their copies. EKFAC's sums are as many as
     parameters; meanwhile the store keeps A, G and the eigenvectors, and workers the latter in the model's precision.
-    A solve copies the factors, and scales them; and takes each layer's inverse and its rotated queries one by one.
+    A solve copies a layer's factors, and takes its inverse and its rotated queries one by one. What it takes beside is
+    held twice where the store sends it to workers. An inverse that is kept copies all factors, and scales them.
 
     Args:
         job: with its targets.
@@ -157,11 +158,13 @@ def kronecker_bytes(job: Job, probed: Probe, workers: int, merged: int) -> dict[
     if job.spec.curvature == "ekfac":
         found["lambda"] = 2 * grams + workers * (item * grams // 8 + (8 + item) * block) + sums * 8 * p
         found["factors"] = 2 * grams + 8 * p
-    held, copies = grams + 8 * p, grams + 16 * p
+    held = grams + 8 * p
     if job.targets and "valid" in job.tables:
-        found["solved"] = held + copies + 40 * block + query_bytes(job, probed, 1, merged).size
+        sent = (2 if workers > 1 else 1) * held
+        layer = max(8 * r * (o * o + i * i) + 56 * b.numel for (r, o, i), b in zip(sides, probed.blocks, strict=True))
+        found["solved"] = sent + workers * layer + query_bytes(job, probed, 1, merged).size
     elif job.spec.curvature in KRONECKER:
-        found["inverse"] = held + copies + 8 * p
+        found["inverse"] = held + grams + 24 * p
     return found
 
 

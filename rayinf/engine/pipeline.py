@@ -23,13 +23,14 @@ from rayinf.engine import stages, training_time
 from rayinf.engine.blank_parts import fill_gaps
 from rayinf.engine.curvature_rows import describe_drawn
 from rayinf.engine.decompositions import Decompose, by_size
-from rayinf.engine.entry import DENSE
+from rayinf.engine.entry import DENSE, KRONECKER
 from rayinf.engine.fit_quality import FitSums, fit_quality, of_shards, of_valid
 from rayinf.engine.identity import describe_factors, provenance
 from rayinf.engine.left_out import FitAgain
 from rayinf.engine.memory import are_summed_at_once
 from rayinf.engine.minimum import check_minimum
 from rayinf.engine.run import Run
+from rayinf.engine.solves import Solve, join_solved
 from rayinf.engine.training_time import NORMS, VALID_NORMS
 from rayinf.errors import InputError, RowsError
 from rayinf.store.places import open_place
@@ -168,8 +169,21 @@ def solve_columns(run: Run, queries: str, solved: str, targets: tuple[Target, ..
         # Large sums are added up in one chunk: each that waits to be merged would take as much memory again.
         most = 1 if are_summed_at_once(replace(run.job, targets=targets), run.probe) else None
         run.fold(stages.Queries, tile or {}, "valid", queries, most)
-    inputs, tiled = [queries, _solve_source(run)], () if tile is None else (True,)
-    return _derive(run, solved, curv.solve, inputs, run.solver, targets, run.spec.halves, *tiled)
+    if run.spec.curvature in KRONECKER:
+        return _solve_layers(run, queries, solved, tile)
+    source, tiled = _solve_source(run), tile is not None
+    return _derive(run, solved, curv.solve, [queries, source], run.solver, targets, run.spec.halves, tiled)
+
+
+def _solve_layers(run: Run, queries: str, solved: str, tile: Arrays | None) -> Any:
+    """The queries of all layers through the inverse: each on a worker, those that take longest first."""
+    blocks, runner = by_size(run.probe.blocks), run.runner
+    with run.timed(solved, 0):
+        if not runner.store("has", solved):
+            arrays = [runner.publish("get", name) for name in (queries, "factors")]
+            for _ in runner.fill(Solve, arrays, blocks, solved, solver=run.solver, tile=tile):
+                pass
+        return runner.publish("join_parts", solved, sorted(blocks), join_solved, run.solver, tile is not None)
 
 
 def _solve_source(run: Run) -> str:

@@ -200,8 +200,8 @@ class Trial:
         if name == "hessian":
             found.append(self._stage("factors", rates.eigh(self.probed.parameters), 4 * sums, 2 * sums))
         if name == "covariance":
-            sides = [x for b in blocks for x in b.shape[1:] if not (b.kind == "embedding" and x == b.shape[2])]
-            seconds = sum(map(rates.eigh, sides)) + self._writing(sums)
+            sides = [b.shape[1:2] if b.kind == "embedding" else b.shape[1:] for b in blocks]
+            seconds = self._shared([sum(map(rates.eigh, of_block)) for of_block in sides]) + self._writing(sums)
             found.append(self._stage("basis", seconds, self._held["basis"], sums))
         if name == ("lambda" if self.spec.curvature == "ekfac" else "covariance") and self._held:
             size = self._held["factors"] // 2
@@ -214,17 +214,23 @@ class Trial:
         """The queries through the inverse curvature: into the eigenbasis and out of it, a column at a time."""
         p, columns = self.probed.parameters, self.columns
         size = self.item * sum(map(self._floats, self.probed.blocks)) * columns
-        memory = self._held.get("solved", self._query_bytes)
-        seconds = self._rates.products(columns * self._column_products, p * columns > LARGE_QUERIES)
-        seconds += self._rates.copies(memory) + self._writing(size)
-        return self._stage("solved", seconds, memory, size)
+        memory, rates = self._held.get("solved", self._query_bytes), self._rates
+        if self.spec.curvature in KRONECKER:
+            sizes = [(columns * self._block_products(b), columns * b.numel > LARGE_QUERIES) for b in self.probed.blocks]
+            seconds = self._shared([rates.products(products, large) for products, large in sizes])
+        else:
+            seconds = rates.products(columns * self._column_products, p * columns > LARGE_QUERIES)
+        return self._stage("solved", seconds + rates.copies(memory) + self._writing(size), memory, size)
+
+    def _shared(self, seconds: Sequence[float]) -> float:
+        """Seconds in which the workers do each layer's part, of which none is divided."""
+        return max(sum(seconds) / self.workers, *seconds)
 
     @property
     def _column_products(self) -> int:
         """Multiply-adds of one column's solve."""
         if self.spec.curvature in KRONECKER:
-            blocks = self.probed.blocks
-            return sum(self._block_products(b) for b in blocks)
+            return sum(map(self._block_products, self.probed.blocks))
         return self.probed.parameters**2 if self.spec.curvature in DENSE else 0
 
     def _block_products(self, block: Block) -> int:

@@ -36,7 +36,7 @@ class Work:
         table: whose rows it reads, for errors.
         key: of the job.
         job: a reference.
-        arrays: a reference of what the stage needs beside the job.
+        arrays: a reference of what the stage needs beside the job, or a list of them.
     """
 
     name: str

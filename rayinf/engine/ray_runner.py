@@ -291,7 +291,7 @@ class RayRunner:
         if self._job_ref is None:
             with sendable():
                 self._job_ref = ray.put(self._job)
-        held = arrays if isinstance(arrays, ray.ObjectRef) else ray.put(arrays)
+        held = arrays if isinstance(arrays, ray.ObjectRef | list) else ray.put(arrays)
         name = f"{self._run}-{next(self._count)}"
         return name, [ray.put(Work(name, stage, options, table, self._job.key, self._job_ref, held))]
 

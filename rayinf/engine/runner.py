@@ -20,7 +20,8 @@ Piece = TypeVar("Piece")
 class Runner(Protocol):
     """What the pipelines need to have work done.
 
-    `arrays` is what a stage needs beside the job; on Ray it is a reference, and never passes through the driver.
+    `arrays` is what a stage needs beside the job, one set of arrays or a list of them; on Ray each is a reference, and
+    never passes through the driver.
     """
 
     job: Job

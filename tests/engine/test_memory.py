@@ -87,7 +87,9 @@ def test_steps_of_ekfac(monkeypatch: pytest.MonkeyPatch) -> None:
     one = memory.kronecker_bytes(job, probed, 1, merged)
     assert one["covariance"] == grams
     assert one["lambda"] == 2 * grams + grams // 2 + 12 * block + p
-    assert one["solved"] == 2 * grams + 3 * p + 40 * block + own
+    layer = 8 * (50**2 + 5**2) + 56 * block
+    assert one["solved"] == grams + p + layer + own
+    assert memory.kronecker_bytes(job, probed, 3, merged)["solved"] == 2 * (grams + p) + 3 * layer + own
     shards = [dataclasses.replace(job.tables["train"].shards[0], index=k, rows=1) for k in range(8)]
     table = SimpleNamespace(shards=shards)
     many = dataclasses.replace(job, tables={**job.tables, "train": table})

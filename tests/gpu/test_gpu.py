@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 import rayinf
+from rayinf.core import inverse
+from rayinf.engine import column_tiles
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -95,6 +97,28 @@ def test_in_float32(kind: str) -> None:
 def test_other_values(kind: str, verb: Any) -> None:
     truth, found = both(kind, verb)
     assert far(found, truth) < 1e-6
+
+
+@pytest.mark.parametrize("curvature", ["ekfac", "kfac"])
+def test_solves_are_on_the_gpu(curvature: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of columns in tiles, whose queries may be thin."""
+    devices: list[str] = []
+    for name in ("solve_eigen", "solve_thin"):
+        real = getattr(inverse, name)
+
+        def noted(block: Any, v: torch.Tensor, *given: Any, real: Any = real) -> Any:
+            devices.append(v.device.type)
+            return real(block, v, *given)
+
+        monkeypatch.setattr(inverse, name, noted)
+    train, valid = tables("mlp")
+    task = rayinf.Task(network("mlp").cuda())
+    whole = rayinf.influence(task, train, valid, "category", curvature=curvature).to_numpy()
+    monkeypatch.setattr(column_tiles, "TILE_BYTES", 0)
+    monkeypatch.setattr(column_tiles, "LEAST_COLUMNS", 2)
+    tiles = rayinf.influence(task, train, valid, "category", curvature=curvature).to_numpy()
+    assert far(tiles, whole) < 1e-5
+    assert set(devices) == {"cuda"} and len(devices) >= 6  # two layers, of all columns and of two tiles
 
 
 def test_pairs() -> None:

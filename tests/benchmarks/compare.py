@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from networks import mlp
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
@@ -28,11 +29,6 @@ from torch import nn
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-
-
-def mlp() -> nn.Sequential:
-    """The network of the comparison."""
-    return nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 10))
 
 
 def read(path: str, rows: int, valid_rows: int) -> tuple[np.ndarray, ...]:

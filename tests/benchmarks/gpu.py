@@ -15,74 +15,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from networks import Transformer, resnet18
 from torch import nn
 
 import rayinf
-
-
-class Vit(nn.Module):
-    """ViT-B/16 of 224 x 224 pixels: 12 layers, 768 wide, 197 positions, attention written as linear layers."""
-
-    def __init__(self, layers: int, width: int, heads: int, hidden: int, classes: int, tokens: int | None) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, width, 16, 16) if tokens is None else nn.Embedding(tokens, width)
-        self.layers = nn.ModuleList(Layer(width, heads, hidden) for _ in range(layers))
-        self.head = nn.Linear(width, classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.first(x).flatten(2).transpose(1, 2) if isinstance(self.first, nn.Conv2d) else self.first(x.long())
-        for layer in self.layers:
-            h = layer(h)
-        return self.head(h.mean(1))
-
-
-class Layer(nn.Module):
-    """A transformer's layer."""
-
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
-        super().__init__()
-        self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.a, self.b = (nn.LayerNorm(width, elementwise_affine=False) for _ in range(2))
-
-    def forward(self, h: torch.Tensor) -> torch.Tensor:
-        b, t, w = h.shape
-        q, k, v = self.qkv(self.a(h)).view(b, t, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, w)
-        h = h + self.out(mixed)
-        return h + self.down(nn.functional.gelu(self.up(self.b(h))))
-
-
-class Residual(nn.Module):
-    """Two convolutions beside a shortcut."""
-
-    def __init__(self, i: int, o: int, stride: int) -> None:
-        super().__init__()
-        self.one, self.two = nn.Conv2d(i, o, 3, stride, 1), nn.Conv2d(o, o, 3, 1, 1)
-        self.short = nn.Identity() if i == o and stride == 1 else nn.Conv2d(i, o, 1, stride)
-        self.act, self.end = nn.ReLU(), nn.ReLU()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.end(self.short(x) + self.two(self.act(self.one(x))))
-
-
-def resnet18() -> nn.Module:
-    """ResNet-18 of 224 x 224 pixels without its normalisations, whose affine parameters have no rule."""
-    parts: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
-    width = 64
-    for o, stride in ((64, 1), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1)):
-        parts.append(Residual(width, o, stride))
-        width = o
-    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
 
 def case(name: str, rows: int) -> tuple[nn.Module, np.ndarray]:
     """A model, and features."""
     rng = np.random.default_rng(0)
     if name == "minilm":
-        return Vit(6, 384, 12, 1536, 4, 30522), rng.integers(0, 30522, (rows, 64)).astype(np.float32)
+        return Transformer(6, 384, 12, 1536, 4, 30522), rng.integers(0, 30522, (rows, 64)).astype(np.float32)
     images = rng.standard_normal((rows, 3, 224, 224)).astype(np.float32)
-    return (resnet18() if name == "resnet18" else Vit(12, 768, 12, 3072, 10, None)), images
+    return (resnet18() if name == "resnet18" else Transformer()), images
 
 
 def positions(model: nn.Module, x: torch.Tensor) -> dict[str, tuple[int, int, int]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from compare import mlp
+from networks import mlp
 from safetensors.torch import load_file
 
 import rayinf

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from networks import resnet9
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -25,31 +26,6 @@ import rayinf
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 128
-
-
-def conv(i: int, o: int, pool: bool = False) -> nn.Sequential:
-    """Convolution, norm, ReLU, and a pooling by choice."""
-    parts: list[nn.Module] = [nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True)]
-    return nn.Sequential(*parts, *([nn.MaxPool2d(2)] if pool else []))
-
-
-class Residual(nn.Module):
-    """Two convolutions around which the input is carried."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.inner = nn.Sequential(conv(width, width), conv(width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Input plus what the convolutions make of it."""
-        return x + self.inner(x)
-
-
-def resnet9(widths: tuple[int, int, int, int] = (64, 128, 256, 512)) -> nn.Sequential:
-    """The network of the benchmark."""
-    a, b, c, d = widths
-    body = [conv(3, a), conv(a, b, True), Residual(b), conv(b, c, True), conv(c, d, True), Residual(d)]
-    return nn.Sequential(*body, nn.MaxPool2d(4), nn.Flatten(), nn.Linear(d, 10))
 
 
 def to_images(raw: np.ndarray) -> np.ndarray:

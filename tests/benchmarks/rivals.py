@@ -80,9 +80,9 @@ def lines(setting: Setting, x: Tensor, y: Tensor, held: dict[str, Any], python: 
         "default": ours,
         f"default, {SOME} models": lambda: ours(ensemble=models[:SOME]),
         f"default, {len(held['checkpoints'])} checkpoints": lambda: ours(checkpoints=held["checkpoints"]),
-        "kronfluence": lambda: peer(python, models[0], x, y, n),
         "TRAK": lambda: trak(1),
         f"TRAK, {MODELS} models": lambda: trak(MODELS),
+        "kronfluence": lambda: peer(python, models[0], x, y, n),
     }
 
 

@@ -86,7 +86,7 @@ SETTINGS = {
     "cnn-adamw": Setting("cnn", adam("adamw", 2e-3, 10, 1e-2), seeds=5),
     "resnet-momentum": Setting("resnet", sgd(0.05, 15, 0.9, 5e-4, 64), halves=32),
     "resnet-adamw": Setting("resnet", adam("adamw", 3e-3, 12, 1e-2, 64), halves=24),
-    "transformer": Setting("transformer", adam("adamw", 1e-3, 5, 1e-2), seeds=4, top=2),
+    "transformer": Setting("transformer", adam("adamw", 1e-3, 3, 1e-2), seeds=4, top=2),
     "minilm": Setting("minilm", adam("adamw", 1e-4, 3, 1e-2, 16), halves=24, top=2),
 }
 IMAGES = [name for name, setting in SETTINGS.items() if not setting.is_transformer]

@@ -1,11 +1,13 @@
-"""What `docs/inverse.md` reports: how well values predict retraining under several inverses, on MNIST.
+"""What `docs/inverse.md` reports: how well values predict retraining under several inverses, on MNIST and AG News.
 
-    python tests/benchmarks/inverse.py --data mnist_train.parquet --out FOLDER [--settings mlp cnn ...] [--device cuda]
+    python tests/benchmarks/inverse.py --data mnist_train.parquet --out FOLDER [--settings mlp ...] [--device cuda]
+    python tests/benchmarks/inverse.py --texts FOLDER --out FOLDER --settings transformer minilm --device cuda
 
 For each setting one model is trained on all rows, and again on random halves of them under several seeds: side by side,
 as one batch of models, or one after another where BatchNorm forbids that. The losses are kept in FOLDER and read at the
-next call; values are then computed on the processor. Prints the mean over validation rows of the rank correlation of
-predicted and retrained loss, the same of each class's sum, and the slope of retrained on predicted class sums.
+next call; values are then computed on the processor, those of transformers on the device. Prints the mean over rows of
+validation of the rank correlation of predicted and retrained loss, the same of each class's sum, and the slope of
+retrained on predicted class sums. `texts.py` makes the files of the transformers.
 `rayinf.lds` measures the same of any task; this trains all halves at once, which takes seconds on a GPU.
 """
 
@@ -16,13 +18,14 @@ import math
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import texts
 import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
@@ -35,7 +38,18 @@ VALID = 300
 
 @dataclass(frozen=True)
 class Setting:
-    """A model and its training."""
+    """A model and its training.
+
+    Attributes:
+        kind: of model.
+        fit: its training.
+        rows: to train on.
+        hidden: width of a perceptron.
+        halves: of the rows, that models are trained on again.
+        seeds: trainings a half.
+        top: a transformer's last layers that are valued, beside its head.
+        folder: of a transformer's files.
+    """
 
     kind: str
     fit: rayinf.Fit
@@ -43,6 +57,13 @@ class Setting:
     hidden: int = 64
     halves: int = 40
     seeds: int = 2
+    top: int = 0
+    folder: Path = Path()
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether its rows are texts."""
+        return self.top > 0
 
 
 def sgd(lr: float, epochs: int, momentum: float = 0.0, decay: float = 1e-3, batch: int = 32) -> rayinf.Fit:
@@ -65,7 +86,10 @@ SETTINGS = {
     "cnn-adamw": Setting("cnn", adam("adamw", 2e-3, 10, 1e-2), seeds=5),
     "resnet-momentum": Setting("resnet", sgd(0.05, 15, 0.9, 5e-4, 64), halves=32),
     "resnet-adamw": Setting("resnet", adam("adamw", 3e-3, 12, 1e-2, 64), halves=24),
+    "transformer": Setting("transformer", adam("adamw", 1e-3, 3, 1e-2), seeds=4, top=2),
+    "minilm": Setting("minilm", adam("adamw", 1e-4, 3, 1e-2, 16), halves=24, top=2),
 }
+IMAGES = [name for name, setting in SETTINGS.items() if not setting.is_transformer]
 
 
 class Residual(nn.Module):
@@ -83,7 +107,9 @@ class Residual(nn.Module):
 
 
 def build(setting: Setting, seed: int) -> nn.Module:
-    """A model with fresh parameters, of flat pixels."""
+    """A model with fresh parameters, of flat pixels or of tokens."""
+    if setting.is_transformer:
+        return texts.build(setting.kind, setting.folder, seed)
     torch.manual_seed(seed)
     if setting.kind == "mlp":
         return nn.Sequential(nn.Linear(784, setting.hidden), nn.ReLU(), nn.Linear(setting.hidden, 10))
@@ -98,8 +124,11 @@ def build(setting: Setting, seed: int) -> nn.Module:
     return nn.Sequential(image, first, nn.BatchNorm2d(12), nn.ReLU(), *blocks, *ends)
 
 
-def read(path: Path, setting: Setting) -> tuple[Tensor, Tensor]:
-    """Pixels `[n + VALID, d]` in [0, 1] and labels; averaged to 14 x 14 for convolutions."""
+def read(path: Path | None, setting: Setting) -> tuple[Tensor, Tensor]:
+    """Pixels `[n + VALID, d]` in [0, 1] and labels, averaged to 14 x 14 for convolutions; or a transformer's tokens."""
+    if setting.is_transformer:
+        return texts.read(setting.folder, setting.rows + VALID)
+    assert path is not None
     table = pq.read_table(path)
     picked = np.random.default_rng(0).permutation(table.num_rows)[: setting.rows + VALID]
     held = table.take(picked)
@@ -123,8 +152,8 @@ def side_by_side(
 ) -> dict[str, Tensor]:
     """Parameters `[models, ...]` after training each model on its rows `[models, rows]`."""
     fit, base, size = setting.fit, build(setting, 0).to(x.device), sets.shape[1]
-    starts = [dict(build(setting, s).named_parameters()) for s in seeds]
-    p = {k: torch.stack([s[k].detach() for s in starts]).to(x.device) for k in starts[0]}
+    starts = [{k: v for k, v in build(setting, s).named_parameters() if v.requires_grad} for s in seeds]
+    p = {k: torch.stack([s[k].detach().to(x.device) for s in starts]) for k in starts[0]}
     first, second = ({k: torch.zeros_like(v) for k, v in p.items()} for _ in range(2))
     orders = [np.random.default_rng([s, 7]) for s in seeds]
     steps, step = fit.epochs * -(-size // fit.batch_size), 0
@@ -188,11 +217,12 @@ def retrained(setting: Setting, x: Tensor, y: Tensor, device: str) -> dict[str, 
     else:
         base = build(setting, 0).to(device)
         whole = side_by_side(setting, x, y, np.arange(n)[None], [100])
-        state, found = {k: v[0] for k, v in whole.items()}, []
+        state, found = {**base.state_dict(), **{k: v[0] for k, v in whole.items()}}, []
         for start in range(0, len(keys), 40 if device == "cpu" else len(keys)):
             some = keys[start : start + (40 if device == "cpu" else len(keys))]
             p = side_by_side(setting, x, y, kept[[k for k, _ in some]], [s for _, s in some])
-            logits = torch.func.vmap(lambda q: torch.func.functional_call(base, q, (x[n:],)))(p)
+            call = torch.func.vmap(lambda q: torch.func.functional_call(base, q, (x[n:],)), chunk_size=8)
+            logits = call(p).detach()
             found += [losses(z) for z in logits]
     shape = (setting.halves, setting.seeds, VALID)
     return {"state": {k: v.cpu() for k, v in state.items()}, "kept": kept, "losses": torch.stack(found).view(shape)}
@@ -244,11 +274,19 @@ def by_row(scores: rayinf.Scores) -> np.ndarray:
     return scores.select(columns).to_pandas()[columns].to_numpy(float)
 
 
-def evaluate(setting: Setting, x: Tensor, y: Tensor, held: dict[str, Any]) -> None:
+def task_of(setting: Setting, state: dict[str, Tensor], device: str) -> rayinf.Task:
+    """The trained model and what is valued of it; on the processor where it is small."""
+    model = build(setting, 0)
+    model.load_state_dict(state)
+    if not setting.is_transformer:
+        return rayinf.Task(model.eval(), fit=setting.fit, parameters="supported")
+    named = texts.linear_layers(model, setting.top)
+    return rayinf.Task(model.eval().to(device), fit=setting.fit, parameters=named, mask=texts.words)
+
+
+def evaluate(setting: Setting, x: Tensor, y: Tensor, held: dict[str, Any], device: str) -> None:
     """All inverses."""
-    n, model, table = setting.rows, build(setting, 0), to_table(x, y)
-    model.load_state_dict(held["state"])
-    task = rayinf.Task(model.eval(), fit=setting.fit, parameters="supported")
+    n, table, task = setting.rows, to_table(x, y), task_of(setting, held["state"], device)
     with tempfile.TemporaryDirectory() as folder:
 
         def values(of: rayinf.Task, **how: Any) -> np.ndarray:
@@ -256,34 +294,44 @@ def evaluate(setting: Setting, x: Tensor, y: Tensor, held: dict[str, Any]) -> No
             return by_row(rayinf.influence(of, table[:n], table[n:], "slice:row", factors=factors, **how))
 
         first = rayinf.influence(task, table[:n], table[n:], out=folder)
-        print(f"  h {first.metadata.get('held_out_curvature', 1):.1f}, T {first.metadata['training_time']}")
+        times = first.metadata["training_time"]
+        ends = (min(times.values()), max(times.values())) if isinstance(times, dict) else (times, times)
+        print(f"  h {first.metadata.get('held_out_curvature', 1):.1f}, T {ends[0]:.3g} to {ends[1]:.3g}")
         labels = y[n:].numpy()
         report("identity", values(task, curvature="identity"), held, labels)
         report("layer_mean:0.1", values(task, damping="layer_mean:0.1"), held, labels)
         report("unrolled", values(task, inverse="unrolled"), held, labels)
         report("auto", values(task), held, labels)
-        report("auto, without a fit", values(rayinf.Task(task.model, parameters="supported")), held, labels)
+        report("auto, without a fit", values(replace(task, fit=None)), held, labels)
 
 
 def main() -> None:
     """Every setting."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="MNIST")
+    parser.add_argument("--texts", type=Path, help="the folder that texts.py made")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS)
+    parser.add_argument("--settings", nargs="+", default=IMAGES, choices=SETTINGS)
+    parser.add_argument("--top", type=int, help="a transformer's last layers that are valued")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
+    for name in options.settings:
+        kind, given = ("--texts", options.texts) if SETTINGS[name].is_transformer else ("--data", options.data)
+        if given is None:
+            parser.error(f"{name} needs {kind}")
     warnings.simplefilter("ignore")
     options.out.mkdir(parents=True, exist_ok=True)
     print(f"  {'inverse':<24} {'rows':>6} {'class':>6} {'slope':>6}")
     for name in options.settings:
         setting, file = SETTINGS[name], options.out / f"{name}.pt"
+        if setting.is_transformer:
+            setting = replace(setting, folder=options.texts, top=options.top or setting.top)
         x, y = read(options.data, setting)
         if not file.exists():
             torch.save(retrained(setting, x, y, options.device), file)
         held = torch.load(file, weights_only=False)
         print(f"{name}: ceiling {ceiling(held['losses']):.2f}")
-        evaluate(setting, x, y, held)
+        evaluate(setting, x, y, held, options.device)
 
 
 if __name__ == "__main__":

@@ -73,16 +73,17 @@ def lines(setting: Setting, x: Tensor, y: Tensor, held: dict[str, Any], python: 
         return by_row(rayinf.influence(replace(task, **how), table[:n], table[n:], "slice:row"))
 
     def trak(count: int) -> np.ndarray:
-        given: dict[str, Any] = {"method": "trak", "objective": "slice:row", "dim": DIM, "checkpoints": models[:count]}
+        dim = DIM if n >= 2 * DIM else n // 4  # TRAK inverts a matrix of so many columns, which the rows must determine
+        given: dict[str, Any] = {"method": "trak", "objective": "slice:row", "dim": dim, "checkpoints": models[:count]}
         return by_row(rayinf.baseline(task, table[:n], table[n:], **given))
 
     return {
         "default": ours,
         f"default, {SOME} models": lambda: ours(ensemble=models[:SOME]),
         f"default, {len(held['checkpoints'])} checkpoints": lambda: ours(checkpoints=held["checkpoints"]),
-        "kronfluence": lambda: peer(python, models[0], x, y, n),
         "TRAK": lambda: trak(1),
         f"TRAK, {MODELS} models": lambda: trak(MODELS),
+        "kronfluence": lambda: peer(python, models[0], x, y, n),
     }
 
 

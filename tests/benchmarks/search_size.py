@@ -1,6 +1,6 @@
 """Does the genetic search of `pareto_reweight` pay? Beside a plain sweep of the linear program, at equal trainings.
 
-    nice -n 10 python tests/benchmarks/search_size.py --data mnist_train.parquet [--seeds 1] [--modes direct correct]
+    python tests/benchmarks/search_size.py --data mnist_train.parquet [--seeds 1] [--processes 1]
 
 A CNN of 12 and 24 channels on MNIST at 14 x 14, 2,000 training rows, its two weakest classes as targets. The genetic
 search has 24 candidates and 20 generations (Nahin 2025, Table 2), or 8 and 4. The sweep trains as many candidates as it
@@ -10,16 +10,21 @@ targets + 4 times the mean change of the eight others, which is five times the m
 on 6,000 other rows, over two orders of the training rows. The last column compares with plain class weights of 1.2 to
 3 for the targets.
 
-What is done is kept in the folder `results/search_size`: the same call goes on where it stopped.
+What is done is kept in the folder of --out: the same call goes on where it stopped. With --processes, several seeds and
+modes are searched side by side, each by one thread. A GPU would not help: a candidate's epoch is 32 steps of a very
+small network.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +58,18 @@ class Setting:
         data: images `[n, 1, 14, 14]` and labels.
         seed: of the rows, the model and the search.
         mode: of `pareto_reweight`.
+        out: where results of all settings are kept.
     """
 
     data: Rows
     seed: int
     mode: str
+    out: Path
 
     @property
     def folder(self) -> Path:
         """Where its results are kept."""
-        return RESULTS / f"{self.mode}-{self.seed}"
+        return self.out / f"{self.mode}-{self.seed}"
 
     @cached_property
     def rows(self) -> dict[str, Rows]:
@@ -215,6 +222,23 @@ def images(path: Path) -> Rows:
     return (raw.mean((2, 4)) / 255).astype(np.float32)[:, None], table["label"].to_numpy()
 
 
+def one(options: argparse.Namespace, seed: int, mode: str) -> dict[str, dict[str, float]]:
+    """One setting, by one thread."""
+    torch.set_num_threads(1)
+    return studied(Setting(images(options.data), seed, mode, options.out), options.sizes)
+
+
+def all_of(options: argparse.Namespace) -> Iterator[dict[str, dict[str, float]]]:
+    """Every setting as it is finished."""
+    settings = list(itertools.product(range(options.seeds), options.modes))
+    if options.processes == 1:
+        yield from (one(options, *setting) for setting in settings)
+        return
+    with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(one, options, *setting) for setting in settings]):
+            yield future.result()
+
+
 def main() -> None:
     """Every seed in every mode; a table after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -222,13 +246,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--modes", nargs="*", choices=("direct", "correct"), default=["direct", "correct"])
     parser.add_argument("--sizes", nargs="*", choices=SIZES, default=list(SIZES))
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    data, found = images(options.data), []
-    for seed in range(options.seeds):
-        for mode in options.modes:
-            found.append(studied(Setting(data, seed, mode), options.sizes))
-            report(found)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options, found = parser.parse_args(), []
+    for setting in all_of(options):
+        found.append(setting)
+        report(found)
 
 
 if __name__ == "__main__":

@@ -44,15 +44,7 @@ def gpu_session() -> Any:
     ray = pytest.importorskip("ray")
     from rayinf.engine.ray_session import connected
 
-    env = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}}
-    ray.init(
-        address="local",
-        num_cpus=4,
-        num_gpus=1,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env=env,
-    )
+    ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
     with connected():
         yield
     ray.shutdown()

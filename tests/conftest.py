@@ -23,10 +23,17 @@ os.environ.setdefault("RAY_health_check_failure_threshold", "40")
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Mark what a folder or a fixture says of a test."""
+    """Mark what a folder or a fixture says of a test.
+
+    With `--dist loadgroup`, tests on the session's Ray are one group, so that one process starts it and its workers go
+    from file to file; else a file is a group.
+    """
     for item in items:
-        if "ray_session" in item.fixturenames:
+        on_ray = "ray_session" in item.fixturenames
+        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.nodeid.partition("::")[0]))
+        if on_ray:
             item.add_marker("ray")
         if "examples" in item.path.parts[-2:]:
             item.add_marker("examples")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from rayinf.engine.ray_actors import ValuesActor
 from rayinf.engine.ray_reader import ReaderActor
 
 _PLAIN = pq.ParquetFile.iter_batches
@@ -32,8 +31,9 @@ def decoded(folder: Path, kind: str) -> int:
     return sum(int(line) for file in folder.glob(f"{kind}-*") for line in file.read_text().split())
 
 
-def worker_of(folder: Path) -> type[ValuesActor]:
+def worker_of(folder: Path) -> type:
     """A worker that counts."""
+    from rayinf.engine.ray_actors import ValuesActor  # imports torch, which readers start without
 
     class CountingWorker(ValuesActor):
         def __init__(self, *args):

@@ -9,6 +9,7 @@ import time
 import pyarrow as pa
 import pytest
 from engine import small_job as job
+from engine.other_jobs import minus
 
 import rayinf
 from rayinf.engine import ray_session as held
@@ -59,11 +60,6 @@ def test_one_that_is_still_at_work_is_not_handed_on(no_workers, monkeypatch):
     next(results)
     results.close()
     assert not sum(map(len, held._Session.idle.values()))
-
-
-def minus(x: int) -> int:
-    """Minus x."""
-    return -x
 
 
 def test_they_leave_a_joined_cluster_before_something_that_takes_its_own_time(no_workers):

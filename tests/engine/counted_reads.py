@@ -33,9 +33,9 @@ def decoded(folder: Path, kind: str) -> int:
 
 def worker_of(folder: Path) -> type:
     """A worker that counts."""
-    from rayinf.engine.ray_actors import ValuesActor  # imports torch, which readers start without
+    from rayinf.engine.ray_actors import WorkerActor  # imports torch, which readers start without
 
-    class CountingWorker(ValuesActor):
+    class CountingWorker(WorkerActor):
         def __init__(self, *args):
             count_into(folder / f"worker-{os.getpid()}")
             super().__init__(*args)

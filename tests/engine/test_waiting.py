@@ -18,7 +18,7 @@ from engine import small_job as job
 from engine.other_jobs import Hog
 
 import rayinf
-from rayinf.engine import leftovers, machine, ray_calls, ray_trainings
+from rayinf.engine import leftovers, machine, ray_calls
 from rayinf.engine.deadline import Deadline
 from rayinf.engine.parallel import side_by_side
 from rayinf.engine.spec import SelfInfluenceSpec
@@ -96,9 +96,9 @@ def first_feature(row: int) -> float:
 @pytest.fixture
 def fewer(monkeypatch):
     """Two deaths are enough, since each is a process to start: the constants are three and five."""
-    assert (ray_calls.MOST_DEATHS, ray_trainings.MOST_DEATHS_OF_TRAININGS) == (3, 5)
+    assert (ray_calls.MOST_DEATHS, ray_calls.MOST_DEATHS_OF_TRAININGS) == (3, 5)
     monkeypatch.setattr(ray_calls, "MOST_DEATHS", 2)
-    monkeypatch.setattr(ray_trainings, "MOST_DEATHS_OF_TRAININGS", 2)
+    monkeypatch.setattr(ray_calls, "MOST_DEATHS_OF_TRAININGS", 2)
 
 
 @pytest.mark.chaos

@@ -23,20 +23,37 @@ os.environ.setdefault("RAY_health_check_failure_threshold", "40")
 import pytest
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Mark what a folder or a fixture says of a test.
-
-    With `--dist loadgroup`, tests on the session's Ray are one group, so that one process starts it and its workers go
-    from file to file; else a file is a group.
-    """
+    """Mark what a folder or a fixture says of a test."""
     for item in items:
-        on_ray = "ray_session" in item.fixturenames
-        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.nodeid.partition("::")[0]))
-        if on_ray:
+        if "ray_session" in item.fixturenames:
             item.add_marker("ray")
         if "examples" in item.path.parts[-2:]:
             item.add_marker("examples")
+
+
+# Files that wait more than they compute.
+_WAITING = ("test_waiting.py", "test_store_runs.py", "test_parallel.py")
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """With `--dist loadgroup`: files on the session's Ray are two groups, others one each.
+
+    So two processes start Ray, and its workers go from file to file. (xdist's own groups do not reach pytest 9.2.)
+    """
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            text = (config.rootpath / file).read_text()
+            if "ray_session" not in text and "no_workers" not in text:
+                return file
+            return "ray, waiting" if file.endswith(_WAITING) else "ray"
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

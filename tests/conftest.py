@@ -32,6 +32,30 @@ def pytest_collection_modifyitems(items):
             item.add_marker("examples")
 
 
+# Files that wait more than they compute.
+_WAITING = ("test_waiting.py", "test_store_runs.py", "test_parallel.py")
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """With `--dist loadgroup`: files on the session's Ray are two groups, others one each.
+
+    So two processes start Ray, and its workers go from file to file. (xdist's own groups do not reach pytest 9.2.)
+    """
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            text = (config.rootpath / file).read_text()
+            if "ray_session" not in text and "no_workers" not in text:
+                return file
+            return "ray, waiting" if file.endswith(_WAITING) else "ray"
+
+    return Scheduling(config, log)
+
+
 @pytest.fixture(scope="session")
 def ray_session():
     """A local Ray with room for three workers, which runs hand to each other: each is a process that imports torch."""

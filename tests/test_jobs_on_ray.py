@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import store_server
-from engine.ray_head import SECRET_OF_HEAD, TOKEN, Head, environment, head, rayinf_command
+from engine import own_ray
+from engine.ray_head import ROOT, SECRET_OF_HEAD, TOKEN, Head, environment, head, rayinf_command
 from sklearn.datasets import load_digits
 from store_server import BUCKET, Bucket
 
@@ -286,18 +287,22 @@ def test_a_token_in_a_file_and_an_address_in_the_environment_are_taken(ray_head,
 def test_a_cluster_with_a_token_is_joined(ray_head, tmp_path):
     """By its address and by "auto", after a Ray of this process alone, with a token of its own, has come and gone."""
     code = (
-        "import os, sys, ray, rayinf\nfrom rayinf.engine.parallel import side_by_side\n"
+        "import json, os, sys, ray, rayinf\nfrom rayinf.engine.parallel import side_by_side\n"
+        "from engine import own_ray\n"
         "def join(address):\n"
         "    print(list(side_by_side(abs, {0: -1}, rayinf.Cluster(address=address, workers=1))), flush=True)\n"
         "held = {k: os.environ.pop(k) for k in ('RAY_AUTH_MODE', 'RAY_AUTH_TOKEN')}\n"
-        "join(None)\n"
+        "print(json.dumps(own_ray.look()), flush=True)\n"
         "os.environ.update(held)\n"
         "join(sys.argv[1])\n"
         "os.environ['RAY_ADDRESS'] = sys.argv[1]\n"
         "join('auto')\n"
     )
-    done = python(code, tmp_path, ray_head.address, HOME=str(tmp_path))
-    assert done.stdout.splitlines() == ["[(0, 1)]"] * 3, done.stderr[-2000:]
+    path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    done = python(code, tmp_path, ray_head.address, HOME=str(tmp_path), PYTHONPATH=path)
+    own, *joined = done.stdout.splitlines()
+    own_ray.check(json.loads(own))
+    assert joined == ["[(0, 1)]"] * 2, done.stderr[-2000:]
     assert not list(tmp_path.rglob("*")), "no token is written into the home folder"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +16,9 @@ import ray
 import torch
 
 from rayinf.data.prefetched import PrefetchedTable
+from rayinf.engine import ray_calls
 from rayinf.engine.factors import FactorStore
+from rayinf.engine.job import Cluster
 from rayinf.engine.leaves import Group
 from rayinf.engine.leftovers import remove, sweep_temporaries
 from rayinf.engine.ray_calls import REPORTS, Life, check_deaths, get, label, processor_seconds
@@ -61,16 +65,20 @@ class Halved:
     halvings: dict[str, int]
 
 
-class ValuesActor:
-    """A worker in its own process; its stage is rebuilt where a restart has lost it.
+class WorkerActor:
+    """A worker in its own process, for stages and for whole trainings: one may follow the other in a loop.
 
-    Where its former process was ended for want of memory, its batches are half as large.
+    Its stage is rebuilt where a restart has lost it. Where its former process was ended for want of memory, its batches
+    are half as large.
     """
 
-    def __init__(self, threads: int, device: str, most_deaths: int) -> None:
+    def __init__(self, threads: int, device: str, most_deaths: int, most_deaths_of_trainings: int) -> None:
         torch.set_num_threads(threads)
         pa.set_cpu_count(threads)
         self._device, self._most_deaths = device, most_deaths
+        self._most_deaths_of_trainings = most_deaths_of_trainings
+        self._function: tuple[Any, Callable[[Any], Any]] | None = None
+        self._trains = False
         self._worker: Worker | None = None
         self._held: tuple[Work, Stage | None] | None = None
         self._prefetched = Prefetched()
@@ -87,7 +95,8 @@ class ValuesActor:
     def progress(self) -> tuple[str, float]:
         """Answers while a call is under way: the process's name; how far it is.
 
-        That is steps that it has begun and rows that it has read; in a decomposition, processor seconds.
+        That is steps that it has begun and rows that it has read; in a decomposition, processor seconds. A training has
+        no count of its own: while its process answers, it is taken to go on.
         """
         return self._life.report()
 
@@ -102,6 +111,20 @@ class ValuesActor:
         """
         self._prefetched.take(rows)
         return self._marked(perform(self._ready(name, work, item), item))
+
+    def train(self, function: list[Any], item: Any, what: str) -> Any:
+        """A function's result for an item, such as a whole training. The function stays, with what it has built up.
+
+        Args:
+            function: a reference in a list, which is fetched once, not with every call.
+            item: what it is called with.
+            what: the item, for errors.
+        """
+        self._trains = True
+        check_deaths(what, self._most_deaths_of_trainings)
+        if self._function is None or self._function[0] != function[0]:
+            self._function = function[0], ray.get(function[0])
+        return self._function[1](item)
 
     def _marked(self, found: Any) -> Any:
         """A result, with how often batches were halved if they were."""
@@ -142,16 +165,19 @@ class ValuesActor:
 
     def rest(self) -> bool:
         """Forget the job of the last run; whether another one can use this process: not one of smaller batches."""
-        self._worker = self._held = None
+        self._worker = self._held = self._function = None
         self._prefetched.take(None)
         return not self._memory.count
 
     def _progressed(self) -> float:
+        if self._trains:
+            return time.monotonic()
         thread, rows = self._thread, self._worker.rows_read if self._worker else 0
         return self._steps + rows + (0.0 if thread is None else processor_seconds(thread))
 
     def _ready(self, name: str, work: list[Any], item: Any, before: int = 0) -> Stage:
         """The stage of a pass, for an item; `before` as in `check_deaths`."""
+        self._trains = False
         if self._held is None or self._held[0].name != name:
             self._held = get(work[0]), None
         held, stage = self._held
@@ -183,6 +209,12 @@ class ValuesActor:
         sums = group_sum(stage, group)
         self._note(store)
         get(store.call("add", *into, group.index, sums, group.level)[0])
+
+
+def started_with(cluster: Cluster) -> tuple[int, str, int, int]:
+    """What a worker of a cluster is started with: where it is the same, one can be used in place of another."""
+    threads, device = max(1, int(cluster.cpus_per_worker)), "cuda" if cluster.gpus_per_worker else "cpu"
+    return threads, device, ray_calls.MOST_DEATHS, ray_calls.MOST_DEATHS_OF_TRAININGS
 
 
 class StoreActor:

@@ -19,7 +19,7 @@ from rayinf.engine.failed_shards import Failures
 from rayinf.engine.job import Chunk, Cluster, Job
 from rayinf.engine.leaves import FEWEST, Group, groups
 from rayinf.engine.leftovers import remove, temporary_folder
-from rayinf.engine.ray_actors import Halved, Store, StoreActor, ValuesActor, Work
+from rayinf.engine.ray_actors import Halved, Store, StoreActor, Work, WorkerActor, started_with
 from rayinf.engine.ray_calls import FAULTS, REPORTS, Watch, get, label
 from rayinf.engine.ray_cluster import connect, near_driver, wait_ready
 from rayinf.engine.ray_failed import OnceMore, Outcomes
@@ -239,9 +239,7 @@ class RayRunner:
         return self._pool
 
     def _made(self) -> Pool:
-        device = "cuda" if self._cluster.gpus_per_worker else "cpu"
-        args = (max(1, int(self._cluster.cpus_per_worker)), device, ray_calls.MOST_DEATHS)
-        return Pool(self._cluster, ValuesActor, args, model_bytes=_model_bytes(self._job))
+        return Pool(self._cluster, WorkerActor, started_with(self._cluster), model_bytes=_model_bytes(self._job))
 
     def _plain(self, found: Any) -> Any:
         """A worker's result; that batches were smaller is noted first."""

@@ -89,7 +89,7 @@ def main() -> None:
     counts.mkdir(parents=True)
     if not train.exists():
         write(train, options.rows)
-    ray_runner.ValuesActor = counted_reads.worker_of(counts)
+    ray_runner.WorkerActor = counted_reads.worker_of(counts)
     ray_prefetch.ReaderActor = counted_reads.reader_of(counts)
     if options.alone:
         ray_prefetch._FEWEST_SHARDS = options.rows

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from rayinf.engine.ray_actors import ValuesActor
 from rayinf.engine.ray_reader import ReaderActor
 
 _PLAIN = pq.ParquetFile.iter_batches
@@ -32,10 +31,11 @@ def decoded(folder: Path, kind: str) -> int:
     return sum(int(line) for file in folder.glob(f"{kind}-*") for line in file.read_text().split())
 
 
-def worker_of(folder: Path) -> type[ValuesActor]:
+def worker_of(folder: Path) -> type:
     """A worker that counts."""
+    from rayinf.engine.ray_actors import WorkerActor  # imports torch, which readers start without
 
-    class CountingWorker(ValuesActor):
+    class CountingWorker(WorkerActor):
         def __init__(self, *args):
             count_into(folder / f"worker-{os.getpid()}")
             super().__init__(*args)

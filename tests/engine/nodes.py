@@ -38,7 +38,7 @@ _SETTINGS = {
     "PYTHONPATH": f"{HOME}:{HOME.parent}",
 }
 _OBJECTS = 80 << 20  # bytes of a node's object store
-TITLES = {"worker": ("ray::ValuesActor", "ray::_TrainingActor", "ray::ReaderActor"), "store": ("ray::StoreActor",)}
+TITLES = {"worker": ("ray::WorkerActor", "ray::ReaderActor"), "store": ("ray::StoreActor",)}
 
 
 class Nodes:

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from engine import small_job as job
+from engine.other_jobs import Hog
 
 import rayinf
 from rayinf.engine import machine, ray_runner, ray_spread, room
@@ -75,13 +76,6 @@ def test_a_plan_is_for_as_many_workers_as_there_is_room_for(tables, monkeypatch)
     monkeypatch.setattr(Trial, "__init__", lambda self, spec: (plain(self, spec), seen.append(self.workers))[0])
     cost = rayinf.plan(rayinf.Task(job.model()), *tables, cluster=AUTO)
     assert cost.workers == 3 and seen == [3]
-
-
-class Hog:
-    """Another job."""
-
-    def ready(self):
-        return True
 
 
 class Slow:

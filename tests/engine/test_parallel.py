@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -73,24 +71,6 @@ def test_long_items_are_waited_for_and_hopeless_ones_given_up(ray_session, tmp_p
             list(side_by_side(partial(stop, tmp_path / "pid"), {7: 0}, cluster))
     finally:
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
-
-
-@pytest.mark.slow
-def test_a_session_starts_ray_once_and_ends_it():
-    code = (
-        "import rayinf\n"
-        "from rayinf.engine.parallel import session, side_by_side, worker_pool\n"
-        "with session(rayinf.Cluster(workers=1)):\n"
-        "    import ray\n"
-        "    assert not ray.is_initialized()\n"  # nothing has needed it
-        "    assert list(side_by_side(abs, {0: -4}, rayinf.Cluster(workers=1))) == [(0, 4)]\n"
-        "    node = ray.get_runtime_context().get_node_id()\n"
-        "    assert dict(side_by_side(abs, {0: -3}, rayinf.Cluster(workers=1))) == {0: 3}\n"
-        "    assert ray.is_initialized() and ray.get_runtime_context().get_node_id() == node\n"
-        "assert not ray.is_initialized()\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_no_session_without_a_cluster(monkeypatch):

@@ -174,7 +174,7 @@ def runs(tmp_path, cluster, **options):
 @pytest.mark.parametrize("drawn", [None, 300])
 def test_four_workers_decode_a_row_group_once(ray_session, cut, monkeypatch, tmp_path, counts, drawn):
     """Scan, covariance, lambda and scores: as many passes over the rows, whichever of them are drawn."""
-    monkeypatch.setattr(ray_runner, "ValuesActor", counted_reads.worker_of(counts))
+    monkeypatch.setattr(ray_runner, "WorkerActor", counted_reads.worker_of(counts))
     monkeypatch.setattr(ray_prefetch, "ReaderActor", counted_reads.reader_of(counts))
     before = {kind: counted_reads.decoded(counts, kind) for kind in ("worker", "reader")}
     alone, spread = runs(tmp_path, rayinf.Cluster(workers=4, cpus_per_worker=0.5), curvature_rows=drawn)

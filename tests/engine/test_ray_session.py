@@ -9,6 +9,7 @@ import time
 import pyarrow as pa
 import pytest
 from engine import small_job as job
+from engine.other_jobs import minus
 
 import rayinf
 from rayinf.engine import ray_session as held
@@ -34,23 +35,31 @@ def idle() -> dict[str, list[int]]:
     }
 
 
+def pid(_: None) -> int:
+    """Which process this is."""
+    return os.getpid()
+
+
 def test_the_same_processes_serve_run_after_run(tables, no_workers):
     calm = job.run(*tables)
     first = job.run(*tables, cluster=CLUSTER)
     processes = idle()
-    assert {name: len(pids) for name, pids in processes.items()} == {"ValuesActor": 1, "StoreActor on this node": 1}
+    assert {name: len(pids) for name, pids in processes.items()} == {"WorkerActor": 1, "StoreActor on this node": 1}
     assert first.table.equals(calm.table)
+    # Trainings take the worker that has valued rows, and give it back.
+    assert list(side_by_side(pid, {0: None}, CLUSTER)) == [(0, processes["WorkerActor"][0])]
+    assert idle() == processes
     # One that was killed meanwhile is started again.
-    os.kill(processes["ValuesActor"][0], signal.SIGKILL)
+    os.kill(processes["WorkerActor"][0], signal.SIGKILL)
     assert job.run(*tables, cluster=CLUSTER, transform=job.slow).table.equals(calm.table)
     now = idle()
     assert now["StoreActor on this node"] == processes["StoreActor on this node"]
-    assert now["ValuesActor"] != processes["ValuesActor"]
+    assert now["WorkerActor"] != processes["WorkerActor"]
     assert job.run(*tables, cluster=CLUSTER).table.equals(calm.table)
     assert idle() == now
     # There are three CPUs: idle workers must not stand in the way of trainings.
     assert list(side_by_side(abs, {0: -1}, rayinf.Cluster(workers=1, cpus_per_worker=3))) == [(0, 1)]
-    assert "ValuesActor" not in {kind.name for kind in held._Session.idle}
+    assert {kind.cpus for kind in held._Session.idle if kind.name == "WorkerActor"} == {3}
 
 
 def test_one_that_is_still_at_work_is_not_handed_on(no_workers, monkeypatch):
@@ -59,11 +68,6 @@ def test_one_that_is_still_at_work_is_not_handed_on(no_workers, monkeypatch):
     next(results)
     results.close()
     assert not sum(map(len, held._Session.idle.values()))
-
-
-def minus(x: int) -> int:
-    """Minus x."""
-    return -x
 
 
 def test_they_leave_a_joined_cluster_before_something_that_takes_its_own_time(no_workers):

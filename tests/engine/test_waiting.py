@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engine import small_job as job
+from engine.other_jobs import Hog
 
 import rayinf
-from rayinf.engine import leftovers, machine, ray_calls, ray_trainings
+from rayinf.engine import leftovers, machine, ray_calls
 from rayinf.engine.deadline import Deadline
 from rayinf.engine.parallel import side_by_side
 from rayinf.engine.spec import SelfInfluenceSpec
@@ -95,9 +96,9 @@ def first_feature(row: int) -> float:
 @pytest.fixture
 def fewer(monkeypatch):
     """Two deaths are enough, since each is a process to start: the constants are three and five."""
-    assert (ray_calls.MOST_DEATHS, ray_trainings.MOST_DEATHS_OF_TRAININGS) == (3, 5)
+    assert (ray_calls.MOST_DEATHS, ray_calls.MOST_DEATHS_OF_TRAININGS) == (3, 5)
     monkeypatch.setattr(ray_calls, "MOST_DEATHS", 2)
-    monkeypatch.setattr(ray_trainings, "MOST_DEATHS_OF_TRAININGS", 2)
+    monkeypatch.setattr(ray_calls, "MOST_DEATHS_OF_TRAININGS", 2)
 
 
 @pytest.mark.chaos
@@ -143,10 +144,13 @@ def rest(seconds: float) -> str:
 
 
 def work(seconds: float) -> str:
-    """Run inside the store, as a decomposition does that takes its time."""
+    """Run inside the store, as a decomposition does that takes its time on a busy machine."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        pass
+        begin = time.thread_time()
+        while time.thread_time() - begin < 0.05:
+            pass
+        time.sleep(0.2)
     return "worked"
 
 
@@ -290,7 +294,7 @@ def test_workers_that_wait_for_others_are_told_apart_from_slow_ones(no_workers, 
     monkeypatch.setattr(ray_cluster, "_START_SECONDS", 3.0)
     import ray
 
-    hog = ray.remote(num_cpus=3)(Slow).remote(0.0)
+    hog = ray.remote(num_cpus=3)(Hog).remote()
     ray.get(hog.ready.remote())
     try:
         with pytest.raises(rayinf.RunError, match=r"1 of 1 workers did not start in 3 s: .* 0 of the cluster's 3 are"):
@@ -299,7 +303,7 @@ def test_workers_that_wait_for_others_are_told_apart_from_slow_ones(no_workers, 
         ray.kill(hog)
     report = "there is room for 0 of 1 workers: each asks for 1 CPUs, and 0 are free on the cluster's 1 node(s)."
     assert report in capfd.readouterr().err  # at once, not when they are given up
-    slow = ray.remote(num_cpus=0)(Slow).remote(60.0)
+    slow = ray.remote(num_cpus=0)(Hog).remote(60.0)
     try:
         with pytest.raises(rayinf.RunError, match=r"1 of 1 workers .*, though the cluster has room for them"):
             ray_cluster.wait_ready([slow], rayinf.Cluster(workers=1))
@@ -315,7 +319,7 @@ def test_a_run_begins_with_the_workers_that_have_started(no_workers, tmp_path, m
     monkeypatch.setattr(ray_cluster, "_FEWER_SECONDS", 1.0)
     import ray
 
-    hog = ray.remote(num_cpus=2)(Slow).remote(0.0)
+    hog = ray.remote(num_cpus=2)(Hog).remote()
     ray.get(hog.ready.remote())
     try:
         done = side_by_side(meet, {k: (k, tmp_path) for k in range(3)}, rayinf.Cluster(workers=2))
@@ -338,14 +342,6 @@ def meet(item: tuple[int, Path]) -> int:
     while number and len(list(folder.iterdir())) < 2 and time.monotonic() < end:
         time.sleep(0.1)
     return os.getpid()
-
-
-class Slow:
-    def __init__(self, seconds: float) -> None:
-        time.sleep(seconds)
-
-    def ready(self) -> bool:
-        return True
 
 
 def listening(answer: bytes | None):

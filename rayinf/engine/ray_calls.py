@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 import ray
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
 from rayinf.engine.deadline import Deadline
 from rayinf.engine.leaves import ends
@@ -26,6 +27,7 @@ FAULTS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1}
 # A second thread of an actor, which answers while the first one works.
 REPORTS = "reports"
 _DETAIL_CHARACTERS = 240
+_BEGUN = "rayinf-begun"
 _NOBODY = "all workers have left with their nodes, and no node has room for one"
 
 
@@ -57,10 +59,25 @@ def check_deaths(what: str, most: int, excused: Callable[[], int] | None = None,
     with suppress(AttributeError):  # another version of Ray: the deadline ends such calls
         process: Any = ray._private.worker.global_worker
         deaths = int(process.core_worker.get_current_task_attempt_number())
+    if deaths:  # tries also count in which the call waited behind another one, which ended the process
+        deaths = min(deaths, _begun_before(deaths))
     if deaths >= most:  # tries also count that found no process, while that of a lost node was started elsewhere
         deaths = min(deaths, _own_restarts(deaths + before) - before)
     if deaths >= most + (min(excused(), _MOST_EXCUSED) if deaths >= most and excused else 0):
         raise RepeatedDeathError(what, deaths)
+
+
+def _begun_before(otherwise: int) -> int:
+    """How often a call that is tried again has begun, if the first try did; `otherwise` where Ray does not say.
+
+    It is noted in the cluster's head, since processes end, and only of calls that are tried again.
+    """
+    with suppress(Exception):
+        key = str(ray.get_runtime_context().get_task_id())
+        begun = int(_internal_kv_get(key, namespace=_BEGUN) or 1)
+        _internal_kv_put(key, str(begun + 1), namespace=_BEGUN)
+        return begun
+    return otherwise
 
 
 def _own_restarts(otherwise: int) -> int:

@@ -102,6 +102,7 @@ def test_deaths_for_memory_are_excused_a_few_times(monkeypatch, deaths, for_memo
             return deaths
 
     monkeypatch.setattr(ray_calls, "_own_restarts", lambda otherwise: otherwise)
+    monkeypatch.setattr(ray_calls, "_begun_before", lambda otherwise: otherwise)
     monkeypatch.setattr(ray_calls.ray._private.worker.global_worker, "core_worker", Process(), raising=False)
     if most is not None:
         ray_calls.check_deaths("This", most, lambda: for_memory)

@@ -101,6 +101,39 @@ def fewer(monkeypatch):
     monkeypatch.setattr(ray_calls, "MOST_DEATHS_OF_TRAININGS", 2)
 
 
+def test_a_call_that_waits_behind_the_one_that_kills_is_not_named(monkeypatch):
+    """Both are tried again each time, and Ray may begin with the one that only waited."""
+    noted: dict[tuple[str, str], bytes] = {}
+    now = {"task": "", "tries": 0}
+
+    class Process:
+        def get_current_task_attempt_number(self):
+            return now["tries"]
+
+    class Context:
+        def get_task_id(self):
+            return now["task"]
+
+    monkeypatch.setattr(ray_calls, "_own_restarts", lambda otherwise: otherwise)
+    monkeypatch.setattr(ray_calls, "_internal_kv_get", lambda key, namespace: noted.get((namespace, key)))
+    monkeypatch.setattr(
+        ray_calls, "_internal_kv_put", lambda key, value, namespace: noted.update({(namespace, key): value.encode()})
+    )
+    monkeypatch.setattr(ray_calls.ray, "get_runtime_context", Context)
+    monkeypatch.setattr(ray_calls.ray._private.worker.global_worker, "core_worker", Process(), raising=False)
+
+    def begin(task, tries):
+        now.update(task=task, tries=tries)
+        ray_calls.check_deaths(task, 3)
+
+    for tries in range(3):
+        begin("kills", tries)
+    begin("waits", 3)  # it had not begun in any of its tries
+    with pytest.raises(ray_calls.RepeatedDeathError) as e:
+        begin("kills", 3)
+    assert (e.value.what, e.value.deaths) == ("kills", 3)
+
+
 @pytest.mark.chaos
 def test_a_chunk_that_kills_its_worker_again_and_again_is_named(tables, ray_session, fewer):
     begin = time.monotonic()

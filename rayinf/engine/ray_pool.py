@@ -93,9 +93,8 @@ class Pool:
             elif not self.actors:
                 time.sleep(0.5)
 
-    @property
-    def idle(self) -> int:
-        """Workers that a former run has left, and that are taken at the start. Others make room."""
+    def make_room(self) -> int:
+        """End idle workers of other kinds where this one may need their place; how many of this kind a run has left."""
         return make_room(None if self._cluster.fixed is None else self._kind)
 
     @property

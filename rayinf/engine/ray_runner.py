@@ -219,7 +219,7 @@ class RayRunner:
 
     def _connect(self) -> None:
         if not self._connected:
-            count = max(0, (self._cluster.fixed or 1) - self._made().idle)
+            count = max(0, (self._cluster.fixed or 1) - self._made().make_room())
             self._started = connect(self._cluster, count, _model_bytes(self._job))
             self._connected = True
             self._meter = meter(own=self._cluster.address is None and (self._started or owns_ray()))

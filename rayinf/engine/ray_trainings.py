@@ -52,7 +52,7 @@ def training_actors(function: Callable[[Any], Any], cluster: Cluster, most: int 
     with connected():
         count = cluster.fixed or 1
         pool = Pool(cluster, WorkerActor, started_with(cluster), most)
-        connect(cluster, max(0, min(most or count, count) - pool.idle))
+        connect(cluster, max(0, min(most or count, count) - pool.make_room()))
         try:
             pool.start()
             with sendable():

@@ -1,10 +1,11 @@
 """Rows a second of Ray workers: 1 and 2 with one thread each, beside one process with two threads.
 
-    python tests/benchmarks/workers.py [--rows 60000] [--pairs 5] [--fit]
+    python tests/benchmarks/workers.py [--rows 60000] [--pairs 5] [--fit [--network resnet9 --rows 600]]
 
 A compute-bound job: ten columns of a 784-512-256-10 network, factors apart (`identity`), so that every second is the
 scoring pass. Start-up is left aside: rates are counted from the shard at which every worker has finished two. With
-`--fit` the rates are those of an EKFAC fit: rows by the seconds of covariance, decompositions and Lambda together.
+`--fit` the rates are those of an EKFAC fit: rows by the seconds of covariance, decompositions and Lambda together, of
+that network or of a ResNet-9 of half the width.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from networks import layers_of, network
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -29,35 +31,32 @@ RESULTS = Path(__file__).parent / "results"
 GROUP = 1000
 
 
-def write(path: Path, rows: int) -> Path:
-    """Random pixels and labels, in row groups."""
+def write(path: Path, rows: int, pixels: int) -> Path:
+    """Random pixels and labels, in row groups of which a worker has many."""
     rng = np.random.default_rng(0)
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(rng.standard_normal(rows * 784, dtype=np.float32)), 784)
-    pq.write_table(pa.table({"features": flat, "label": rng.integers(0, 10, rows)}), path, row_group_size=GROUP)
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(rng.standard_normal(rows * pixels, dtype=np.float32)), pixels)
+    table = pa.table({"features": flat, "label": rng.integers(0, 10, rows)})
+    pq.write_table(table, path, row_group_size=min(GROUP, -(-rows // 60)))
     return path
 
 
-def rate(folder: str, train: Path, valid: Path, cluster: rayinf.Cluster | None) -> float:
+def rate(task: rayinf.Task, folder: str, train: Path, valid: Path, cluster: rayinf.Cluster | None) -> float:
     """Rows a second of the scoring pass."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 10))
     with tempfile.TemporaryDirectory(dir=folder) as out:
         run = f"{out}/run"
-        rayinf.influence(rayinf.Task(model), train, valid, "category", curvature="identity", cluster=cluster, out=run)
+        rayinf.influence(task, train, valid, "category", curvature="identity", cluster=cluster, out=run)
         lines = [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
     times = [line["time"] for line in lines if line["event"] == "shard"]
     skip = 2 * (cluster.workers if cluster else 1)
-    return GROUP * (len(times) - 1 - skip) / (times[-1] - times[skip])
+    return pq.ParquetFile(train).metadata.row_group(0).num_rows * (len(times) - 1 - skip) / (times[-1] - times[skip])
 
 
-def fit_rate(folder: str, train: Path, valid: Path, cluster: rayinf.Cluster | None) -> float:
+def fit_rate(task: rayinf.Task, folder: str, train: Path, valid: Path, cluster: rayinf.Cluster | None) -> float:
     """Rows a second of an EKFAC fit; workers have started when it begins."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 10))
     with tempfile.TemporaryDirectory(dir=folder) as out:
         run = f"{out}/run"
         options = {"damping": 0.1, "inverse": "damped", "cluster": cluster, "out": run}
-        rayinf.influence(rayinf.Task(model), train, valid, curvature="ekfac", **options)
+        rayinf.influence(task, train, valid, curvature="ekfac", **options)
         lines = [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
     held = {line["name"]: line for line in lines if line["event"] == "stage"}
     return held["covariance"]["rows"] / sum(held[name]["seconds"] for name in ("covariance", "basis", "lambda"))
@@ -69,7 +68,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--fit", action="store_true")
+    parser.add_argument("--network", choices=("mlp", "resnet9"), default="mlp")
     options = parser.parse_args()
+    model = network(options.network)
+    if options.network == "resnet9":
+        model = nn.Sequential(nn.Unflatten(1, (3, 32, 32)), model)
+    task = rayinf.Task(model.eval(), parameters=layers_of(model))
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     import ray
 
@@ -82,10 +86,14 @@ def main() -> None:
     }
     found: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as folder:
-        train, valid = write(Path(folder) / "train.parquet", options.rows), write(Path(folder) / "valid.parquet", 1000)
+        pixels = 3072 if options.network == "resnet9" else 784
+        train, valid = (
+            write(Path(folder) / f"{name}.parquet", rows, pixels)
+            for name, rows in (("train", options.rows), ("valid", min(options.rows, 1000)))
+        )
         for _ in range(options.pairs):
             for name, cluster in ways.items():
-                found[name].append((fit_rate if options.fit else rate)(folder, train, valid, cluster))
+                found[name].append((fit_rate if options.fit else rate)(task, folder, train, valid, cluster))
     base = next(iter(found.values()))
     table = Table("", "rows/s (median)", "ratio to 1 worker (median of pairs)", "least", "most")
     for name, rates in found.items():

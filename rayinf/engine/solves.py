@@ -58,9 +58,10 @@ class Solve:
             v = curv.block_vectors(self._queries, self._targets, block, self._halves).to(device)
             basis, level = self._curvature(block, device)
             curved = level is not None and bool(level.any())
-            solved = (
-                self._solved(block, v, basis, level) if basis and level is not None and curved else v.new_zeros(v.shape)
-            )
+            if basis is None or level is None or not curved:
+                solved: Tensor | ThinQueries = torch.zeros(v.shape, dtype=getattr(torch, self._solver.dtype))
+            else:
+                solved = self._solved(block, v, basis, level)
             marks = {_MOVED: bool(v.any()), _FLAT: level is not None and not curved, _REACHED: level is not None}
         queries = {key: part.cpu().numpy() for key, part in curv.parts_of(block.name, solved)}
         return {**queries, **{f"{k}{block.name}": np.array(mark) for k, mark in marks.items()}}

@@ -112,7 +112,10 @@ def _decompose(run: Run) -> Any:
             names = [b.name for b in run.probe.blocks]
             for _ in runner.fill(Decompose, covariance, blocks, basis, names=names):
                 pass
-        return runner.publish("join_parts", basis, sorted(blocks))
+            del covariance
+        found = runner.publish("join_parts", basis, sorted(blocks))
+        runner.store("drop", run.left_out.name("covariance"))
+        return found
 
 
 @contextmanager
@@ -138,7 +141,7 @@ def _derive(run: Run, name: str, function: Any, inputs: list[str], *args: Any) -
         if not run.runner.store("has", name):  # an error in the store is raised by this call
             run.runner.store("derive", name, function, inputs, *args)
     done = {
-        "factors": ("covariance", "hessian", "lambda", "basis"),
+        "factors": ("hessian", "lambda", "basis"),
         **{name: (f"{name}-sums",) for name in (NORMS, VALID_NORMS)},
     }
     for source in done.get(name, ()):

@@ -34,7 +34,8 @@ def main() -> None:
     model.load_state_dict(load_file(options.export / "model.safetensors"))
     train, valid = ((rows[f"{name}_x"], rows[f"{name}_y"]) for name in ("train", "valid"))
     begin = time.perf_counter()
-    scores = rayinf.influence(rayinf.Task(model), train, valid, "category", fisher=options.fisher)
+    given = {"fisher": options.fisher, "damping": "layer_mean:0.1"}  # the peer's
+    scores = rayinf.influence(rayinf.Task(model), train, valid, "category", **given)
     whole = time.perf_counter() - begin
     stages = scores.metadata["seconds"]
     fit = sum(stages[name] for name in FIT)

@@ -330,9 +330,10 @@ def join_lambda(bases: Arrays, *parts: Any) -> Arrays:
 
 def describe(factors: Arrays, solver: Solver) -> dict[str, Any]:
     """A summary of the curvature: size and damping (or training time) a layer, layers that contribute nothing."""
-    held = _tensors(factors)
     if solver.curvature == "identity":
         return {}
+    # EKFAC's eigenvectors, most of its factors, are not copied.
+    held = _tensors({k: v for k, v in factors.items() if solver.curvature == "kfac" or not k.startswith("q_")})
     if solver.curvature in DENSE:
         return dict(zip(("least_eigenvalue", "largest_eigenvalue"), inverse.extremes(held["mean"]), strict=True))
     levels, response = eigenvalues(held, solver), solver.response

@@ -37,7 +37,7 @@ _WAITING = ("test_waiting.py", "test_store_runs.py", "test_parallel.py")
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """With `--dist loadgroup`: files on the session's Ray are two groups, others one each.
+    """With `--dist loadgroup`: files on the shared Ray are two groups, others one each.
 
     So two processes start Ray, and its workers go from file to file. (xdist's own groups do not reach pytest 9.2.)
     """

@@ -139,7 +139,7 @@ def kronecker_bytes(job: Job, probed: Probe, workers: int, merged: int) -> dict[
 
     The sums A and G of a chunk (8 bytes a number) are held by the worker that makes them, and by the store for every
     level of its tree. A decomposition takes LAPACK's room beside them and their copies. EKFAC's sums are as many as
-    parameters; meanwhile the store keeps A, G and the eigenvectors, and workers the latter in the model's precision.
+    parameters; meanwhile the store keeps the eigenvectors, and workers have them in the model's precision.
     A solve copies a layer's factors, and takes its inverse and its rotated queries one by one. What it takes beside is
     held twice where the store sends it to workers. An inverse that is kept copies all factors, and scales them.
 
@@ -154,10 +154,10 @@ def kronecker_bytes(job: Job, probed: Probe, workers: int, merged: int) -> dict[
     grams, block = sum(8 * r * (o * o + i * i) for r, o, i in sides), max((b.numel for b in probed.blocks), default=0)
     largest = max((max(o, i) for _, o, i in sides), default=0)
     sums = _sums_held(len(chunks(job.tables["train"].shards, merged)), workers)
-    found = {"covariance": sums * grams, "basis": 3 * grams + 24 * largest**2, "factors": 2 * grams}
+    found = {"covariance": sums * grams, "basis": 3 * grams + 24 * largest**2, "factors": grams}
     if job.spec.curvature == "ekfac":
-        found["lambda"] = 2 * grams + workers * (item * grams // 8 + (8 + item) * block) + sums * 8 * p
-        found["factors"] = 2 * grams + 8 * p
+        found["lambda"] = grams + workers * (item * grams // 8 + (8 + item) * block) + sums * 8 * p
+        found["factors"] = grams + 8 * p
     held = grams + 8 * p
     if job.targets and "valid" in job.tables:
         sent = (2 if workers > 1 else 1) * held

@@ -204,8 +204,8 @@ class Trial:
             seconds = self._shared([sum(map(rates.eigh, of_block)) for of_block in sides]) + self._writing(sums)
             found.append(self._stage("basis", seconds, self._held["basis"], sums))
         if name == ("lambda" if self.spec.curvature == "ekfac" else "covariance") and self._held:
-            size = self._held["factors"] // 2
-            found.append(self._stage("factors", self._writing(size), self._held["factors"], size))
+            size = self._held["factors"]
+            found.append(self._stage("factors", self._writing(size), size, size))
         if name == "queries":
             found.append(self._solved())
         return found

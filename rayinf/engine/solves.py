@@ -40,6 +40,7 @@ class Solve:
         self._targets = targets if tile is None else in_tile(targets, tile["tile"].tolist())
         self._columns = len(curv.column_names(self._targets, self._halves))
         self._device = worker.device if worker.device.type == "cuda" else None
+        self._beside = curv.beside(self._queries, self._targets)
 
     def __call__(self, item: Block) -> Arrays:
         """The block's part.
@@ -51,7 +52,7 @@ class Solve:
             found = self._part(item, self._device)
         except torch.OutOfMemoryError:  # the layer is too large for the GPU, and takes longer on the CPU
             found = self._part(item, None)
-        return {**found, **curv.beside(self._queries, self._targets)}
+        return {**found, **self._beside}
 
     def _part(self, block: Block, device: torch.device | None) -> Arrays:
         with curv.fixed_threads(self._columns * block.numel > curv.LARGE_QUERIES):

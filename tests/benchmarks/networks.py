@@ -58,7 +58,7 @@ class Layer(nn.Module):
         return h + self.down(nn.functional.gelu(self.up(self.b(h))))
 
 
-class Bottom(nn.Module):
+class BasicBlock(nn.Module):
     """Two convolutions beside a shortcut, as in ResNet-18."""
 
     def __init__(self, i: int, o: int, stride: int) -> None:
@@ -77,7 +77,7 @@ def resnet18() -> nn.Module:
     parts: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     width = 64
     for o, stride in ((64, 1), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1)):
-        parts.append(Bottom(width, o, stride))
+        parts.append(BasicBlock(width, o, stride))
         width = o
     return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 

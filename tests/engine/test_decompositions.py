@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from engine.parts_of_store import put_over_a_crash
 from torch import nn
 
 from rayinf.core.blocks import find_blocks
 from rayinf.engine import curvature
 from rayinf.engine.decompositions import Decompose, by_size
-from rayinf.engine.factors import FactorStore
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +39,7 @@ def test_the_parts_are_those_of_all_at_once(blocks, covariance, tmp_path):
     truth = curvature.basis(covariance, blocks)
     make = Decompose(SimpleNamespace(device=torch.device("cpu")), covariance, [b.name for b in blocks])
     items = by_size(blocks)
-    first = FactorStore(tmp_path, "run")
-    assert first.missing_parts("basis", list(items)) == list(items)
-    for key in list(items)[:2] * 2:  # a part that is put twice
-        first.put_part("basis", key, make(items[key]))
-    store = FactorStore(tmp_path, "run")  # the process was killed
-    left = store.missing_parts("basis", list(items))
-    assert left == list(items)[2:]
-    for key in reversed(left):
-        store.put_part("basis", key, make(items[key]))
+    store = put_over_a_crash(tmp_path, "basis", make, items)
     for _ in range(2):
         found = store.join_parts("basis", sorted(items))
         assert {k: v.tobytes() for k, v in found.items()} == {k: np.asarray(v).tobytes() for k, v in truth.items()}

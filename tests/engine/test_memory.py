@@ -86,7 +86,8 @@ def test_steps_of_ekfac(monkeypatch: pytest.MonkeyPatch) -> None:
     own = memory.query_bytes(job, probed, 1, merged).size
     one = memory.kronecker_bytes(job, probed, 1, merged)
     assert one["covariance"] == grams
-    assert one["lambda"] == 2 * grams + grams // 2 + 12 * block + p
+    assert one["lambda"] == grams + grams // 2 + 12 * block + p
+    assert one["factors"] == grams + p
     layer = 8 * (50**2 + 5**2) + 56 * block
     assert one["solved"] == grams + p + layer + own
     assert memory.kronecker_bytes(job, probed, 3, merged)["solved"] == 2 * (grams + p) + 3 * layer + own

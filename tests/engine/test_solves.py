@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from engine.parts_of_store import put_over_a_crash
 from torch import nn
 
 import rayinf
@@ -18,7 +19,6 @@ from rayinf.engine import curvature
 from rayinf.engine.column_tiles import Tile
 from rayinf.engine.curvature import Solver
 from rayinf.engine.decompositions import by_size
-from rayinf.engine.factors import FactorStore
 from rayinf.engine.solves import Solve, join_solved
 
 ROWS, CLASSES = 50.0, 3
@@ -84,14 +84,7 @@ def test_the_parts_of_all_layers_are_the_inverse_of_each_after_a_crash_too(block
     sums, factors = sums_of(blocks), factors_of(blocks, blocks[:-1])
     make, solver = stage(blocks, sums, factors)
     items = by_size(blocks)
-    first = FactorStore(tmp_path, "run")
-    for key in list(items)[:2] * 2:  # a part that is put twice
-        first.put_part("solved", key, make(items[key]))
-    store = FactorStore(tmp_path, "run")  # the process was killed
-    left = store.missing_parts("solved", list(items))
-    assert left == list(items)[2:]
-    for key in reversed(left):
-        store.put_part("solved", key, make(items[key]))
+    store = put_over_a_crash(tmp_path, "solved", make, items)
     for _ in range(2):
         found = store.join_parts("solved", sorted(items), join_solved, solver, False)
         assert store._names() == ["solved"]
